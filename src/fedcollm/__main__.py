@@ -1,0 +1,5 @@
+"""`python -m fedcollm`."""
+
+from fedcollm.cli import main
+
+main()

@@ -1,0 +1,216 @@
+"""The command line: a thin layer over the Python API."""
+
+import contextlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from fedcollm.errors import Interrupted, UserError
+
+app = typer.Typer(
+    name="fedcollm",
+    help="Co-tune a server's large model and its clients' small models without moving the clients' data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="a YAML file, or a name from `fedcollm presets`")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; may be repeated")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
+Json = Annotated[
+    bool, typer.Option("--json", help="print the result as one JSON line, and nothing else on standard output")
+]
+
+
+@app.command()
+def run(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG|PRESET]", help="a YAML file or a preset; default: icd10")
+    ] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="run directory; default: runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run a federation and write a run directory with its report."""
+    from fedcollm import views
+    from fedcollm.loading import load_config, parse_settings
+    from fedcollm.progress import shown
+    from fedcollm.report import write_report
+    from fedcollm.run_directory import REPORT
+    from fedcollm.runner import default_directory, rounds
+
+    overrides = parse_settings(settings or [])
+    config = (
+        None if resume and source is None and not overrides and out else load_config(source or "icd10", **overrides)
+    )
+    directory = out or default_directory(config or load_config())
+    screen, record = _screen(quiet or as_json), None
+    with shown(screen) as live, _interruptible(f"fedcollm run --resume --out {directory}"):
+        for record in rounds(config, directory, resume=resume):
+            live.print(views.round_line(record))
+    write_report([directory], directory / REPORT)
+    if as_json and record is not None:
+        print(record.to_json())
+    elif not quiet:
+        Console().print(views.summary_table(directory))
+        print(f"report: {directory / REPORT}")
+
+
+@app.command()
+def compare(
+    source: Source = "icd10",
+    methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: all")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="comma-separated")] = "0",
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", help="directory of all runs; default: runs/compare-NAME")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run the method, the baselines and the controls, and print the paper's table. Goes on where it was stopped."""
+    from fedcollm import views
+    from fedcollm.comparison import METHODS, comparing, tabulate
+    from fedcollm.loading import load_config, parse_settings
+    from fedcollm.progress import shown
+    from fedcollm.report import write_report
+    from fedcollm.run_directory import REPORT
+
+    config = load_config(source, **parse_settings(settings or []))
+    chosen, numbers = methods.split(",") if methods else list(METHODS), _integers(seeds)
+    directory = out or Path("runs") / f"compare-{config.name}"
+    with shown(_screen(quiet or as_json)) as live, _interruptible("the same command"):
+        for place, record in comparing(config, directory, chosen, numbers):
+            live.print(f"{place:32} {views.round_line(record)}")
+    comparison = tabulate(directory, chosen, numbers)
+    (directory / "table.md").write_text(comparison.to_markdown(), encoding="utf-8")
+    write_report([directory], directory / REPORT)
+    if as_json:
+        print(json.dumps({row.name: {c: list(v) for c, v in row.values.items()} for row in comparison.rows}))
+    elif not quiet:
+        Console().print(views.comparison_table(comparison))
+        print(f"report: {directory / REPORT}")
+
+
+@app.command()
+def check(source: Source, settings: Settings = None, as_json: Json = False) -> None:
+    """Validate a configuration; print parameters, bytes a round and a memory estimate; train nothing."""
+    from dataclasses import asdict
+
+    from fedcollm import views
+    from fedcollm.checking import check as check_config
+    from fedcollm.loading import load_config, parse_settings
+
+    cost = check_config(load_config(source, **parse_settings(settings or [])))
+    if as_json:
+        print(json.dumps(asdict(cost)))
+    else:
+        Console().print(views.cost_table(cost))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="run directories, or directories of them")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file; default: report.html in the first directory")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML file: tables and plots of one or more runs."""
+    from fedcollm.report import write_report
+    from fedcollm.run_directory import REPORT
+
+    print(write_report(runs, out or runs[0] / REPORT))
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    role: Annotated[str, typer.Option("--role", help="slm or llm")] = "slm",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score the adapter that a run left on disk on the run's own test examples."""
+    from fedcollm.progress import shown
+    from fedcollm.runner import evaluate_run
+
+    with shown(_screen(quiet or as_json)):
+        score = evaluate_run(run_dir, role)
+    values = {name: score.mean(name) for name in score.sums}
+    if as_json:
+        print(json.dumps({"role": role, "examples": score.count, **values}))
+    else:
+        print(
+            f"{role}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            + f" on {score.count} examples"
+        )
+
+
+@app.command()
+def presets() -> None:
+    """List the configurations that ship with fedcollm."""
+    from fedcollm.loading import preset_description, preset_names
+
+    for name in preset_names():
+        print(f"{name:16} {preset_description(name)}")
+
+
+@app.command()
+def init(source: Source = "icd10") -> None:
+    """Print a preset as a whole configuration, with a comment a key: `fedcollm init icd10 > my.yaml`."""
+    from fedcollm.loading import commented_yaml, load_config
+
+    print(commented_yaml(load_config(source)), end="")
+
+
+def _screen(silent: bool) -> Console:
+    """Progress goes to standard error, so that standard output can be piped."""
+    return Console(stderr=True, quiet=silent, highlight=False)
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {text!r}: give whole numbers with commas between, such as 0,1,2") from error
+
+
+@contextlib.contextmanager
+def _interruptible(again: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop cleanly and say how to go on."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted. Every finished round is saved; go on with: {again}") from None
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 our fault, 2 the user's input is wrong, 130 interrupted."""
+    usage_error = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps it
+    try:
+        raise SystemExit(app(standalone_mode=False))
+    except UserError as error:
+        _fail(f"error: {error}", 2)
+    except Interrupted as error:
+        _fail(str(error), 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted.", 130)
+    except Exception as error:
+        if isinstance(error, usage_error):
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            raise SystemExit(2) from error
+        _fail(f"{traceback.format_exc()}\nThis is a fault of fedcollm, not yours; what a run had saved is whole.", 1)

@@ -1,0 +1,188 @@
+"""The whole configuration of a run: frozen pydantic models, YAML in, JSON over the wire."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PartitionConfig(Section):
+    """How the private pool is cut into clients."""
+
+    kind: Literal["iid", "dirichlet", "shards", "natural", "quantity", "pooled"] = "dirichlet"
+    """iid, dirichlet (label skew), shards, natural (the data's own groups), quantity (sizes grow), pooled (centralized)"""
+    alpha: PositiveFloat = 0.3
+    """concentration of `dirichlet`: smaller is more skewed"""
+    shards: Positive = 2
+    """shards a client, for `shards`"""
+    with_public: bool = False
+    """`pooled` only: the one client holds the labelled public part too"""
+
+    @model_validator(mode="after")
+    def _public_part_only_if_pooled(self) -> "PartitionConfig":
+        if self.with_public and self.kind != "pooled":
+            raise ValueError(f"with_public needs kind: pooled, not {self.kind}")
+        return self
+
+
+class FormatConfig(Section):
+    """How rows of the user's own JSONL, CSV or Parquet become prompts and answers."""
+
+    prompt: str
+    """template with {column} fields, such as "{diagnosis}:" """
+    answer: str
+    """name of the column that holds the right answer"""
+    choices: list[str] | str | None = None
+    """list of choices, or the column that holds them; null: free completion"""
+    group: str | None = None
+    """column of the natural client id"""
+
+
+class TaskConfig(Section):
+    """The data and how it is split."""
+
+    name: str = "icd10"
+    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, digits, or custom (your own files)"""
+    path: Path | None = None
+    """directory with train, dev, test files, for tasks read from files; null: the hub or the package"""
+    format: FormatConfig | None = None
+    """columns and templates of your own files (task name: custom)"""
+    clients: Positive = 4
+    """number of clients K"""
+    partition: PartitionConfig = PartitionConfig()
+    private_size: Positive = 320
+    """examples a client (the mean, where the partition makes sizes unequal)"""
+    public_size: NonNegative = 320
+    """labelled examples of the server's public set D_a"""
+    unlabelled_size: NonNegative = 0
+    """unlabelled examples of D_a: used for distillation only"""
+    test_size: Positive = 300
+    """examples for scoring"""
+
+
+class AdapterConfig(Section):
+    """A PEFT adapter."""
+
+    kind: str = "lora"
+    """lora, dora, ia3, or any PEFT method by its PEFT name"""
+    rank: Positive = 8
+    """rank r of low-rank methods"""
+    alpha: PositiveFloat = 16
+    """scale α of low-rank methods"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """dropout inside the adapter"""
+    targets: Literal["auto", "all-linear"] | list[str] = "auto"
+    """names of the modules that get an adapter; auto: every linear layer but the head"""
+    options: dict[str, Any] = {}
+    """further fields of the method's PEFT config"""
+
+
+class ModelConfig(Section):
+    """A frozen base model and its adapter."""
+
+    source: str = "smollm2-135m"
+    """hub id, directory, .gguf file, or the name of a shipped model"""
+    layers: Positive | None = None
+    """keep this many evenly spread layers, first and last included; null: all"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """dtype of the frozen base; auto: bfloat16 where the hardware multiplies it fast, else float32"""
+    warm_up: NonNegative = 0
+    """epochs of full training on the public part before the adapter is added (models without pretrained weights)"""
+    adapter: AdapterConfig = AdapterConfig()
+
+
+class ClientConfig(Section):
+    """Local fine-tuning."""
+
+    epochs: Positive = 1
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 1.0e-3
+
+
+class DistillationConfig(Section):
+    """Mutual distillation (eq. 4-6)."""
+
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """λ of the SLM's loss, and of the LLM's unless llm_weight is set; 0: cross-entropy on D_a only"""
+    llm_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """λ of the LLM's loss; 0: one-way distillation from LLM to SLM; null: same as weight"""
+    temperature: PositiveFloat = 1.0
+    """τ"""
+    divergence: Literal["forward_kl", "reverse_kl"] = "forward_kl"
+    """forward_kl: KL(teacher ‖ student); reverse_kl: KL(student ‖ teacher)"""
+
+
+class ServerConfig(Section):
+    """The server's work on the public set D_a."""
+
+    epochs: NonNegative = 1
+    """0: no distillation (FedAvg)"""
+    batch_size: Positive = 16
+    learning_rate: PositiveFloat = 1.0e-3
+    distillation: DistillationConfig = DistillationConfig()
+
+
+class FederationConfig(Section):
+    """Rounds, sampling and aggregation."""
+
+    rounds: Positive = 5
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """share of the clients drawn in each round"""
+    participants: list[str] | None = None
+    """restrict the federation to these client ids; []: no clients (server only); null: all"""
+    aggregation: Literal["mean", "uniform"] = "mean"
+    """mean: weighted by number of examples; uniform: the paper's 1/K"""
+    secure_aggregation: bool = False
+    privacy: None = None
+
+    @field_validator("secure_aggregation")
+    @classmethod
+    def _not_yet(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("secure aggregation is not part of this version; set it to false")
+        return value
+
+
+class EvaluationConfig(Section):
+    """When and how models are scored."""
+
+    every: Positive = 1
+    """score after every n-th round (the last round is always scored)"""
+    batch_size: Positive = 32
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    name: str = "icd10"
+    seed: NonNegative = 0
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
+    task: TaskConfig = TaskConfig()
+    llm: ModelConfig = ModelConfig()
+    slm: ModelConfig = ModelConfig(layers=10)
+    client: ClientConfig = ClientConfig()
+    server: ServerConfig = ServerConfig()
+    federation: FederationConfig = FederationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _distillation_has_data(self) -> "RunConfig":
+        if self.server.epochs and not self.task.public_size + self.task.unlabelled_size:
+            raise ValueError(
+                "server.epochs > 0 needs public data: set task.public_size or task.unlabelled_size, "
+                "or server.epochs: 0 (FedAvg)"
+            )
+        if self.federation.participants == [] and not self.server.epochs:
+            raise ValueError("federation.participants: [] with server.epochs: 0 trains nothing")
+        return self

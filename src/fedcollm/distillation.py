@@ -1,0 +1,157 @@
+"""Mutual knowledge distillation between the server's LLM and SLM.
+
+Fan et al., "FedCoLLM: A Parameter-Efficient Federated Co-tuning Framework for Large and Small Language
+Models", arXiv 2411.11707, eq. 4-6 and Algorithm 1:
+
+    L_g = CE(z_g, y) + λ τ² KL(p_f ‖ p_g)      p_f detached
+    L_f = CE(z_f, y) + λ τ² KL(p_g ‖ p_f)      p_g detached
+
+Both models take their step on the same batch from the same pair of forward passes.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedcollm.progress import track
+from fedcollm.tasks.base import Task
+from fedcollm.training import batch_count, check_finite, cross_entropy, minibatches, optimiser
+
+Divergence = Literal["forward_kl", "reverse_kl"]
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0, kind: Divergence = "forward_kl") -> Tensor:
+    """τ² KL between softened distributions, mean over rows; the teacher gets no gradient.
+
+    Args:
+        teacher: [P, V] logits; detached here.
+        student: [P, V] logits.
+        temperature: τ; the factor τ² keeps the gradient's scale (Hinton et al., arXiv 1503.02531).
+        kind: `forward_kl` is KL(teacher ‖ student), as in eq. 5; `reverse_kl` is KL(student ‖ teacher).
+
+    Returns:
+        A scalar; exactly 0 for equal logits, and for no rows.
+    """
+    log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
+    log_student = functional.log_softmax(student / temperature, dim=-1)
+    first, second = (log_teacher, log_student) if kind == "forward_kl" else (log_student, log_teacher)
+    total = (first.exp() * (first - second)).sum()
+    return temperature**2 * total / max(len(student), 1)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Parts of eq. 4-6 on one batch, each a scalar tensor; `kl` is KL(LLM ‖ SLM) as the SLM feels it."""
+
+    slm: Tensor
+    llm: Tensor
+    kl: Tensor
+    total: Tensor
+
+
+def mutual_losses(
+    slm_logits: Tensor,
+    llm_logits: Tensor,
+    targets: Tensor,
+    *,
+    weight: float = 1.0,
+    llm_weight: float | None = None,
+    temperature: float = 1.0,
+    kind: Divergence = "forward_kl",
+) -> Losses:
+    """Eq. 4-6 for both roles.
+
+    Args:
+        slm_logits: z_g, [P, V].
+        llm_logits: z_f, [P, V].
+        targets: [P] int64, `UNLABELLED` where there is none: such rows count in KL, not in CE.
+        weight: λ of the SLM's loss; 0 leaves plain cross-entropy, and no KL is computed.
+        llm_weight: λ of the LLM's loss; None means the same as `weight`.
+        temperature: τ.
+        kind: the divergence.
+
+    Returns:
+        CE of each role, the SLM's KL, and the total to backpropagate: since each role's KL detaches
+        the other, the gradients of L_g + L_f are those of L_g and L_f apart.
+    """
+    llm_weight = weight if llm_weight is None else llm_weight
+    slm_loss, llm_loss = cross_entropy(slm_logits, targets), cross_entropy(llm_logits, targets)
+    total, kl = slm_loss + llm_loss, torch.zeros(())
+    if weight:
+        kl = divergence(llm_logits, slm_logits, temperature, kind)
+        total = total + weight * kl
+    if llm_weight:
+        total = total + llm_weight * divergence(slm_logits, llm_logits, temperature, kind)
+    return Losses(slm_loss, llm_loss, kl, total)
+
+
+def distil_mutually(
+    task: Task,
+    slm: nn.Module,
+    llm: nn.Module,
+    public: Sequence[Any],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    weight: float = 1.0,
+    llm_weight: float | None = None,
+    temperature: float = 1.0,
+    kind: Divergence = "forward_kl",
+) -> dict[str, float]:
+    """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
+
+    Args:
+        task: the modality.
+        slm: g with adapter θ; left in evaluation mode.
+        llm: f with adapter ω; left in evaluation mode.
+        public: D_a, labelled and unlabelled examples.
+        epochs: passes over D_a.
+        batch_size: examples a step, the same for both models.
+        learning_rate: of each model's own fresh AdamW.
+        seed: decides order and dropout.
+        weight: λ.
+        llm_weight: λ of the LLM's loss, if it differs.
+        temperature: τ.
+        kind: the divergence.
+
+    Returns:
+        Means over the steps of the last epoch: `slm` and `llm` (cross-entropy), `kl`.
+
+    Raises:
+        NonFiniteError: a loss became NaN or infinite.
+    """
+    generator = random.Random(seed)
+    torch.manual_seed(seed)
+    optimizers = [optimiser(model, learning_rate) for model in (slm, llm)]
+    batches = (batch for _ in range(epochs) for batch in minibatches(task, public, batch_size, generator))
+    count = batch_count(public, batch_size)
+    history: list[dict[str, float]] = []
+    slm.train(), llm.train()
+    for batch in track(batches, "distillation", total=epochs * count):
+        slm_logits, llm_logits = task.logits(slm, batch), task.logits(llm, batch)
+        losses = mutual_losses(
+            slm_logits,
+            llm_logits.to(slm_logits.device),
+            task.targets(batch).to(slm_logits.device),
+            weight=weight,
+            llm_weight=llm_weight,
+            temperature=temperature,
+            kind=kind,
+        )
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        losses.total.backward()
+        history.append({"slm": losses.slm.item(), "llm": losses.llm.item(), "kl": losses.kl.item()})
+        check_finite("distillation", **history[-1])
+        for optimizer in optimizers:
+            optimizer.step()
+    slm.eval(), llm.eval()
+    last = history[-count:]
+    return {name: sum(entry[name] for entry in last) / len(last) for name in ("slm", "llm", "kl")}

@@ -1,0 +1,66 @@
+"""A client: private examples, and one thing that it does with them. It keeps nothing between rounds."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fedcollm.messages import ClientUpdate, TrainRequest
+from fedcollm.models import read_adapter, write_adapter
+from fedcollm.seeding import derive_seed
+from fedcollm.tasks.base import Task
+from fedcollm.training import evaluate, fit
+
+
+@dataclass(frozen=True)
+class Client:
+    """One owner of private data.
+
+    Attributes:
+        id: its name in the federation.
+        task: the modality.
+        slm: base SLM with an adapter, whose values are overwritten by every request.
+        examples: D_k; never leaves this object.
+        test: examples to score the tuned SLM on.
+        epochs: local epochs a round.
+        batch_size: examples a step.
+        learning_rate: of the local AdamW.
+        evaluation_batch_size: examples a forward pass when scoring.
+        seed: the run's seed.
+    """
+
+    id: str
+    task: Task
+    slm: nn.Module = field(repr=False)
+    examples: Sequence[Any] = field(repr=False)
+    test: Sequence[Any] = field(repr=False)
+    epochs: int = 1
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    evaluation_batch_size: int = 32
+    seed: int = 0
+
+    def train(self, request: TrainRequest) -> ClientUpdate:
+        """Fine-tune the global adapter on the private examples (Algorithm 1, client side)."""
+        where = f"client {self.id}, round {request.round_index}"
+        start = time.perf_counter()
+        write_adapter(self.slm, request.adapter)
+        loss = fit(
+            self.task,
+            self.slm,
+            self.examples,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=derive_seed(self.seed, "client", self.id, request.round_index),
+            where=where,
+        )
+        tuned = time.perf_counter()
+        score = None
+        if request.evaluate:
+            score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
+        seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
+        adapter = read_adapter(self.slm)
+        return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)

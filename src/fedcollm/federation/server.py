@@ -1,0 +1,165 @@
+"""The server: Algorithm 1 of FedCoLLM (arXiv 2411.11707), a round at a time."""
+
+import random
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import peft
+
+from fedcollm.distillation import Divergence, distil_mutually
+from fedcollm.federation.aggregation import Aggregate, aggregate, in_order
+from fedcollm.messages import Adapter, ClientUpdate, RoundRecord, Score, TrainRequest, adapter_bytes
+from fedcollm.models import read_adapter, write_adapter
+from fedcollm.seeding import derive_seed
+from fedcollm.tasks.base import Task
+from fedcollm.training import evaluate
+
+
+class Transport(Protocol):
+    """Carries requests to clients and updates back: one interface for one process and for a network."""
+
+    def clients(self) -> Sequence[str]:
+        """Ids of the clients that can be asked."""
+        ...
+
+    def train(self, request: TrainRequest, ids: Sequence[str]) -> Iterator[ClientUpdate]:
+        """Ask these clients; yield their updates as they come."""
+        ...
+
+
+def sample(ids: Sequence[str], fraction: float, seed: int, round_index: int) -> list[str]:
+    """The clients of a round, in the order of `ids`; at least one, if there are any.
+
+    >>> sample(["a", "b", "c", "d"], 0.5, 0, 1) == sample(["a", "b", "c", "d"], 0.5, 0, 1)
+    True
+    >>> len(sample(["a", "b", "c", "d"], 0.5, 0, 1))
+    2
+    """
+    count = min(len(ids), max(1, round(fraction * len(ids))))
+    chosen = set(random.Random(derive_seed(seed, "sample", round_index)).sample(range(len(ids)), count))
+    return [client for i, client in enumerate(ids) if i in chosen]
+
+
+@dataclass
+class Server:
+    """Owner of the LLM, a copy of the SLM and the public set.
+
+    Attributes:
+        task: the modality.
+        slm: g with adapter θ.
+        llm: f with adapter ω; None if there is no distillation.
+        transport: the way to the clients.
+        public: D_a.
+        test: examples for scoring both roles.
+        fraction: share of the clients drawn in each round.
+        uniform: aggregate with weight 1/K instead of n_k / n.
+        epochs: passes over D_a a round.
+        batch_size: examples a distillation step.
+        learning_rate: of both models' AdamW.
+        weight: λ of the SLM's loss.
+        llm_weight: λ of the LLM's loss; None: same.
+        temperature: τ.
+        kind: divergence.
+        evaluation_batch_size: examples a forward pass when scoring.
+        seed: the run's seed.
+        adapter: θ, the global adapter, as it is broadcast next.
+        scored: each role's score when it was last scored, with its confusion table.
+    """
+
+    task: Task
+    slm: peft.PeftModel = field(repr=False)
+    llm: peft.PeftModel | None = field(repr=False)
+    transport: Transport
+    public: Sequence[Any] = field(repr=False)
+    test: Sequence[Any] = field(repr=False)
+    fraction: float = 1.0
+    uniform: bool = False
+    epochs: int = 1
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight: float = 1.0
+    llm_weight: float | None = None
+    temperature: float = 1.0
+    kind: Divergence = "forward_kl"
+    evaluation_batch_size: int = 32
+    seed: int = 0
+    adapter: Adapter = field(init=False, repr=False)
+    scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.adapter = read_adapter(self.slm)
+
+    def adapters(self) -> dict[str, Adapter]:
+        """θ and, where there is an LLM, ω: all that the next round depends on."""
+        return {"slm": self.adapter} | ({"llm": read_adapter(self.llm)} if self.llm else {})
+
+    def restore(self, adapters: Mapping[str, Adapter]) -> None:
+        """Go on from the adapters of an earlier round."""
+        for role, model in self.models().items():
+            write_adapter(model, adapters[role])
+        self.adapter = adapters["slm"]
+
+    def run_round(self, round_index: int, score: bool = True) -> RoundRecord:
+        """Broadcast, local fine-tuning, aggregation, mutual distillation, scoring.
+
+        Args:
+            round_index: 1 for the first.
+            score: whether all roles are scored in this round.
+
+        Raises:
+            NonFiniteError: a loss became NaN or infinite; `adapter` is then still the last good one.
+        """
+        ids = sample(self.transport.clients(), self.fraction, self.seed, round_index)
+        tuned = self._aggregate(TrainRequest(round_index, self.adapter, score), ids) if ids else None
+        write_adapter(self.slm, tuned.adapter if tuned else self.adapter)
+        start = time.perf_counter()
+        losses = self._distil(self.llm, round_index) if self.llm else {}
+        seconds = {"clients": 0.0, "evaluation": 0.0} | (tuned.seconds if tuned else {})
+        seconds["distillation"] = time.perf_counter() - start
+        adapter = read_adapter(self.slm)
+        scores = self.scores() if score else {}
+        seconds["evaluation"] += time.perf_counter() - start - seconds["distillation"]
+        self.adapter = adapter
+        if tuned:
+            losses = {"client": tuned.loss} | losses
+            scores |= {"clients": tuned.clients_score} if tuned.clients_score is not None else {}
+        size = adapter_bytes(adapter) if tuned else 0
+        participants = tuned.participants if tuned else ()
+        return RoundRecord(round_index, scores, losses, participants, size, size, seconds, peak_memory_bytes())
+
+    def scores(self) -> dict[str, float]:
+        """Main metric of the global SLM and the LLM on the test examples."""
+        for role, model in self.models().items():
+            self.scored[role] = evaluate(self.task, model, self.test, self.evaluation_batch_size, f"scoring {role}")
+        return {role: score.value for role, score in self.scored.items()}
+
+    def models(self) -> dict[str, peft.PeftModel]:
+        """Role to model, for the roles that there are."""
+        return {"slm": self.slm} | ({"llm": self.llm} if self.llm else {})
+
+    def _aggregate(self, request: TrainRequest, ids: Sequence[str]) -> Aggregate:
+        return aggregate(in_order(self.transport.train(request, ids), ids), self.uniform)
+
+    def _distil(self, llm: peft.PeftModel, round_index: int) -> dict[str, float]:
+        return distil_mutually(
+            self.task,
+            self.slm,
+            llm,
+            self.public,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=derive_seed(self.seed, "server", round_index),
+            weight=self.weight,
+            llm_weight=self.llm_weight,
+            temperature=self.temperature,
+            kind=self.kind,
+        )
+
+
+def peak_memory_bytes() -> int:
+    """Highest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

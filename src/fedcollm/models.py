@@ -1,0 +1,191 @@
+"""Base models with PEFT adapters; the only reader and writer of adapters."""
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import load_file
+from torch import nn
+
+from fedcollm.errors import UserError
+from fedcollm.messages import Adapter
+
+_ACTIVE = ".default"  # PEFT's name of the adapter inside parameter names; its files leave it out
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: torch does not know the device, or it is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.zeros(1, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device: {device!r} can't be used: {str(error).splitlines()[0]}. Set device: auto or cpu."
+        ) from error
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32.
+
+    A CPU without AVX512-BF16 or AMX emulates bfloat16 products several times slower than float32.
+    """
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def add_adapter(
+    base: nn.Module,
+    *,
+    kind: str = "lora",
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    targets: str | Sequence[str] = "auto",
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    causal_lm: bool = True,
+    base_name: str | None = None,
+) -> peft.PeftModel:
+    """Freeze a base model and give it a trainable adapter.
+
+    Args:
+        base: a transformers model; frozen in place.
+        kind: `lora`, `dora`, `ia3`, or any PEFT method by its PEFT name, in any case.
+        rank: r of low-rank methods.
+        alpha: α of low-rank methods.
+        dropout: inside the adapter.
+        targets: module names; `auto` is every linear layer but the head, or PEFT's own choice for
+            methods without a rank.
+        options: further fields of the PEFT config.
+        seed: of the adapter's initial values.
+        causal_lm: whether PEFT's task type is CAUSAL_LM.
+        base_name: where the base can be loaded from, written to the adapter's files.
+
+    Raises:
+        UserError: unknown method, field or target.
+    """
+    config = _peft_config(kind, rank, alpha, dropout, targets, dict(options or {}))
+    config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # transformers' own, about a name that peft uses
+            model = peft.get_peft_model(base, config)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        names = sorted(
+            {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
+        )
+        raise UserError(
+            f"adapter.targets: {targets!r} does not fit this model ({error}). Its linear layers: {', '.join(names)}"
+        ) from error
+    model.peft_config["default"].base_model_name_or_path = base_name
+    return model.eval()  # pyright: ignore[reportReturnType]
+
+
+def _peft_config(
+    kind: str, rank: int, alpha: float, dropout: float, targets: str | Sequence[str], options: dict[str, Any]
+) -> Any:
+    """The PEFT config of a method: our few common fields where it has them, and `options`."""
+    method = "LORA" if kind.lower() == "dora" else kind.upper()
+    if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = ", ".join(sorted(str(name.value).lower() for name in PEFT_TYPE_TO_CONFIG_MAPPING))
+        raise UserError(f"adapter.kind: unknown method {kind!r}. Known: dora, {known}")
+    factory = PEFT_TYPE_TO_CONFIG_MAPPING[method]  # pyright: ignore[reportArgumentType]
+    fields = set(factory.__dataclass_fields__)
+    common: dict[str, Any] = {"r": rank, "rank": rank, "lora_alpha": alpha, "alpha": alpha, "lora_dropout": dropout}
+    values = {name: value for name, value in common.items() if name in fields}
+    if kind.lower() == "dora":
+        values["use_dora"] = True
+    if "target_modules" in fields and not (targets == "auto" and "r" not in fields):
+        values["target_modules"] = (
+            "all-linear" if targets == "auto" else targets if isinstance(targets, str) else list(targets)
+        )
+    if unknown := set(options) - fields:
+        raise UserError(
+            f"adapter.options: {factory.__name__} has no field {', '.join(sorted(unknown))}. "
+            f"It has: {', '.join(sorted(fields))}"
+        )
+    try:
+        return factory(**{**values, **options})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"adapter: {factory.__name__} refuses these values: {error}") from error
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name.replace(_ACTIVE, ""): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def read_adapter(model: nn.Module) -> Adapter:
+    """Copies of the trainable tensors, on the CPU, under the names of PEFT's adapter files."""
+    return {name: p.detach().cpu().clone() for name, p in _trainable(model).items()}
+
+
+def write_adapter(model: nn.Module, adapter: Adapter) -> None:
+    """Set every trainable tensor.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape; the model is then unchanged.
+    """
+    parameters = _trainable(model)
+    if parameters.keys() != adapter.keys():
+        odd = sorted(parameters.keys() ^ adapter.keys())
+        raise ValueError(f"adapter does not fit the model: {len(odd)} tensors missing or unknown, such as {odd[0]}")
+    for name, parameter in parameters.items():
+        if parameter.shape != adapter[name].shape:
+            raise ValueError(
+                f"adapter does not fit the model: {name} is {tuple(adapter[name].shape)}, not {tuple(parameter.shape)}"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(adapter[name])
+
+
+def save_adapter(model: peft.PeftModel, adapter: Adapter, directory: Path) -> None:
+    """Write an adapter in PEFT's own format; the directory is replaced as a whole."""
+    temporary = directory.with_name(f".{directory.name}-new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_adapter(model, adapter)
+    model.save_pretrained(str(temporary), save_embedding_layers=False)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+
+
+def load_adapter(model: peft.PeftModel, directory: Path) -> None:
+    """Set a model's adapter from a directory in PEFT's format.
+
+    Raises:
+        UserError: the files are missing or don't fit the model.
+    """
+    file = directory / "adapter_model.safetensors"
+    if not file.is_file():
+        raise UserError(
+            f"no adapter at {directory}: {file.name} is missing. Give a run directory with a finished round."
+        )
+    result = peft.set_peft_model_state_dict(model, load_file(file))
+    if result.unexpected_keys:
+        raise UserError(
+            f"the adapter at {directory} does not fit the model: unknown tensor {result.unexpected_keys[0]}"
+        )
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(parameters of the adapter, parameters of the frozen base)."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters()) - trainable

@@ -1,0 +1,62 @@
+"""Progress of long loops, shown where somebody looks: `with shown(): for x in track(xs, "..."): ...`."""
+
+import contextlib
+import contextvars
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_display: contextvars.ContextVar["Progress | Console | None"] = contextvars.ContextVar("display", default=None)
+_PLAIN_SECONDS = 20.0
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def shown(console: Console) -> Iterator[Console]:
+    """Show the progress of every `track` inside: bars in a terminal, else a plain line now and then."""
+    if not console.is_terminal:
+        token = _display.set(console)
+        try:
+            yield console
+        finally:
+            _display.reset(token)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        token = _display.set(progress)
+        try:
+            yield progress.console
+        finally:
+            _display.reset(token)
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yield the items; show how many of `total` are done and the time left, if progress is shown."""
+    display = _display.get()
+    if isinstance(display, Progress):
+        task = display.add_task(description, total=total)
+        try:
+            for item in items:
+                yield item
+                display.advance(task)
+        finally:
+            display.remove_task(task)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if display is not None and now - last > _PLAIN_SECONDS:
+            left = (now - start) / done * (total - done) if done else float("nan")
+            display.print(f"{description}: {done}/{total}, {left:.0f} s left")
+            last = now
+        yield item
+
+
+def say(message: str) -> None:
+    """One line for whoever looks; nothing if nobody does."""
+    display = _display.get()
+    if display is not None:
+        (display.console if isinstance(display, Progress) else display).print(message)

@@ -1,0 +1,147 @@
+"""The words of a report: headline, key numbers, method, and how configurations differ."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedcollm.config import RunConfig
+from fedcollm.report.formats import byte_count, count, duration, percent, share
+from fedcollm.report.runs import Method, Run
+from fedcollm.report.scores import ROLES, curve, finals, interval, role_scores, sampling_half_width
+from fedcollm.report.tables import PARTS, Summary, Table
+
+METHOD = (
+    "In every round the server sends the small model’s adapter θ to the clients, each client fine-tunes it on its own "
+    "private examples, and the server averages what comes back; the examples never leave a client. "
+    "The server then distils its large model and the averaged small model into each other on a public set: each of "
+    "them minimises its cross-entropy plus λτ² times the Kullback–Leibler divergence from the other’s predictions. "
+    "So the clients gain what the large model knows and the large model gains what the clients learnt, while only an "
+    "adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
+)
+SUBJECTS = {"slm": "the clients’ small model", "llm": "the server’s large model"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def headline(method: Method, numbers: Summary) -> str:
+    """What the method did for both roles, in one sentence."""
+    changes = []
+    for role, subject in SUBJECTS.items():
+        points = curve(method, role)
+        if not points:
+            continue
+        last = percent(points[-1].mean)
+        if numbers.rounds_done == 0:
+            changes.append(f"{subject} is at {last}")
+        elif points[0].round == 0:
+            changes.append(f"{subject} went from {percent(points[0].mean)} to {last}")
+        else:
+            changes.append(f"{subject} reached {last}")
+    if not changes:
+        return f"{rounds_text(numbers)} finished, none of them scored."
+    start = f"After {rounds_text(numbers)}, " if numbers.rounds_done else "Before any training, "
+    return f"{start}{' accuracy, and '.join(changes)}{' accuracy' if len(changes) == 1 else ''}."
+
+
+def rounds_text(numbers: Summary) -> str:
+    """Rounds done, and of how many if the run is not complete."""
+    noun = "round" if max(numbers.rounds_done, numbers.rounds_planned) == 1 else "rounds"
+    if numbers.rounds_done >= numbers.rounds_planned:
+        return f"{numbers.rounds_done} {noun}"
+    return f"{numbers.rounds_done} of {numbers.rounds_planned} {noun}"
+
+
+def tiles(method: Method, numbers: Summary) -> list[Tile]:
+    """Key numbers: scores over all seeds, costs of the first run."""
+    known = [(role, finals(method, role)) for role in ROLES]
+    result = [
+        Tile(ROLES[role], percent(*interval(list(values.values()))), _score_note(method, role)) for role, values in known if values
+    ]
+    if numbers.rounds_done:
+        part = numbers.share_of_full_model
+        note = f"{share(part)} of the full model’s {byte_count(numbers.full_model_bytes or 0)}" if part is not None else ""
+        result.append(Tile("Sent by a client a round", byte_count(numbers.bytes_up), note or f"{byte_count(numbers.bytes_down)} received"))
+    spent = {label: numbers.seconds[part] for part, label in PARTS.items() if numbers.seconds.get(part)}
+    note = ", ".join(f"{label.lower()} {duration(seconds)}" for label, seconds in spent.items())
+    result.append(Tile("Time", duration(math.fsum(numbers.seconds.values())), note))
+    if numbers.peak_memory_bytes:
+        result.append(Tile("Peak memory", byte_count(numbers.peak_memory_bytes), "of the process that ran it"))
+    return result
+
+
+def _score_note(method: Method, role: str) -> str:
+    points = curve(method, role)
+    notes = []
+    if points and points[0].round == 0 and len(points) > 1:
+        notes.append(f"{percent(points[0].mean)} zero-shot")
+    if role == "clients":
+        notes.append("after local tuning")
+    if len(method.by_seed) > 1:
+        notes.append(f"{len(method.by_seed)} seeds")
+    elif len(method.runs) == 1:
+        scores = role_scores(method.runs[0].records, role)
+        notes += [f"best {percent(scores.best)} in round {scores.best_round}"] if scores.best_round != scores.final_round else []
+    return ", ".join(notes)
+
+
+def caution(run: Run) -> str:
+    """How far a score of the first run can be trusted, from the size of the test set alone."""
+    examples = run.data.get("test")
+    scores = [role_scores(run.records, role).final for role in SUBJECTS]
+    value = next((score for score in scores if score is not None and 0 <= score <= 1), None)
+    if not examples or value is None:
+        return ""
+    half = 100 * sampling_half_width(value, examples)
+    return f"Scored on {count(examples)} test examples: that number alone leaves ±{half:.1f} points (95 %) around {percent(value)}."
+
+
+def settings(config: RunConfig) -> str:
+    """How this run departs from, or fills in, the method's sentences."""
+    server, federation = config.server, config.federation
+    if server.epochs:
+        distillation = server.distillation
+        weights = f"λ = {distillation.weight:g}"
+        if distillation.llm_weight is not None:
+            weights += f" for the small and {distillation.llm_weight:g} for the large model"
+        epochs = "epoch" if server.epochs == 1 else "epochs"
+        first = f"{server.epochs} {epochs} on the public set a round, {weights}, τ = {distillation.temperature:g}"
+    else:
+        first = "no work on the public set (federated averaging only)"
+    if federation.participants == []:
+        return f"In this run: {first}; no clients."
+    kind = "weighted by number of examples" if federation.aggregation == "mean" else "each with weight 1/K"
+    security = "masked by secure aggregation" if federation.secure_aggregation else "without secure aggregation, so the server sees each of them"
+    privacy = "with" if federation.privacy else "without"
+    return f"In this run: {first}; adapters averaged {kind}, {security}; {privacy} differential privacy."
+
+
+def differences(methods: Sequence[Method]) -> Table:
+    """Keys of the configuration in which other methods' first runs differ from the first method's."""
+    configs = [dict(_flat(method.runs[0].config.model_dump(mode="json"))) for method in methods]
+    keys = [key for key in configs[0] if any(config.get(key) != configs[0][key] for config in configs[1:])]
+    keys += [key for key in dict.fromkeys(key for config in configs for key in config) if key not in configs[0]]
+    rows = [(key, *(str(config.get(key, "–")) for config in configs)) for key in keys]
+    return Table("Configuration, where methods differ (first run of each)", ("Key", *(method.name for method in methods)), rows)
+
+
+def environment_table(environment: dict[str, Any]) -> Table:
+    """Every value of the environment by its path."""
+    rows = [(key, count(value) if isinstance(value, int) and value > 9999 else str(value)) for key, value in _flat(environment)]
+    return Table("Environment of the run", ("What", "Value"), rows)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings by dotted path."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

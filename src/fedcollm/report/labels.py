@@ -1,0 +1,74 @@
+"""Labels of examples: their order, who holds how many, and which one is taken for which."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedcollm.report.formats import count, percent
+from fedcollm.report.tables import Table
+
+PUBLIC = "public part"
+#: Further counts of `data.json`, in words.
+FACTS = {"unlabelled": "unlabelled public examples", "test": "test examples", "duplicates_removed": "duplicates removed"}
+
+
+def parts(data: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Name of every part of the training data (clients, then the public part) to its labels' counts."""
+    clients = {f"client {name}": dict(counts) for name, counts in data.get("clients", {}).items()}
+    return clients | ({PUBLIC: dict(data["public"])} if data.get("public") else {})
+
+
+def label_order(split: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Every label of a split once, in order of appearance."""
+    return list(dict.fromkeys(label for counts in split.values() for label in counts))
+
+
+def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str, dict[str, int]]:
+    """The same split with all but the most frequent labels made one, so that a plot stays legible.
+
+    >>> folded({"a": {"x": 3, "y": 1, "z": 1}}, limit=2)
+    {'a': {'x': 3, '2 other labels': 2}}
+    """
+    labels = label_order(split)
+    if len(labels) <= limit:
+        return {part: dict(counts) for part, counts in split.items()}
+    kept = set(sorted(labels, key=lambda label: -sum(counts.get(label, 0) for counts in split.values()))[: limit - 1])
+    other = f"{len(labels) - len(kept)} other labels"
+    result = {}
+    for part, counts in split.items():
+        result[part] = {label: number for label, number in counts.items() if label in kept}
+        result[part][other] = sum(number for label, number in counts.items() if label not in kept)
+    return result
+
+
+def confusion_labels(rows: Iterable[tuple[str, str, int]], known: Sequence[str]) -> list[str]:
+    """Labels of a confusion in the order of the training data, if it knows them all; else sorted."""
+    present = {label for true, predicted, _ in rows for label in (true, predicted)}
+    return [label for label in known if label in present] if present.issubset(known) else sorted(present)
+
+
+def data_table(split: Mapping[str, Mapping[str, int]]) -> Table:
+    """Examples by label and part, with totals."""
+    rows = []
+    for label in label_order(split):
+        numbers = [counts.get(label, 0) for counts in split.values()]
+        rows.append((label, *(count(number) for number in (*numbers, sum(numbers)))))
+    totals = [sum(counts.values()) for counts in split.values()]
+    rows.append(("All labels", *(count(number) for number in (*totals, sum(totals)))))
+    return Table("Training examples by label and part", ("Label", *split, "Total"), rows)
+
+
+def confusion_table(rows: Sequence[tuple[str, str, int]], labels: Sequence[str], role: str) -> Table:
+    """For every true label: its examples, the share found, and what it is most often taken for."""
+    body = []
+    for label in labels:
+        predicted = {p: n for t, p, n in rows if t == label and n}
+        total = sum(predicted.values())
+        if not total:
+            continue
+        wrong = {p: n for p, n in predicted.items() if p != label}
+        taken = max(wrong, key=lambda p: wrong[p]) if wrong else None
+        mistake = f"{taken} ({count(wrong[taken])})" if taken is not None else "–"
+        body.append((label, count(total), percent(predicted.get(label, 0) / total), mistake))
+    return Table(
+        f"Labels as the {role} finds them", ("True label", "Test examples", "Found", "Most often taken for"), body
+    )

@@ -1,0 +1,51 @@
+"use strict";
+// Draws every figure in the page's own colours, again when they or the page's width class change.
+(function () {
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const narrow = window.matchMedia("(max-width: 35rem)");
+
+  function look() {
+    const style = getComputedStyle(document.documentElement);
+    const value = (name) => style.getPropertyValue(name).trim();
+    const axis = { gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--line") };
+    const heat = [[0, value("--heat-low")], [0.5, value("--heat-middle")], [1, value("--heat-high")]];
+    return {
+      layout: {
+        font: { family: value("--font"), size: narrow.matches ? 11 : 13, color: value("--soft") },
+        paper_bgcolor: "rgba(0,0,0,0)",
+        plot_bgcolor: "rgba(0,0,0,0)",
+        hoverlabel: { bgcolor: value("--surface"), bordercolor: value("--line"), font: { color: value("--ink") }, namelength: -1 },
+        xaxis: axis,
+        yaxis: axis,
+      },
+      data: {
+        heatmap: [{ colorscale: heat }],
+        bar: [{ marker: { line: { color: value("--surface"), width: 1 } } }],
+      },
+    };
+  }
+
+  function draw() {
+    const template = look();
+    const config = {
+      responsive: true,
+      displaylogo: false,
+      plotlyServerURL: "",
+      modeBarButtons: [["toImage"]],
+    };
+    for (const [id, figure] of Object.entries(figures)) {
+      const layout = structuredClone(figure.layout);
+      layout.template = template;
+      if (narrow.matches && layout.meta && layout.meta.narrow) {
+        layout.yaxis.ticktext = layout.meta.narrow;
+      }
+      config.toImageButtonOptions = { format: "svg", filename: id };
+      window.Plotly.react(id, structuredClone(figure.data), layout, config);
+    }
+  }
+
+  draw();
+  dark.addEventListener("change", draw);
+  narrow.addEventListener("change", draw);
+})();

@@ -1,0 +1,188 @@
+"""Numbers of runs: summary, comparison of methods, and the table behind every plot. Pure functions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedcollm.messages import RoundRecord
+from fedcollm.report.formats import byte_count, count, duration, percent
+from fedcollm.report.runs import Method, Run, read_run
+from fedcollm.report.scores import ROLES, RoleScores, curve, finals, interval, role_scores
+
+PARTS = {"clients": "Clients", "distillation": "Distillation", "evaluation": "Evaluation"}
+LOSSES = {
+    "client": "Clients, cross-entropy",
+    "slm": "Small model, cross-entropy",
+    "llm": "Large model, cross-entropy",
+    "kl": "KL divergence",
+}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run in numbers.
+
+    Attributes:
+        name: the configuration's name.
+        seed: the run's seed.
+        rounds_done: finished rounds of training.
+        rounds_planned: rounds that the configuration asks for.
+        scores: role to its scores; only roles that were scored.
+        bytes_up: bytes that a client sends in a round of training (the most of all rounds).
+        bytes_down: bytes that a client receives in a round of training.
+        full_model_bytes: size of the whole SLM in its own dtype; None if unknown.
+        share_of_full_model: bytes_up / full_model_bytes; None if unknown.
+        seconds: part to seconds, over all rounds.
+        peak_memory_bytes: highest resident memory of the process; 0 if unknown.
+    """
+
+    name: str
+    seed: int
+    rounds_done: int
+    rounds_planned: int
+    scores: dict[str, RoleScores] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    full_model_bytes: int | None = None
+    share_of_full_model: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text to show; the first column names the row."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def summary(directory: Path) -> Summary:
+    """One run directory in numbers.
+
+    Raises:
+        UserError: there is no run, or one of its files is broken.
+    """
+    return summarise(read_run(directory))
+
+
+def summarise(run: Run) -> Summary:
+    """One run in numbers."""
+    scores = {role: role_scores(run.records, role) for role in ROLES}
+    up = max((record.bytes_up for record in run.records), default=0)
+    full = full_model_bytes(run.environment)
+    return Summary(
+        name=run.config.name,
+        seed=run.config.seed,
+        rounds_done=max((record.round for record in run.records), default=0),
+        rounds_planned=run.config.federation.rounds,
+        scores={role: value for role, value in scores.items() if value.final is not None},
+        bytes_up=up,
+        bytes_down=max((record.bytes_down for record in run.records), default=0),
+        full_model_bytes=full,
+        share_of_full_model=up / full if full else None,
+        seconds={part: math.fsum(record.seconds.get(part, 0.0) for record in run.records) for part in PARTS},
+        peak_memory_bytes=max((record.peak_memory_bytes for record in run.records), default=0),
+    )
+
+
+def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | None:
+    """Size of a role's whole base model in its own dtype; None if the environment does not tell."""
+    parameters = environment.get("parameters", {}).get(role, {}).get("base")
+    if not parameters:
+        return None
+    return parameters * BYTES.get(environment.get("dtype", {}).get(role, "float32"), 4)
+
+
+def comparison(methods: Sequence[Method]) -> Table:
+    """Final scores, traffic and time of every method; the first one is what the others are compared with."""
+    main = finals(methods[0], "slm")
+    rows = []
+    for method in methods:
+        summaries = [summarise(run) for run in method.runs]
+        own = finals(method, "slm")
+        paired = [own[seed] - main[seed] for seed in own if seed in main]
+        done = sorted({value.rounds_done for value in summaries})
+        seconds = math.fsum(math.fsum(value.seconds.values()) for value in summaries) / len(method.by_seed)
+        rows.append(
+            (
+                method.name,
+                *(
+                    percent(*interval(list(values.values()))) if values else "–"
+                    for values in (finals(method, role) for role in ROLES)
+                ),
+                percent(*interval(paired), signed=True) if paired and method is not methods[0] else "–",
+                count(len(method.by_seed)),
+                f"{done[0]}" if len(done) == 1 else f"{done[0]}–{done[-1]}",
+                byte_count(max(value.bytes_up for value in summaries)),
+                duration(seconds),
+            )
+        )
+    header = (
+        "Method",
+        *ROLES.values(),
+        f"Small model against {methods[0].name}",
+        "Seeds",
+        "Rounds",
+        "Sent a client a round",
+        "Time a seed",
+    )
+    return Table(
+        "Final scores by method: mean ± half-width of the 95 % interval over seeds (Student's t)", header, rows
+    )
+
+
+def score_table(methods: Sequence[Method]) -> Table:
+    """Scores by round: all roles of the first method, then the small model of the others."""
+    curves = [(label, curve(methods[0], role)) for role, label in ROLES.items()]
+    curves += [(method.name, curve(method, "slm")) for method in methods[1:]]
+    columns = [(label, {point.round: point for point in points}) for label, points in curves if points]
+    rounds = sorted({index for _, points in columns for index in points})
+    rows = [
+        (
+            str(index),
+            *(
+                percent(points[index].mean, points[index].half_width) if index in points else "–"
+                for _, points in columns
+            ),
+        )
+        for index in rounds
+    ]
+    return Table("Accuracy by round", ("Round", *(label for label, _ in columns)), rows)
+
+
+def loss_table(records: Sequence[RoundRecord]) -> Table:
+    """Training losses by round, those that were recorded."""
+    kinds = [kind for kind in LOSSES if any(kind in record.losses for record in records)]
+    rows = [
+        (str(record.round), *(f"{record.losses[kind]:.3f}" if kind in record.losses else "–" for kind in kinds))
+        for record in records
+        if record.losses
+    ]
+    return Table("Training loss by round, in nats", ("Round", *(LOSSES[kind] for kind in kinds)), rows)
+
+
+def time_table(records: Sequence[RoundRecord]) -> Table:
+    """Seconds by round and part."""
+    rows = []
+    for record in records:
+        values = [record.seconds.get(part, 0.0) for part in PARTS]
+        rows.append((str(record.round), *(f"{value:.1f}" for value in (*values, math.fsum(values)))))
+    return Table("Seconds by round", ("Round", *PARTS.values(), "Total"), rows)
+
+
+def byte_table(records: Sequence[RoundRecord], full: int | None) -> Table:
+    """Traffic of one client by round."""
+    rows, total = [], 0
+    for index, record in enumerate((record for record in records if record.round > 0), start=1):
+        total += record.bytes_up + record.bytes_down
+        whole = byte_count(2 * full * index) if full else "–"
+        rows.append(
+            (str(record.round), byte_count(record.bytes_up), byte_count(record.bytes_down), byte_count(total), whole)
+        )
+    header = ("Round", "Up", "Down", "Up and down so far", "With the full model")
+    return Table("Bytes that one client sends and receives, by round", header, rows)

@@ -1,0 +1,171 @@
+"""A run directory: the only thing that `report`, `evaluate` and `export` read.
+
+    config.yaml             the resolved configuration
+    environment.json        versions, device, parameter counts
+    data.json               how the data was split
+    rounds.jsonl            one RoundRecord a line; round 0 is before any training
+    checkpoint.safetensors  both adapters and the last record: the one file that `--resume` reads
+    adapters/{slm,llm}/     the same adapters in PEFT's own format
+    base/{slm,llm}/         base models, only if this run made them (`warm_up`)
+    confusion.json          role -> [true label, predicted label, examples], of the last round
+    report.html             written by `report`
+
+The checkpoint is replaced atomically once a round, and everything else is derived from it, so a process
+that is killed at any moment leaves a directory that can be resumed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fedcollm.config import RunConfig
+from fedcollm.errors import UserError
+from fedcollm.messages import Adapter, RoundRecord
+
+CONFIG, ENVIRONMENT, DATA = "config.yaml", "environment.json", "data.json"
+ROUNDS, CHECKPOINT, CONFUSION, REPORT = "rounds.jsonl", "checkpoint.safetensors", "confusion.json", "report.html"
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turn what the operating system says against writing into a message for the user."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"output directory {directory} can't be written: {error}. Free some space or choose another --out; "
+            "what was saved before is whole, and --resume goes on from it."
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is always either the old one or the new one."""
+    temporary = path.with_name(f".{path.name}-new")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a run directory for this process alone.
+
+    Raises:
+        UserError: another process writes to it, or it can't be made.
+    """
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{directory} is in use by another run; wait for it or choose another --out.") from error
+        yield
+
+
+def start(directory: Path, config: RunConfig) -> None:
+    """Begin a run in a directory that holds none.
+
+    Raises:
+        UserError: it holds a run already, or can't be written.
+    """
+    if (directory / CONFIG).exists():
+        raise UserError(
+            f"{directory} already holds a run. Choose another --out, "
+            f"or go on with: fedcollm run --resume --out {directory}"
+        )
+    with writing(directory):
+        write_atomically(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def read_config(directory: Path) -> RunConfig:
+    """The resolved configuration of a run.
+
+    Raises:
+        UserError: the directory holds no run.
+    """
+    file = directory / CONFIG
+    if not file.is_file():
+        raise UserError(
+            f"{directory} holds no run: {CONFIG} is missing. Give the directory that `fedcollm run --out` wrote."
+        )
+    return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def read_records(directory: Path) -> list[RoundRecord]:
+    """The records of all finished rounds, from round 0 on; empty if there are none."""
+    file = directory / ROUNDS
+    if not file.is_file():
+        return []
+    return [RoundRecord.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write_json(directory: Path, name: str, value: Any) -> None:
+    """Write one of the JSON files."""
+    with writing(directory):
+        write_atomically(directory / name, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(directory: Path, name: str) -> Any:
+    """Read one of the JSON files; None if it is missing."""
+    file = directory / name
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def save_round(directory: Path, record: RoundRecord, adapters: Mapping[str, Adapter]) -> None:
+    """Commit a round: first the checkpoint, atomically, then the line in `rounds.jsonl`.
+
+    Args:
+        directory: the run directory.
+        record: the round's record.
+        adapters: role to adapter.
+
+    Raises:
+        UserError: no space, no permission; the checkpoint is then still the previous one.
+    """
+    tensors = {f"{role}/{name}": tensor for role, adapter in adapters.items() for name, tensor in adapter.items()}
+    temporary = directory / f".{CHECKPOINT}-new"
+    with writing(directory):
+        try:
+            save_file(tensors, temporary, metadata={"record": record.to_json()})
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(directory / CHECKPOINT)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _append_record(directory, record)
+
+
+def load_round(directory: Path) -> tuple[RoundRecord, dict[str, Adapter]] | None:
+    """The last committed round and its adapters; repairs `rounds.jsonl` if it lacks its line."""
+    file = directory / CHECKPOINT
+    if not file.is_file():
+        return None
+    adapters: dict[str, Adapter] = {}
+    with safe_open(file, framework="pt") as tensors:
+        record = RoundRecord.from_json(tensors.metadata()["record"])
+        for key in tensors.keys():  # noqa: SIM118
+            role, name = key.split("/", 1)
+            adapters.setdefault(role, {})[name] = tensors.get_tensor(key)
+    with writing(directory):
+        _append_record(directory, record)
+    return record, adapters
+
+
+def _append_record(directory: Path, record: RoundRecord) -> None:
+    lines = [r.to_json() for r in read_records(directory) if r.round < record.round] + [record.to_json()]
+    write_atomically(directory / ROUNDS, "\n".join(lines) + "\n")

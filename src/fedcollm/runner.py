@@ -1,0 +1,215 @@
+"""One run: build the federation, go through the rounds, keep every finished one."""
+
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedcollm import run_directory as directories
+from fedcollm.build import Federation, build_federation
+from fedcollm.config import RunConfig
+from fedcollm.errors import UserError
+from fedcollm.messages import RoundRecord, Score
+from fedcollm.models import resolve_device, save_adapter
+from fedcollm.tasks.base import Pool, Task
+from fedcollm.tasks.partition import describe
+from fedcollm.training import evaluate
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        directory: the run directory.
+        records: one a round, round 0 first.
+        adapters: role to directory in PEFT's format.
+    """
+
+    directory: Path
+    records: list[RoundRecord]
+    adapters: dict[str, Path]
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row a round, nested values as columns such as `scores.slm`."""
+        import pandas
+
+        return pandas.json_normalize([asdict(record) for record in self.records]).set_index("round")
+
+
+def run(
+    config: RunConfig,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    task: Task | None = None,
+    pool: Pool | None = None,
+) -> RunResult:
+    """Run a federation in this process.
+
+    Args:
+        config: everything that the run depends on.
+        out: run directory; by default `runs/NAME`.
+        resume: go on with the run in that directory.
+        task: your own task, instead of the one that `config.task.name` names.
+        pool: your own data; needed with `task`.
+
+    Returns:
+        Records and adapters, as they are on disk.
+
+    Raises:
+        UserError: the configuration, the data or the directory is not usable.
+    """
+    directory = Path(out) if out is not None else default_directory(config)
+    for _ in rounds(config, directory, resume=resume, task=task, pool=pool):
+        pass
+    return result(directory)
+
+
+def default_directory(config: RunConfig) -> Path:
+    """`runs/NAME`."""
+    return Path("runs") / config.name
+
+
+def result(directory: Path) -> RunResult:
+    """What a run directory holds."""
+    adapters = {path.name: path for path in sorted((directory / "adapters").glob("[!.]*"))}
+    return RunResult(directory, directories.read_records(directory), adapters)
+
+
+def rounds(
+    config: RunConfig | None,
+    directory: Path,
+    *,
+    resume: bool = False,
+    task: Task | None = None,
+    pool: Pool | None = None,
+) -> Iterator[RoundRecord]:
+    """Run, and yield each record once its round is safe on disk; with `resume`, the old ones first.
+
+    Args:
+        config: may be None when resuming: the directory knows it.
+        directory: the run directory.
+        resume: go on with the run in that directory.
+        task: your own task.
+        pool: your own data.
+    """
+    if resume:
+        config = _resumed_config(config, directory)
+    elif config is None:
+        raise ValueError("a new run needs a configuration")
+    elif (directory / directories.CONFIG).exists():
+        directories.start(directory, config)  # refuses
+    fresh = not directory.exists()
+    with directories.locked(directory):
+        try:
+            federation = build_federation(config, directory / "base", task, pool)
+        except BaseException:
+            if fresh:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+        if not resume:
+            directories.start(directory, config)
+        directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
+        directories.write_json(directory, directories.DATA, describe(federation.split))
+        yield from _rounds(config, directory, federation)
+
+
+def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Iterator[RoundRecord]:
+    server = federation.server
+    if state := directories.load_round(directory):
+        server.restore(state[1])
+        yield from directories.read_records(directory)
+    else:
+        first = RoundRecord(0, server.scores())
+        directories.save_round(directory, first, server.adapters())
+        yield first
+    done = state[0].round if state else 0
+    for index in range(done + 1, config.federation.rounds + 1):
+        last = index == config.federation.rounds
+        record = server.run_round(index, score=last or index % config.evaluation.every == 0)
+        directories.save_round(directory, record, server.adapters())
+        _publish(directory, federation)
+        yield record
+
+
+def _publish(directory: Path, federation: Federation) -> None:
+    """Write what is derived from the checkpoint: PEFT's files, confusion tables, notes on the data."""
+    server = federation.server
+    with directories.writing(directory):
+        (directory / "adapters").mkdir(exist_ok=True)
+        adapters = server.adapters()
+        for role, model in server.models().items():
+            save_adapter(model, adapters[role], directory / "adapters" / role)
+    confusion = {
+        role: [[*pair, count] for pair, count in sorted(score.confusion.items())]
+        for role, score in server.scored.items()
+    }
+    directories.write_json(directory, directories.CONFUSION, confusion)
+    if truncated := getattr(federation.task, "truncated", 0):
+        data = describe(federation.split)
+        data["notes"] = [
+            *data["notes"],
+            f"{truncated} prompts were longer than the models' context and lost their oldest tokens",
+        ]
+        directories.write_json(directory, directories.DATA, data)
+
+
+def _resumed_config(config: RunConfig | None, directory: Path) -> RunConfig:
+    """The directory's configuration; the one given may differ from it in the number of rounds only."""
+    stored = directories.read_config(directory)
+    if config is None:
+        return stored
+    rounds = config.federation.rounds
+    extended = stored.model_copy(update={"federation": stored.federation.model_copy(update={"rounds": rounds})})
+    if extended != config:
+        wanted, there = config.model_dump(), extended.model_dump()
+        keys = ", ".join(name for name in wanted if wanted[name] != there[name])
+        raise UserError(
+            f"{directory} was run with another configuration ({keys} differ). "
+            "Resume it without naming one, or choose another --out."
+        )
+    return extended
+
+
+def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
+    """What a result may depend on beside the configuration."""
+    packages = ("fedcollm", "torch", "transformers", "peft", "tokenizers", "numpy")
+    return {
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "device": str(resolve_device(config.device)),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "threads": torch.get_num_threads(),
+        "dtype": federation.dtypes,
+        "parameters": federation.parameters,
+    }
+
+
+def evaluate_run(directory: Path, role: str) -> Score:
+    """Score the adapter that a run left on disk on the run's own test examples.
+
+    Args:
+        directory: a run directory with at least one finished round.
+        role: `slm` or `llm`.
+
+    Raises:
+        UserError: no run, no such role, or no finished round.
+    """
+    config = directories.read_config(directory)
+    state = directories.load_round(directory)
+    if state is None or role not in state[1]:
+        raise UserError(
+            f"{directory} has no {role} adapter. Roles there: {', '.join(state[1]) if state else 'none yet'}."
+        )
+    federation = build_federation(config, directory / "base")
+    federation.server.restore(state[1])
+    model = federation.server.models()[role]
+    return evaluate(federation.task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")

@@ -1,0 +1,73 @@
+"""From a task's configuration to the task object and its data."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedcollm.config import TaskConfig
+from fedcollm.errors import UserError
+from fedcollm.tasks.base import Pool, Task
+from fedcollm.tasks.files import load_custom
+from fedcollm.tasks.icd10 import CHAPTERS, load_icd10
+from fedcollm.tasks.qa import QA_TASKS, load_qa
+from fedcollm.tasks.text import TextTask
+from fedcollm.tasks.vision import ImageTask, load_digit_images
+
+IMAGE_TASKS = ("digits",)
+TASK_NAMES = ("icd10", *QA_TASKS, *IMAGE_TASKS, "custom")
+
+
+@dataclass(frozen=True)
+class TextModelFacts:
+    """What a text task must know of the two models.
+
+    Attributes:
+        tokenizer: common to both.
+        vocabulary_size: size of the output space common to both.
+        context_length: longest sequence that both take, in tokens.
+    """
+
+    tokenizer: Any
+    vocabulary_size: int
+    context_length: int
+
+
+def is_text(name: str) -> bool:
+    """Whether a task needs causal language models.
+
+    Raises:
+        UserError: no such task.
+    """
+    if name not in TASK_NAMES:
+        raise UserError(f"task.name: unknown task {name!r}. Known: {', '.join(TASK_NAMES)}")
+    return name not in IMAGE_TASKS
+
+
+def load_pool(config: TaskConfig, seed: int) -> Pool:
+    """The examples of a task, before they are split.
+
+    Raises:
+        UserError: unknown task, or data that is missing or broken.
+    """
+    is_text(config.name)
+    if config.name == "digits":
+        return load_digit_images()
+    if config.name == "icd10":
+        needed = config.clients * config.private_size + config.public_size + config.unlabelled_size + config.test_size
+        return load_icd10(math.ceil(needed / len(CHAPTERS)), seed)
+    if config.name in QA_TASKS:
+        return load_qa(config.name, config.path)
+    if config.path is None or config.format is None:
+        raise UserError(
+            "task.name: custom needs task.path (a file or directory) and task.format (prompt, answer, choices)."
+        )
+    return load_custom(config.path, config.format)
+
+
+def build_task(name: str, text_models: Callable[[], TextModelFacts]) -> Task:
+    """The task object; `text_models` is asked only by tasks that read text."""
+    if not is_text(name):
+        return ImageTask(name, [str(digit) for digit in range(10)])
+    facts = text_models()
+    return TextTask(name, facts.tokenizer, facts.vocabulary_size, facts.context_length)

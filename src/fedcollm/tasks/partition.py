@@ -1,0 +1,249 @@
+"""Splitting a pool into public, private and test parts, and the private part into clients.
+
+The partitioners are those of flwr-datasets. They see positions and integer codes only, never examples.
+"""
+
+import contextlib
+import io
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedcollm.config import PartitionConfig, TaskConfig
+from fedcollm.errors import UserError
+from fedcollm.seeding import derive_seed
+from fedcollm.tasks.base import Pool, Split
+from fedcollm.tasks.text import TextExample
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+#: More distinct answers than this are no classes, where answers are free text.
+MOST_CLASSES = 30
+
+
+def check_classes(examples: Sequence[Any], where: str = "the training data") -> None:
+    """Refuses examples that all have one label: there is nothing to learn from them.
+
+    Raises:
+        UserError: fewer than two distinct labels.
+    """
+    labels = {example.label for example in examples}
+    if len(labels) < 2:
+        names = ", ".join(map(repr, labels)) or "no label"
+        raise UserError(f"{where}: all {len(examples)} examples have the answer {names}. Give examples of two or more.")
+
+
+def split(pool: Pool, config: TaskConfig, seed: int) -> Split:
+    """Disjoint test, public and private parts, a function of the pool, the sizes and the seed.
+
+    Where a text stands several times, one copy stays: that of the test set, else the first. The public
+    part is taken from the front of the shuffled data and the private part from its end, so that neither
+    changes with the other's size, and the private part does not depend on the kind of partition.
+
+    Raises:
+        UserError: not enough examples, or a partition that cannot be made.
+    """
+    test, train, removed = _without_duplicates(pool)
+    random.Random(derive_seed(seed, "split")).shuffle(train)
+    _check_sizes(len(train), removed, config, test_from_train=pool.test is None)
+    notes = []
+    if pool.test is None:
+        test, train = train[: config.test_size], train[config.test_size :]
+    elif len(test) < config.test_size:
+        notes.append(
+            f"the test set has {len(test)} examples, fewer than task.test_size {config.test_size}: all are used"
+        )
+    else:
+        chosen = random.Random(derive_seed(seed, "test")).sample(range(len(test)), config.test_size)
+        test = [test[i] for i in sorted(chosen)]
+    labelled = train[: config.public_size]
+    unlabelled = train[config.public_size : config.public_size + config.unlabelled_size]
+    private = partition(train[-config.clients * config.private_size :], config.clients, config.partition, seed)
+    if config.partition.kind == "natural":
+        notes += [_groups_note(client, examples) for client, examples in private.items()]
+    if config.partition.with_public:
+        private["0"] = private["0"] + labelled
+    public = labelled + [example.without_label() for example in unlabelled]
+    return Split(public, private, test, removed, notes)
+
+
+def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], int]:
+    """Test and train examples with distinct contents, and the number of those dropped."""
+    seen: set[str] = set()
+    test, train = _unseen(pool.test or (), seen), _unseen(pool.train, seen)
+    return test, train, len(pool.test or ()) + len(pool.train) - len(test) - len(train)
+
+
+def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
+    """Examples whose content is not in `seen`, which grows."""
+    kept = []
+    for example in examples:
+        if example.content not in seen:
+            seen.add(example.content)
+            kept.append(example)
+    return kept
+
+
+def _check_sizes(available: int, removed: int, config: TaskConfig, test_from_train: bool) -> None:
+    parts = [f"task.clients {config.clients} × task.private_size {config.private_size}"]
+    parts += [f"task.public_size {config.public_size}", f"task.unlabelled_size {config.unlabelled_size}"]
+    needed = config.clients * config.private_size + config.public_size + config.unlabelled_size
+    if test_from_train:
+        parts.append(f"task.test_size {config.test_size}")
+        needed += config.test_size
+    if needed > available:
+        duplicates = f" (after {removed} duplicates were dropped)" if removed else ""
+        raise UserError(
+            f"task {config.name}: {needed} training examples are needed ({' + '.join(parts)}), "
+            f"but there are {available}{duplicates}. Lower one of these keys or give more data."
+        )
+
+
+def _groups_note(client: str, examples: Sequence[Any]) -> str:
+    groups = sorted({example.group for example in examples})
+    more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return f"client {client} holds {', '.join(groups[:5])}{more}"
+
+
+def partition(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> dict[str, list[Any]]:
+    """Client id ("0", "1", ...) to its examples; every example goes to one client.
+
+    - iid: equal sizes.
+    - dirichlet: each label is shared out by proportions drawn from Dirichlet(α) (arXiv 1905.12022).
+    - shards: sorted by label, cut into `clients * shards` blocks, `shards` random ones a client (arXiv
+      1602.05629); the few examples that fill no block are dealt out one by one.
+    - natural: one client a group; where there are more groups than clients, whole groups are dealt out
+      in turn, largest first.
+    - quantity: sizes in the ratio 1 : 2 : ... : K.
+    - pooled: client "0" has all.
+
+    Raises:
+        UserError: the partition cannot be made, or would leave a client without examples.
+    """
+    if config.kind == "pooled":
+        return {"0": list(examples)}
+    if len(examples) < clients:
+        raise UserError(
+            f"{len(examples)} private examples are too few for {clients} clients. "
+            "Lower task.clients, or raise task.private_size."
+        )
+    order = list(range(len(examples)))
+    random.Random(derive_seed(seed, "partition")).shuffle(order)
+    shuffled = [examples[i] for i in order]
+    parts = _parts(shuffled, clients, config, derive_seed(seed, "partition"))
+    for client, part in enumerate(parts):
+        if not part:
+            raise UserError(_failed(config, len(examples), clients, f"client {client} would have no examples"))
+    return {str(client): [shuffled[i] for i in part] for client, part in enumerate(parts)}
+
+
+def _parts(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> list[list[int]]:
+    """Positions in `examples` by client."""
+    from flwr_datasets import partitioner as flower  # imports `datasets`: 3 s
+
+    if config.kind == "natural":
+        groups = _run(flower.NaturalIdPartitioner("code"), _codes(examples, "group", clients, config))
+        return _deal(groups, clients)
+    if config.kind in ("dirichlet", "shards"):
+        codes = _codes(examples, "label", clients, config)
+    else:
+        codes = [0] * len(examples)
+    makers = {
+        "iid": lambda: flower.IidPartitioner(clients),
+        "quantity": lambda: flower.LinearPartitioner(clients),
+        "dirichlet": lambda: flower.DirichletPartitioner(
+            clients, "code", config.alpha, min_partition_size=1, self_balancing=False, seed=seed
+        ),
+        "shards": lambda: flower.ShardPartitioner(clients, "code", config.shards, seed=seed),
+    }
+    try:
+        parts = _run(makers[config.kind](), codes)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(_failed(config, len(examples), clients, str(error).split(".")[0])) from None
+    used = {i for part in parts for i in part}
+    spare = sorted((i for i in range(len(examples)) if i not in used), key=lambda i: codes[i])
+    for turn, i in enumerate(spare):  # of shards only
+        parts[turn % clients].append(i)
+    return parts
+
+
+def _codes(examples: Sequence[Any], attribute: str, clients: int, config: PartitionConfig) -> list[int]:
+    """Each example's label or group as a number, in the order of their names."""
+    names = [getattr(example, attribute) for example in examples]
+    missing = names.count(None)
+    if missing:
+        column = "task.format.group" if attribute == "group" else "the answers"
+        raise UserError(
+            f"task.partition.kind {config.kind}: {missing} of {len(names)} examples have no {attribute}. "
+            f"Check {column}, or choose another kind (iid, quantity)."
+        )
+    distinct = sorted(set(names))
+    if attribute == "group" and len(distinct) < clients:
+        raise UserError(
+            f"task.partition.kind natural: the data has {len(distinct)} groups ({', '.join(distinct)}), "
+            f"fewer than task.clients {clients}. Lower task.clients to {len(distinct)} or choose another kind."
+        )
+    if config.kind == "dirichlet" and len(distinct) > max(MOST_CLASSES, len(names) / 2):
+        raise UserError(
+            f"task.partition.kind dirichlet: {len(distinct)} different answers in {len(names)} examples "
+            "are no classes. Choose another kind (iid, quantity, natural)."
+        )
+    codes = {name: code for code, name in enumerate(distinct)}
+    return [codes[name] for name in names]
+
+
+def _run(partitioner: "Partitioner", codes: list[int]) -> list[list[int]]:
+    """Positions by partition; keeps the partitioner's progress bars and warnings off the screen."""
+    import datasets
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        partitioner.dataset = datasets.Dataset.from_dict({"position": range(len(codes)), "code": codes})
+        return [list(partitioner.load_partition(i)["position"]) for i in range(partitioner.num_partitions)]
+
+
+def _deal(groups: list[list[int]], clients: int) -> list[list[int]]:
+    """Whole groups to clients: one each in the order of their names, or in turn, largest first."""
+    if len(groups) > clients:
+        groups = sorted(groups, key=len, reverse=True)
+    return [[i for group in groups[client::clients] for i in group] for client in range(clients)]
+
+
+def _failed(config: PartitionConfig, examples: int, clients: int, reason: str) -> str:
+    advice = {
+        "dirichlet": f"raise task.partition.alpha ({config.alpha}) or task.private_size",
+        "shards": f"lower task.partition.shards ({config.shards}) or raise task.private_size",
+    }.get(config.kind, "raise task.private_size")
+    return (
+        f"task.partition.kind {config.kind} cannot share {examples} examples among {clients} clients: {reason}. "
+        f"To mend it, {advice}, or lower task.clients."
+    )
+
+
+def describe(split: Split) -> dict[str, Any]:
+    """What is where, as JSON values: label counts of clients and public part, and sizes."""
+    labelled = [example for example in split.public if example.label is not None]
+    everyone = [example for part in split.private.values() for example in part] + labelled
+    free = len({example.label for example in everyone}) > MOST_CLASSES and all(map(_is_free, everyone))
+
+    def counts(examples: Sequence[Any]) -> dict[str, int]:
+        if free:
+            return {"all": len(examples)}
+        return dict(sorted(Counter(str(example.label) for example in examples).items()))
+
+    return {
+        "clients": {client: counts(examples) for client, examples in split.private.items()},
+        "public": counts(labelled),
+        "unlabelled": len(split.public) - len(labelled),
+        "test": len(split.test),
+        "duplicates_removed": split.duplicates_removed,
+        "notes": list(split.notes),
+    }
+
+
+def _is_free(example: Any) -> bool:
+    """Whether the answer is free text, not one of several choices."""
+    return isinstance(example, TextExample) and len(example.choices) == 1

@@ -1,0 +1,139 @@
+"""Fine-tuning and scoring: one loop for both roles and every modality."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedcollm.errors import NonFiniteError
+from fedcollm.messages import Score
+from fedcollm.progress import track
+from fedcollm.tasks.base import UNLABELLED, Task
+
+#: Batches are cut from windows of this many batches sorted by size: little padding, still random.
+_WINDOW = 8
+
+
+def batch_count(examples: Sequence[Any], batch_size: int) -> int:
+    """Number of batches of one pass."""
+    return math.ceil(len(examples) / batch_size)
+
+
+def minibatches(task: Task, examples: Sequence[Any], batch_size: int, generator: random.Random) -> Iterator[Any]:
+    """One shuffled pass over the examples as collated batches of examples of like size.
+
+    Args:
+        task: gives each example's size and collates.
+        examples: any number of examples.
+        batch_size: examples a batch; the batch of the remainder is smaller.
+        generator: the only source of randomness.
+    """
+    order = list(range(len(examples)))
+    generator.shuffle(order)
+    window = batch_size * _WINDOW
+    batches = []
+    for start in range(0, len(order), window):
+        near = sorted(order[start : start + window], key=lambda i: task.size(examples[i]))
+        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+    generator.shuffle(batches)
+    for batch in batches:
+        yield task.collate([examples[i] for i in batch])
+
+
+def optimiser(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """A fresh AdamW over the trainable parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over labelled rows; zero, with a zero gradient, if there are none.
+
+    Args:
+        logits: [P, V].
+        targets: [P] int64; rows with `UNLABELLED` don't count.
+    """
+    labelled = (targets != UNLABELLED).sum().clamp(min=1)
+    return functional.cross_entropy(logits, targets, ignore_index=UNLABELLED, reduction="sum") / labelled
+
+
+def check_finite(where: str, **losses: float) -> None:
+    """Refuse to go on with a loss that is NaN or infinite.
+
+    Raises:
+        NonFiniteError: names the place, the loss and what to do.
+    """
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"{where}: the {name} loss became {value}; the last good state is kept. "
+                "Lower the learning rate, or look for broken examples."
+            )
+
+
+def fit(
+    task: Task,
+    model: nn.Module,
+    examples: Sequence[Any],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    where: str = "training",
+) -> float:
+    """Tune the trainable parameters on labelled examples (Algorithm 1, client side).
+
+    Args:
+        task: the modality.
+        model: its parameters with `requires_grad` are tuned; left in evaluation mode.
+        examples: the private part D_k.
+        epochs: passes over the examples.
+        batch_size: examples a step.
+        learning_rate: of AdamW, constant.
+        seed: decides order and dropout, together with nothing else.
+        where: for progress and error messages.
+
+    Returns:
+        Mean loss over the examples of the last epoch.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    generator = random.Random(seed)
+    torch.manual_seed(seed)
+    optimizer = optimiser(model, learning_rate)
+    count = batch_count(examples, batch_size)
+    batches = (batch for _ in range(epochs) for batch in minibatches(task, examples, batch_size, generator))
+    losses = []
+    model.train()
+    for batch in track(batches, where, total=epochs * count):
+        logits = task.logits(model, batch)
+        loss = cross_entropy(logits, task.targets(batch).to(logits.device))
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        check_finite(where, training=losses[-1])
+        optimizer.step()
+    model.eval()
+    return sum(losses[-count:]) / count
+
+
+def evaluate(task: Task, model: nn.Module, examples: Sequence[Any], batch_size: int, where: str = "scoring") -> Score:
+    """Score a model on examples, in batches of like size.
+
+    Returns:
+        The exact sum of the batches' scores.
+    """
+    order = sorted(examples, key=task.size)
+    starts = range(0, len(order), batch_size)
+    total = Score({}, 0)
+    model.eval()
+    with torch.inference_mode():
+        for start in track(starts, where, total=len(starts)):
+            total += task.score(model, order[start : start + batch_size])
+    return total

@@ -1,0 +1,115 @@
+"""What a person reads in the terminal."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from fedcollm import run_directory as directories
+from fedcollm.checking import Cost
+from fedcollm.comparison import Comparison
+from fedcollm.messages import RoundRecord
+
+
+def round_line(record: RoundRecord) -> str:
+    """One line a round, in columns of fixed width."""
+    scores = [
+        f"{name} {record.scores[role]:.3f}"
+        for role, name in (("slm", "SLM"), ("clients", "clients"), ("llm", "LLM"))
+        if role in record.scores
+    ]
+    seconds = ", ".join(f"{part} {value:.0f} s" for part, value in record.seconds.items() if value)
+    return (
+        f"round {record.round:2}  "
+        + "  ".join(scores or ["not scored"])
+        + (f"   ({seconds})" if seconds else "   (before training)")
+    )
+
+
+def megabytes(size: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def summary_table(directory: Path) -> Table:
+    """Zero-shot to final for both roles, bytes, time and memory of a finished run."""
+    records, environment = (
+        directories.read_records(directory),
+        directories.read_json(directory, directories.ENVIRONMENT),
+    )
+    first, last = records[0], records[-1]
+    table = Table(title=f"{directory}: {last.round} rounds", title_justify="left")
+    for column in ("", "zero-shot", "final", "gain"):
+        table.add_column(column, justify="left" if not column else "right")
+    names = {"slm": "SLM (global)", "clients": "SLM (clients' mean, after local tuning)", "llm": "LLM"}
+    for role, name in names.items():
+        if role in last.scores:
+            start = first.scores["slm" if role == "clients" else role]
+            table.add_row(name, f"{start:.3f}", f"{last.scores[role]:.3f}", f"{last.scores[role] - start:+.3f}")
+    table.add_section()
+    if last.bytes_up:
+        full = environment["parameters"]["slm"]["base"] * _itemsize(environment["dtype"]["slm"])
+        table.add_row(
+            "up / down, a client a round",
+            megabytes(last.bytes_up),
+            megabytes(last.bytes_down),
+            f"{last.bytes_up / full:.2%} of the model",
+        )
+    parts = {
+        part: sum(record.seconds.get(part, 0.0) for record in records)
+        for part in ("clients", "distillation", "evaluation")
+    }
+    for part, seconds in parts.items():
+        table.add_row(f"time: {part}", "", f"{seconds:.0f} s", f"{seconds / (sum(parts.values()) or 1):.0%}")
+    table.add_row("peak memory", "", megabytes(last.peak_memory_bytes), "")
+    return table
+
+
+def _itemsize(dtype: str) -> int:
+    return 2 if dtype.endswith("16") else 4
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The paper's table."""
+    table = Table(
+        title=f"{comparison.directory}: seeds {', '.join(map(str, comparison.seeds))}; mean ± 95 % CI",
+        title_justify="left",
+    )
+    for column in ("method", "SLM", "clients' SLMs", "LLM"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in comparison.rows:
+        table.add_row(row.name, row.text("slm"), row.text("clients"), row.text("llm"))
+    return table
+
+
+def cost_table(cost: Cost) -> Table:
+    """Parameters, bytes and memory of a configuration."""
+    table = Table(title="configuration is valid; nothing was trained", title_justify="left")
+    for column in (
+        "role",
+        "source",
+        "base parameters",
+        "adapter parameters",
+        "share",
+        "bytes up = down, a client a round",
+    ):
+        table.add_column(column, justify="right" if "parameters" in column or column == "share" else "left")
+    for name, role in cost.roles.items():
+        wire = megabytes(role.adapter_bytes) if name == "slm" else "stays on the server"
+        counts = (f"{role.base_parameters / 1e6:.1f} M", f"{role.adapter_parameters / 1e6:.2f} M", f"{role.share:.2%}")
+        table.add_row(name, role.source, *counts, wire)
+    table.caption = f"memory of one process, estimated: {megabytes(cost.memory_bytes)}\n" + _data_line(cost)
+    table.caption_justify = "left"
+    return table
+
+
+def _data_line(cost: Cost) -> str:
+    if cost.data is None:
+        return f"data: not checked. {cost.data_note}"
+    sizes = {name: sum(labels.values()) for name, labels in cost.data["clients"].items()}
+    public = sum(cost.data["public"].values())
+    rest = ", ".join(f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed"))
+    return f"data: private {sizes}, public {public}, {rest}"

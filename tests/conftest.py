@@ -1,0 +1,117 @@
+"""Tiny random models and data, made in the test: no downloads, milliseconds a step."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fedcollm.config import RunConfig
+from fedcollm.loading import load_config
+
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "red",
+    "green",
+    "blue",
+    "cat",
+    "dog",
+    "bird",
+    "is",
+    "a",
+    "the",
+    ":",
+    "colour",
+    "animal",
+    "good",
+    "bad",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over WORDS."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>")
+
+
+def tiny_llama(layers: int = 2, hidden: int = 16, seed: int = 0) -> LlamaForCausalLM:
+    """A random Llama with 16 tokens and a context of 32."""
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(shape).eval()
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    """A fresh tiny Llama."""
+    return tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def model_directories(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """A tiny LLM and a tiny SLM with one tokenizer, as directories."""
+    root = tmp_path_factory.mktemp("models")
+    for role, layers, hidden in (("llm", 4, 32), ("slm", 2, 16)):
+        tiny_llama(layers, hidden, seed=layers).save_pretrained(root / role)
+        tokenizer.save_pretrained(root / role)
+    return {role: str(root / role) for role in ("llm", "slm")}
+
+
+COLOURS, ANIMALS = ("red", "green", "blue"), ("cat", "dog", "bird")
+
+
+@pytest.fixture(scope="session")
+def word_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 distinct rows: is this word a colour or an animal? With the group that a row belongs to."""
+    path = tmp_path_factory.mktemp("data") / "words.jsonl"
+    fillers = ("the", "a", "is", ":", "good", "bad")
+    texts = [f"{x} {y} {z}" for x in fillers for y in fillers for z in fillers[:4]]
+    rows = [
+        {"text": f"{filler} {word}", "kind": "colour" if word in COLOURS else "animal", "site": str(i % 3)}
+        for i, filler in enumerate(texts)
+        for word in ((*COLOURS, *ANIMALS)[i % 6], (*COLOURS, *ANIMALS)[(i + 3) % 6])
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny_config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
+    """Two rounds of two clients on the tiny models: under a second."""
+    return load_config(
+        "icd10",
+        name="tiny",
+        task={
+            "name": "custom",
+            "path": str(word_data),
+            "format": {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"], "group": "site"},
+            "clients": 2,
+            "partition": {"kind": "iid"},
+            "private_size": 40,
+            "public_size": 32,
+            "test_size": 48,
+        },
+        llm={"source": model_directories["llm"]},
+        slm={"source": model_directories["slm"], "layers": None},
+        client={"learning_rate": 1e-2},
+        server={"learning_rate": 1e-2},
+        federation={"rounds": 2},
+    )

@@ -1,0 +1,73 @@
+import math
+
+import pytest
+
+import fedcollm
+from fedcollm.comparison import METHODS, Row, confidence_interval, plan
+from fedcollm.errors import UserError
+
+
+def test_confidence_interval_by_hand():
+    # mean 2, variance ((1)^2 + 0 + (1)^2) / 2 = 1, half width = 4.3027 * sqrt(1 / 3)
+    mean, half = confidence_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302653 * math.sqrt(1 / 3), abs=1e-5)
+
+
+def test_row_text():
+    row = Row("x", {"slm": [0.5], "llm": [0.5, 0.7]})
+    assert row.text("slm") == "0.500"
+    assert row.text("llm") == "0.600 ± 1.271"  # 12.706 * sqrt(0.02 / 2)
+    assert row.text("clients") == "–"
+
+
+def test_every_method_is_a_configuration_of_the_same_loop(tiny_config):
+    configs = dict(plan(tiny_config, list(METHODS), [3]))
+    assert configs.keys() == {
+        "fedcollm/seed-3",
+        "fedavg/seed-3",
+        "fedavg_ce/seed-3",
+        "standalone/seed-3/client-0",
+        "standalone/seed-3/client-1",
+        "llm2slm/seed-3",
+        "centralized/seed-3",
+        "centralized_llm/seed-3",
+    }
+    assert configs["fedavg/seed-3"].server.epochs == 0
+    assert configs["fedavg_ce/seed-3"].server.distillation.weight == 0
+    assert configs["standalone/seed-3/client-1"].federation.participants == ["1"]
+    assert configs["llm2slm/seed-3"].federation.participants == []
+    assert configs["llm2slm/seed-3"].server.distillation.llm_weight == 0
+    assert configs["centralized_llm/seed-3"].slm == tiny_config.llm
+    assert all(config.seed == 3 for config in configs.values())
+
+
+def test_unknown_method_is_refused(tiny_config):
+    with pytest.raises(UserError, match="unknown method 'fedprox'"):
+        plan(tiny_config, ["fedprox"], [0])
+
+
+def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path, monkeypatch):
+    comparison = fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1])
+    rows = {row.name.split()[0]: row for row in comparison.rows}
+    assert set(rows) == {"zero-shot", "standalone", "FedAvg", "LLM2SLM", "FedCoLLM", "centralized"}
+    assert len(comparison.rows) == 8
+    assert all(len(row.values["slm"]) == 2 for row in comparison.rows if "LLM (" not in row.name)
+    finished = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("rounds.jsonl")}
+    assert fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1]).rows == comparison.rows
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("rounds.jsonl")} == finished
+    assert "| FedCoLLM | 0." in comparison.to_markdown()
+
+
+def test_pooled_client_holds_exactly_the_clients_examples(tiny_config):
+    from fedcollm.tasks.catalogue import load_pool
+    from fedcollm.tasks.partition import split
+
+    configs = dict(plan(tiny_config, ["fedavg", "centralized", "centralized_llm"], [0]))
+    splits = {name: split(load_pool(c.task, c.seed), c.task, c.seed) for name, c in configs.items()}
+    parts = splits["fedavg/seed-0"].private
+    union = {example.id for part in parts.values() for example in part}
+    assert {e.id for e in splits["centralized/seed-0"].private["0"]} == union
+    public = {e.id for e in splits["fedavg/seed-0"].public}
+    assert {e.id for e in splits["centralized_llm/seed-0"].private["0"]} == union | public
+    assert [e.id for e in splits["centralized/seed-0"].test] == [e.id for e in splits["fedavg/seed-0"].test]

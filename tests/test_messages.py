@@ -1,0 +1,69 @@
+"""The values that travel, and the record of a round."""
+
+import json
+import math
+
+import torch
+
+from fedcollm.messages import RoundRecord, Score, adapter_bytes
+
+
+def test_adapter_bytes_counts_values_in_their_own_dtype():
+    # 6 values of 4 bytes and 5 values of 2 bytes
+    assert adapter_bytes({"a": torch.zeros(2, 3), "b": torch.zeros(5, dtype=torch.bfloat16)}) == 34
+
+
+def test_empty_adapter_has_no_bytes():
+    assert adapter_bytes({}) == 0
+
+
+def test_score_value_is_the_mean_of_the_first_metric():
+    score = Score({"acc": 3.0, "acc_norm": 1.0}, 4)
+    assert score.value == 0.75
+    assert score.mean("acc_norm") == 0.25
+
+
+def test_scores_merge_exactly():
+    merged = Score({"acc": 1.0}, 2, {("a", "b"): 1, ("a", "a"): 1}) + Score({"acc": 3.0}, 3, {("a", "b"): 2, ("b", "b"): 1})
+    assert merged == Score({"acc": 4.0}, 5, {("a", "b"): 3, ("a", "a"): 1, ("b", "b"): 1})
+    assert merged.value == 0.8  # (1 + 3) / (2 + 3), not the mean 0.75 of 1/2 and 3/3
+
+
+def test_empty_score_is_neutral_on_either_side():
+    score = Score({"acc": 1.0}, 2, {("a", "a"): 1})
+    assert Score({}, 0) + score == score
+    assert score + Score({}, 0) == score
+
+
+def test_score_of_no_examples_is_not_a_number():
+    assert math.isnan(Score({}, 0).value)
+    assert math.isnan(Score({"acc": 0.0}, 0).value)
+
+
+def test_record_survives_json():
+    record = RoundRecord(
+        round=3,
+        scores={"slm": 0.1, "llm": 1 / 3},
+        losses={"client": 1.25, "kl": 1e-9},
+        participants=("0", "2"),
+        bytes_up=12,
+        bytes_down=24,
+        seconds={"clients": 18.2},
+        peak_memory_bytes=5,
+    )
+    assert RoundRecord.from_json(record.to_json()) == record
+
+
+def test_record_is_one_line_with_the_documented_keys():
+    line = RoundRecord(1, participants=("a",)).to_json()
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "round": 1,
+        "scores": {},
+        "losses": {},
+        "participants": ["a"],
+        "bytes_up": 0,
+        "bytes_down": 0,
+        "seconds": {},
+        "peak_memory_bytes": 0,
+    }

@@ -1,0 +1,212 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import fedcollm
+from fedcollm import run_directory
+from fedcollm.config import RunConfig
+from fedcollm.errors import NonFiniteError, UserError
+from fedcollm.runner import evaluate_run, rounds
+
+
+def with_rounds(config: RunConfig, count: int) -> RunConfig:
+    return config.model_copy(update={"federation": config.federation.model_copy(update={"rounds": count})})
+
+
+def untimed(directory: Path) -> list[dict]:
+    """Records without what differs between two runs of the same thing: seconds and memory."""
+    lines = (directory / "rounds.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "peak_memory_bytes")} for line in lines]
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+    first, second = load_file(one / "checkpoint.safetensors"), load_file(two / "checkpoint.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert untimed(one) == untimed(two)
+
+
+def test_run_writes_a_whole_run_directory(tiny_config, tmp_path):
+    result = fedcollm.run(tiny_config, tmp_path / "run")
+    assert [record.round for record in result.records] == [0, 1, 2]
+    assert result.records[0].participants == ()
+    assert result.records[2].participants == ("0", "1")
+    assert set(result.records[2].scores) == {"slm", "llm", "clients"}
+    assert result.adapters.keys() == {"slm", "llm"}
+    frame = result.to_pandas()
+    assert list(frame["scores.slm"]) == [record.scores["slm"] for record in result.records]
+    data = run_directory.read_json(tmp_path / "run", run_directory.DATA)
+    assert sum(data["clients"]["0"].values()) == 40
+    confusion = run_directory.read_json(tmp_path / "run", run_directory.CONFUSION)
+    assert sum(count for _, _, count in confusion["llm"]) == 48
+
+
+def test_both_roles_learn_the_toy_task(tiny_config, tmp_path):
+    records = fedcollm.run(with_rounds(tiny_config, 6), tmp_path / "run").records
+    assert records[-1].scores["slm"] > 0.9
+    assert records[-1].scores["llm"] > 0.9
+
+
+def test_same_seed_gives_the_same_bits(tiny_config, tmp_path):
+    fedcollm.run(tiny_config, tmp_path / "one")
+    fedcollm.run(tiny_config, tmp_path / "two")
+    assert_equal_runs(tmp_path / "one", tmp_path / "two")
+
+
+def test_resume_gives_bit_for_bit_what_an_uninterrupted_run_gives(tiny_config, tmp_path):
+    config = with_rounds(tiny_config, 3)
+    fedcollm.run(config, tmp_path / "whole")
+    interrupted = rounds(config, tmp_path / "parts")
+    assert next(interrupted).round == 0
+    assert next(interrupted).round == 1
+    interrupted.close()
+    assert [record.round for record in rounds(None, tmp_path / "parts", resume=True)] == [0, 1, 2, 3]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_after_kill_in_the_middle_of_a_round(tiny_config, tmp_path):
+    config = with_rounds(tiny_config, 3)
+    fedcollm.run(config, tmp_path / "whole")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    # The process stops itself with SIGKILL in its 4th training: round 2, after its first client.
+    script = f"""
+import os, signal
+from fedcollm.federation import client
+fit, calls = client.fit, []
+def dying(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fit(*args, **kwargs)
+client.fit = dying
+import fedcollm
+fedcollm.run(fedcollm.load_config({str(file)!r}), {str(tmp_path / "killed")!r})
+"""
+    died = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert untimed(tmp_path / "killed")[-1]["round"] == 1
+    fedcollm.run(config, tmp_path / "killed", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_interrupt_says_how_to_go_on_and_keeps_the_rounds(tiny_config, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(with_rounds(tiny_config, 500).model_dump(mode="json")))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "fedcollm", "run", str(file), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "rounds.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert f"fedcollm run --resume --out {out}" in errors
+    assert run_directory.load_round(out) is not None
+
+
+def test_resume_may_add_rounds_but_nothing_else(tiny_config, tmp_path):
+    fedcollm.run(tiny_config, tmp_path / "run")
+    longer = fedcollm.run(with_rounds(tiny_config, 3), tmp_path / "run", resume=True)
+    assert longer.records[-1].round == 3
+    with pytest.raises(UserError, match=r"another configuration \(seed differ"):
+        fedcollm.run(tiny_config.model_copy(update={"seed": 7}), tmp_path / "run", resume=True)
+
+
+def test_second_run_into_the_same_directory_is_refused(tiny_config, tmp_path):
+    fedcollm.run(tiny_config, tmp_path / "run")
+    before = (tmp_path / "run" / "rounds.jsonl").read_text()
+    with pytest.raises(UserError, match="already holds a run"):
+        fedcollm.run(tiny_config, tmp_path / "run")
+    assert (tmp_path / "run" / "rounds.jsonl").read_text() == before
+
+
+def test_adapters_on_disk_reproduce_the_scores_with_peft_alone(tiny_config, tmp_path, model_directories):
+    result = fedcollm.run(tiny_config, tmp_path / "run")
+    for role in ("slm", "llm"):
+        assert evaluate_run(tmp_path / "run", role).value == result.records[-1].scores[role]
+        base = AutoModelForCausalLM.from_pretrained(model_directories[role])
+        model = peft.PeftModel.from_pretrained(base, str(result.adapters[role]))
+        state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
+        assert all(torch.equal(state[name], saved[f"{role}/{name}"]) for name in state)
+
+
+def test_diverging_loss_stops_the_round_and_keeps_the_last_good_state(tiny_config, tmp_path, monkeypatch):
+    from fedcollm.federation import client
+
+    config, fit = with_rounds(tiny_config, 3), client.fit
+    generator = rounds(config, tmp_path / "run")
+    next(generator), next(generator)
+    good = load_file(tmp_path / "run" / "checkpoint.safetensors")
+
+    def poisoned(task, model, *args, **kwargs):
+        next(p for p in model.parameters() if p.requires_grad).data.fill_(float("nan"))
+        return fit(task, model, *args, **kwargs)
+
+    monkeypatch.setattr(client, "fit", poisoned)
+    with pytest.raises(NonFiniteError, match="client 0, round 2: the training loss became nan"):
+        next(generator)
+    kept = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert all(torch.equal(good[name], kept[name]) for name in good)
+    assert untimed(tmp_path / "run")[-1]["round"] == 1
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(tiny_config, tmp_path, monkeypatch):
+    generator = rounds(tiny_config, tmp_path / "run")
+    next(generator), next(generator)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_directory, "save_file", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        next(generator)
+    monkeypatch.undo()
+    state = run_directory.load_round(tmp_path / "run")
+    assert state is not None
+    assert state[0].round == 1
+
+
+def test_failed_start_leaves_nothing_behind(tiny_config, tmp_path):
+    broken = tiny_config.model_copy(update={"task": tiny_config.task.model_copy(update={"private_size": 10_000})})
+    with pytest.raises(UserError):
+        fedcollm.run(broken, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_safetensors_are_written(tiny_config, tmp_path):
+    fedcollm.run(tiny_config, tmp_path / "run")
+    suffixes = {file.suffix for file in (tmp_path / "run").rglob("*") if file.is_file() and file.name != ".lock"}
+    assert suffixes == {".yaml", ".json", ".jsonl", ".safetensors", ".md"}
+
+
+def test_own_task_and_data_can_be_passed_in(tiny_config, tmp_path, tokenizer):
+    from fedcollm.tasks.base import Pool
+    from fedcollm.tasks.text import TextExample, TextTask
+
+    words = [("red", 0), ("green", 0), ("cat", 1), ("dog", 1)]
+    examples = [
+        TextExample(f"{i}", f"{'the ' * (i % 24)}{word} is a", ("colour", "animal"), answer, ("colour", "animal"))
+        for i in range(48)
+        for word, answer in [words[(i // 24 + i) % 4]]
+    ]
+    sizes = {"clients": 2, "private_size": 8, "public_size": 8, "test_size": 8}
+    config = tiny_config.model_copy(update={"task": tiny_config.task.model_copy(update=sizes)})
+    task = TextTask("mine", tokenizer, vocabulary_size=16, context_length=32)
+    result = fedcollm.run(config, tmp_path / "run", task=task, pool=Pool(examples))
+    assert result.records[-1].round == 2
