@@ -53,6 +53,7 @@ def tiny_llama(layers: int = 2, hidden: int = 16, seed: int = 0) -> LlamaForCaus
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=32,
+        initializer_range=0.2,
         tie_word_embeddings=True,
         pad_token_id=0,
     )
@@ -80,7 +81,7 @@ COLOURS, ANIMALS = ("red", "green", "blue"), ("cat", "dog", "bird")
 
 @pytest.fixture(scope="session")
 def word_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """240 distinct rows: is this word a colour or an animal? With the group that a row belongs to."""
+    """288 distinct rows: is this word a colour or an animal? With the group that a row belongs to."""
     path = tmp_path_factory.mktemp("data") / "words.jsonl"
     fillers = ("the", "a", "is", ":", "good", "bad")
     texts = [f"{x} {y} {z}" for x in fillers for y in fillers for z in fillers[:4]]
@@ -106,12 +107,12 @@ def tiny_config(model_directories: dict[str, str], word_data: Path) -> RunConfig
             "clients": 2,
             "partition": {"kind": "iid"},
             "private_size": 40,
-            "public_size": 32,
+            "public_size": 96,
             "test_size": 48,
         },
         llm={"source": model_directories["llm"]},
         slm={"source": model_directories["slm"], "layers": None},
         client={"learning_rate": 1e-2},
-        server={"learning_rate": 1e-2},
+        server={"learning_rate": 2e-2},
         federation={"rounds": 2},
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.report.formats import byte_count, count, duration, percent, share
-from fedcollm.report.runs import Method, Run
+from fedcollm.report.runs import COMPARED, Method
 from fedcollm.report.scores import ROLES, curve, finals, interval, role_scores, sampling_half_width
 from fedcollm.report.tables import PARTS, Summary, Table
 
@@ -29,19 +29,20 @@ class Tile:
     label: str
     value: str
     note: str = ""
+    spread: str = ""
 
 
 def headline(method: Method, numbers: Summary) -> str:
     """What the method did for both roles, in one sentence."""
     changes = []
     for role, subject in SUBJECTS.items():
-        points = curve(method, role)
-        if not points:
+        values, points = finals(method, role), curve(method, role)
+        if not values:
             continue
-        last = percent(points[-1].mean)
+        last = percent(interval(list(values.values()))[0])
         if numbers.rounds_done == 0:
             changes.append(f"{subject} is at {last}")
-        elif points[0].round == 0:
+        elif points and points[0].round == 0:
             changes.append(f"{subject} went from {percent(points[0].mean)} to {last}")
         else:
             changes.append(f"{subject} reached {last}")
@@ -62,16 +63,21 @@ def rounds_text(numbers: Summary) -> str:
 def tiles(method: Method, numbers: Summary) -> list[Tile]:
     """Key numbers: scores over all seeds, costs of the first run."""
     known = [(role, finals(method, role)) for role in ROLES]
-    result = [
-        Tile(ROLES[role], percent(*interval(list(values.values()))), _score_note(method, role)) for role, values in known if values
-    ]
-    if numbers.rounds_done:
-        part = numbers.share_of_full_model
-        note = f"{share(part)} of the full model’s {byte_count(numbers.full_model_bytes or 0)}" if part is not None else ""
-        result.append(Tile("Sent by a client a round", byte_count(numbers.bytes_up), note or f"{byte_count(numbers.bytes_down)} received"))
+    result = []
+    for role, values in known:
+        if values:
+            mean, half = interval(list(values.values()))
+            spread = "" if half is None else f"± {100 * half:.1f}"
+            result.append(Tile(ROLES[role], percent(mean), _score_note(method, role), spread))
+    if numbers.bytes_up:
+        note, part = "by each client", numbers.share_of_full_model
+        if part is not None:
+            note += f": {share(part)} of the full model’s {byte_count(numbers.full_model_bytes or 0)}"
+        result.append(Tile("Sent in a round", byte_count(numbers.bytes_up), note))
     spent = {label: numbers.seconds[part] for part, label in PARTS.items() if numbers.seconds.get(part)}
     note = ", ".join(f"{label.lower()} {duration(seconds)}" for label, seconds in spent.items())
-    result.append(Tile("Time", duration(math.fsum(numbers.seconds.values())), note))
+    if spent:
+        result.append(Tile("Time", duration(math.fsum(numbers.seconds.values())), note))
     if numbers.peak_memory_bytes:
         result.append(Tile("Peak memory", byte_count(numbers.peak_memory_bytes), "of the process that ran it"))
     return result
@@ -81,26 +87,29 @@ def _score_note(method: Method, role: str) -> str:
     points = curve(method, role)
     notes = []
     if points and points[0].round == 0 and len(points) > 1:
-        notes.append(f"{percent(points[0].mean)} zero-shot")
+        notes.append(f"from {percent(points[0].mean)} zero-shot")
     if role == "clients":
         notes.append("after local tuning")
     if len(method.by_seed) > 1:
-        notes.append(f"{len(method.by_seed)} seeds")
+        notes.append(f"95% interval over {len(method.by_seed)} seeds")
     elif len(method.runs) == 1:
         scores = role_scores(method.runs[0].records, role)
-        notes += [f"best {percent(scores.best)} in round {scores.best_round}"] if scores.best_round != scores.final_round else []
+        if scores.best_round != scores.final_round:
+            notes.append(f"best {percent(scores.best)} in round {scores.best_round}")
     return ", ".join(notes)
 
 
-def caution(run: Run) -> str:
-    """How far a score of the first run can be trusted, from the size of the test set alone."""
-    examples = run.data.get("test")
-    scores = [role_scores(run.records, role).final for role in SUBJECTS]
-    value = next((score for score in scores if score is not None and 0 <= score <= 1), None)
-    if not examples or value is None:
+def caution(method: Method) -> str:
+    """How far a score can be trusted, from the size of the test set alone."""
+    examples = method.runs[0].data.get("test")
+    values = next((list(values.values()) for role in SUBJECTS if (values := finals(method, role))), [])
+    if not examples or not values or not 0 <= (value := interval(values)[0]) <= 1:
         return ""
     half = 100 * sampling_half_width(value, examples)
-    return f"Scored on {count(examples)} test examples: that number alone leaves ±{half:.1f} points (95 %) around {percent(value)}."
+    return (
+        f"Scored on {count(examples)} test examples, which alone leaves ±{half:.1f} points (95% interval) "
+        f"around {percent(value)}."
+    )
 
 
 def settings(config: RunConfig) -> str:
@@ -108,19 +117,30 @@ def settings(config: RunConfig) -> str:
     server, federation = config.server, config.federation
     if server.epochs:
         distillation = server.distillation
-        weights = f"λ = {distillation.weight:g}"
+        weights = f"λ\u00a0=\u00a0{distillation.weight:g}"
         if distillation.llm_weight is not None:
             weights += f" for the small and {distillation.llm_weight:g} for the large model"
         epochs = "epoch" if server.epochs == 1 else "epochs"
-        first = f"{server.epochs} {epochs} on the public set a round, {weights}, τ = {distillation.temperature:g}"
+        first = (
+            f"{server.epochs} {epochs} on the public set a round, {weights}, τ\u00a0=\u00a0{distillation.temperature:g}"
+        )
     else:
         first = "no work on the public set (federated averaging only)"
     if federation.participants == []:
         return f"In this run: {first}; no clients."
     kind = "weighted by number of examples" if federation.aggregation == "mean" else "each with weight 1/K"
-    security = "masked by secure aggregation" if federation.secure_aggregation else "without secure aggregation, so the server sees each of them"
+    security = (
+        "masked by secure aggregation"
+        if federation.secure_aggregation
+        else "without secure aggregation, so the server sees each of them"
+    )
     privacy = "with" if federation.privacy else "without"
     return f"In this run: {first}; adapters averaged {kind}, {security}; {privacy} differential privacy."
+
+
+def explained(methods: Sequence[Method]) -> list[tuple[str, str]]:
+    """Names of compared methods with what they are, as far as it is known."""
+    return [(method.name, COMPARED[method.name]) for method in methods if method.name in COMPARED]
 
 
 def differences(methods: Sequence[Method]) -> Table:
@@ -129,12 +149,17 @@ def differences(methods: Sequence[Method]) -> Table:
     keys = [key for key in configs[0] if any(config.get(key) != configs[0][key] for config in configs[1:])]
     keys += [key for key in dict.fromkeys(key for config in configs for key in config) if key not in configs[0]]
     rows = [(key, *(str(config.get(key, "–")) for config in configs)) for key in keys]
-    return Table("Configuration, where methods differ (first run of each)", ("Key", *(method.name for method in methods)), rows)
+    return Table(
+        "Configuration, where methods differ (first run of each)", ("Key", *(method.name for method in methods)), rows
+    )
 
 
 def environment_table(environment: dict[str, Any]) -> Table:
     """Every value of the environment by its path."""
-    rows = [(key, count(value) if isinstance(value, int) and value > 9999 else str(value)) for key, value in _flat(environment)]
+    rows = [
+        (key, count(value) if isinstance(value, int) and value > 9999 else str(value))
+        for key, value in _flat(environment)
+    ]
     return Table("Environment of the run", ("What", "Value"), rows)
 
 

@@ -1,19 +1,28 @@
 """Numbers as a reader wants them."""
 
 import math
+import re
 
 
-def percent(value: float | None, half_width: float | None = None, signed: bool = False) -> str:
+def percent(value: float | None, half_width: float | None = None) -> str:
     """A share as per cent, with the half-width of its interval if there is one.
 
-    >>> percent(0.6233), percent(0.6233, 0.012), percent(0.05, signed=True), percent(None)
-    ('62.3%', '62.3 ± 1.2%', '+5.0%', '–')
+    >>> percent(0.6233), percent(0.6233, 0.012), percent(None)
+    ('62.3%', '62.3 ± 1.2%', '–')
     """
     if value is None or not math.isfinite(value):
         return "–"
-    number = f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
-    number = number.replace("-", "−")
-    return f"{number}%" if half_width is None else f"{number} ± {100 * half_width:.1f}%"
+    return f"{100 * value:.1f}%" if half_width is None else f"{100 * value:.1f} ± {100 * half_width:.1f}%"
+
+
+def points(difference: float, half_width: float | None = None) -> str:
+    """A difference of two shares in percentage points, with the half-width of its interval if there is one.
+
+    >>> points(0.05), points(-0.07, 0.021)
+    ('+5.0', '−7.0 ± 2.1')
+    """
+    number = f"{100 * difference:+.1f}".replace("-", "−")
+    return number if half_width is None else f"{number} ± {100 * half_width:.1f}"
 
 
 def share(value: float) -> str:
@@ -57,3 +66,12 @@ def count(number: int) -> str:
     '123,456'
     """
     return f"{number:,}"
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Sort key in which digits compare as numbers.
+
+    >>> sorted(["a10", "a2", "b"], key=natural)
+    ['a2', 'a10', 'b']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", text)]

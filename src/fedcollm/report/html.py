@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from fedcollm.errors import UserError
 from fedcollm.report import content, labels, plots, tables
 from fedcollm.report.formats import count, share
-from fedcollm.report.runs import Method, Run, find_runs, group, main_first, read_run
+from fedcollm.report.runs import Method, Run, find_runs, group, main_first, read_run, with_true_roles
 from fedcollm.report.scores import ROLES, curve
 from fedcollm.run_directory import CONFIG, REPORT, write_atomically, writing
 
@@ -75,9 +75,11 @@ def read_methods(directories: Sequence[Path]) -> tuple[list[Method], list[Path]]
     finished = [run for run in runs if run.records]
     unfinished = [run.directory for run in runs if not run.records]
     if not finished:
-        raise UserError(f"{unfinished[0]} has no finished round to report on. Go on with: fedcollm run --resume --out {unfinished[0]}")
+        first = unfinished[0]
+        raise UserError(f"{first} has no finished round to report on. Go on with: fedcollm run --resume --out {first}")
     methods = group(finished)
-    return (methods if (directories[0] / CONFIG).is_file() else main_first(methods)), unfinished
+    ordered = methods if (directories[0] / CONFIG).is_file() else main_first(methods)
+    return with_true_roles(ordered), unfinished
 
 
 def render(methods: Sequence[Method], unfinished: Sequence[Path] = ()) -> str:
@@ -92,9 +94,10 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = ()) -> str:
         title=methods[0].name,
         run=run,
         headline=content.headline(methods[0], numbers),
-        caution=content.caution(run),
+        caution=content.caution(methods[0]),
         tiles=content.tiles(methods[0], numbers),
         comparison=tables.comparison(methods) if len(methods) > 1 or len(methods[0].by_seed) > 1 else None,
+        explained=content.explained(methods),
         differences=content.differences(methods) if len(methods) > 1 else None,
         several=len(methods[0].runs) > 1,
         unfinished=unfinished,
@@ -112,7 +115,7 @@ def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> l
     """Plots by section; sections without plots are left out."""
     split = labels.parts(run.data)
     sections = [
-        ("Accuracy", [*_accuracy(methods), *_confusion(run, split)]),
+        ("Accuracy", [*_accuracy(methods), *_confusion(run)]),
         ("Training", [*_training(run)]),
         ("Communication", [*_communication(run, numbers)]),
         ("Data", [*_data(run, split)]),
@@ -127,15 +130,21 @@ def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
     table = tables.score_table(methods)
     text = "Share of test examples answered right. Round 0 is before any training."
     text += " Other methods: their small model." if len(methods) > 1 else ""
-    text += " Bands: 95 % interval of the mean over seeds." if any(len(method.by_seed) > 1 for method in methods) else ""
+    seeds = any(len(method.by_seed) > 1 for method in methods)
+    text += " Bands: 95% interval of the mean over seeds." if seeds else ""
     alt = f"Line plot of accuracy by round for {', '.join(table.header[1:])}"
+    if len(methods) > 1:
+        words = "Both models at the end of every method" + (", mean and 95% interval over seeds." if seeds else ".")
+        final_alt = f"Dot plot of the final accuracy of {', '.join(method.name for method in methods)}"
+        final = plots.final_plot(methods)
+        yield Panel("plot-final", "Final accuracy by method", words, final_alt, final, tables.comparison(methods))
     yield Panel("plot-accuracy", "Accuracy by round", text, alt, plots.accuracy_plot(methods), table)
 
 
-def _confusion(run: Run, split: dict[str, dict[str, int]]) -> Iterator[Panel]:
+def _confusion(run: Run) -> Iterator[Panel]:
     """One heatmap a role that has a confusion."""
     for role, rows in run.confusion.items():
-        names = labels.confusion_labels(rows, labels.label_order(split))
+        names = labels.confusion_labels(rows)
         if not names or role not in ROLES:
             continue
         title = f"Confusion, {ROLES[role].lower()}"
@@ -148,13 +157,20 @@ def _confusion(run: Run, split: dict[str, dict[str, int]]) -> Iterator[Panel]:
 def _training(run: Run) -> Iterator[Panel]:
     """Losses and time, those that were recorded."""
     if any(record.losses for record in run.records):
-        text = "Means over the round: cross-entropy on private examples (clients) and on the public set, and KL between the two models."
+        text = (
+            "Means over the round, in nats: cross-entropy (CE) on private examples (clients) and on the public set "
+            "(both models), and KL divergence between the two models."
+        )
         alt = "Small line plots of every training loss by round"
-        yield Panel("plot-losses", "Losses by round", text, alt, plots.loss_plot(run.records), tables.loss_table(run.records))
+        yield Panel(
+            "plot-losses", "Losses by round", text, alt, plots.loss_plot(run.records), tables.loss_table(run.records)
+        )
     if any(record.seconds for record in run.records):
         text = "Wall-clock time. Clients that run one after the other in one process add up."
         alt = "Stacked bars of seconds by round: clients, distillation, evaluation"
-        yield Panel("plot-time", "Time by round", text, alt, plots.time_plot(run.records), tables.time_table(run.records))
+        yield Panel(
+            "plot-time", "Time by round", text, alt, plots.time_plot(run.records), tables.time_table(run.records)
+        )
 
 
 def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
@@ -166,14 +182,16 @@ def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
         text += f" A round’s adapter is {share(numbers.share_of_full_model)} of the small model’s size."
     alt = "Line plot of the bytes that one client sent and received so far, beside those of the full model"
     figure = plots.byte_plot(run.records, numbers.full_model_bytes)
-    yield Panel("plot-bytes", "Bytes sent so far", text, alt, figure, tables.byte_table(run.records, numbers.full_model_bytes))
+    yield Panel(
+        "plot-bytes", "Bytes sent so far", text, alt, figure, tables.byte_table(run.records, numbers.full_model_bytes)
+    )
 
 
 def _data(run: Run, split: dict[str, dict[str, int]]) -> Iterator[Panel]:
     """Who holds which labels, if the run tells."""
     if not labels.label_order(split):
         return
-    facts = [f"{count(run.data[key])} {words}" for key, words in labels.FACTS.items() if run.data.get(key) is not None]
+    facts = [f"{count(run.data[key])} {words}" for key, words in labels.FACTS.items() if run.data.get(key)]
     text = "Training examples by label and holder." + (f" Beside them: {', '.join(facts)}." if facts else "")
     alt = "Plot of the number of training examples by label, for each client and the public part"
     yield Panel("plot-data", "Data of the clients", text, alt, plots.data_plot(split), labels.data_table(split))

@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedcollm.report.formats import count, percent
+from fedcollm.report.formats import count, natural, percent
 from fedcollm.report.tables import Table
 
 PUBLIC = "public part"
 #: Further counts of `data.json`, in words.
-FACTS = {"unlabelled": "unlabelled public examples", "test": "test examples", "duplicates_removed": "duplicates removed"}
+FACTS = {
+    "unlabelled": "unlabelled public examples",
+    "test": "test examples",
+    "duplicates_removed": "duplicates removed",
+}
 
 
 def parts(data: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -18,8 +22,8 @@ def parts(data: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 
 def label_order(split: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Every label of a split once, in order of appearance."""
-    return list(dict.fromkeys(label for counts in split.values() for label in counts))
+    """Every label of a split once, in natural order."""
+    return sorted({label for counts in split.values() for label in counts}, key=natural)
 
 
 def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str, dict[str, int]]:
@@ -40,10 +44,9 @@ def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str,
     return result
 
 
-def confusion_labels(rows: Iterable[tuple[str, str, int]], known: Sequence[str]) -> list[str]:
-    """Labels of a confusion in the order of the training data, if it knows them all; else sorted."""
-    present = {label for true, predicted, _ in rows for label in (true, predicted)}
-    return [label for label in known if label in present] if present.issubset(known) else sorted(present)
+def confusion_labels(rows: Iterable[tuple[str, str, int]]) -> list[str]:
+    """Every label of a confusion once, in the order that the training data's labels have too."""
+    return sorted({label for true, predicted, _ in rows for label in (true, predicted)}, key=natural)
 
 
 def data_table(split: Mapping[str, Mapping[str, int]]) -> Table:

@@ -1,6 +1,5 @@
 """Plots of runs as plotly figures. Colours of text, grid and background come from the page."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 
@@ -8,51 +7,41 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from fedcollm.messages import RoundRecord
+from fedcollm.report.axes import (
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    ROLE_COLOURS,
+    STACK,
+    VERMILLION,
+    empty_figure,
+    label_axis,
+    literal,
+    round_axis,
+)
 from fedcollm.report.formats import byte_count, percent, share
 from fedcollm.report.labels import PUBLIC, folded, label_order
 from fedcollm.report.runs import Method
-from fedcollm.report.scores import ROLES, Point, curve
+from fedcollm.report.scores import ROLES, Point, curve, finals, interval
 from fedcollm.report.tables import LOSSES, PARTS
 
-# After Okabe and Ito: told apart with any kind of colour vision, and 3:1 against both white and near-black.
-BLUE, VERMILLION, GREEN, PURPLE, GREY = "#1a7fc1", "#d55e00", "#009e73", "#c46a9b", "#868d97"
-STACK = (BLUE, "#e69f00", GREEN, PURPLE, "#56b4e9", VERMILLION, "#a8a000", "#7a6bd0")
-ROLE_COLOURS = {"slm": BLUE, "llm": VERMILLION, "clients": GREEN}
 MUTED = ("#7f8894", "#a58a5a", "#8f7fae", "#6c9488", "#a9788a", "#7388ad")
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
+#: Names of more columns than this would overlap.
+LEGIBLE_COLUMNS = 12
 SYMBOLS = ("square-open", "diamond-open", "triangle-up-open", "x-thin-open", "pentagon-open", "triangle-down-open")
-
-
-def _figure(height: int, **layout: object) -> go.Figure:
-    """An empty figure without a look of its own."""
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
-    margin = {"l": 8, "r": 16, "t": 8, "b": 8}
-    base = {"template": go.layout.Template(), "height": height, "legend": legend, "margin": margin, "dragmode": False}
-    return go.Figure(layout=base | layout)
-
-
-def _text(label: str, limit: int | None = None) -> str:
-    """A label as literal text, since plotly reads tags in it; cut to a length if there is a limit."""
-    cut = label if limit is None or len(label) <= limit else label[: limit - 1].rstrip() + "…"
-    return html.escape(cut, quote=False)
-
-
-def _round_axis(figure: go.Figure, rounds: Sequence[int]) -> None:
-    """Whole rounds, at most about ten of them named."""
-    step = max(1, math.ceil((max(rounds, default=0) - min(rounds, default=0)) / 10))
-    figure.update_xaxes(title_text="Round", tick0=0, dtick=step, showgrid=False, automargin=True)
-    figure.update_yaxes(automargin=True)
 
 
 def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
     """Accuracy by round: all roles of the first method, the small model of the others muted behind them."""
-    figure = _figure(430, hovermode="x unified")
+    figure = empty_figure(430, hovermode="x unified")
     rounds: list[int] = []
     for index, method in reversed(list(enumerate(methods[1:]))):
         points = curve(method, "slm")
         rounds += [point.round for point in points]
         line = {"color": MUTED[index % len(MUTED)], "width": 1.75, "dash": DASHES[index % len(DASHES)]}
-        _add_curve(figure, points, _text(method.name), line, SYMBOLS[index % len(SYMBOLS)], rank=1000 + index)
+        _add_curve(figure, points, literal(method.name), line, SYMBOLS[index % len(SYMBOLS)], rank=1000 + index)
     curves = {role: curve(methods[0], role) for role in ROLES}
     for rank, (role, points) in enumerate(curves.items()):
         rounds += [point.round for point in points]
@@ -63,7 +52,7 @@ def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
         }
         _add_curve(figure, points, ROLES[role], line, "circle", rank=rank)
     _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role != "clients"})
-    _round_axis(figure, rounds)
+    round_axis(figure, rounds)
     figure.update_yaxes(title_text="Accuracy", tickformat=".0%", rangemode="tozero")
     return figure
 
@@ -83,7 +72,7 @@ def _add_curve(
             y=above + below[::-1],
             fill="toself",
             fillcolor=line["color"],
-            opacity=0.16,
+            opacity=0.18 if symbol == "circle" else 0.1,
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",
@@ -106,14 +95,37 @@ def _add_curve(
 
 
 def _name_ends(figure: go.Figure, ends: Mapping[str, Point]) -> None:
-    """Write the last values of lines beside them, the higher one above its line."""
-    highest = max((point.mean for point in ends.values()), default=0)
+    """Write the last values of lines beside them, one above the other where they are close."""
+    order = sorted(ends, key=lambda role: ends[role].mean)
+    close = len(order) > 1 and ends[order[-1]].mean - ends[order[0]].mean < 0.05
     for role, point in ends.items():
-        shift = 14 if point.mean == highest else -14
-        text = f"<b>{percent(point.mean)}</b>"
-        figure.add_annotation(
-            x=point.round, y=point.mean, text=text, showarrow=False, yshift=shift, font_color=ROLE_COLOURS[role]
+        shift = (8 if role == order[-1] else -8) if close else 0
+        style = {"showarrow": False, "xanchor": "left", "xshift": 9, "yshift": shift, "font_color": ROLE_COLOURS[role]}
+        figure.add_annotation(x=point.round, y=point.mean, text=f"<b>{percent(point.mean)}</b>", **style)
+    figure.update_layout(margin_r=64)
+
+
+def final_plot(methods: Sequence[Method]) -> go.Figure:
+    """Final score of both roles by method, with intervals over seeds."""
+    figure = empty_figure(120 + 38 * len(methods))
+    for role, symbol in (("slm", "circle"), ("llm", "diamond")):
+        known = [(m.name, interval(list(values.values()))) for m in methods if (values := finals(m, role))]
+        if not known:
+            continue
+        figure.add_scatter(
+            x=[mean for _, (mean, _) in known],
+            y=[literal(name) for name, _ in known],
+            error_x={"type": "data", "array": [half or 0 for _, (_, half) in known], "thickness": 2, "width": 5},
+            name=ROLES[role],
+            mode="markers",
+            marker={"color": ROLE_COLOURS[role], "size": 10, "symbol": symbol},
+            customdata=[percent(mean, half) for _, (mean, half) in known],
+            hovertemplate="%{y}: %{customdata}",
         )
+    label_axis(figure, [method.name for method in methods])
+    figure.update_yaxes(showgrid=True, categoryorder="array", categoryarray=[literal(m.name) for m in methods])
+    figure.update_xaxes(title_text="Final accuracy", tickformat=".0%", rangemode="tozero", automargin=True)
+    return figure
 
 
 def data_plot(split: Mapping[str, Mapping[str, int]]) -> go.Figure:
@@ -126,16 +138,17 @@ def data_plot(split: Mapping[str, Mapping[str, int]]) -> go.Figure:
         colours = [GREY if part == PUBLIC else STACK[index] for index, part in enumerate(names)]
         return _stacked(labels, names, [[split[part].get(label, 0) for label in labels] for part in names], colours)
     counts = [[split[part].get(label, 0) for part in names] for label in labels]
-    figure = _figure(max(320, 120 + 22 * len(labels)))
+    figure = empty_figure(max(320, 120 + 22 * len(labels)))
     hover = "%{y}, %{x}: %{z} examples<extra></extra>"
     figure.add_heatmap(
         z=counts,
-        x=[_text(p) for p in names],
-        y=[_text(v) for v in labels],
+        x=[literal(p) for p in names],
+        y=[literal(v) for v in labels],
         hovertemplate=hover,
         colorbar_title_text="Examples",
     )
-    _label_axis(figure, labels)
+    figure.update_layout(margin_t=30)
+    label_axis(figure, labels)
     figure.update_xaxes(automargin=True, type="category")
     return figure
 
@@ -144,40 +157,27 @@ def _stacked(
     rows: Sequence[str], stack: Sequence[str], counts: Sequence[Sequence[int]], colours: Sequence[str]
 ) -> go.Figure:
     """Horizontal bars, one a row; counts[i][j] belongs to stack i and row j."""
-    figure = _figure(max(220, 110 + 26 * len(rows)), barmode="stack", bargap=0.25)
-    shown = [_text(row) for row in rows]
+    figure = empty_figure(max(220, 110 + 26 * len(rows)), barmode="stack", bargap=0.25)
+    shown = [literal(row) for row in rows]
     for name, colour, numbers in zip(stack, colours, counts, strict=False):
         hover = "%{y}, %{fullData.name}: %{x}<extra></extra>"
         figure.add_bar(
-            x=numbers, y=shown, orientation="h", name=_text(name, 40), marker_color=colour, hovertemplate=hover
+            x=numbers, y=shown, orientation="h", name=literal(name, 40), marker_color=colour, hovertemplate=hover
         )
-    _label_axis(figure, rows)
+    label_axis(figure, rows)
     figure.update_xaxes(title_text="Examples", automargin=True)
     return figure
 
 
-def _label_axis(figure: go.Figure, labels: Sequence[str]) -> None:
-    """Labels down the page, cut where they are long (the page cuts more if it is narrow); hover shows them whole."""
-    figure.update_yaxes(
-        type="category",
-        autorange="reversed",
-        automargin=True,
-        showgrid=False,
-        tickmode="array",
-        tickvals=[_text(label) for label in labels],
-        ticktext=[_text(label, 30) for label in labels],
-    )
-    figure.update_layout(meta={"narrow": [_text(label, 13) for label in labels]})
-
-
 def time_plot(records: Sequence[RoundRecord]) -> go.Figure:
     """Seconds a round, stacked by part."""
-    figure = _figure(360, barmode="stack", hovermode="x unified", bargap=0.3)
+    figure = empty_figure(420, barmode="stack", hovermode="x unified", bargap=0.3)
     rounds = [record.round for record in records]
     for (part, label), colour in zip(PARTS.items(), (GREEN, PURPLE, GREY), strict=True):
         seconds = [record.seconds.get(part, 0.0) for record in records]
         figure.add_bar(x=rounds, y=seconds, name=label, marker_color=colour, hovertemplate="%{y:.1f} s")
-    _round_axis(figure, rounds)
+    round_axis(figure, rounds)
+    figure.update_xaxes(range=[min(rounds) - 0.5, max(rounds) + 0.5])
     figure.update_yaxes(title_text="Seconds")
     return figure
 
@@ -185,7 +185,7 @@ def time_plot(records: Sequence[RoundRecord]) -> go.Figure:
 def byte_plot(records: Sequence[RoundRecord], full: int | None) -> go.Figure:
     """Bytes of one client so far, on a logarithmic axis, against those of the whole model sent each way."""
     trained = [record for record in records if record.round > 0]
-    figure = _figure(360, hovermode="x unified")
+    figure = empty_figure(360, hovermode="x unified")
     x = list(range(1, len(trained) + 1))
     up, down = _cumulative([r.bytes_up for r in trained]), _cumulative([r.bytes_down for r in trained])
     lines = (
@@ -216,9 +216,18 @@ def byte_plot(records: Sequence[RoundRecord], full: int | None) -> go.Figure:
             xanchor="right",
             font_color=BLUE,
         )
-    _round_axis(figure, [record.round for record in trained])
-    figure.update_yaxes(type="log", title_text="Bytes so far", tickformat=".0s", ticksuffix="B", dtick=1)
+    round_axis(figure, [record.round for record in trained])
+    _byte_axis(figure, [value for _, values, _, _ in lines for value in values if value])
     return figure
+
+
+def _byte_axis(figure: go.Figure, values: Sequence[int]) -> None:
+    """A logarithmic axis over whole powers of ten."""
+    low, high = math.floor(math.log10(min(values, default=1))), math.ceil(math.log10(max(values, default=10)))
+    ticks = [10.0**power for power in range(low, high + 1)]
+    text = [byte_count(tick) for tick in ticks]
+    limits = [low - 0.05, high + 0.05]
+    figure.update_yaxes(type="log", title_text="Bytes so far", tickvals=ticks, ticktext=text, range=limits)
 
 
 def _cumulative(values: Sequence[int]) -> list[int]:
@@ -230,25 +239,20 @@ def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) 
     counts = {(true, predicted): number for true, predicted, number in rows}
     matrix = [[counts.get((true, predicted), 0) for predicted in labels] for true in labels]
     shares = [[number / sum(row) if sum(row) else None for number in row] for row in matrix]
-    figure = _figure(max(340, 150 + 20 * len(labels)))
+    figure = empty_figure(max(340, 150 + 20 * len(labels)))
     hover = "true: %{y}<br>predicted: %{x}<br>%{customdata} examples, %{z:.0%}<extra></extra>"
-    shown = [_text(label) for label in labels]
+    shown = [literal(label) for label in labels]
     figure.add_heatmap(
         z=shares, x=shown, y=shown, customdata=matrix, hovertemplate=hover, zmin=0, zmax=1, xgap=1, ygap=1
     )
-    figure.update_traces(colorbar={"tickformat": ".0%", "thickness": 10, "outlinewidth": 0, "nticks": 5})
-    _label_axis(figure, labels)
-    figure.update_yaxes(title_text="True label")
-    short = [_text(label, 16) for label in labels]
-    figure.update_xaxes(
-        type="category",
-        title_text="Predicted label",
-        tickvals=shown,
-        ticktext=short,
-        tickangle=-60,
-        automargin=True,
-        showgrid=False,
-    )
+    figure.update_traces(colorbar={"tickformat": ".0%", "thickness": 8, "outlinewidth": 0, "nticks": 5, "xpad": 4})
+    figure.update_layout(margin_t=30)
+    label_axis(figure, labels, 22)
+    short = [literal(label, 16) for label in labels]
+    ticks = {"tickvals": shown, "ticktext": short, "tickangle": -60}
+    figure.update_xaxes(type="category", automargin=True, showgrid=False, title_text="Predicted label", **ticks)
+    if len(labels) > LEGIBLE_COLUMNS:
+        figure.update_xaxes(showticklabels=False, ticks="", title_text="Predicted label, in the order of the rows")
     return figure
 
 
@@ -257,9 +261,13 @@ def loss_plot(records: Sequence[RoundRecord]) -> go.Figure:
     kinds = [kind for kind in LOSSES if any(kind in record.losses for record in records)]
     columns = min(2, len(kinds))
     rows = math.ceil(len(kinds) / columns)
-    spacing = {"horizontal_spacing": 0.14, "vertical_spacing": 0.2}
     figure = make_subplots(
-        rows, columns, subplot_titles=[LOSSES[kind] for kind in kinds], figure=_figure(200 * rows), **spacing
+        rows,
+        columns,
+        subplot_titles=[LOSSES[kind] for kind in kinds],
+        figure=empty_figure(210 * rows),
+        horizontal_spacing=0.14,
+        vertical_spacing=0.24 if rows > 1 else None,
     )
     for index, (kind, colour) in enumerate(zip(kinds, (GREEN, BLUE, VERMILLION, PURPLE), strict=False)):
         points = [(record.round, record.losses[kind]) for record in records if kind in record.losses]
@@ -274,7 +282,8 @@ def loss_plot(records: Sequence[RoundRecord]) -> go.Figure:
             col=index % columns + 1,
         )
     figure.update_layout(showlegend=False, margin_t=30)
-    figure.update_annotations(font_size=13)
-    _round_axis(figure, [record.round for record in records if record.losses])
+    figure.update_annotations(font_size=12)
+    round_axis(figure, [record.round for record in records if record.losses])
+    figure.update_xaxes(title_text="")
     figure.update_yaxes(rangemode="tozero")
     return figure

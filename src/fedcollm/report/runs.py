@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,20 @@ import yaml
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
+from fedcollm.report.formats import natural
 from fedcollm.run_directory import CONFIG, CONFUSION, DATA, ENVIRONMENT, ROUNDS, read_config, read_json, read_records
 
-#: The method that stands first in a report on a folder of many runs.
-MAIN_METHOD = "fedcollm"
+#: What `fedcollm compare` runs, by the name of its folder, in the order of a report.
+COMPARED = {
+    "fedcollm": "the method itself: federated tuning and mutual distillation",
+    "fedavg": "federated averaging, no distillation",
+    "fedavg_ce": "federated averaging, then both models tuned on the labelled public set without distillation; its "
+    "large model learns from the public set only",
+    "standalone": "every client alone; scores are means over clients",
+    "llm2slm": "one-way distillation from the large model on the public set, no federation",
+    "centralized": "the small model tuned on all private data in one place, which a federation avoids",
+    "centralized_llm": "the large model tuned on all private data and the labelled public set in one place",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,12 @@ class Method:
         seeds = sorted({run.config.seed for run in self.runs})
         return {seed: [run for run in self.runs if run.config.seed == seed] for seed in seeds}
 
+    @property
+    def federated(self) -> bool:
+        """Whether its bytes would travel: not if one place has all data, or every client is alone."""
+        run = self.runs[0]
+        return run.config.task.partition.kind != "pooled" and not _is_client(run.directory)
+
 
 def find_runs(directory: Path) -> list[Path]:
     """Every run directory at or below a directory, in natural order (`seed-2` before `seed-10`).
@@ -74,16 +90,7 @@ def find_runs(directory: Path) -> list[Path]:
         raise UserError(
             f"{directory} holds no run: no {CONFIG} in it or below. Give a directory that `fedcollm run --out` wrote."
         )
-    return sorted(found, key=lambda path: _natural(str(path)))
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sort key in which digits compare as numbers.
-
-    >>> sorted(["a10", "a2", "b"], key=_natural)
-    ['a2', 'a10', 'b']
-    """
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", text)]
+    return sorted(found, key=lambda path: natural(str(path)))
 
 
 def read_run(directory: Path) -> Run:
@@ -133,13 +140,38 @@ def group(runs: Iterable[Run]) -> list[Method]:
 def _identity(run: Run) -> tuple[str, str]:
     """Name of a run's method, and what tells methods of one name apart."""
     folder = run.directory.resolve()
-    if folder.name.startswith("client-") and folder.parent.name.startswith("seed-"):
+    if _is_client(folder):
         folder = folder.parent
     if re.fullmatch(r"seed-[0-9]+", folder.name):
         return folder.parent.name, str(folder.parent)
     return run.config.name, run.config.model_copy(update={"seed": 0}).model_dump_json()
 
 
+def _is_client(folder: Path) -> bool:
+    """Whether this is one client of a standalone comparison, `METHOD/seed-S/client-K`."""
+    return folder.name.startswith("client-") and folder.resolve().parent.name.startswith("seed-")
+
+
+def with_true_roles(methods: Sequence[Method]) -> list[Method]:
+    """The same methods, with the scores of one that tunes the first one's LLM in the SLM's place as the LLM's.
+
+    `fedcollm compare` does so for `centralized_llm`: the loop has no other way to tune an LLM on all data.
+    """
+    slm, llm = methods[0].runs[0].config.slm, methods[0].runs[0].config.llm
+    result = [methods[0]]
+    for method in methods[1:]:
+        records = [record for run in method.runs for record in run.records]
+        if method.runs[0].config.slm == llm != slm and not any("llm" in record.scores for record in records):
+            method = Method(method.name, tuple(replace(run, records=_as_llm(run.records)) for run in method.runs))
+        result.append(method)
+    return result
+
+
+def _as_llm(records: Sequence[RoundRecord]) -> list[RoundRecord]:
+    return [replace(r, scores={"llm": r.scores["slm"]} if "slm" in r.scores else {}) for r in records]
+
+
 def main_first(methods: Sequence[Method]) -> list[Method]:
-    """The same methods, with FedCoLLM itself in front if it is among them."""
-    return sorted(methods, key=lambda method: method.name.casefold() != MAIN_METHOD)
+    """The same methods, those that `fedcollm compare` runs in front in their own order: FedCoLLM first."""
+    order = list(COMPARED)
+    return sorted(methods, key=lambda method: order.index(method.name) if method.name in COMPARED else len(order))

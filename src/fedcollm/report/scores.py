@@ -34,7 +34,7 @@ class RoleScores:
 
 @dataclass(frozen=True)
 class Point:
-    """Mean over seeds of one role's score in one round; half_width of its 95 % interval, if there is one."""
+    """Mean over seeds of one role's score in one round; half_width of its 95% interval, if there is one."""
 
     round: int
     mean: float
@@ -52,7 +52,7 @@ def role_scores(records: Sequence[RoundRecord], role: str) -> RoleScores:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half-width of its 95 % interval by Student's t; None for fewer than two values."""
+    """Mean, and half-width of its 95% interval by Student's t; None for fewer than two values."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None
@@ -61,7 +61,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def sampling_half_width(score: float, examples: int) -> float:
-    """Half-width of the 95 % Wilson interval of an accuracy on this many test examples."""
+    """Half-width of the 95% Wilson interval of an accuracy on this many test examples."""
     z = 1.959964
     return z / (1 + z * z / examples) * math.sqrt(score * (1 - score) / examples + z * z / (4 * examples**2))
 

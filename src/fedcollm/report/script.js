@@ -8,7 +8,8 @@
   function look() {
     const style = getComputedStyle(document.documentElement);
     const value = (name) => style.getPropertyValue(name).trim();
-    const axis = { gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--line") };
+    const title = { font: { size: narrow.matches ? 11 : 12 } };
+    const axis = { gridcolor: value("--line"), linecolor: value("--line"), zerolinecolor: value("--line"), title };
     const heat = [[0, value("--heat-low")], [0.5, value("--heat-middle")], [1, value("--heat-high")]];
     return {
       layout: {
@@ -16,6 +17,7 @@
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",
         hoverlabel: { bgcolor: value("--surface"), bordercolor: value("--line"), font: { color: value("--ink") }, namelength: -1 },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: value("--soft"), activecolor: value("--ink") },
         xaxis: axis,
         yaxis: axis,
       },
@@ -31,14 +33,17 @@
     const config = {
       responsive: true,
       displaylogo: false,
+      displayModeBar: "hover",
       plotlyServerURL: "",
       modeBarButtons: [["toImage"]],
     };
     for (const [id, figure] of Object.entries(figures)) {
       const layout = structuredClone(figure.layout);
       layout.template = template;
-      if (narrow.matches && layout.meta && layout.meta.narrow) {
-        layout.yaxis.ticktext = layout.meta.narrow;
+      if (narrow.matches) {
+        const named = figure.data.filter((trace) => trace.showlegend !== false).length;
+        layout.height += 16 * Math.max(0, named - 4); // the legend takes a line for each
+        if (layout.meta && layout.meta.narrow) layout.yaxis.ticktext = layout.meta.narrow;
       }
       config.toImageButtonOptions = { format: "svg", filename: id };
       window.Plotly.react(id, structuredClone(figure.data), layout, config);

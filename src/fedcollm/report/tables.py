@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.messages import RoundRecord
-from fedcollm.report.formats import byte_count, count, duration, percent
+from fedcollm.report.formats import byte_count, count, duration, percent, points
 from fedcollm.report.runs import Method, Run, read_run
 from fedcollm.report.scores import ROLES, RoleScores, curve, finals, interval, role_scores
 
 PARTS = {"clients": "Clients", "distillation": "Distillation", "evaluation": "Evaluation"}
-LOSSES = {
-    "client": "Clients, cross-entropy",
-    "slm": "Small model, cross-entropy",
-    "llm": "Large model, cross-entropy",
-    "kl": "KL divergence",
-}
+LOSSES = {"client": "Clients: CE", "slm": "Small model: CE", "llm": "Large model: CE", "kl": "KL divergence"}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -115,25 +110,27 @@ def comparison(methods: Sequence[Method]) -> Table:
                     percent(*interval(list(values.values()))) if values else "–"
                     for values in (finals(method, role) for role in ROLES)
                 ),
-                percent(*interval(paired), signed=True) if paired and method is not methods[0] else "–",
+                points(*interval(paired)) if paired and method is not methods[0] else "–",
                 count(len(method.by_seed)),
                 f"{done[0]}" if len(done) == 1 else f"{done[0]}–{done[-1]}",
-                byte_count(max(value.bytes_up for value in summaries)),
+                byte_count(max(value.bytes_up for value in summaries)) if method.federated else "–",
                 duration(seconds),
             )
         )
     header = (
         "Method",
         *ROLES.values(),
-        f"Small model against {methods[0].name}",
+        f"Small model − {methods[0].name}’s",
         "Seeds",
         "Rounds",
         "Sent a client a round",
         "Time a seed",
     )
-    return Table(
-        "Final scores by method: mean ± half-width of the 95 % interval over seeds (Student's t)", header, rows
+    caption = (
+        "Final scores by method: mean ± half-width of the 95% interval over seeds (Student’s t); "
+        "differences are paired by seed, in percentage points"
     )
+    return Table(caption, header, rows)
 
 
 def score_table(methods: Sequence[Method]) -> Table:

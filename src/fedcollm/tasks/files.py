@@ -100,6 +100,8 @@ def load_custom(path: Path, format: FormatConfig) -> Pool:
     fields = _template(format.prompt)
     if isinstance(format.choices, list):
         _check_choices(format.choices, "task.format.choices")
+        if len({choice.strip() for choice in format.choices}) < len(format.choices):
+            raise UserError(f"task.format.choices names a choice twice: {shorten(format.choices)}. Name each once.")
     if not path.exists():
         raise UserError(f"task.path: {path} does not exist. Give a file or a directory of {', '.join(SUFFIXES)} files.")
     train_path = find_part(path, "train") if path.is_dir() else path
@@ -279,17 +281,14 @@ def _choices(value: Any, place: str) -> tuple[str, ...]:
         raise UserError(
             f"{place} holds {shorten(value)}. Choices are a list, a JSON list, or a text with | between them."
         )
-    _check_choices(value, place, unique=False)
+    _check_choices(value, place)
+    if len(value) > len(LETTERS):
+        raise UserError(f"{place} holds {len(value)} choices. Give at most {len(LETTERS)}.")
     return tuple(str(choice).strip() for choice in value)
 
 
-def _check_choices(choices: list[Any], place: str, unique: bool = True) -> None:
+def _check_choices(choices: list[Any], place: str) -> None:
     if not all(isinstance(choice, (str, int, float)) and str(choice).strip() for choice in choices):
-        raise UserError(f"{place}: {shorten(choices)} has an empty choice. Each needs a text.")
-    if not len(choices) >= 2 or (not unique and len(choices) > len(LETTERS)):
-        raise UserError(
-            f"{place}: {shorten(choices)} has {len(choices)} choices. Give at least 2"
-            + ("." if unique else ", at most 26.")
-        )
-    if unique and len({choice.strip() for choice in choices}) < len(choices):
-        raise UserError(f"{place}: {shorten(choices)} names a choice twice. Name each once.")
+        raise UserError(f"{place} holds {shorten(choices)} with an empty choice. Each must be a text.")
+    if len(choices) < 2:
+        raise UserError(f"{place} holds {shorten(choices)}, which is {len(choices)} choices. Give at least 2.")

@@ -52,6 +52,8 @@ def split(pool: Pool, config: TaskConfig, seed: int) -> Split:
     notes = []
     if pool.test is None:
         test, train = train[: config.test_size], train[config.test_size :]
+    elif not test:
+        raise UserError(f"task {config.name}: the test set has no examples. Give it some, or leave its file out.")
     elif len(test) < config.test_size:
         notes.append(
             f"the test set has {len(test)} examples, fewer than task.test_size {config.test_size}: all are used"
