@@ -199,7 +199,9 @@ def pair(llama) -> tuple[peft.PeftModel, peft.PeftModel]:
 def distil(task, pair, public=PUBLIC, **options) -> tuple[dict, dict, dict[str, float]]:
     """Both adapters afterwards, and the losses; the pair itself is left as it was."""
     slm, llm = copy.deepcopy(pair)
-    losses = distil_mutually(task, slm, llm, public, **{"epochs": 2, "batch_size": 2, "learning_rate": 1e-2, "seed": 3} | options)
+    losses = distil_mutually(
+        task, slm, llm, public, **{"epochs": 2, "batch_size": 2, "learning_rate": 1e-2, "seed": 3} | options
+    )
     return read_adapter(slm), read_adapter(llm), losses
 
 
@@ -229,6 +231,18 @@ def test_distillation_is_a_function_of_its_seed(task, pair):
     assert equal(first[1], again[1])
     assert not equal(first[0], other[0])
     assert not equal(first[1], other[1])
+
+
+def test_dropout_comes_from_the_seed_too(task, llama):
+    torch.manual_seed(9)
+    other = type(llama)(llama.config)
+    pair = add_adapter(llama, rank=2, dropout=0.5, seed=1), add_adapter(other, rank=4, dropout=0.5, seed=2)
+    first = distil(task, pair)
+    torch.manual_seed(123)
+    again = distil(task, pair)
+    assert first[2] == again[2]
+    assert equal(first[0], again[0])
+    assert equal(first[1], again[1])
 
 
 def test_both_models_step_once_a_batch_from_one_pair_of_forward_passes(task, pair):

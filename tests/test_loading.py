@@ -244,12 +244,16 @@ def test_value_of_a_wrong_type_or_range_is_named(key, value):
 
 def test_secure_aggregation_is_refused_until_it_is_there():
     message = refused(**{"federation.secure_aggregation": True})
-    assert "federation.secure_aggregation: True is not allowed: secure aggregation is not part of this version; set it to false" in message
+    assert "federation.secure_aggregation: True is not allowed: secure aggregation is not part of" in message
+    assert "set it to false" in message
 
 
 def test_distillation_without_public_data_is_refused():
     message = refused(task={"public_size": 0})
-    assert "server.epochs > 0 needs public data: set task.public_size or task.unlabelled_size, or server.epochs: 0" in message
+    assert (
+        "server.epochs > 0 needs public data: set task.public_size or task.unlabelled_size, or server.epochs: 0"
+        in message
+    )
     assert load_config("icd10", task={"public_size": 0}, server={"epochs": 0}).task.public_size == 0
     assert load_config("icd10", task={"public_size": 0, "unlabelled_size": 1}).server.epochs == 1
 

@@ -24,7 +24,9 @@ def test_score_value_is_the_mean_of_the_first_metric():
 
 
 def test_scores_merge_exactly():
-    merged = Score({"acc": 1.0}, 2, {("a", "b"): 1, ("a", "a"): 1}) + Score({"acc": 3.0}, 3, {("a", "b"): 2, ("b", "b"): 1})
+    merged = Score({"acc": 1.0}, 2, {("a", "b"): 1, ("a", "a"): 1}) + Score(
+        {"acc": 3.0}, 3, {("a", "b"): 2, ("b", "b"): 1}
+    )
     assert merged == Score({"acc": 4.0}, 5, {("a", "b"): 3, ("a", "a"): 1, ("b", "b"): 1})
     assert merged.value == 0.8  # (1 + 3) / (2 + 3), not the mean 0.75 of 1/2 and 3/3
 

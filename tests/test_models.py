@@ -125,7 +125,9 @@ def test_image_models_have_no_causal_task_type(llama):
 
 @pytest.mark.parametrize("kind", ["LORA", "Dora"])
 def test_method_names_ignore_case(llama, kind):
-    assert equal(read_adapter(adapted(llama, kind=kind, seed=1)), read_adapter(adapted(llama, kind=kind.lower(), seed=1)))
+    assert equal(
+        read_adapter(adapted(llama, kind=kind, seed=1)), read_adapter(adapted(llama, kind=kind.lower(), seed=1))
+    )
 
 
 def test_unknown_method_lists_the_known_ones(llama):

@@ -14,7 +14,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 
 from fedcollm import pretrained
 from fedcollm.errors import UserError
-from fedcollm.pretrained import base_directory, cache_directory, even_layers, hub_reachable, load_causal_lm, load_config, load_tokenizer, prune_layers
+from fedcollm.pretrained import (
+    base_directory,
+    cache_directory,
+    even_layers,
+    hub_reachable,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    prune_layers,
+)
 
 TOKENS = torch.tensor([[2, 8, 11, 5, 9]])
 
@@ -57,13 +66,21 @@ def test_even_layers_are_never_taken_twice():
 
 @pytest.mark.parametrize("keep", [0, -1, 31])
 def test_number_of_layers_that_cannot_be_kept_is_the_users_error(keep):
-    with pytest.raises(UserError, match=f"layers: {keep} cannot be kept of a model with 30; give a number from 1 to 30"):
+    with pytest.raises(
+        UserError, match=f"layers: {keep} cannot be kept of a model with 30; give a number from 1 to 30"
+    ):
         even_layers(30, keep)
 
 
 # --- pruning ---
 
-SHAPE = {"vocab_size": 16, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 5, "max_position_embeddings": 32}
+SHAPE = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 5,
+    "max_position_embeddings": 32,
+}
 TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE, intermediate_size=32),
@@ -103,7 +120,13 @@ def test_saved_pruned_model_has_the_logits_of_the_pruned_one(name, tmp_path):
 
 def test_pruning_keeps_the_kinds_of_the_layers_that_stay():
     model = family("qwen2")
-    model.config.layer_types = ["full_attention", "sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+    model.config.layer_types = [
+        "full_attention",
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+        "sliding_attention",
+    ]
     assert prune_layers(model, 2).config.layer_types == ["full_attention", "sliding_attention"]
 
 
@@ -190,10 +213,19 @@ def test_tokenizer_without_padding_pads_with_its_end(model_directories, tmp_path
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/no/such/model.gguf", r"no such file: /no/such/model.gguf. Give an existing .gguf file, a directory or a hub id"),
-        ("/no/such/directory", r"no such directory: /no/such/directory. Give an existing directory, a .gguf file or a hub id"),
+        (
+            "/no/such/model.gguf",
+            r"no such file: /no/such/model.gguf. Give an existing .gguf file, a directory or a hub id",
+        ),
+        (
+            "/no/such/directory",
+            r"no such directory: /no/such/directory. Give an existing directory, a .gguf file or a hub id",
+        ),
         ("./nothing", r"no such directory: ./nothing"),
-        ("nobody/no-such-model", r"'nobody/no-such-model' is neither a directory nor a shipped model \(smollm2-135m\).*local directory"),
+        (
+            "nobody/no-such-model",
+            r"'nobody/no-such-model' is neither a directory nor a shipped model \(smollm2-135m\).*local directory",
+        ),
     ],
 )
 def test_missing_source_is_refused_at_once_with_advice(source, message):
@@ -274,7 +306,9 @@ GGUF_NAMES = {
 def gguf_llama():
     torch.manual_seed(0)
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
-    shape = LlamaConfig(vocab_size=10, hidden_size=32, intermediate_size=64, num_hidden_layers=2, tie_word_embeddings=True, **heads)
+    shape = LlamaConfig(
+        vocab_size=10, hidden_size=32, intermediate_size=64, num_hidden_layers=2, tie_word_embeddings=True, **heads
+    )
     return AutoModelForCausalLM.from_config(shape).eval()
 
 
@@ -343,7 +377,9 @@ def test_changed_gguf_file_is_converted_again(tmp_path):
         model.model.norm.weight.mul_(2)
     write_gguf(file, model, head=None)
     os.utime(file, ns=(1, 1))
-    torch.testing.assert_close(gguf_logits(load_causal_lm(base_directory(str(file), None), torch.float32)), gguf_logits(model))
+    torch.testing.assert_close(
+        gguf_logits(load_causal_lm(base_directory(str(file), None), torch.float32)), gguf_logits(model)
+    )
     assert base_directory(str(file), None) != first
 
 

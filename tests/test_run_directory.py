@@ -101,11 +101,23 @@ def test_saving_leaves_no_temporary_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "rounds.jsonl"]
 
 
+def test_checkpoint_is_replaced_and_never_rewritten(tmp_path):
+    save_round(tmp_path, record(0), adapters(0.5))
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    with checkpoint.open("rb") as file:
+        save_round(tmp_path, record(1), adapters(1.0))
+        assert file.read() == before
+    assert checkpoint.read_bytes() != before
+
+
 def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     save_round(tmp_path, record(0), adapters(0.5))
     with monkeypatch.context() as patch:
         patch.setattr(run_directory, "save_file", fail_with_a_full_disk)
-        with pytest.raises(UserError, match=r"can't be written: .*No space left on device.*Free some space or choose another --out"):
+        with pytest.raises(
+            UserError, match=r"can't be written: .*No space left on device.*Free some space or choose another --out"
+        ):
             save_round(tmp_path, record(1), adapters(1.0))
     loaded_record, loaded = load_round(tmp_path)
     assert loaded_record == record(0)
@@ -183,7 +195,9 @@ def test_configuration_survives(tmp_path, preset):
 
 def test_second_run_in_one_directory_is_refused(tmp_path):
     start(tmp_path, RunConfig())
-    with pytest.raises(UserError, match=r"already holds a run. Choose another --out, or go on with: fedcollm run --resume --out"):
+    with pytest.raises(
+        UserError, match=r"already holds a run. Choose another --out, or go on with: fedcollm run --resume --out"
+    ):
         start(tmp_path, RunConfig(seed=1))
     assert read_config(tmp_path).seed == 0
 
@@ -208,7 +222,10 @@ def test_lock_makes_the_directory_and_refuses_a_second_holder(tmp_path):
     directory = tmp_path / "a" / "b"
     with locked(directory):
         assert directory.is_dir()
-        with pytest.raises(UserError, match=r"is in use by another run; wait for it or choose another --out"), locked(directory):
+        with (
+            pytest.raises(UserError, match=r"is in use by another run; wait for it or choose another --out"),
+            locked(directory),
+        ):
             pytest.fail("locked twice")
     with locked(directory):
         assert directory.is_dir()

@@ -20,7 +20,9 @@ def test_seed_fits_31_bits():
     assert len(set(seeds)) == 200
 
 
-@pytest.mark.parametrize("other", [(1, "client", "2", 5), (0, "server", "2", 5), (0, "client", "3", 5), (0, "client", "2", 6)])
+@pytest.mark.parametrize(
+    "other", [(1, "client", "2", 5), (0, "server", "2", 5), (0, "client", "3", 5), (0, "client", "2", 6)]
+)
 def test_seed_depends_on_every_part_of_the_identity(other):
     assert derive_seed(0, "client", "2", 5) != derive_seed(*other)
 

@@ -46,8 +46,9 @@ def test_minibatches_cover_every_example_exactly_once(count, batch_size):
 
 
 def test_minibatches_group_examples_of_like_size():
-    # 16 examples in batches of 2 fill one window: sorted by size, each batch is a pair of neighbours
-    batches = list(minibatches(Sizes(), [(i, i) for i in range(16)], 2, random.Random(0)))
+    # 16 examples of sizes 0, 7, 14, 5, ... in batches of 2 fill one window: each batch is a pair of neighbours in size
+    examples = [(i, 7 * i % 16) for i in range(16)]
+    batches = list(minibatches(Sizes(), examples, 2, random.Random(0)))
     assert sorted([size for _, size in batch] for batch in batches) == [[2 * i, 2 * i + 1] for i in range(8)]
 
 
@@ -144,7 +145,9 @@ def test_fit_returns_the_mean_loss_of_the_last_epoch():
     model = Scaled()
     examples = [image(math.log(3), 0, 0), image(0, 0, 1)]
     # one example a batch: epoch 1 is left out; the weight hardly moves, so the last epoch is (ln(4/3) + ln 2) / 2
-    assert fit(IMAGES, model, examples, epochs=2, batch_size=1, learning_rate=1e-9, seed=0) == pytest.approx(0.4904147, abs=1e-5)
+    assert fit(IMAGES, model, examples, epochs=2, batch_size=1, learning_rate=1e-9, seed=0) == pytest.approx(
+        0.4904147, abs=1e-5
+    )
 
 
 def test_fit_returns_a_mean_over_examples_whatever_the_last_batch_holds():
@@ -164,14 +167,32 @@ def test_fit_leaves_the_model_in_evaluation_mode():
 def test_loss_that_is_not_a_number_names_the_place_and_takes_no_step():
     model = Scaled()
     with pytest.raises(NonFiniteError, match="client a, round 3: the training loss became nan"):
-        fit(IMAGES, model, [image(math.nan, 0, 0)], epochs=1, batch_size=1, learning_rate=0.1, seed=0, where="client a, round 3")
+        fit(
+            IMAGES,
+            model,
+            [image(math.nan, 0, 0)],
+            epochs=1,
+            batch_size=1,
+            learning_rate=0.1,
+            seed=0,
+            where="client a, round 3",
+        )
     assert model.weight.item() == 1.0
 
 
 def test_last_step_that_ends_in_infinity_is_noticed():
     # the loss before the only step is finite; the step itself leaves what float32 can hold
     with pytest.raises(NonFiniteError, match="client a, round 3"):
-        fit(IMAGES, Scaled(), [image(1, 0, 0)], epochs=1, batch_size=1, learning_rate=1e39, seed=0, where="client a, round 3")
+        fit(
+            IMAGES,
+            Scaled(),
+            [image(1, 0, 0)],
+            epochs=1,
+            batch_size=1,
+            learning_rate=1e39,
+            seed=0,
+            where="client a, round 3",
+        )
 
 
 def test_optimiser_holds_trainable_parameters_only():
@@ -211,10 +232,14 @@ def test_evaluate_of_no_examples_counts_none():
 
 
 def fact(noun: str, answer: str) -> TextExample:
-    return TextExample(noun, f"the {noun} is a :", ("animal", "colour"), ("animal", "colour").index(answer), ("animal", "colour"))
+    return TextExample(
+        noun, f"the {noun} is a :", ("animal", "colour"), ("animal", "colour").index(answer), ("animal", "colour")
+    )
 
 
-FACTS = [fact(noun, "animal") for noun in ("cat", "dog", "bird")] + [fact(noun, "colour") for noun in ("red", "green", "blue")]
+FACTS = [fact(noun, "animal") for noun in ("cat", "dog", "bird")] + [
+    fact(noun, "colour") for noun in ("red", "green", "blue")
+]
 
 
 @pytest.fixture
@@ -224,17 +249,14 @@ def task(tokenizer) -> TextTask:
 
 @pytest.fixture
 def model(llama) -> nn.Module:
-    """A tiny Llama with an adapter; embeddings of size 1 let its tied head tell tokens apart."""
-    torch.manual_seed(0)
-    nn.init.normal_(llama.get_input_embeddings().weight)
     return add_adapter(llama, rank=4, seed=1)
 
 
 def test_fit_learns_a_toy_task(task, model):
     before = task_loss(task, model)
-    assert evaluate(task, model, FACTS, 6).value == 0.5  # all are taken for the same
-    fit(task, model, FACTS, epochs=30, batch_size=3, learning_rate=2e-2, seed=0)
-    assert task_loss(task, model) < 0.1 * before
+    assert evaluate(task, model, FACTS, 6).value < 1.0
+    fit(task, model, FACTS, epochs=40, batch_size=2, learning_rate=1e-2, seed=0)
+    assert task_loss(task, model) < 0.25 * before
     assert evaluate(task, model, FACTS, 6).value == 1.0
 
 

@@ -87,6 +87,7 @@ def add_adapter(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # transformers' own, about a name that peft uses
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for GPT-2 itself
             model = peft.get_peft_model(base, config)  # pyright: ignore[reportArgumentType]
     except ValueError as error:
         names = sorted(

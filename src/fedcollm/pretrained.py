@@ -5,7 +5,9 @@ Everything that is not already a plain directory of safetensors is converted onc
 adapter files can name a base model that exists on disk.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import socket
@@ -195,8 +197,9 @@ def _convert_gguf(file: Path, target: Path) -> None:
     say(f"converting {file.name} once into {target.parent}")
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        source = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**place)
+        with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
+            source = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**place)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model source {file} can't be read as GGUF: {str(error).splitlines()[0]}") from error
     config = source.config

@@ -103,7 +103,10 @@ def read_config(directory: Path) -> RunConfig:
         raise UserError(
             f"{directory} holds no run: {CONFIG} is missing. Give the directory that `fedcollm run --out` wrote."
         )
-    return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    try:
+        return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not a configuration that this version reads: {error}") from error
 
 
 def read_records(directory: Path) -> list[RoundRecord]:

@@ -87,20 +87,18 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def cost_table(cost: Cost) -> Table:
     """Parameters, bytes and memory of a configuration."""
-    table = Table(title="configuration is valid; nothing was trained", title_justify="left")
-    for column in (
-        "role",
-        "source",
-        "base parameters",
-        "adapter parameters",
-        "share",
-        "bytes up = down, a client a round",
-    ):
-        table.add_column(column, justify="right" if "parameters" in column or column == "share" else "left")
-    for name, role in cost.roles.items():
-        wire = megabytes(role.adapter_bytes) if name == "slm" else "stays on the server"
-        counts = (f"{role.base_parameters / 1e6:.1f} M", f"{role.adapter_parameters / 1e6:.2f} M", f"{role.share:.2%}")
-        table.add_row(name, role.source, *counts, wire)
+    table = Table(title="the configuration is valid; nothing was trained", title_justify="left")
+    table.add_column("")
+    for role in cost.roles.values():
+        table.add_column(role.source, justify="right", overflow="fold")
+    roles = list(cost.roles.values())
+    table.add_row("role", *(name.upper() for name in cost.roles))
+    table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
+    table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
+    table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
+    wire = [megabytes(role.adapter_bytes) if name == "slm" else "none" for name, role in cost.roles.items()]
+    table.add_row("bytes up, and down, a client a round", *wire)
+    table.add_row("base in memory", *(megabytes(role.base_bytes) for role in roles))
     table.caption = f"memory of one process, estimated: {megabytes(cost.memory_bytes)}\n" + _data_line(cost)
     table.caption_justify = "left"
     return table

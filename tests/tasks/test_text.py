@@ -11,7 +11,7 @@ from fedcollm.tasks.base import UNLABELLED, Task
 from fedcollm.tasks.text import TextExample, TextTask
 from fedcollm.training import cross_entropy
 
-WORDS = ("<pad>", "<unk>", "red", "green", "blue", "cat", "dog", "bird", "is", "a", "the", ":", "colour", "animal", "good", "bad")
+WORDS = "<pad> <unk> red green blue cat dog bird is a the : colour animal good bad".split()  # noqa: SIM905
 IDS = {word: i for i, word in enumerate(WORDS)}
 
 
@@ -299,7 +299,9 @@ def test_normalised_task_is_scored_by_acc_norm(tokenizer):
 
 
 def test_confusion_counts_true_and_predicted_labels(task):
-    score = task.score(long_or_likely(), [LONG_OR_LIKELY, example("the dog is :", "bad", "the good bird", answer=0), LONG_OR_LIKELY])
+    score = task.score(
+        long_or_likely(), [LONG_OR_LIKELY, example("the dog is :", "bad", "the good bird", answer=0), LONG_OR_LIKELY]
+    )
     assert score.confusion == {("label the good bird", "label bad"): 2, ("label bad", "label bad"): 1}
 
 
@@ -331,12 +333,19 @@ def test_log_likelihoods_are_those_of_a_plain_forward_pass(task, model):
         ((values, _),) = task._likelihoods(model, [example("the cat is :", *choices)])
     for value, choice in zip(values, choices, strict=True):
         rows = plain_rows(model, "the cat is :", choice).log_softmax(-1)
-        assert value.item() == pytest.approx(sum(row[token].item() for row, token in zip(rows, ids(choice), strict=True)), abs=1e-4)
+        assert value.item() == pytest.approx(
+            sum(row[token].item() for row, token in zip(rows, ids(choice), strict=True)), abs=1e-4
+        )
 
 
 def test_scores_stay_with_their_examples_when_paths_mix(task):
     model = after_colon({"cat": 0.5, "the": 0.2, "dog": 0.1}, the={"dog": 0.5, "cat": 0.25})
-    mixed = [example("a :", "dog", "cat"), example("a :", "the cat", "the dog", "cat"), example("a :", "cat"), example("a :", "the dog", "dog")]
+    mixed = [
+        example("a :", "dog", "cat"),
+        example("a :", "the cat", "the dog", "cat"),
+        example("a :", "cat"),
+        example("a :", "the dog", "dog"),
+    ]
     values = likelihoods(task, model, *mixed)
     expected = [[0.1, 0.5], [0.05, 0.1, 0.5], [0.5], [0.1, 0.1]]
     assert [[round(math.exp(v), 5) for v in row] for row in values] == expected

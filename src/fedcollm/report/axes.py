@@ -11,6 +11,9 @@ BLUE, VERMILLION, GREEN, PURPLE, GREY = "#1a7fc1", "#d55e00", "#009e73", "#c46a9
 STACK = (BLUE, "#e69f00", GREEN, PURPLE, "#56b4e9", VERMILLION, "#a8a000", "#7a6bd0")
 ROLE_COLOURS = {"slm": BLUE, "llm": VERMILLION, "clients": GREEN}
 
+#: Names of more rows or columns than these would overlap.
+LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 12
+
 
 def empty_figure(height: int, **layout: object) -> go.Figure:
     """An empty figure without a look of its own."""
@@ -37,13 +40,9 @@ def round_axis(figure: go.Figure, rounds: Sequence[int]) -> None:
 
 def label_axis(figure: go.Figure, labels: Sequence[str], limit: int = 30) -> None:
     """Labels down the page, cut where they are long (the page cuts more if it is narrow); hover shows them whole."""
-    figure.update_yaxes(
-        type="category",
-        autorange="reversed",
-        automargin=True,
-        showgrid=False,
-        tickmode="array",
-        tickvals=[literal(label) for label in labels],
-        ticktext=[literal(label, limit) for label in labels],
-    )
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True, showgrid=False)
+    if len(labels) > LEGIBLE_ROWS:
+        return  # plotly then names as many as fit
+    cut = [literal(label, limit) for label in labels]
+    figure.update_yaxes(tickmode="array", tickvals=[literal(label) for label in labels], ticktext=cut)
     figure.update_layout(meta={"narrow": [literal(label, 13) for label in labels]})

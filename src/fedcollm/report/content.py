@@ -69,7 +69,7 @@ def tiles(method: Method, numbers: Summary) -> list[Tile]:
             mean, half = interval(list(values.values()))
             spread = "" if half is None else f"± {100 * half:.1f}"
             result.append(Tile(ROLES[role], percent(mean), _score_note(method, role), spread))
-    if numbers.bytes_up:
+    if numbers.bytes_up and method.federated:
         note, part = "by each client", numbers.share_of_full_model
         if part is not None:
             note += f": {share(part)} of the full model’s {byte_count(numbers.full_model_bytes or 0)}"

@@ -117,7 +117,7 @@ def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> l
     sections = [
         ("Accuracy", [*_accuracy(methods), *_confusion(run)]),
         ("Training", [*_training(run)]),
-        ("Communication", [*_communication(run, numbers)]),
+        ("Communication", [*_communication(run, numbers)] if methods[0].federated else []),
         ("Data", [*_data(run, split)]),
     ]
     return [(name, panels) for name, panels in sections if panels]

@@ -27,16 +27,16 @@ def label_order(split: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str, dict[str, int]]:
-    """The same split with all but the most frequent labels made one, so that a plot stays legible.
+    """The same split with all but the most frequent labels made one, whose name sorts last.
 
     >>> folded({"a": {"x": 3, "y": 1, "z": 1}}, limit=2)
-    {'a': {'x': 3, '2 other labels': 2}}
+    {'a': {'x': 3, '… 2 more labels': 2}}
     """
     labels = label_order(split)
     if len(labels) <= limit:
         return {part: dict(counts) for part, counts in split.items()}
     kept = set(sorted(labels, key=lambda label: -sum(counts.get(label, 0) for counts in split.values()))[: limit - 1])
-    other = f"{len(labels) - len(kept)} other labels"
+    other = f"… {len(labels) - len(kept)} more labels"
     result = {}
     for part, counts in split.items():
         result[part] = {label: number for label, number in counts.items() if label in kept}

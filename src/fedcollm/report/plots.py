@@ -11,6 +11,7 @@ from fedcollm.report.axes import (
     BLUE,
     GREEN,
     GREY,
+    LEGIBLE_COLUMNS,
     PURPLE,
     ROLE_COLOURS,
     STACK,
@@ -28,8 +29,6 @@ from fedcollm.report.tables import LOSSES, PARTS
 
 MUTED = ("#7f8894", "#a58a5a", "#8f7fae", "#6c9488", "#a9788a", "#7388ad")
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
-#: Names of more columns than this would overlap.
-LEGIBLE_COLUMNS = 12
 SYMBOLS = ("square-open", "diamond-open", "triangle-up-open", "x-thin-open", "pentagon-open", "triangle-down-open")
 
 
@@ -107,7 +106,7 @@ def _name_ends(figure: go.Figure, ends: Mapping[str, Point]) -> None:
 
 def final_plot(methods: Sequence[Method]) -> go.Figure:
     """Final score of both roles by method, with intervals over seeds."""
-    figure = empty_figure(120 + 38 * len(methods))
+    figure = empty_figure(150 + 38 * len(methods))
     for role, symbol in (("slm", "circle"), ("llm", "diamond")):
         known = [(m.name, interval(list(values.values()))) for m in methods if (values := finals(m, role))]
         if not known:
@@ -157,7 +156,7 @@ def _stacked(
     rows: Sequence[str], stack: Sequence[str], counts: Sequence[Sequence[int]], colours: Sequence[str]
 ) -> go.Figure:
     """Horizontal bars, one a row; counts[i][j] belongs to stack i and row j."""
-    figure = empty_figure(max(220, 110 + 26 * len(rows)), barmode="stack", bargap=0.25)
+    figure = empty_figure(min(1600, max(220, 110 + 26 * len(rows))), barmode="stack", bargap=0.25)
     shown = [literal(row) for row in rows]
     for name, colour, numbers in zip(stack, colours, counts, strict=False):
         hover = "%{y}, %{fullData.name}: %{x}<extra></extra>"
@@ -249,7 +248,7 @@ def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) 
     figure.update_layout(margin_t=30)
     label_axis(figure, labels, 22)
     short = [literal(label, 16) for label in labels]
-    ticks = {"tickvals": shown, "ticktext": short, "tickangle": -60}
+    ticks = {"tickvals": shown, "ticktext": short, "tickangle": -60 if max(map(len, labels)) > 3 else 0}
     figure.update_xaxes(type="category", automargin=True, showgrid=False, title_text="Predicted label", **ticks)
     if len(labels) > LEGIBLE_COLUMNS:
         figure.update_xaxes(showticklabels=False, ticks="", title_text="Predicted label, in the order of the rows")

@@ -36,11 +36,14 @@ CHAPTERS = (
     "health",
 )
 
+#: Longer descriptions, in characters, are left out: a quick first run matters more than the long ones.
+LONGEST_TEXT = 50
+
 
 def load_icd10(per_class: int, seed: int) -> Pool:
     """Diagnosis texts with their chapters, the same number of each, in turn.
 
-    Texts are those of codes of at most four characters (without the dot); where a chapter has fewer
+    Texts are those of at most `LONGEST_TEXT` characters, of codes of at most four (without the dot); where a chapter has fewer
     than `per_class` of them, those of five characters are drawn from too, for all chapters. A chapter
     that is still too small gives what it has.
 
@@ -74,6 +77,8 @@ def _texts_by_chapter(longest: int) -> tuple[tuple[tuple[str, str], ...], ...]:
     seen: set[str] = set()
     for code in cm.get_all_codes(with_dots=True):
         if len(code.replace(".", "")) > longest or not cm.is_category_or_subcategory(code):
+            continue
+        if len(cm.get_description(code)) > LONGEST_TEXT:
             continue
         chapter = int(cm.get_ancestors(code)[-1]) - 1
         description = cm.get_description(code)

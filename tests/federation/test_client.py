@@ -1,0 +1,130 @@
+"""A client's update is a function of the request, its own data and its seed."""
+
+import copy
+
+import peft
+import pytest
+import torch
+
+from fedcollm.errors import NonFiniteError
+from fedcollm.federation.client import Client
+from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
+from fedcollm.models import add_adapter, read_adapter
+from fedcollm.tasks.text import TextExample, TextTask
+
+
+def example(noun: str, answer: int) -> TextExample:
+    return TextExample(noun, f"the {noun} is a :", ("animal", "colour"), answer, ("animal", "colour"))
+
+
+ANIMALS = [example(noun, 0) for noun in ("cat", "dog", "bird")]
+COLOURS = [example(noun, 1) for noun in ("red", "green", "blue", "good", "bad")]
+
+
+@pytest.fixture
+def task(tokenizer) -> TextTask:
+    return TextTask("toy", tokenizer, 16, 32)
+
+
+@pytest.fixture
+def slm(llama) -> peft.PeftModel:
+    """With dropout, so that randomness would show."""
+    return add_adapter(llama, rank=2, dropout=0.3, seed=1)
+
+
+def client(task, slm, name: str = "a", examples=ANIMALS, **options) -> Client:
+    return Client(name, task, slm, examples, ANIMALS + COLOURS, **{"batch_size": 2, "learning_rate": 1e-2} | options)
+
+
+def equal(one: Adapter, two: Adapter) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def same(one: ClientUpdate, two: ClientUpdate) -> bool:
+    return equal(one.adapter, two.adapter) and (one.loss, one.score) == (two.loss, two.score)
+
+
+def test_update_says_who_when_and_how_much(task, slm):
+    update = client(task, slm, "b", COLOURS).train(TrainRequest(4, read_adapter(slm)))
+    assert (update.client, update.round_index, update.examples) == ("b", 4, 5)
+    assert 0.0 < update.loss < 5.0
+    assert update.seconds.keys() == {"clients", "evaluation"}
+    assert all(seconds >= 0 for seconds in update.seconds.values())
+
+
+def test_training_changes_every_tensor_of_the_adapter(task, slm):
+    before = read_adapter(slm)
+    update = client(task, slm).train(TrainRequest(1, before))
+    assert [name for name in before if torch.equal(before[name], update.adapter[name])] == []
+
+
+def test_request_is_not_changed(task, slm):
+    before = read_adapter(slm)
+    kept = copy.deepcopy(before)
+    client(task, slm).train(TrainRequest(1, before))
+    assert equal(before, kept)
+
+
+def test_later_training_does_not_change_an_update(task, slm):
+    start = read_adapter(slm)
+    update = client(task, slm).train(TrainRequest(1, start))
+    kept = copy.deepcopy(update.adapter)
+    client(task, slm, "b", COLOURS).train(TrainRequest(1, start))
+    assert equal(update.adapter, kept)
+
+
+def test_update_does_not_depend_on_what_was_trained_before(task, slm):
+    request = TrainRequest(2, read_adapter(slm))
+    one, other = client(task, slm), client(task, slm, "b", COLOURS)
+    first = one.train(request)
+    other.train(request)
+    one.train(TrainRequest(3, first.adapter))
+    torch.manual_seed(123)
+    assert same(one.train(request), first)
+
+
+def test_update_starts_from_the_request_and_not_from_the_model(task, slm):
+    start = read_adapter(slm)
+    shifted = {name: tensor + 0.1 for name, tensor in start.items()}
+    one = client(task, slm, learning_rate=1e-12)
+    update = one.train(TrainRequest(1, shifted))
+    assert all(torch.allclose(update.adapter[name], shifted[name], atol=1e-6) for name in shifted)
+
+
+@pytest.mark.parametrize("change", ["client", "round", "seed"])
+def test_randomness_comes_from_client_round_and_seed(task, slm, change):
+    start = read_adapter(slm)
+    first = client(task, slm, "a", seed=0).train(TrainRequest(1, start))
+    name, index, seed = (
+        ("b" if change == "client" else "a"),
+        (2 if change == "round" else 1),
+        (1 if change == "seed" else 0),
+    )
+    other = client(task, slm, name, seed=seed).train(TrainRequest(index, start))
+    assert not equal(first.adapter, other.adapter)
+
+
+def test_client_scores_its_tuned_model_only_if_asked(task, slm):
+    start = read_adapter(slm)
+    update = client(task, slm).train(TrainRequest(1, start, evaluate=True))
+    assert update.score.count == 8
+    assert client(task, slm).train(TrainRequest(1, start, evaluate=False)).score is None
+
+
+def test_client_learns_its_own_data(task, llama):
+    slm = add_adapter(llama, rank=4, seed=1)
+    animals = client(task, slm, epochs=15, learning_rate=2e-2).train(TrainRequest(1, read_adapter(slm)))
+    assert animals.score.sums["acc"] == 3.0  # of eight test examples, its three animals
+    assert animals.loss < 1.0
+
+
+def test_loss_that_is_not_a_number_names_client_and_round(task, slm):
+    broken = {name: torch.full_like(tensor, float("nan")) for name, tensor in read_adapter(slm).items()}
+    with pytest.raises(NonFiniteError, match="client a, round 7: the training loss became nan"):
+        client(task, slm).train(TrainRequest(7, broken))
+
+
+def test_data_never_show_in_the_representation(task, slm):
+    text = repr(client(task, slm))
+    assert "cat" not in text
+    assert "id='a'" in text

@@ -1,0 +1,361 @@
+"""Rounds of Algorithm 1 on tiny models in one process."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+import peft
+import pytest
+import torch
+
+from fedcollm.distillation import distil_mutually
+from fedcollm.errors import NonFiniteError
+from fedcollm.federation.aggregation import aggregate
+from fedcollm.federation.client import Client
+from fedcollm.federation.server import Server, peak_memory_bytes, sample
+from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
+from fedcollm.models import add_adapter, read_adapter
+from fedcollm.pretrained import load_causal_lm
+from fedcollm.seeding import derive_seed
+from fedcollm.tasks.text import TextExample, TextTask
+from fedcollm.transports.local import LocalTransport
+
+
+def example(noun: str, answer: int) -> TextExample:
+    return TextExample(noun, f"the {noun} is a :", ("animal", "colour"), answer, ("animal", "colour"))
+
+
+ANIMALS = [example(noun, 0) for noun in ("cat", "dog", "bird")]
+COLOURS = [example(noun, 1) for noun in ("red", "green", "blue")]
+PUBLIC = [example("good", 0), example("bad", 1), example("colour", 1), example("animal", 0).without_label()]
+
+
+class Spy(LocalTransport):
+    """A local transport that notes what passes."""
+
+    def __init__(self, clients):
+        super().__init__(clients)
+        self.requests: list[TrainRequest] = []
+        self.asked: list[list[str]] = []
+        self.updates: list[ClientUpdate] = []
+
+    def train(self, request: TrainRequest, ids: Sequence[str]) -> Iterator[ClientUpdate]:
+        self.requests.append(request)
+        self.asked.append(list(ids))
+        for update in super().train(request, ids):
+            self.updates.append(update)
+            yield update
+
+
+@pytest.fixture
+def task(tokenizer) -> TextTask:
+    return TextTask("toy", tokenizer, 16, 32)
+
+
+@pytest.fixture
+def models(model_directories) -> tuple[peft.PeftModel, peft.PeftModel]:
+    """A tiny SLM and a tiny LLM with adapters."""
+    slm, llm = (load_causal_lm(model_directories[role], torch.float32) for role in ("slm", "llm"))
+    return add_adapter(slm, rank=8, seed=1), add_adapter(llm, rank=2, seed=2)
+
+
+PRIVATE = {"a": ANIMALS, "b": COLOURS[:2], "c": ANIMALS[:1] + COLOURS[2:]}
+
+
+@pytest.fixture
+def server(task, models) -> Server:
+    """Three clients with 3, 2 and 2 examples."""
+    slm, llm = models
+    clients = {
+        name: Client(name, task, slm, part, COLOURS, batch_size=1, learning_rate=1e-2) for name, part in PRIVATE.items()
+    }
+    return Server(task, slm, llm, Spy(clients), PUBLIC, ANIMALS + COLOURS, batch_size=2, learning_rate=1e-2)
+
+
+def equal(one: Adapter, two: Adapter) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def changed(before: Adapter, after: Adapter) -> bool:
+    """Whether every tensor is another one now."""
+    return before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in before)
+
+
+# --- the circle of data ---
+
+
+def test_round_changes_every_tensor_at_every_client_and_both_roles_of_the_server(server):
+    before = server.adapters()
+    server.run_round(1)
+    assert [update.client for update in server.transport.updates] == ["a", "b", "c"]
+    assert all(changed(before["slm"], update.adapter) for update in server.transport.updates)
+    after = server.adapters()
+    assert changed(before["slm"], after["slm"])
+    assert changed(before["llm"], after["llm"])
+
+
+def test_clients_of_one_round_tune_apart(server):
+    server.run_round(1)
+    one, two, three = (update.adapter for update in server.transport.updates)
+    assert changed(one, two)
+    assert changed(two, three)
+    assert changed(one, three)
+
+
+def test_first_request_holds_the_initial_adapter(server):
+    initial = read_adapter(server.slm)
+    server.run_round(1)
+    (request,) = server.transport.requests
+    assert request.round_index == 1
+    assert equal(request.adapter, initial)
+
+
+def test_distilled_adapter_is_what_the_next_clients_receive(server):
+    server.run_round(1)
+    distilled = read_adapter(server.slm)
+    averaged = aggregate(server.transport.updates).adapter
+    server.run_round(2)
+    second = server.transport.requests[1]
+    assert second.round_index == 2
+    assert equal(second.adapter, distilled)
+    assert not any(torch.equal(second.adapter[name], averaged[name]) for name in averaged)
+
+
+def test_without_an_llm_a_round_is_federated_averaging(server):
+    server.llm = None
+    record = server.run_round(1)
+    assert equal(server.adapter, aggregate(server.transport.updates).adapter)
+    assert record.losses.keys() == {"client"}
+    assert record.scores.keys() == {"slm", "clients"}
+
+
+def test_uniform_weights_reach_the_aggregate(server):
+    server.llm, server.uniform = None, True
+    server.run_round(1)
+    assert equal(server.adapter, aggregate(server.transport.updates, uniform=True).adapter)
+    assert not equal(server.adapter, aggregate(server.transport.updates).adapter)
+
+
+def test_no_epochs_of_distillation_leave_the_average(server):
+    server.epochs = 0
+    server.run_round(1)
+    assert equal(server.adapter, aggregate(server.transport.updates).adapter)
+
+
+def test_sequence_of_arrival_changes_nothing(server):
+    start = server.adapters()
+    server.run_round(1)
+    expected = server.adapters()
+
+    class Backwards(LocalTransport):
+        def train(self, request, ids):
+            yield from super().train(request, list(reversed(ids)))
+
+    server.restore(start)
+    server.transport = Backwards(server.transport._clients)
+    assert server.run_round(1).participants == ("a", "b", "c")
+    assert equal(server.adapters()["slm"], expected["slm"])
+    assert equal(server.adapters()["llm"], expected["llm"])
+
+
+# --- a round is a function of adapters, data and seed ---
+
+
+def test_round_restored_and_run_again_is_the_same_bit_for_bit(server):
+    server.run_round(1)
+    after_one = server.adapters()
+    record = server.run_round(2)
+    after_two = server.adapters()
+    torch.manual_seed(77)
+    server.restore(after_one)
+    assert equal(server.adapter, after_one["slm"])
+    again = server.run_round(2)
+    assert equal(server.adapters()["slm"], after_two["slm"])
+    assert equal(server.adapters()["llm"], after_two["llm"])
+    assert (again.scores, again.losses) == (record.scores, record.losses)
+
+
+@pytest.mark.parametrize("change", ["round", "seed"])
+def test_distillation_depends_on_round_and_seed(server, change):
+    server.transport = LocalTransport({})
+    start = server.adapters()
+    server.run_round(1)
+    first = server.adapter
+    server.restore(start)
+    server.seed = 1 if change == "seed" else 0
+    server.run_round(2 if change == "round" else 1)
+    assert not equal(server.adapter, first)
+
+
+def test_options_of_distillation_reach_it(server):
+    options = {"epochs": 2, "batch_size": 3, "learning_rate": 5e-3, "weight": 0.5, "llm_weight": 0.25}
+    options |= {"temperature": 2.0, "kind": "reverse_kl"}
+    slm, llm = copy.deepcopy((server.slm, server.llm))
+    losses = distil_mutually(server.task, slm, llm, PUBLIC, seed=derive_seed(0, "server", 1), **options)
+    for name, value in options.items():
+        setattr(server, name, value)
+    server.transport = LocalTransport({})
+    assert server.run_round(1, score=False).losses == losses
+    assert equal(server.adapters()["slm"], read_adapter(slm))
+    assert equal(server.adapters()["llm"], read_adapter(llm))
+
+
+def test_restore_refuses_adapters_that_do_not_fit(server):
+    with pytest.raises(ValueError, match="adapter does not fit the model"):
+        server.restore({"slm": {}, "llm": {}})
+
+
+def test_scores_do_not_change_the_next_round(server):
+    start = server.adapters()
+    server.run_round(1, score=True)
+    scored = server.adapters()
+    server.restore(start)
+    server.run_round(1, score=False)
+    assert equal(server.adapters()["slm"], scored["slm"])
+    assert equal(server.adapters()["llm"], scored["llm"])
+
+
+# --- the record ---
+
+
+def test_record_by_hand(server):
+    record = server.run_round(1)
+    assert record.round == 1
+    assert record.participants == ("a", "b", "c")
+    # LoRA of rank 8 on the tiny SLM: 2176 values a layer (see test_models), 2 layers, 4 bytes each
+    assert (record.bytes_up, record.bytes_down) == (17408, 17408)
+    assert record.seconds.keys() == {"clients", "distillation", "evaluation"}
+    assert record.scores.keys() == {"slm", "llm", "clients"}
+    assert record.losses.keys() == {"client", "slm", "llm", "kl"}
+    assert record.peak_memory_bytes > 50_000_000  # torch alone takes more
+
+
+def test_client_part_of_the_record_is_the_mean_of_the_updates(server):
+    record = server.run_round(1)
+    losses = [update.loss for update in server.transport.updates]
+    assert record.losses["client"] == pytest.approx((3 * losses[0] + 2 * losses[1] + 2 * losses[2]) / 7)
+    scores = [update.score.value for update in server.transport.updates]
+    assert record.scores["clients"] == pytest.approx(sum(scores) / 3)
+
+
+def test_scores_are_means_over_the_test_examples_with_their_confusion(server):
+    record = server.run_round(1)
+    assert server.scored.keys() == {"slm", "llm"}
+    for role, score in server.scored.items():
+        assert score.count == 6
+        right = sum(n for (true, predicted), n in score.confusion.items() if true == predicted)
+        assert record.scores[role] == right / 6
+
+
+def test_round_that_is_not_scored_asks_nobody_for_scores(server):
+    record = server.run_round(1, score=False)
+    assert record.scores == {}
+    assert server.scored == {}
+    assert [request.evaluate for request in server.transport.requests] == [False]
+    assert all(update.score is None for update in server.transport.updates)
+
+
+def test_scores_before_any_round(server):
+    assert server.scores().keys() == {"slm", "llm"}
+    assert server.transport.requests == []
+
+
+def test_peak_memory_is_in_bytes():
+    assert 50_000_000 < peak_memory_bytes() < 2**40
+
+
+# --- who takes part ---
+
+
+def test_round_without_clients_distils_alone(server):
+    before = server.adapters()
+    server.transport = Spy({})
+    record = server.run_round(1)
+    assert (record.participants, record.bytes_up, record.bytes_down) == ((), 0, 0)
+    assert record.losses.keys() == {"slm", "llm", "kl"}
+    assert record.scores.keys() == {"slm", "llm"}
+    assert server.transport.requests == []
+    assert changed(before["slm"], server.adapter)
+
+
+def test_fraction_draws_that_share_of_the_clients(server):
+    server.fraction, server.llm = 0.67, None
+    participants = {server.run_round(index, score=False).participants for index in range(1, 7)}
+    assert all(len(ids) == 2 for ids in participants)
+    assert len(participants) > 1
+    assert server.transport.asked[0] == list(sample(["a", "b", "c"], 0.67, 0, 1))
+
+
+IDS = [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(1.0, 10), (0.5, 5), (0.34, 3), (0.01, 1)])
+def test_sample_counts_and_keeps_the_order(fraction, count):
+    drawn = sample(IDS, fraction, 0, 1)
+    assert len(drawn) == count
+    assert drawn == sorted(drawn)
+    assert set(drawn) <= set(IDS)
+
+
+def test_sample_of_no_clients_is_empty():
+    assert sample([], 0.5, 0, 1) == []
+
+
+def test_sample_depends_on_seed_and_round_alone():
+    first = sample(IDS, 0.5, 0, 1)
+    torch.manual_seed(3)
+    assert sample(IDS, 0.5, 0, 1) == first
+    assert sample(IDS, 0.5, 0, 2) != first
+    assert sample(IDS, 0.5, 1, 1) != first
+
+
+def test_every_client_is_drawn_sooner_or_later():
+    assert {client for index in range(40) for client in sample(IDS, 0.2, 0, index)} == set(IDS)
+
+
+# --- failures ---
+
+
+class Silent(LocalTransport):
+    """Clients that never answer."""
+
+    def train(self, request, ids):
+        return iter(())
+
+
+def test_round_without_any_answer_is_refused_and_keeps_the_adapter(server):
+    before = server.adapter
+    server.transport = Silent(server.transport._clients)
+    with pytest.raises(ValueError, match="no client answered"):
+        server.run_round(1)
+    assert server.adapter is before
+
+
+def test_distillation_that_fails_keeps_the_last_good_adapter(server):
+    before = server.adapter
+    with torch.no_grad():
+        next(p for p in server.llm.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="distillation"):
+        server.run_round(1)
+    assert server.adapter is before
+
+
+class Broken(LocalTransport):
+    """The last client's adapter is no number."""
+
+    def train(self, request, ids):
+        for update in super().train(request, ids):
+            adapter = {
+                name: tensor * (math.nan if update.client == ids[-1] else 1.0)
+                for name, tensor in update.adapter.items()
+            }
+            yield dataclasses.replace(update, adapter=adapter)
+
+
+def test_update_that_is_not_finite_never_becomes_the_global_adapter(server):
+    before = server.adapter
+    server.llm, server.transport = None, Broken(server.transport._clients)
+    with pytest.raises(NonFiniteError, match="client c"):
+        server.run_round(1, score=False)
+    assert server.adapter is before

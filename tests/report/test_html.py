@@ -1,0 +1,204 @@
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fedcollm import report
+from fedcollm.errors import UserError
+from fedcollm.report import write_report
+
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--virtual-time-budget=10000",
+    "--window-size=1280,2000",
+)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on PATH")
+
+
+class Page(HTMLParser):
+    """What a test asks of a page.
+
+    Attributes:
+        ids: of all elements.
+        loads: values of attributes that make a browser load something.
+        marks: id of a plot to what is drawn in it, but for its legend: `svg`, `line`, `point`, `image`.
+        text: all text outside of scripts and styles.
+    """
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.ids: list[str] = []
+        self.loads: list[str] = []
+        self.marks: dict[str, Counter[str]] = {}
+        self.text = ""
+        self._open: list[tuple[str, str, list[str]]] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.ids += [values["id"]] if "id" in values else []
+        loading = ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+        self.loads += [values[name] for name in loading if name in values]
+        classes = values.get("class", "").split()
+        plot = next((name for _, name, _ in self._open if name.startswith("plot-")), None)
+        if plot and not any("legend" in outer for _, _, outer in self._open):
+            kinds = {"svg": "main-svg" in classes, "line": "js-line" in classes, "point": "point" in classes}
+            drawn = [kind for kind, is_one in (kinds | {"image": tag == "image"}).items() if is_one]
+            self.marks.setdefault(plot, Counter()).update(drawn)
+        if tag not in VOID:
+            self._open.append((tag, values.get("id", ""), classes))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.text += " " if tag in ("td", "th") else ""
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & {tag for tag, _, _ in self._open}:
+            self.text += data
+
+
+def browse(page: Path) -> tuple[Page, list[str]]:
+    """Open a page in a real browser: the page as its scripts left it, and all that the console says."""
+    assert BROWSER
+    profile = page.with_suffix(".profile")
+    command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return Page(result.stdout), [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture
+def whole(make_run, make_record) -> Path:
+    """One run with everything."""
+    records = [make_record(0, 0.1, 0.3), make_record(1, 0.6, 0.7), make_record(2, 0.5, 0.8)]
+    return make_run("whole", records, name="tiny", federation={"rounds": 2})
+
+
+def test_public_names():
+    assert report.__all__ == ["Summary", "find_runs", "summary", "write_report"]
+
+
+def test_page_says_it_all_and_loads_nothing(whole, tmp_path):
+    file = write_report([whole], tmp_path / "new" / "page.html")
+    assert file == tmp_path / "new" / "page.html"
+    page = Page(file.read_text(encoding="utf-8"))
+    assert [load for load in page.loads if not load.startswith(("#", "data:"))] == []
+    assert len(page.ids) == len(set(page.ids))
+    text = " ".join(page.text.split())
+    for words in (
+        "After 2 rounds, the clients’ small model went from 10.0% to 50.0% accuracy, "
+        "and the server’s large model went from 30.0% to 80.0%.",
+        "Scored on 100 test examples",
+        "best 60.0% in round 1",
+        "by each client: 1% of the full model’s 200 kB",
+        "clients 4.0 s, distillation 6.0 s, evaluation 3.0 s",
+        "7 duplicates removed",
+        "a note on the data",
+        "arXiv 2411.11707",
+        "learning_rate: 0.001",
+        "versions.torch 2.13.0",
+    ):
+        assert words in text, words
+
+
+def test_folder_as_output_gets_report_html(whole):
+    assert write_report([whole], whole) == whole / "report.html"
+
+
+def test_page_is_the_same_every_time(whole, tmp_path):
+    first, second = (write_report([whole], tmp_path / name).read_bytes() for name in ("a.html", "b.html"))
+    assert first == second
+
+
+def test_nothing_from_a_run_becomes_markup(make_run, make_record, tmp_path):
+    evil = "</script><script>alert(1)</script>"
+    page = write_report([make_run("run", [make_record(0, 0.1)], name=evil)], tmp_path / "page.html").read_text()
+    assert evil not in page
+    assert page.count("</script>") == 3
+
+
+def test_interrupted_runs(make_run, make_record, tmp_path):
+    started = make_run("runs/started", [], bare=True)
+    with pytest.raises(UserError, match="no finished round"):
+        write_report([started], tmp_path / "page.html")
+    make_run("runs/first", [make_record(0, 0.1, 0.3)], bare=True)
+    text = Page(write_report([tmp_path / "runs"], tmp_path / "page.html").read_text()).text
+    assert "Before any training, the clients’ small model is at 10.0% accuracy" in " ".join(text.split())
+    assert "Left out, since no round is finished" in text
+    make_run("third", [make_record(0, None), make_record(1, None), make_record(3, None)], bare=True)
+    text = Page(write_report([tmp_path / "third"], tmp_path / "page.html").read_text()).text
+    assert "3 of 5 rounds finished, none of them scored." in text
+
+
+def test_nothing_to_report_on(tmp_path):
+    with pytest.raises(UserError, match="No run directory given"):
+        write_report([], tmp_path / "page.html")
+    with pytest.raises(UserError, match="holds no run"):
+        write_report([tmp_path], tmp_path / "page.html")
+
+
+@needs_browser
+def test_browser_draws_every_plot(whole, tmp_path):
+    page, console = browse(write_report([whole], tmp_path / "page.html"))
+    assert console == []
+    drawn = {plot: {kind: n for kind, n in marks.items() if kind != "svg"} for plot, marks in page.marks.items()}
+    assert all(marks["svg"] >= 1 for marks in page.marks.values())
+    assert drawn == {
+        "plot-accuracy": {"line": 3, "point": 3 + 3 + 2},
+        "plot-confusion-slm": {"image": 1},
+        "plot-confusion-llm": {"image": 1},
+        "plot-losses": {"line": 4, "point": 8},
+        "plot-time": {"point": 9},
+        "plot-bytes": {"line": 2, "point": 4},
+        "plot-data": {"point": 9},
+    }
+
+
+@needs_browser
+def test_browser_draws_a_comparison(make_run, make_record, tmp_path):
+    for seed in (0, 1):
+        for name, llm in (("fedcollm", 0.7), ("fedavg", None), ("<b>&x</b>", None)):
+            records = [make_record(0, 0.1, llm), make_record(1, 0.5 + seed / 100, llm)]
+            make_run(f"all/{name.replace('/', '')}/seed-{seed}", records, name=name, seed=seed)
+    page, console = browse(write_report([tmp_path / "all"], tmp_path / "page.html"))
+    assert console == []
+    assert page.marks["plot-final"] == Counter(svg=page.marks["plot-final"]["svg"], point=4)
+    assert page.marks["plot-accuracy"]["line"] == 5 + 4  # curves and their bands; that of the LLM has no width
+    assert "95% interval over 2 seeds" in page.text
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("window.Plotly.react(", "window.Plotly.missing("),
+        ("</main>", '</main><img src="https://example.org/x.png">'),
+    ],
+    ids=["broken script", "external image"],
+)
+def test_browser_notices_what_is_wrong(whole, tmp_path, old, new):
+    """The control: what the tests above look for can be absent."""
+    file = write_report([whole], tmp_path / "page.html")
+    source = file.read_text(encoding="utf-8")
+    assert old in source
+    file.write_text(source.replace(old, new), encoding="utf-8")
+    page, console = browse(file)
+    assert console
+    assert ("missing" in new) == (not page.marks)
