@@ -150,6 +150,7 @@ def build_model(
         say(f"warming up {role} ({model.source}) on the public part: {model.warm_up} epochs")
         _warm_up(config, role, model, task, network, split)
         network.save_pretrained(made)
+        network = _base_model(config, role, model, dtype, made)[0].to(device)  # the bits that a resumed run will have
     adapter = model.adapter
     return add_adapter(
         network,

@@ -134,6 +134,7 @@ def report(
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
     role: Annotated[str, typer.Option("--role", help="slm or llm")] = "slm",
+    examples: Annotated[Path | None, typer.Option("--write-examples", help="write the test examples as JSONL")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -142,7 +143,7 @@ def evaluate(
     from fedcollm.runner import evaluate_run
 
     with shown(_screen(quiet or as_json)):
-        score = evaluate_run(run_dir, role)
+        score = evaluate_run(run_dir, role, examples)
     values = {name: score.mean(name) for name in score.sums}
     if as_json:
         print(json.dumps({"role": role, "examples": score.count, **values}))

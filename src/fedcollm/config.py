@@ -20,7 +20,7 @@ class PartitionConfig(Section):
     """How the private pool is cut into clients."""
 
     kind: Literal["iid", "dirichlet", "shards", "natural", "quantity", "pooled"] = "dirichlet"
-    """iid, dirichlet (label skew), shards, natural (the data's own groups), quantity (sizes grow), pooled (centralized)"""
+    """iid, dirichlet (label skew), shards, natural (own groups), quantity (sizes grow) or pooled (centralized)"""
     alpha: PositiveFloat = 0.3
     """concentration of `dirichlet`: smaller is more skewed"""
     shards: Positive = 2

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from fedcollm.progress import track
 from fedcollm.tasks.base import Task
-from fedcollm.training import batch_count, check_finite, cross_entropy, minibatches, optimiser
+from fedcollm.training import batch_count, check_finite, check_finite_weights, cross_entropy, minibatches, optimiser
 
 Divergence = Literal["forward_kl", "reverse_kl"]
 
@@ -149,9 +149,11 @@ def distil_mutually(
             optimizer.zero_grad()
         losses.total.backward()
         history.append({"slm": losses.slm.item(), "llm": losses.llm.item(), "kl": losses.kl.item()})
-        check_finite("distillation", **history[-1])
+        check_finite("distillation", **history[-1], total=losses.total.item())
         for optimizer in optimizers:
             optimizer.step()
     slm.eval(), llm.eval()
+    check_finite_weights("distillation, SLM", slm)
+    check_finite_weights("distillation, LLM", llm)
     last = history[-count:]
-    return {name: sum(entry[name] for entry in last) / len(last) for name in ("slm", "llm", "kl")}
+    return {name: sum(entry[name] for entry in last) / max(len(last), 1) for name in ("slm", "llm", "kl")}

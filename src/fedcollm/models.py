@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -179,11 +180,16 @@ def load_adapter(model: peft.PeftModel, directory: Path) -> None:
         raise UserError(
             f"no adapter at {directory}: {file.name} is missing. Give a run directory with a finished round."
         )
-    result = peft.set_peft_model_state_dict(model, load_file(file))
-    if result.unexpected_keys:
-        raise UserError(
-            f"the adapter at {directory} does not fit the model: unknown tensor {result.unexpected_keys[0]}"
-        )
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"the adapter at {directory} can't be read: {error}. Restore it from a copy.") from error
+    expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes, wanted = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, expected))
+    if odd := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
+        there, here = shapes.get(odd[0], "missing"), wanted.get(odd[0], "not in the model")
+        raise UserError(f"the adapter at {directory} does not fit the model: {odd[0]} is {there}, and here {here}")
+    peft.set_peft_model_state_dict(model, state)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 
 import torch
 from huggingface_hub import constants as hub_constants
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -116,7 +117,7 @@ def prune_layers(model: Any, keep: int) -> Any:
 def _from_pretrained(loader: Any, place: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"model source {place!r} can't be loaded: {str(error).splitlines()[0]}") from error
 
 
@@ -170,7 +171,9 @@ def _stem(source: str, place: Path) -> str:
     elif cache_directory() in place.parents:
         return place.name
     else:
-        identity = str(place.resolve() if place.is_dir() else place)
+        weights = sorted(place.glob("*.safetensors")) + sorted(place.glob("config.json"))
+        states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+        identity = f"{place.resolve() if place.is_dir() else place}/{states}"
     return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 

@@ -159,11 +159,14 @@ def load_round(directory: Path) -> tuple[RoundRecord, dict[str, Adapter]] | None
     if not file.is_file():
         return None
     adapters: dict[str, Adapter] = {}
-    with safe_open(file, framework="pt") as tensors:
-        record = RoundRecord.from_json(tensors.metadata()["record"])
-        for key in tensors.keys():  # noqa: SIM118
-            role, name = key.split("/", 1)
-            adapters.setdefault(role, {})[name] = tensors.get_tensor(key)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            record = RoundRecord.from_json(tensors.metadata()["record"])
+            for key in tensors.keys():  # noqa: SIM118
+                role, name = key.split("/", 1)
+                adapters.setdefault(role, {})[name] = tensors.get_tensor(key)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{file} can't be read: {error}. Restore it from a copy, or start again elsewhere.") from error
     with writing(directory):
         _append_record(directory, record)
     return record, adapters

@@ -1,5 +1,6 @@
 """One run: build the federation, go through the rounds, keep every finished one."""
 
+import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -193,12 +194,13 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
     }
 
 
-def evaluate_run(directory: Path, role: str) -> Score:
+def evaluate_run(directory: Path, role: str, write_examples: Path | None = None) -> Score:
     """Score the adapter that a run left on disk on the run's own test examples.
 
     Args:
         directory: a run directory with at least one finished round.
         role: `slm` or `llm`.
+        write_examples: write the test examples to this file, one JSON object a line (text tasks).
 
     Raises:
         UserError: no run, no such role, or no finished round.
@@ -211,5 +213,9 @@ def evaluate_run(directory: Path, role: str) -> Score:
         )
     federation = build_federation(config, directory / "base")
     federation.server.restore(state[1])
+    if write_examples:
+        lines = [json.dumps(asdict(example)) + "\n" for example in federation.split.test]
+        with directories.writing(write_examples.parent):
+            directories.write_atomically(write_examples, "".join(lines))
     model = federation.server.models()[role]
     return evaluate(federation.task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")

@@ -1,6 +1,7 @@
 """Fine-tuning and scoring: one loop for both roles and every modality."""
 
 import math
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -78,6 +79,18 @@ def check_finite(where: str, **losses: float) -> None:
             )
 
 
+def check_finite_weights(where: str, model: nn.Module) -> None:
+    """Refuse trained weights that are NaN or infinite, as a last step that overflowed leaves them.
+
+    Raises:
+        NonFiniteError: names the place.
+    """
+    if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+        raise NonFiniteError(
+            f"{where}: the adapter is no longer finite; the last good state is kept. Lower the learning rate."
+        )
+
+
 def fit(
     task: Task,
     model: nn.Module,
@@ -102,7 +115,7 @@ def fit(
         where: for progress and error messages.
 
     Returns:
-        Mean loss over the examples of the last epoch.
+        Mean loss over the labelled rows of the last epoch.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
@@ -112,18 +125,20 @@ def fit(
     optimizer = optimiser(model, learning_rate)
     count = batch_count(examples, batch_size)
     batches = (batch for _ in range(epochs) for batch in minibatches(task, examples, batch_size, generator))
-    losses = []
+    losses, rows = [], []
     model.train()
     for batch in track(batches, where, total=epochs * count):
-        logits = task.logits(model, batch)
-        loss = cross_entropy(logits, task.targets(batch).to(logits.device))
+        logits, targets = task.logits(model, batch), task.targets(batch)
+        loss = cross_entropy(logits, targets.to(logits.device))
         optimizer.zero_grad()
         loss.backward()
         losses.append(loss.item())
+        rows.append(int((targets != UNLABELLED).sum()))
         check_finite(where, training=losses[-1])
         optimizer.step()
     model.eval()
-    return sum(losses[-count:]) / count
+    check_finite_weights(where, model)
+    return sum(map(operator.mul, losses[-count:], rows[-count:])) / max(sum(rows[-count:]), 1)
 
 
 def evaluate(task: Task, model: nn.Module, examples: Sequence[Any], batch_size: int, where: str = "scoring") -> Score:

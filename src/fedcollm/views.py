@@ -109,5 +109,7 @@ def _data_line(cost: Cost) -> str:
         return f"data: not checked. {cost.data_note}"
     sizes = {name: sum(labels.values()) for name, labels in cost.data["clients"].items()}
     public = sum(cost.data["public"].values())
-    rest = ", ".join(f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed"))
+    rest = ", ".join(
+        f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
+    )
     return f"data: private {sizes}, public {public}, {rest}"

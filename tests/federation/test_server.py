@@ -1,6 +1,5 @@
 """Rounds of Algorithm 1 on tiny models in one process."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,6 @@ import peft
 import pytest
 import torch
 
-from fedcollm.distillation import distil_mutually
 from fedcollm.errors import NonFiniteError
 from fedcollm.federation.aggregation import aggregate
 from fedcollm.federation.client import Client
@@ -188,17 +186,21 @@ def test_distillation_depends_on_round_and_seed(server, change):
     assert not equal(server.adapter, first)
 
 
-def test_options_of_distillation_reach_it(server):
+def test_options_of_distillation_reach_it(server, monkeypatch):
+    seen = {}
+
+    def note(task, slm, llm, public, **options):
+        seen.update(options, models=(slm, llm), public=public)
+        return {"slm": 0.0, "llm": 0.0, "kl": 0.0}
+
+    monkeypatch.setattr("fedcollm.federation.server.distil_mutually", note)
     options = {"epochs": 2, "batch_size": 3, "learning_rate": 5e-3, "weight": 0.5, "llm_weight": 0.25}
     options |= {"temperature": 2.0, "kind": "reverse_kl"}
-    slm, llm = copy.deepcopy((server.slm, server.llm))
-    losses = distil_mutually(server.task, slm, llm, PUBLIC, seed=derive_seed(0, "server", 1), **options)
     for name, value in options.items():
         setattr(server, name, value)
-    server.transport = LocalTransport({})
-    assert server.run_round(1, score=False).losses == losses
-    assert equal(server.adapters()["slm"], read_adapter(slm))
-    assert equal(server.adapters()["llm"], read_adapter(llm))
+    server.run_round(1, score=False)
+    seed = derive_seed(0, "server", 1)
+    assert seen == options | {"seed": seed, "models": (server.slm, server.llm), "public": PUBLIC}
 
 
 def test_restore_refuses_adapters_that_do_not_fit(server):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedcollm.errors import NonFiniteError
 from fedcollm.messages import Adapter, ClientUpdate
 
 
@@ -51,6 +52,7 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
 
     Raises:
         ValueError: no updates.
+        NonFiniteError: an update has a value that is NaN or infinite.
     """
     sums: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
@@ -59,6 +61,9 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
     seconds: dict[str, float] = {}
     participants: list[str] = []
     for update in updates:
+        if not all(tensor.isfinite().all() for tensor in update.adapter.values()):
+            where = f"client {update.client}, round {update.round_index}"
+            raise NonFiniteError(f"{where}: its adapter is not finite; the last good state is kept. Look at its data.")
         weight = 1.0 if uniform else float(update.examples)
         for name, tensor in update.adapter.items():
             term = tensor.double() * weight

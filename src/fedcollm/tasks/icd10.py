@@ -43,9 +43,9 @@ LONGEST_TEXT = 50
 def load_icd10(per_class: int, seed: int) -> Pool:
     """Diagnosis texts with their chapters, the same number of each, in turn.
 
-    Texts are those of at most `LONGEST_TEXT` characters, of codes of at most four (without the dot); where a chapter has fewer
-    than `per_class` of them, those of five characters are drawn from too, for all chapters. A chapter
-    that is still too small gives what it has.
+    Texts are those of at most `LONGEST_TEXT` characters, of codes of at most four (without the dot); where a
+    chapter has fewer than `per_class` of them, those of five are drawn from too, for all chapters. A chapter that
+    is still too small gives what it has.
 
     Args:
         per_class: examples a chapter.

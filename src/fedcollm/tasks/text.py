@@ -110,6 +110,7 @@ class TextTask:
             whole = self._ids(context + " " + answer)
             prefix = self._ids(context)
             continuation = whole[len(prefix) :] or whole[-1:]
+            prefix = prefix or [self._start()]
             room = self.context_length - len(continuation) + 1  # the last answer token is never an input
             if room < 1:
                 tokens, limit = len(continuation), self.context_length
@@ -119,6 +120,12 @@ class TextTask:
                 prefix = prefix[-room:]
             self._encoded[key] = tuple(prefix), tuple(continuation)
         return self._encoded[key]
+
+    def _start(self) -> int:
+        """What an empty prompt is replaced by, as lm-evaluation-harness does: a token to predict the first one from."""
+        special = self.tokenizer
+        tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
+        return next((token for token in tokens if token is not None), 0)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -215,11 +222,10 @@ class TextTask:
             for owner, answers, rows in zip(
                 owners[part], columns[part], self._rows(model, sequences[part]), strict=True
             ):
-                for answer in answers:
-                    chosen = rows[torch.arange(len(answer)), torch.tensor(answer)]
-                    values[owner].append(chosen.sum())
-                    greedy[owner].append((chosen == rows.amax(-1)).all())
-        return [(torch.stack(v), torch.stack(g)) for v, g in zip(values, greedy, strict=True)]
+                chosen = rows[torch.arange(len(rows)), torch.tensor(answers)]  # [answers, tokens of each]
+                values[owner].append(chosen.sum(-1))
+                greedy[owner].append((chosen == rows.amax(-1)).all(-1))
+        return [(torch.cat(v), torch.cat(g)) for v, g in zip(values, greedy, strict=True)]
 
     def _rows(self, model: nn.Module, sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Sequence[Tensor]:
         """Log-probabilities [answer tokens, V] of each sequence's answer rows, on the CPU."""
