@@ -62,8 +62,11 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
     Raises:
         UserError: data, models or options don't fit.
     """
+    torch.set_flush_denormal(True)  # a fresh adapter's products are tiny, and denormal numbers are slow on many CPUs
+    say(f"loading the data of {config.task.name}")
     split = split_pool(pool or load_pool(config.task, config.seed), config.task, config.seed)
     task = task or build_task(config.task.name, lambda: text_models(config))
+    say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
     slm = build_model(config, "slm", config.slm, task, split, base)
     llm = build_model(config, "llm", config.llm, task, split, base) if config.server.epochs else None
     clients = {

@@ -57,7 +57,7 @@ def run(
     screen, record = _screen(quiet or as_json), None
     with shown(screen) as live, _interruptible(f"fedcollm run --resume --out {directory}"):
         for record in rounds(config, directory, resume=resume):
-            live.print(views.round_line(record))
+            live.print(views.round_line(record), soft_wrap=True)
     write_report([directory], directory / REPORT)
     if as_json and record is not None:
         print(record.to_json())
@@ -89,7 +89,7 @@ def compare(
     directory = out or Path("runs") / f"compare-{config.name}"
     with shown(_screen(quiet or as_json)) as live, _interruptible("the same command"):
         for place, record in comparing(config, directory, chosen, numbers):
-            live.print(f"{place:32} {views.round_line(record)}")
+            live.print(f"{place:32} {views.round_line(record)}", soft_wrap=True)
     comparison = tabulate(directory, chosen, numbers)
     (directory / "table.md").write_text(comparison.to_markdown(), encoding="utf-8")
     write_report([directory], directory / REPORT)

@@ -12,17 +12,12 @@ from fedcollm.messages import RoundRecord
 
 def round_line(record: RoundRecord) -> str:
     """One line a round, in columns of fixed width."""
-    scores = [
-        f"{name} {record.scores[role]:.3f}"
-        for role, name in (("slm", "SLM"), ("clients", "clients"), ("llm", "LLM"))
-        if role in record.scores
-    ]
-    seconds = ", ".join(f"{part} {value:.0f} s" for part, value in record.seconds.items() if value)
-    return (
-        f"round {record.round:2}  "
-        + "  ".join(scores or ["not scored"])
-        + (f"   ({seconds})" if seconds else "   (before training)")
-    )
+    names = {"slm": "SLM", "clients": "clients", "llm": "LLM"}
+    scores = [f"{name} {record.scores[role]:.3f}" for role, name in names.items() if role in record.scores]
+    parts = {part: record.seconds.get(part, 0.0) for part in ("clients", "distillation", "evaluation")}
+    spent = ", ".join(f"{part} {value:.0f}" for part, value in parts.items() if value)
+    when = f"{sum(parts.values()):.0f} s ({spent})" if spent else "before training"
+    return f"round {record.round:2}  {'  '.join(scores) or 'not scored'}  {when}"
 
 
 def megabytes(size: float) -> str:

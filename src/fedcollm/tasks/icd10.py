@@ -36,25 +36,23 @@ CHAPTERS = (
     "health",
 )
 
-#: Longer descriptions, in characters, are left out: a quick first run matters more than the long ones.
-LONGEST_TEXT = 50
+#: Longer codes only add laterality and encounter; longer descriptions only cost time. In characters.
+LONGEST_CODE, LONGEST_TEXT = 6, 60
 
 
 def load_icd10(per_class: int, seed: int) -> Pool:
     """Diagnosis texts with their chapters, the same number of each, in turn.
 
-    Texts are those of at most `LONGEST_TEXT` characters, of codes of at most four (without the dot); where a
-    chapter has fewer than `per_class` of them, those of five are drawn from too, for all chapters. A chapter that
-    is still too small gives what it has.
+    Texts are the descriptions of at most `LONGEST_TEXT` characters of categories and subcategories whose codes
+    have at most `LONGEST_CODE` (without the dot). A chapter that is too small gives what it has.
 
     Args:
         per_class: examples a chapter.
         seed: seed of the run.
     """
-    longest = 5 if any(len(texts) < per_class for texts in _texts_by_chapter(4)) else 4
     draw = random.Random(derive_seed(seed, "icd10"))
     drawn: list[list[TextExample]] = []
-    for chapter, texts in enumerate(_texts_by_chapter(longest)):
+    for chapter, texts in enumerate(_texts_by_chapter()):
         codes = list(texts)
         draw.shuffle(codes)  # a shuffle, not a sample: a larger per_class keeps the examples of a smaller one
         drawn.append([_example(code, description, chapter) for code, description in codes[:per_class]])
@@ -69,21 +67,18 @@ def _example(code: str, description: str, chapter: int) -> TextExample:
 
 
 @functools.cache
-def _texts_by_chapter(longest: int) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """(code, description) by chapter, each description once, of codes of at most `longest` characters."""
+def _texts_by_chapter() -> tuple[tuple[tuple[str, str], ...], ...]:
+    """(code, description) by chapter, each description once."""
     import simple_icd_10_cm as cm  # reads 98,505 codes when imported: 2 s
 
     chapters: list[list[tuple[str, str]]] = [[] for _ in CHAPTERS]
     seen: set[str] = set()
     for code in cm.get_all_codes(with_dots=True):
-        if len(code.replace(".", "")) > longest or not cm.is_category_or_subcategory(code):
+        if len(code.replace(".", "")) > LONGEST_CODE or not cm.is_category_or_subcategory(code):
             continue
-        if len(cm.get_description(code)) > LONGEST_TEXT:
-            continue
-        chapter = int(cm.get_ancestors(code)[-1]) - 1
-        description = cm.get_description(code)
+        chapter, description = int(cm.get_ancestors(code)[-1]) - 1, cm.get_description(code)
         folded = " ".join(description.casefold().split())
-        if chapter < len(CHAPTERS) and folded not in seen:
+        if chapter < len(CHAPTERS) and len(description) <= LONGEST_TEXT and folded not in seen:
             seen.add(folded)
             chapters[chapter].append((code, description))
     return tuple(tuple(texts) for texts in chapters)

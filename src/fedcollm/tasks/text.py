@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.tasks.base import UNLABELLED
 
@@ -102,7 +103,7 @@ class TextTask:
         how the text as a whole is cut into tokens.
 
         Raises:
-            ValueError: the answer alone is longer than the context.
+            UserError: the answer alone is longer than the context.
         """
         key = (prompt, answer)
         if key not in self._encoded:
@@ -114,7 +115,10 @@ class TextTask:
             room = self.context_length - len(continuation) + 1  # the last answer token is never an input
             if room < 1:
                 tokens, limit = len(continuation), self.context_length
-                raise ValueError(f"answer of {tokens} tokens does not fit a context of {limit}: {answer[:60]!r}")
+                raise UserError(
+                    f"an answer of {tokens} tokens does not fit the models' context of {limit}: {answer[:60]!r}. "
+                    "Shorten it, or take models with a longer context."
+                )
             if len(prefix) > room:
                 self._truncated.add(prompt)
                 prefix = prefix[-room:]
