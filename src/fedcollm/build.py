@@ -24,6 +24,9 @@ from fedcollm.tasks.partition import split as split_pool
 from fedcollm.training import fit
 from fedcollm.transports.local import LocalTransport
 
+#: Common to all of `VISION_MODELS`: 8 x 8 grey images of ten classes.
+VISION_SHAPE: Mapping[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
+
 #: Image classifiers made from a configuration, with random weights: pair them with `warm_up`.
 VISION_MODELS: Mapping[str, Mapping[str, int]] = {
     "vit-digits-large": {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 192},
@@ -105,11 +108,10 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
         seed=config.seed,
     )
     models = server.models()
-    counts = {
-        role: dict(zip(("adapter", "base"), parameter_counts(model), strict=True)) for role, model in models.items()
-    }
+    counts = {role: parameter_counts(model) for role, model in models.items()}
+    parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
     dtypes = {role: str(next(p for p in m.parameters() if not p.requires_grad).dtype)[6:] for role, m in models.items()}
-    return Federation(server, task, split, counts, dtypes)
+    return Federation(server, task, split, parameters, dtypes)
 
 
 def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -> dict[str, list[Any]]:
@@ -175,14 +177,14 @@ def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.d
         if made.is_dir():
             return AutoModelForImageClassification.from_pretrained(made, dtype=dtype), str(made)
         torch.manual_seed(derive_seed(config.seed, "base", role))
-        return ViTForImageClassification(vision_config(model.source)).to(dtype), str(made)
+        return ViTForImageClassification(vision_config(model.source)).to(dtype=dtype), str(made)
     place = str(made) if made.is_dir() else base_directory(model.source, model.layers)
     return load_causal_lm(place, dtype), place
 
 
 def vision_config(source: str) -> ViTConfig:
     """The configuration of an image classifier for 8 x 8 grey images of ten classes."""
-    return ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=10, **VISION_MODELS[source])
+    return ViTConfig(**VISION_SHAPE, **VISION_MODELS[source])  # pyright: ignore[reportArgumentType]
 
 
 def _warm_up(config: RunConfig, role: str, model: ModelConfig, task: Task, network: nn.Module, split: Split) -> None:

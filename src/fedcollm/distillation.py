@@ -133,7 +133,8 @@ def distil_mutually(
     batches = (batch for _ in range(epochs) for batch in minibatches(task, public, batch_size, generator))
     count = batch_count(public, batch_size)
     history: list[dict[str, float]] = []
-    slm.train(), llm.train()
+    slm.train()
+    llm.train()
     for batch in track(batches, "distillation", total=epochs * count):
         slm_logits, llm_logits = task.logits(slm, batch), task.logits(llm, batch)
         losses = mutual_losses(
@@ -152,7 +153,8 @@ def distil_mutually(
         check_finite("distillation", **history[-1], total=losses.total.item())
         for optimizer in optimizers:
             optimizer.step()
-    slm.eval(), llm.eval()
+    slm.eval()
+    llm.eval()
     check_finite_weights("distillation, SLM", slm)
     check_finite_weights("distillation, LLM", llm)
     last = history[-count:]

@@ -1,7 +1,5 @@
 from collections import Counter
 
-import pytest
-
 from fedcollm.tasks import icd10
 from fedcollm.tasks.icd10 import CHAPTERS, load_icd10
 

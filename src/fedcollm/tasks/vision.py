@@ -94,6 +94,6 @@ class ImageTask:
 
 def load_digit_images() -> Pool:
     """scikit-learn's 1797 scanned digits, 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits)."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16  # [1797, 1, 8, 8]
-    return Pool([ImageExample(f"digit-{i}", images[i], int(target)) for i, target in enumerate(digits.target)])
+    pixels, targets = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    return Pool([ImageExample(f"digit-{i}", images[i], int(target)) for i, target in enumerate(targets)])
