@@ -207,7 +207,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
         raise UserError(f"model source {file} can't be read as GGUF: {str(error).splitlines()[0]}") from error
     config = source.config
     config.tie_word_embeddings = config.tie_word_embeddings or _same_embeddings(source)
-    delattr(config, "quantization_config")  # noqa: B043 - not declared on the class
+    delattr(config, "quantization_config")  # the class does not declare it
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(source.state_dict(), strict=not config.tie_word_embeddings)
     model.tie_weights()
