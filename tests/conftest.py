@@ -113,6 +113,6 @@ def tiny_config(model_directories: dict[str, str], word_data: Path) -> RunConfig
         llm={"source": model_directories["llm"]},
         slm={"source": model_directories["slm"], "layers": None},
         client={"learning_rate": 1e-2},
-        server={"learning_rate": 2e-2},
+        server={"learning_rate": 1e-2},
         federation={"rounds": 2},
     )

@@ -33,8 +33,9 @@ def test_preset_loads_and_describes_itself(name):
     assert preset_description(name)[0] not in "# "
 
 
-def test_default_preset_is_the_default_configuration():
-    assert load_config() == RunConfig() == load_config("icd10")
+def test_default_preset_is_icd10_the_default_configuration_with_its_own_learning_rate():
+    tuned = RunConfig.model_validate({"client": {"learning_rate": 3e-3}})
+    assert load_config() == load_config("icd10") == tuned
 
 
 @pytest.mark.parametrize("name", sorted(PAPER))

@@ -57,7 +57,7 @@ def test_broken_files_are_the_users_to_mend(make_run, make_record):
     with pytest.raises(UserError, match=r"rounds\.jsonl is not what this version"):
         summary(directory)
     (directory / "config.yaml").write_text("rounds: many")
-    with pytest.raises(UserError, match=r"config\.yaml is not what this version"):
+    with pytest.raises(UserError, match=r"config\.yaml is not a configuration that this version reads"):
         summary(directory)
 
 

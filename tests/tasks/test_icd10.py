@@ -59,4 +59,4 @@ def test_a_larger_draw_keeps_the_smaller_one() -> None:
 
 def test_the_package_is_read_once() -> None:
     load_icd10(2, seed=0)
-    assert icd10._texts_by_chapter(4) is icd10._texts_by_chapter(4)
+    assert icd10._texts_by_chapter() is icd10._texts_by_chapter()
