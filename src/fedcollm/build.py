@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -177,7 +177,7 @@ def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.d
         if made.is_dir():
             return AutoModelForImageClassification.from_pretrained(made, dtype=dtype), str(made)
         torch.manual_seed(derive_seed(config.seed, "base", role))
-        network: nn.Module = ViTForImageClassification(vision_config(model.source))
+        network = cast(nn.Module, ViTForImageClassification(vision_config(model.source)))
         return network.to(dtype), str(made)
     place = str(made) if made.is_dir() else base_directory(model.source, model.layers)
     return load_causal_lm(place, dtype), place
