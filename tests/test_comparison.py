@@ -3,13 +3,14 @@ import math
 import pytest
 
 import fedcollm
-from fedcollm.comparison import METHODS, Row, confidence_interval, plan
+from fedcollm.comparison import METHODS, Row, plan
 from fedcollm.errors import UserError
+from fedcollm.report.scores import interval
 
 
 def test_confidence_interval_by_hand():
     # mean 2, variance ((1)^2 + 0 + (1)^2) / 2 = 1, half width = 4.3027 * sqrt(1 / 3)
-    mean, half = confidence_interval([1.0, 2.0, 3.0])
+    mean, half = interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert half == pytest.approx(4.302653 * math.sqrt(1 / 3), abs=1e-5)
 

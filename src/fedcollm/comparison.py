@@ -1,17 +1,15 @@
 """The paper's table: every baseline and control as a configuration of the same loop."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from fedcollm import run_directory as directories
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
+from fedcollm.report.scores import interval
 from fedcollm.runner import rounds
 
 
@@ -98,21 +96,8 @@ class Row:
         values = self.values.get(column, ())
         if not values:
             return "–"
-        mean, half = confidence_interval(values)
-        return f"{mean:.3f}" if math.isnan(half) else f"{mean:.3f} ± {half:.3f}"
-
-
-def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the 95 % confidence interval; NaN half width for one value.
-
-    >>> [round(x, 3) for x in confidence_interval([0.5, 0.6, 0.7])]
-    [0.6, 0.248]
-    """
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, float(student_t.ppf(0.975, len(values) - 1)) * math.sqrt(variance / len(values))
+        mean, half = interval(values)
+        return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from fedcollm import run_directory as directories
 from fedcollm.checking import Cost
 from fedcollm.comparison import Comparison
 from fedcollm.messages import RoundRecord
+from fedcollm.report.formats import byte_count
+from fedcollm.report.tables import full_model_bytes
 
 
 def round_line(record: RoundRecord) -> str:
@@ -18,15 +20,6 @@ def round_line(record: RoundRecord) -> str:
     spent = ", ".join(f"{part} {value:.0f}" for part, value in parts.items() if value)
     when = f"{sum(parts.values()):.0f} s ({spent})" if spent else "before training"
     return f"round {record.round:2}  {'  '.join(scores) or 'not scored'}  {when}"
-
-
-def megabytes(size: float) -> str:
-    """Bytes in the unit that reads best."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
 
 
 def summary_table(directory: Path) -> Table:
@@ -46,12 +39,12 @@ def summary_table(directory: Path) -> Table:
             table.add_row(name, f"{start:.3f}", f"{last.scores[role]:.3f}", f"{last.scores[role] - start:+.3f}")
     table.add_section()
     if last.bytes_up:
-        full = environment["parameters"]["slm"]["base"] * _itemsize(environment["dtype"]["slm"])
+        full = full_model_bytes(environment)
         table.add_row(
             "up / down, a client a round",
-            megabytes(last.bytes_up),
-            megabytes(last.bytes_down),
-            f"{last.bytes_up / full:.2%} of the model",
+            byte_count(last.bytes_up),
+            byte_count(last.bytes_down),
+            f"{last.bytes_up / full:.2%} of the model" if full else "",
         )
     parts = {
         part: sum(record.seconds.get(part, 0.0) for record in records)
@@ -59,12 +52,8 @@ def summary_table(directory: Path) -> Table:
     }
     for part, seconds in parts.items():
         table.add_row(f"time: {part}", "", f"{seconds:.0f} s", f"{seconds / (sum(parts.values()) or 1):.0%}")
-    table.add_row("peak memory", "", megabytes(last.peak_memory_bytes), "")
+    table.add_row("peak memory", "", byte_count(last.peak_memory_bytes), "")
     return table
-
-
-def _itemsize(dtype: str) -> int:
-    return 2 if dtype.endswith("16") else 4
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -91,10 +80,10 @@ def cost_table(cost: Cost) -> Table:
     table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
     table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
     table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
-    wire = [megabytes(role.adapter_bytes) if name == "slm" else "none" for name, role in cost.roles.items()]
+    wire = [byte_count(role.adapter_bytes) if name == "slm" else "none" for name, role in cost.roles.items()]
     table.add_row("bytes up, and down, a client a round", *wire)
-    table.add_row("base in memory", *(megabytes(role.base_bytes) for role in roles))
-    table.caption = f"memory of one process, estimated: {megabytes(cost.memory_bytes)}\n" + _data_line(cost)
+    table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
+    table.caption = f"memory of one process, estimated: {byte_count(cost.memory_bytes)}\n" + _data_line(cost)
     table.caption_justify = "left"
     return table
 
