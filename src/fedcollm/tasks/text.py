@@ -171,7 +171,10 @@ class TextTask:
         """[P, V]: the head is applied to the last R columns only, and rows are picked from those."""
         device = next(model.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-        output = model(**inputs, use_cache=False, logits_to_keep=batch.rows.shape[1])
+        # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
+        width, kept = batch.inputs["input_ids"].shape[1], batch.rows.shape[1]
+        columns = torch.arange(width - kept, width, device=device)
+        output = model(**inputs, use_cache=False, logits_to_keep=columns)
         return output.logits[batch.rows.to(device)][:, : self.vocabulary_size].float()
 
     def targets(self, batch: TextBatch) -> Tensor:
