@@ -65,11 +65,11 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
     Raises:
         UserError: data, models or options don't fit.
     """
-    torch.set_flush_denormal(True)  # a fresh adapter's products are tiny, and denormal numbers are slow on many CPUs
     say(f"loading the data of {config.task.name}")
     split = split_pool(pool or load_pool(config.task, config.seed), config.task, config.seed)
     task = task or build_task(config.task.name, lambda: text_models(config))
     say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
+    _set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split, base)
     llm = build_model(config, "llm", config.llm, task, split, base) if config.server.epochs else None
     clients = {
@@ -112,6 +112,13 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
     parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
     dtypes = {role: str(next(p for p in m.parameters() if not p.requires_grad).dtype)[6:] for role, m in models.items()}
     return Federation(server, task, split, parameters, dtypes)
+
+
+def _set_matmul_precision(config: RunConfig) -> None:
+    """Let the float32 products of adapters on a bfloat16 base be taken in bfloat16, as the base's are: 2-4 x faster."""
+    device = resolve_device(config.device)
+    dtypes = {resolve_dtype(model.dtype, device) for model in (config.slm, config.llm)}
+    torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
 
 
 def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -> dict[str, list[Any]]:
@@ -180,7 +187,7 @@ def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.d
         network = cast(nn.Module, ViTForImageClassification(vision_config(model.source)))
         return network.to(dtype), str(made)
     place = str(made) if made.is_dir() else base_directory(model.source, model.layers)
-    return load_causal_lm(place, dtype), place
+    return load_causal_lm(place, dtype, model.attention), place
 
 
 def vision_config(source: str) -> ViTConfig:

@@ -75,9 +75,10 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def load_causal_lm(place: str, dtype: torch.dtype) -> Any:
-    """A causal language model from a directory or hub id."""
-    return _from_pretrained(AutoModelForCausalLM, place, dtype=dtype)
+def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto") -> Any:
+    """A causal language model from a directory or hub id, with one of transformers' attention implementations."""
+    options = {} if attention == "auto" else {"attn_implementation": attention}
+    return _from_pretrained(AutoModelForCausalLM, place, dtype=dtype, **options)
 
 
 def load_config(source: str) -> Any:
@@ -117,7 +118,7 @@ def prune_layers(model: Any, keep: int) -> Any:
 def _from_pretrained(loader: Any, place: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(f"model source {place!r} can't be loaded: {str(error).splitlines()[0]}") from error
 
 
