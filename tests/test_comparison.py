@@ -43,6 +43,21 @@ def test_every_method_is_a_configuration_of_the_same_loop(tiny_config):
     assert all(config.seed == 3 for config in configs.values())
 
 
+def test_llm_on_all_data_is_tuned_as_the_server_tunes_it(tiny_config):
+    server = tiny_config.server.model_copy(update={"learning_rate": 7e-4, "batch_size": 3})
+    config = dict(plan(tiny_config.model_copy(update={"server": server}), ["centralized_llm"], [0]))
+    client = config["centralized_llm/seed-0"].client
+    assert (client.learning_rate, client.batch_size) == (7e-4, 3)
+
+
+@pytest.mark.parametrize("method", ["standalone", "centralized", "centralized_llm"])
+def test_method_of_a_single_party_has_no_secure_aggregation(tiny_config, method):
+    federation = tiny_config.federation.model_copy(update={"secure_aggregation": True})
+    secure = tiny_config.model_copy(update={"federation": federation})
+    assert not any(config.federation.secure_aggregation for _, config in plan(secure, [method], [0]))
+    assert all(config.federation.secure_aggregation for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
+
+
 def test_unknown_method_is_refused(tiny_config):
     with pytest.raises(UserError, match="unknown method 'fedprox'"):
         plan(tiny_config, ["fedprox"], [0])

@@ -243,10 +243,19 @@ def test_value_of_a_wrong_type_or_range_is_named(key, value):
     assert f"{value!r} is not allowed" in message
 
 
-def test_secure_aggregation_is_refused_until_it_is_there():
-    message = refused(**{"federation.secure_aggregation": True})
-    assert "federation.secure_aggregation: True is not allowed: secure aggregation is not part of" in message
-    assert "set it to false" in message
+@pytest.mark.parametrize(
+    "overrides",
+    [{"task.clients": 2}, {"federation.fraction": 0.5}, {"federation.participants": ["0", "1"]}],
+    ids=["clients", "fraction", "participants"],
+)
+def test_secure_sum_of_two_clients_is_refused(overrides):
+    message = refused(**{"federation.secure_aggregation": True, **overrides})
+    assert "needs at least 3 clients in a round, and here 2 would be asked" in message
+
+
+def test_secure_aggregation_of_three_clients_is_allowed():
+    config = load_config(**{"federation.secure_aggregation": True, "task.clients": 3})
+    assert config.federation.secure_aggregation
 
 
 def test_distillation_without_public_data_is_refused():

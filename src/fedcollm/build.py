@@ -1,5 +1,6 @@
 """From a configuration to models, data, clients and a server: the one place where they are put together."""
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,16 @@ from typing import Any, cast
 
 import peft
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
 from fedcollm.federation.client import Client
+from fedcollm.federation.fixed_point import FixedPoint
+from fedcollm.federation.secure_client import SecureClient
+from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
@@ -72,7 +77,7 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
     _set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split, base)
     llm = build_model(config, "llm", config.llm, task, split, base) if config.server.epochs else None
-    clients = {
+    plain = {
         name: Client(
             name,
             task,
@@ -87,6 +92,7 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
         )
         for name, examples in _participating(split.private, config.federation.participants).items()
     }
+    clients, secure = _secured(config, plain) if config.federation.secure_aggregation else (plain, None)
     distillation = config.server.distillation
     server = Server(
         task=task,
@@ -97,6 +103,8 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
         test=split.test,
         fraction=config.federation.fraction,
         uniform=config.federation.aggregation == "uniform",
+        secure=secure,
+        largest_change=config.federation.largest_change,
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
@@ -127,6 +135,36 @@ def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -
     if unknown:
         raise UserError(f"federation.participants: no client {unknown[0]!r}; there are {', '.join(private)}.")
     return {name: examples for name, examples in private.items() if wanted is None or name in wanted}
+
+
+def _secured(
+    config: RunConfig, clients: Mapping[str, Client]
+) -> tuple[dict[str, Client | SecureClient], SecureSettings]:
+    """Clients of one process under secure aggregation, each with its own signing key, and the server's settings."""
+    keys = {name: Ed25519PrivateKey.generate() for name in clients}
+    roster = {name: key.public_key() for name, key in keys.items()}
+    uniform = config.federation.aggregation == "uniform"
+    encoding = fixed_point(config, len(clients))
+    settings = SecureSettings(secrets.token_hex(8), encoding, roster, config.federation.masking.threshold, uniform)
+    return {name: SecureClient(c, encoding, uniform, keys[name], roster) for name, c in clients.items()}, settings
+
+
+def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
+    """The encoding of secure aggregation.
+
+    Raises:
+        UserError: so large a federation would round changes too coarsely.
+    """
+    masking = config.federation.masking
+    weight = 1 if config.federation.aggregation == "uniform" else masking.largest_weight
+    encoding = FixedPoint(clients, weight, masking.value_range)
+    if clients >= 2**16 or encoding.fraction_bits < 4:
+        raise UserError(
+            f"federation.masking: sums of {clients} clients with up to {weight} examples each and changes up to "
+            f"{masking.value_range:g} don't fit 32 bits with enough precision. Lower largest_weight or value_range, "
+            "or set federation.aggregation: uniform."
+        )
+    return encoding
 
 
 def text_models(config: RunConfig) -> TextModelFacts:

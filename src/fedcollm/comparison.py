@@ -30,7 +30,8 @@ def _weights(config: RunConfig, weight: float, llm_weight: float) -> RunConfig:
 
 def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
     partition = config.task.partition.model_copy(update={"kind": "pooled", "with_public": with_public})
-    return _no_distillation(_with(config, task={"partition": partition}))
+    alone = _with(config, task={"partition": partition}, federation={"secure_aggregation": False})
+    return _no_distillation(alone)
 
 
 def fedcollm(config: RunConfig) -> dict[str, RunConfig]:
@@ -53,7 +54,7 @@ def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
 
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client alone: as many runs as clients."""
-    alone = _no_distillation(config)
+    alone = _with(_no_distillation(config), federation={"secure_aggregation": False})
     return {f"client-{k}": _with(alone, federation={"participants": [str(k)]}) for k in range(config.task.clients)}
 
 
@@ -69,8 +70,9 @@ def centralized(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
-    """The LLM tuned on all private data and the labelled part of D_a in one place."""
-    return {"": _pooled(config.model_copy(update={"slm": config.llm}), with_public=True)}
+    """The LLM tuned on all private data and the labelled part of D_a in one place, with the server's learning rate."""
+    server = {"learning_rate": config.server.learning_rate, "batch_size": config.server.batch_size}
+    return {"": _pooled(_with(config.model_copy(update={"slm": config.llm}), client=server), with_public=True)}
 
 
 METHODS: Mapping[str, Callable[[RunConfig], dict[str, RunConfig]]] = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -134,6 +134,17 @@ class ServerConfig(Section):
     distillation: DistillationConfig = DistillationConfig()
 
 
+class MaskingConfig(Section):
+    """Secure aggregation's numbers, which all parties must agree on."""
+
+    threshold: Positive | None = None
+    """clients needed to open a sum, more than 2/3 of those asked in a round; null: the smallest such number"""
+    value_range: PositiveFloat = 1.0
+    """largest change of a parameter in a round; a client whose change is larger stops with an error"""
+    largest_weight: Positive = 4096
+    """largest number of examples of a client"""
+
+
 class FederationConfig(Section):
     """Rounds, sampling and aggregation."""
 
@@ -144,15 +155,12 @@ class FederationConfig(Section):
     """restrict the federation to these client ids; []: no clients (server only); null: all"""
     aggregation: Literal["mean", "uniform"] = "mean"
     """mean: weighted by number of examples; uniform: the paper's 1/K"""
+    largest_change: PositiveFloat = 1000.0
+    """bound of the L2 norm of a client's change, where the server sees it; a larger change is refused"""
     secure_aggregation: bool = False
+    """true: the server learns the sum of the clients' changes only, and of a single client nothing"""
+    masking: MaskingConfig = MaskingConfig()
     privacy: None = None
-
-    @field_validator("secure_aggregation")
-    @classmethod
-    def _not_yet(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("secure aggregation is not part of this version; set it to false")
-        return value
 
 
 class EvaluationConfig(Section):
@@ -177,6 +185,18 @@ class RunConfig(Section):
     server: ServerConfig = ServerConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _secure_sum_of_three(self) -> "RunConfig":
+        federation = self.federation
+        clients = self.task.clients if federation.participants is None else len(federation.participants)
+        asked = max(1, round(federation.fraction * clients)) if clients else 0
+        if federation.secure_aggregation and 0 < asked < 3:
+            raise ValueError(
+                f"federation.secure_aggregation needs at least 3 clients in a round, and here {asked} would be asked: "
+                "of a sum of two, each learns the other's part. Raise task.clients or federation.fraction"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distillation_has_data(self) -> "RunConfig":

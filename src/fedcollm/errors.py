@@ -15,3 +15,11 @@ class Interrupted(FedcollmError):  # noqa: N818
 
 class NonFiniteError(UserError):
     """A loss became NaN or infinite; the last good state is kept."""
+
+
+class RefusalError(FedcollmError):
+    """A party does not go on, because what another one sent breaks the protocol."""
+
+
+class RoundFailedError(UserError):
+    """A round could not be finished; the last good state is kept, and `--resume` tries the round again."""

@@ -1,13 +1,18 @@
 """The values that travel between server and clients, and the record of a round."""
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
+
+from fedcollm.errors import RefusalError
 
 #: Trainable tensors by name: the only weights that ever travel.
 Adapter = dict[str, Tensor]
@@ -48,6 +53,64 @@ class Score:
         return Score(sums, self.count + other.count, confusion)
 
 
+def default_threshold(invited: int) -> int:
+    """The smallest t > 2n/3.
+
+    >>> [default_threshold(n) for n in (3, 4, 6, 10)]
+    [3, 3, 5, 7]
+    """
+    return 2 * invited // 3 + 1
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every message of one round's protocol is bound to.
+
+    Attributes:
+        run: the run's identity.
+        round_index: of the round.
+        nonce: fresh for every attempt at the round, in hexadecimal.
+        invited: ids of the clients asked, sorted.
+        threshold: t.
+    """
+
+    run: str
+    round_index: int
+    nonce: str
+    invited: tuple[str, ...]
+    threshold: int
+
+    @classmethod
+    def fresh(cls, run: str, round_index: int, invited: Iterable[str], threshold: int | None = None) -> "Session":
+        """A new attempt at a round."""
+        clients = tuple(sorted(invited))
+        return cls(run, round_index, os.urandom(16).hex(), clients, threshold or default_threshold(len(clients)))
+
+    @cached_property
+    def context(self) -> bytes:
+        """SHA-256 of the whole session; part of every signature, key derivation and ciphertext."""
+        fields = [self.run, self.round_index, self.nonce, list(self.invited), self.threshold]
+        return hashlib.sha256(b"fedcollm secure aggregation 1" + json.dumps(fields).encode()).digest()
+
+    def check(self) -> None:
+        """Refuse a session that would not protect its clients.
+
+        Raises:
+            RefusalError: fewer than three clients, or t ≤ 2n/3, or t > n, or a client twice.
+        """
+        count = len(self.invited)
+        if list(self.invited) != sorted(set(self.invited)):
+            raise RefusalError("the list of invited clients is not sorted, or names a client twice")
+        if count < 3:
+            raise RefusalError(
+                f"{count} clients: of a sum of two, each learns the other's part, so at least 3 are needed"
+            )
+        if not default_threshold(count) <= self.threshold <= count:
+            raise RefusalError(
+                f"threshold {self.threshold} of {count} clients: it must be from {default_threshold(count)} to {count}"
+            )
+
+
 @dataclass(frozen=True)
 class TrainRequest:
     """What the server sends to a client: tune this adapter in this round.
@@ -56,11 +119,13 @@ class TrainRequest:
         round_index: 1 for the first round of training.
         adapter: θ, the global adapter of the SLM.
         evaluate: whether the client scores its tuned SLM on its test examples.
+        session: of secure aggregation: the client keeps its update, and answers with public keys.
     """
 
     round_index: int
     adapter: Adapter
     evaluate: bool = True
+    session: Session | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +152,53 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
+class PhaseRequest:
+    """What the server sends to a client in a later phase of secure aggregation.
+
+    Attributes:
+        phase: `share`, `mask`, `confirm` or `unmask`.
+        nonce: of the session.
+        items: client id to bytes; their meaning depends on the phase.
+    """
+
+    phase: str
+    nonce: str
+    items: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class PhaseAnswer:
+    """What a client sends back in any phase of secure aggregation.
+
+    Attributes:
+        client: the client's id.
+        nonce: of the session.
+        items: name or client id to bytes; their meaning depends on the phase.
+    """
+
+    client: str
+    nonce: str
+    items: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a transport yields for a client that refused, or that it could not reach in time.
+
+    Attributes:
+        client: the client's id.
+        reason: in words.
+    """
+
+    client: str
+    reason: str
+
+
+Request = TrainRequest | PhaseRequest
+Answer = ClientUpdate | PhaseAnswer | Failure
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One line of `rounds.jsonl`; round 0 is before any training.
 
@@ -96,8 +208,9 @@ class RoundRecord:
             of their SLM after local tuning); roles that were not scored are absent.
         losses: `client` (mean over examples), `slm`, `llm` (CE parts), `kl` of the server.
         participants: ids of the clients whose updates are in the aggregate.
-        bytes_up: adapter bytes that one client sent in this round.
-        bytes_down: adapter bytes that one client received in this round.
+        lost: client id to when it was lost, or why an answer of it was refused.
+        bytes_up: bytes that one client sent in this round: its adapter, or its part of secure aggregation.
+        bytes_down: bytes that one client received in this round.
         seconds: wall-clock by part: `clients`, `distillation`, `evaluation`.
         peak_memory_bytes: highest resident memory of the process so far.
     """
@@ -106,6 +219,7 @@ class RoundRecord:
     scores: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
     participants: tuple[str, ...] = ()
+    lost: Mapping[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -19,7 +19,8 @@ def round_line(record: RoundRecord) -> str:
     parts = {part: record.seconds.get(part, 0.0) for part in ("clients", "distillation", "evaluation")}
     spent = ", ".join(f"{part} {value:.0f}" for part, value in parts.items() if value)
     when = f"{sum(parts.values()):.0f} s ({spent})" if spent else "before training"
-    return f"round {record.round:2}  {'  '.join(scores) or 'not scored'}  {when}"
+    lost = "; ".join(f"client {client}: {reason}" for client, reason in record.lost.items())
+    return f"round {record.round:2}  {'  '.join(scores) or 'not scored'}  {when}" + (f"  lost {lost}" if lost else "")
 
 
 def summary_table(directory: Path) -> Table:

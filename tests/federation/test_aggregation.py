@@ -7,9 +7,9 @@ import weakref
 import pytest
 import torch
 
-from fedcollm.errors import NonFiniteError
-from fedcollm.federation.aggregation import aggregate, in_order
-from fedcollm.messages import ClientUpdate, Score
+from fedcollm.errors import RoundFailedError
+from fedcollm.federation.aggregation import admitted, aggregate, in_order
+from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, Score, TrainRequest
 
 
 def update(
@@ -99,7 +99,7 @@ def test_seconds_are_sums_and_participants_keep_their_order():
 
 
 def test_no_updates_are_refused():
-    with pytest.raises(ValueError, match="no client answered"):
+    with pytest.raises(RoundFailedError, match="no client's update could be used"):
         aggregate([])
 
 
@@ -167,7 +167,63 @@ def test_aggregation_holds_one_update_at_a_time():
     assert alive == [0, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_update_that_is_not_finite_is_refused_and_named(value):
-    with pytest.raises(NonFiniteError, match="client b"):
-        aggregate([A, update("b", [1.0, value, 0.0])])
+# --- answers that are refused ---
+
+REQUEST = TrainRequest(1, {"w": torch.zeros(3)})
+
+
+def refused(*answers, ids=("a", "b"), largest_change=100.0) -> dict[str, str]:
+    """Reasons by client, when these answers follow one good update of client a."""
+    lost: dict[str, str] = {}
+    kept = list(admitted([A, *answers], REQUEST, ids, largest_change, lost))
+    assert [u.client for u in kept] == ["a"]
+    return lost
+
+
+def test_good_updates_are_admitted_as_they_are():
+    lost: dict[str, str] = {}
+    assert list(admitted([B, A], REQUEST, ["a", "b"], 100.0, lost)) == [B, A]
+    assert lost == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (update("b", [1.0, math.nan, 0.0]), "tensor w is not finite"),
+        (update("b", [1.0, math.inf, 0.0]), "tensor w is not finite"),
+        (update("b", [1.0, 2.0]), "tensor w is [(2,), 'torch.float32'], not [(3,), 'torch.float32']"),
+        (update("b", [1.0, 2.0, 3.0], dtype=torch.float64), "not [(3,), 'torch.float32']"),
+        (ClientUpdate("b", 1, {}, 1, 0.0), "tensor w is missing"),
+        (ClientUpdate("b", 1, {"w": torch.zeros(3), "v": torch.zeros(1)}, 1, 0.0), "tensor v is unknown"),
+        (update("b", [60.0, 80.1, 0.0]), "the adapter changed by 100.1 (L2 norm), more than 100"),
+        (ClientUpdate("b", 0, {"w": torch.zeros(3)}, 1, 0.0), "an update for round 0, not 1"),
+        (update("b", [0.0, 0.0, 0.0], examples=0), "0 examples"),
+        (update("b", [0.0, 0.0, 0.0], examples=-5), "-5 examples"),
+        (update("b", [0.0, 0.0, 0.0], loss=math.nan), "a loss of nan"),
+        (Failure("b", "connection lost"), "connection lost"),
+        (PhaseAnswer("b", "00", {}), "not an update"),
+    ],
+)
+def test_faulty_answer_is_refused_with_its_reason(answer, reason):
+    lost = refused(answer)
+    assert list(lost) == ["b"]
+    assert reason in lost["b"]
+
+
+def test_change_is_measured_from_what_was_sent():
+    lost: dict[str, str] = {}
+    request = TrainRequest(1, {"w": torch.tensor([60.0, 80.0, 0.0])})
+    assert list(admitted([update("a", [60.0, 80.0, 1.0])], request, ["a"], 1.0, lost))
+    assert lost == {}
+
+
+def test_unknown_client_is_refused():
+    assert refused(update("z", [0.0, 0.0, 0.0])) == {"z": "unknown client", "b": "no answer"}
+
+
+def test_second_update_of_a_client_is_refused():
+    assert refused(update("a", [9.0, 9.0, 9.0])) == {"a": "a second update", "b": "no answer"}
+
+
+def test_client_that_does_not_answer_is_named():
+    assert refused() == {"b": "no answer"}

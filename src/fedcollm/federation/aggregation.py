@@ -1,13 +1,14 @@
 """Weighted mean of the clients' adapters (Algorithm 1, server side)."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fedcollm.errors import NonFiniteError
-from fedcollm.messages import Adapter, ClientUpdate
+from fedcollm.errors import RoundFailedError
+from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class Aggregate:
         clients_score: mean over clients of their tuned SLM's score; None if none was asked for.
         seconds: sums over clients by part.
         participants: ids, in order.
+        lost: client id to when it was lost, or why an answer of it was refused.
+        bytes_up: bytes that one client sent, on average over those asked.
+        bytes_down: bytes that one client received.
     """
 
     adapter: Adapter
@@ -27,6 +31,9 @@ class Aggregate:
     clients_score: float | None
     seconds: dict[str, float]
     participants: tuple[str, ...]
+    lost: Mapping[str, str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
@@ -43,6 +50,62 @@ def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[Cl
     yield from (waiting[client] for client in expected if client in waiting)
 
 
+def admitted(
+    answers: Iterable[Answer], request: TrainRequest, ids: Sequence[str], largest_change: float, lost: dict[str, str]
+) -> Iterator[ClientUpdate]:
+    """The updates that answer a request; `lost` gets the reason for every other answer, and for every one missing.
+
+    Args:
+        answers: of a transport, from clients that may be faulty or hostile.
+        request: what was asked.
+        ids: who was asked.
+        largest_change: bound of the L2 norm of θ_k − θ.
+        lost: client id to reason; filled here, completely once the iterator is at its end.
+    """
+    waited_for = set(ids)
+    for answer in answers:
+        if reason := _objection(answer, request, waited_for, ids, largest_change):
+            lost[answer.client] = reason
+        elif isinstance(answer, ClientUpdate):
+            waited_for.remove(answer.client)
+            yield answer
+    lost.update({client: "no answer" for client in ids if client in waited_for and client not in lost})
+
+
+def _objection(
+    answer: Answer, request: TrainRequest, waited_for: Collection[str], ids: Collection[str], largest_change: float
+) -> str | None:
+    """Why an answer is refused; None if it is not."""
+    if isinstance(answer, Failure):
+        return answer.reason
+    if answer.client not in waited_for:
+        return "a second update" if answer.client in ids else "unknown client"
+    if not isinstance(answer, ClientUpdate):
+        return "not an update"
+    if answer.round_index != request.round_index:
+        return f"an update for round {answer.round_index}, not {request.round_index}"
+    if answer.examples < 1 or not math.isfinite(answer.loss) or answer.loss < 0:
+        return f"{answer.examples} examples with a loss of {answer.loss}"
+    return _misfit(answer.adapter, request.adapter, largest_change)
+
+
+def _misfit(adapter: Adapter, expected: Adapter, largest_change: float) -> str | None:
+    """In what way an adapter differs from the expected form; None if in none."""
+    if odd := sorted(adapter.keys() ^ expected.keys()):
+        return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
+    squares = 0.0
+    for name, tensor in adapter.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            here, there = ([tuple(t.shape), str(t.dtype)] for t in (tensor, expected[name]))
+            return f"tensor {name} is {here}, not {there}"
+        if not tensor.isfinite().all():
+            return f"tensor {name} is not finite"
+        squares += float((tensor.double() - expected[name].double()).square().sum())
+    if squares > largest_change**2:
+        return f"the adapter changed by {math.sqrt(squares):.4g} (L2 norm), more than {largest_change:g}"
+    return None
+
+
 def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggregate:
     """Fold updates into their mean, holding one update at a time.
 
@@ -51,8 +114,7 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
         uniform: weight 1/K (the paper's Algorithm 1) instead of n_k / n (FedAvg, McMahan et al. 2017).
 
     Raises:
-        ValueError: no updates.
-        NonFiniteError: an update has a value that is NaN or infinite.
+        RoundFailedError: no updates.
     """
     sums: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
@@ -61,9 +123,6 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
     seconds: dict[str, float] = {}
     participants: list[str] = []
     for update in updates:
-        if not all(tensor.isfinite().all() for tensor in update.adapter.values()):
-            where = f"client {update.client}, round {update.round_index}"
-            raise NonFiniteError(f"{where}: its adapter is not finite; the last good state is kept. Look at its data.")
         weight = 1.0 if uniform else float(update.examples)
         for name, tensor in update.adapter.items():
             term = tensor.double() * weight
@@ -76,7 +135,7 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
         seconds = {part: seconds.get(part, 0.0) + value for part, value in update.seconds.items()}
         participants.append(update.client)
     if not participants:
-        raise ValueError("no client answered")
+        raise RoundFailedError("no client's update could be used; the last good state is kept: --resume tries again")
     adapter = {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
     mean_score = sum(scores) / len(scores) if scores else None
     return Aggregate(adapter, loss / examples, mean_score, seconds, tuple(participants))

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fedcollm.messages import ClientUpdate, TrainRequest
+from fedcollm.errors import RefusalError
+from fedcollm.messages import ClientUpdate, Request, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
@@ -41,6 +42,16 @@ class Client:
     learning_rate: float = 1e-3
     evaluation_batch_size: int = 32
     seed: int = 0
+
+    def answer(self, request: Request) -> ClientUpdate:
+        """Train; that is all that a client without secure aggregation does.
+
+        Raises:
+            RefusalError: anything else is asked for.
+        """
+        if not isinstance(request, TrainRequest) or request.session:
+            raise RefusalError(f"client {self.id} was not set up for secure aggregation")
+        return self.train(request)
 
     def train(self, request: TrainRequest) -> ClientUpdate:
         """Fine-tune the global adapter on the private examples (Algorithm 1, client side)."""

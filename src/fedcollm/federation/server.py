@@ -1,5 +1,6 @@
 """The server: Algorithm 1 of FedCoLLM (arXiv 2411.11707), a round at a time."""
 
+import dataclasses
 import random
 import resource
 import time
@@ -10,8 +11,9 @@ from typing import Any, Protocol
 import peft
 
 from fedcollm.distillation import Divergence, distil_mutually
-from fedcollm.federation.aggregation import Aggregate, aggregate, in_order
-from fedcollm.messages import Adapter, ClientUpdate, RoundRecord, Score, TrainRequest, adapter_bytes
+from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, in_order
+from fedcollm.federation.secure_round import SecureSettings, aggregate_securely
+from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
@@ -25,8 +27,8 @@ class Transport(Protocol):
         """Ids of the clients that can be asked."""
         ...
 
-    def train(self, request: TrainRequest, ids: Sequence[str]) -> Iterator[ClientUpdate]:
-        """Ask these clients; yield their updates as they come."""
+    def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
+        """Send each client its request; yield their answers as they come."""
         ...
 
 
@@ -56,6 +58,8 @@ class Server:
         test: examples for scoring both roles.
         fraction: share of the clients drawn in each round.
         uniform: aggregate with weight 1/K instead of n_k / n.
+        secure: aggregate securely; None: see each update.
+        largest_change: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
         epochs: passes over D_a a round.
         batch_size: examples a distillation step.
         learning_rate: of both models' AdamW.
@@ -77,6 +81,8 @@ class Server:
     test: Sequence[Any] = field(repr=False)
     fraction: float = 1.0
     uniform: bool = False
+    secure: SecureSettings | None = None
+    largest_change: float = 1e3
     epochs: int = 1
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -126,9 +132,8 @@ class Server:
         if tuned:
             losses = {"client": tuned.loss} | losses
             scores |= {"clients": tuned.clients_score} if tuned.clients_score is not None else {}
-        size = adapter_bytes(adapter) if tuned else 0
-        participants = tuned.participants if tuned else ()
-        return RoundRecord(round_index, scores, losses, participants, size, size, seconds, peak_memory_bytes())
+        taken = (tuned.participants, tuned.lost, tuned.bytes_up, tuned.bytes_down) if tuned else ((), {}, 0, 0)
+        return RoundRecord(round_index, scores, losses, *taken, seconds, peak_memory_bytes())
 
     def scores(self) -> dict[str, float]:
         """Main metric of the global SLM and the LLM on the test examples."""
@@ -141,7 +146,19 @@ class Server:
         return {"slm": self.slm} | ({"llm": self.llm} if self.llm else {})
 
     def _aggregate(self, request: TrainRequest, ids: Sequence[str]) -> Aggregate:
-        return aggregate(in_order(self.transport.train(request, ids), ids), self.uniform)
+        """The mean of these clients' updates.
+
+        Raises:
+            RoundFailedError: no update, or too few of them for secure aggregation.
+        """
+        if self.secure:
+            return aggregate_securely(self.transport.ask, request, ids, self.secure)
+        lost: dict[str, str] = {}
+        answers = self.transport.ask(dict.fromkeys(ids, request))
+        updates = admitted(answers, request, ids, self.largest_change, lost)
+        size = adapter_bytes(request.adapter)
+        mean = aggregate(in_order(updates, ids), self.uniform)
+        return dataclasses.replace(mean, lost=lost, bytes_up=size, bytes_down=size)
 
     def _distil(self, llm: peft.PeftModel, round_index: int) -> dict[str, float]:
         return distil_mutually(

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from fedcollm.federation.client import Client
-from fedcollm.messages import ClientUpdate, TrainRequest
+from fedcollm.federation.secure_client import SecureClient
+from fedcollm.messages import Answer, Request
 
 
 class LocalTransport:
@@ -13,14 +14,14 @@ class LocalTransport:
         clients: id to client.
     """
 
-    def __init__(self, clients: Mapping[str, Client]):
+    def __init__(self, clients: Mapping[str, Client | SecureClient]):
         self._clients = dict(clients)
 
     def clients(self) -> Sequence[str]:
         """Ids of the clients, in the order in which they were given."""
         return list(self._clients)
 
-    def train(self, request: TrainRequest, ids: Sequence[str]) -> Iterator[ClientUpdate]:
-        """One update at a time, in the order of `ids`."""
-        for client in ids:
-            yield self._clients[client].train(request)
+    def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
+        """One answer at a time, in the order of `requests`."""
+        for client, request in requests.items():
+            yield self._clients[client].answer(request)

@@ -1,0 +1,361 @@
+"""Secure aggregation: the server learns the sum of its clients' vectors, and of a single vector nothing.
+
+Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, Figure 4, in
+the variant against an active server. A client u holds x_u ∈ Z^m mod 2³² and sends, for the clients U₂ that shared keys,
+
+    y_u = x_u + PRG(b_u) + Σ_{v ∈ U₂, v > u} PRG(s_uv) − Σ_{v ∈ U₂, v < u} PRG(s_uv)   mod 2³²
+
+The pairwise masks cancel in the sum. Once the survivors U₃ ⊆ U₂ (those whose y_u arrived) are agreed, t clients give
+their shares of b_u for every survivor and of the key behind s_uv for everybody else, never of both for one client.
+
+    phase      a client receives                   and answers
+    advertise  the session (with θ, to be tuned)   signed public keys, and a commitment to b_u
+    share      all clients' public keys            Shamir shares of b_u and of its masking key, encrypted to each client
+    mask       the shares meant for it             y_u
+    confirm    the list of survivors               its signature of that list
+    unmask     t signatures of the same list       its shares: b_v of survivors v, masking keys of the others
+
+Assumptions: the roster of signing keys is authentic, fewer than n/3 of the n invited clients collude with the server,
+t > 2n/3. Then two lists can't both be confirmed by t clients, as some honest client would have signed both.
+Differences from Figure 4: secrets are 16-byte seeds from which keys are derived, so that a share is one element of
+GF(2¹²⁸); b_u is committed to and the masking key's public part is known, so that a wrong share is noticed.
+Primitives: X25519, Ed25519, HKDF-SHA256, ChaCha20, ChaCha20-Poly1305 (`cryptography`), Shamir (pycryptodome).
+"""
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from fedcollm.errors import RefusalError, RoundFailedError
+from fedcollm.federation.masks import agree, commitment, pairwise_mask, private_key, self_mask
+from fedcollm.messages import Session
+
+#: A protocol message's content: client id (or the name of the only item) to bytes.
+Items = Mapping[str, bytes]
+
+#: Sends each client its items in a phase; yields the answers of those that answer in time.
+Exchange = Callable[[str, Mapping[str, Items]], Iterable[tuple[str, Items]]]
+
+_SEED_BYTES = 16
+_KEYS_BYTES = (32, 32, 32, 64)  # encryption key, masking key, commitment, signature
+
+
+def _split_keys(packed: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Encryption key, masking key, commitment, signature.
+
+    Raises:
+        RefusalError: wrong length.
+    """
+    if len(packed) != sum(_KEYS_BYTES):
+        raise RefusalError(f"public keys of {len(packed)} bytes, not {sum(_KEYS_BYTES)}")
+    return packed[:32], packed[32:64], packed[64:96], packed[96:]
+
+
+def _verify(key: Ed25519PublicKey | None, signature: bytes, message: bytes, what: str) -> None:
+    try:
+        if key is None:
+            raise RefusalError(f"{what}: no such client in the roster")
+        key.verify(signature, message)
+    except InvalidSignature as error:
+        raise RefusalError(f"{what}: the signature is not that of the roster's key") from error
+
+
+def verify_keys(client: str, packed: bytes, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> None:
+    """Check a client's advertised keys against the roster.
+
+    Raises:
+        RefusalError: not invited, unknown, or not signed by the roster's key for this session.
+    """
+    if client not in session.invited:
+        raise RefusalError(f"client {client} was not invited")
+    *_, signature = _split_keys(packed)
+    message = session.context + b"keys" + json.dumps(client).encode() + packed[: -len(signature)]
+    _verify(roster.get(client), signature, message, f"keys of client {client}")
+
+
+def _survivors_message(session: Session, survivors: Sequence[str]) -> bytes:
+    return session.context + b"survivors" + json.dumps(list(survivors)).encode()
+
+
+class Participant:
+    """One client's side of one session. Its methods are the phases; each may be called once, in this order.
+
+    Args:
+        client: own id.
+        session: as the server announced it.
+        vector: x_u, [m] uint32.
+        signing_key: own long-term key, whose public part is in the roster.
+        roster: id to public signing key of every client of the federation.
+        opened: (run, round) to the survivors whose sum this client has helped to open, kept from session to session:
+            a second opening of the same round for other survivors would give away the difference.
+
+    Raises:
+        RefusalError: the session is unsafe, or not for this client. So does every method, on a broken protocol.
+    """
+
+    def __init__(
+        self,
+        client: str,
+        session: Session,
+        vector: np.ndarray,
+        signing_key: Ed25519PrivateKey,
+        roster: Mapping[str, Ed25519PublicKey],
+        opened: MutableMapping[str, list[str]],
+    ):
+        session.check()
+        if client not in session.invited:
+            raise RefusalError(f"client {client} was not invited to this session")
+        if strangers := sorted(set(session.invited) - roster.keys()):
+            raise RefusalError(f"client {strangers[0]} is invited, but not in the roster")
+        self._client, self._session, self._vector = client, session, vector
+        self._signing_key, self._roster, self._opened = signing_key, roster, opened
+        self._encryption_key = X25519PrivateKey.generate()
+        self._masking_seed, self._self_seed = os.urandom(_SEED_BYTES), os.urandom(_SEED_BYTES)
+        self._masking_key = private_key(self._masking_seed, session.context)
+        self._phase = "advertise"
+        self._keys: dict[str, bytes] = {}  # U₁: all that this client has seen advertised, its own among them
+        self._shares: dict[str, bytes] = {}  # U₂: share of b_v, then share of v's masking seed
+        self._survivors: list[str] = []  # U₃
+
+    def _enter(self, phase: str, following: str) -> None:
+        if self._phase != phase:
+            raise RefusalError(f"phase {phase} is asked for where {self._phase} comes next")
+        self._phase = following
+
+    def _enough(self, clients: Collection[str], known: Collection[str], what: str) -> None:
+        if not set(clients) <= set(known):
+            raise RefusalError(f"{what} of clients that have no part in this session")
+        if self._client not in clients:
+            raise RefusalError(f"{what} leave out this client itself")
+        if len(clients) < self._session.threshold:
+            raise RefusalError(f"{what} of {len(clients)} clients only, fewer than {self._session.threshold}")
+
+    def advertise(self) -> dict[str, bytes]:
+        """Public keys: `keys` to 160 bytes."""
+        self._enter("advertise", "share")
+        context = self._session.context
+        publics = [key.public_key().public_bytes_raw() for key in (self._encryption_key, self._masking_key)]
+        body = b"".join(publics) + commitment(self._self_seed, context)
+        signature = self._signing_key.sign(context + b"keys" + json.dumps(self._client).encode() + body)
+        self._keys = {self._client: body + signature}
+        return {"keys": body + signature}
+
+    def share(self, keys: Items) -> dict[str, bytes]:
+        """Own secrets' shares, encrypted to each of the other clients.
+
+        Args:
+            keys: what each client advertised, own keys among them.
+        """
+        self._enter("share", "mask")
+        self._enough(keys, self._session.invited, "keys")
+        if keys[self._client] != self._keys[self._client]:
+            raise RefusalError("this client's own keys were changed")
+        for client, packed in keys.items():
+            verify_keys(client, packed, self._session, self._roster)
+        publics = [part for packed in keys.values() for part in _split_keys(packed)[:3]]
+        if len(set(publics)) < len(publics):
+            raise RefusalError("two clients advertise the same key")
+        self._keys = dict(keys)
+        threshold, order = self._session.threshold, sorted(keys)
+        parts = [Shamir.split(threshold, len(order), seed, False) for seed in (self._self_seed, self._masking_seed)]
+        shares = {client: parts[0][i][1] + parts[1][i][1] for i, client in enumerate(order)}
+        self._shares = {self._client: shares.pop(self._client)}
+        return {client: self._box(client, self._client, client).encrypt(bytes(12), share, self._session.context)
+                for client, share in shares.items()}  # fmt: skip
+
+    def _box(self, peer: str, sender: str, receiver: str) -> ChaCha20Poly1305:
+        """The cipher for one message: its key is used for nothing else, so that a constant nonce is safe."""
+        public = _split_keys(self._keys[peer])[0]
+        purpose = f"shares {json.dumps([sender, receiver])}".encode()
+        return ChaCha20Poly1305(agree(self._encryption_key, public, self._session.context, purpose))
+
+    def mask(self, boxes: Items) -> dict[str, bytes]:
+        """The masked vector: `vector` to 4m bytes.
+
+        Args:
+            boxes: for each other client that shared, its encrypted shares for this one.
+        """
+        self._enter("mask", "confirm")
+        self._enough({*boxes, self._client}, self._keys, "shares")
+        for sender, box in boxes.items():
+            try:
+                share = self._box(sender, sender, self._client).decrypt(bytes(12), box, self._session.context)
+            except InvalidTag as error:
+                raise RefusalError(f"the shares of client {sender} were changed") from error
+            if sender == self._client or len(share) != 2 * _SEED_BYTES:
+                raise RefusalError(f"the shares of client {sender} are malformed")
+            self._shares[sender] = share
+        context, words = self._session.context, len(self._vector)
+        masked = self._vector + self_mask(self._self_seed, context, words)
+        for peer in boxes:
+            public = _split_keys(self._keys[peer])[1]
+            masked += pairwise_mask(self._client, self._masking_key, peer, public, context, words)
+        self._vector = np.empty(0, np.uint32)
+        return {"vector": masked.astype("<u4").tobytes()}
+
+    def confirm(self, survivors: Items) -> dict[str, bytes]:
+        """A signature of the list of survivors, which are the keys of `survivors`: `signature` to 64 bytes."""
+        self._enter("confirm", "unmask")
+        self._enough(survivors, self._shares, "survivors")
+        self._survivors = sorted(survivors)
+        self._opened_for()
+        return {"signature": self._signing_key.sign(_survivors_message(self._session, self._survivors))}
+
+    def _opened_for(self) -> str:
+        """The round's key in `opened`, after a check that it was not opened for others."""
+        name = f"{self._session.run}/{self._session.round_index}"
+        if self._opened.get(name, self._survivors) != self._survivors:
+            raise RefusalError(f"round {self._session.round_index} was opened before, for other survivors")
+        return name
+
+    def unmask(self, signatures: Items) -> dict[str, bytes]:
+        """For each client that shared, 16 bytes: the share of b_v of a survivor, else of its masking seed.
+
+        Args:
+            signatures: of the list of survivors, by at least t of them.
+        """
+        self._enter("unmask", "nothing")
+        self._enough({*signatures, self._client}, self._survivors, "signatures")
+        if len(signatures) < self._session.threshold:
+            raise RefusalError(f"{len(signatures)} signatures, fewer than {self._session.threshold}")
+        message = _survivors_message(self._session, self._survivors)
+        for client, signature in signatures.items():
+            _verify(self._roster.get(client), signature, message, f"survivors, as client {client} saw them")
+        self._opened[self._opened_for()] = self._survivors
+        return {
+            client: share[:_SEED_BYTES] if client in self._survivors else share[_SEED_BYTES:]
+            for client, share in self._shares.items()
+        }
+
+
+@dataclass(frozen=True)
+class SecureSum:
+    """What the server ends a session with.
+
+    Attributes:
+        vector: Σ x_u mod 2³² over the survivors, [m] uint32.
+        survivors: ids, sorted.
+        lost: id of every other invited client to the phase in which it was lost.
+    """
+
+    vector: np.ndarray
+    survivors: tuple[str, ...]
+    lost: Mapping[str, str]
+
+
+def collect_sum(
+    exchange: Exchange, session: Session, keys: Items, roster: Mapping[str, Ed25519PublicKey], words: int
+) -> SecureSum:
+    """The server's side of a session, from the keys that were advertised.
+
+    Args:
+        exchange: carries a phase's items to the clients and brings back those answers that come in time.
+        session: the session.
+        keys: client to what it advertised.
+        roster: id to public signing key.
+        words: m.
+
+    Raises:
+        RoundFailedError: fewer than t clients are left, or a share is wrong.
+    """
+    lost: dict[str, str] = {}
+
+    def keep(phase: str, answers: Collection[str], asked: Iterable[str]) -> None:
+        lost.update({client: phase for client in asked if client not in answers})
+        if len(answers) < session.threshold:
+            raise RoundFailedError(
+                f"round {session.round_index}: {len(answers)} of {len(session.invited)} clients are left after phase "
+                f"{phase} of secure aggregation, and {session.threshold} are needed (lost: {', '.join(lost)}). "
+                "The last good state is kept: bring the clients back, and resume."
+            )
+
+    keys = {client: packed for client, packed in keys.items() if _holds(client, packed, session, roster)}
+    keep("advertise", keys, session.invited)
+    answers = _answers(exchange("share", dict.fromkeys(keys, keys)), keys)
+    boxes = {sender: items for sender, items in answers if items.keys() == keys.keys() - {sender}}
+    keep("share", boxes, keys)
+    inbox = {client: {s: items[client] for s, items in boxes.items() if s != client} for client in boxes}
+    total, survivors = np.zeros(words, np.uint32), []
+    for client, items in _answers(exchange("mask", inbox), boxes):
+        if len(items.get("vector", b"")) == 4 * words:
+            total += np.frombuffer(items["vector"], "<u4")
+            survivors.append(client)
+    survivors.sort()
+    keep("mask", survivors, boxes)
+    message = _survivors_message(session, survivors)
+    listed = dict.fromkeys(survivors, dict.fromkeys(survivors, b""))
+    signatures = {
+        client: items["signature"]
+        for client, items in _answers(exchange("confirm", listed), survivors)
+        if _signed(roster[client], items.get("signature", b""), message)
+    }
+    keep("confirm", signatures, ())
+    answers = _answers(exchange("unmask", dict.fromkeys(signatures, signatures)), signatures)
+    shares = {client: items for client, items in answers if items.keys() == boxes.keys()}
+    keep("unmask", shares, ())
+    return SecureSum(_unmasked(total, session, keys, boxes, survivors, shares), tuple(survivors), lost)
+
+
+def _answers(answers: Iterable[tuple[str, Items]], asked: Collection[str]) -> Iterator[tuple[str, Items]]:
+    """The first answer of each client that was asked."""
+    waited_for = set(asked)
+    for client, items in answers:
+        if client in waited_for:
+            waited_for.remove(client)
+            yield client, items
+
+
+def _holds(client: str, packed: bytes, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> bool:
+    try:
+        verify_keys(client, packed, session, roster)
+    except RefusalError:
+        return False
+    return True
+
+
+def _signed(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
+    try:
+        key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _unmasked(
+    total: np.ndarray,
+    session: Session,
+    keys: Items,
+    sharers: Iterable[str],
+    survivors: Sequence[str],
+    shares: Mapping[str, Items],
+) -> np.ndarray:
+    """Take the survivors' own masks, and what they added for the lost ones, off the sum."""
+    place = {client: i + 1 for i, client in enumerate(sorted(keys))}
+    context = session.context
+    for client in sharers:
+        points = [(place[giver], shares[giver][client]) for giver in sorted(shares)[: session.threshold]]
+        seed = Shamir.combine(points, False)
+        _, masking_key, committed, _ = _split_keys(keys[client])
+        if client in survivors:
+            found, expected = commitment(seed, context), committed
+            total -= self_mask(seed, context, len(total))
+        else:
+            private = private_key(seed, context)
+            found, expected = private.public_key().public_bytes_raw(), masking_key
+            for peer in survivors:
+                public = _split_keys(keys[peer])[1]
+                total += pairwise_mask(client, private, peer, public, context, len(total))
+        if found != expected:
+            raise RoundFailedError(
+                f"round {session.round_index}: the shares of client {client}'s secret don't fit what it committed to, "
+                "so a client sent a wrong one. The last good state is kept: resume, without the client at fault."
+            )
+    return total

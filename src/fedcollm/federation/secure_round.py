@@ -1,0 +1,96 @@
+"""The server's side of a round under secure aggregation: from requests to the mean, by way of a sum."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedcollm.federation.aggregation import Aggregate
+from fedcollm.federation.fixed_point import STATISTICS, FixedPoint
+from fedcollm.federation.secure_aggregation import Items, collect_sum
+from fedcollm.messages import Adapter, Answer, PhaseAnswer, PhaseRequest, Request, Session, TrainRequest, adapter_bytes
+
+Ask = Callable[[Mapping[str, Request]], Iterable[Answer]]
+
+
+@dataclass(frozen=True)
+class SecureSettings:
+    """What the server must know for secure aggregation.
+
+    Attributes:
+        run: identity of the run, the same after a restart.
+        encoding: of the clients' vectors.
+        roster: id to public signing key.
+        threshold: t; None: the smallest above 2n/3.
+        uniform: clients weigh the same.
+    """
+
+    run: str
+    encoding: FixedPoint
+    roster: Mapping[str, Ed25519PublicKey] = field(repr=False)
+    threshold: int | None = None
+    uniform: bool = False
+
+
+def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], settings: SecureSettings) -> Aggregate:
+    """Train these clients, and learn the mean of their updates and sums of their statistics, nothing of a single one.
+
+    Args:
+        ask: a transport's.
+        request: the round's, without a session.
+        ids: clients to invite.
+        settings: of the federation.
+
+    Raises:
+        RefusalError: fewer than three clients, or an unsafe threshold.
+        RoundFailedError: fewer than t clients are left in a phase, or a share is wrong.
+    """
+    session = Session.fresh(settings.run, request.round_index, ids, settings.threshold)
+    session.check()
+    traffic = _Traffic(ask, session.nonce)
+    keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
+    shapes = {name: tuple(tensor.shape) for name, tensor in request.adapter.items()}
+    words = settings.encoding.words(shapes, len(STATISTICS))
+    total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
+    changes, sums = settings.encoding.decode(total.vector, shapes, STATISTICS)
+    weight = sums["clients"] if settings.uniform else sums["examples"]
+    adapter: Adapter = {
+        name: (theta.double() + changes[name] / weight).to(theta.dtype) for name, theta in request.adapter.items()
+    }
+    return Aggregate(
+        adapter,
+        loss=sums["loss"] / sums["examples"],
+        clients_score=sums["score"] / sums["scored"] if sums["scored"] else None,
+        seconds={part: sums[f"seconds_{part}"] for part in ("clients", "evaluation")},
+        participants=total.survivors,
+        lost=dict(total.lost),
+        bytes_up=traffic.up // len(ids),
+        bytes_down=traffic.down // len(ids),
+    )
+
+
+class _Traffic:
+    """Carries a session's items by a transport, and counts their bytes."""
+
+    def __init__(self, ask: Ask, nonce: str):
+        self._ask, self._nonce = ask, nonce
+        self.up = self.down = 0
+
+    def advertise(self, request: TrainRequest, session: Session) -> Iterator[tuple[str, Items]]:
+        invitation = TrainRequest(request.round_index, request.adapter, request.evaluate, session)
+        self.down += adapter_bytes(request.adapter) * len(session.invited)
+        yield from self._answers(dict.fromkeys(session.invited, invitation))
+
+    def exchange(self, phase: str, items: Mapping[str, Items]) -> Iterator[tuple[str, Items]]:
+        self.down += sum(_size(values) for values in items.values())
+        yield from self._answers({client: PhaseRequest(phase, self._nonce, values) for client, values in items.items()})
+
+    def _answers(self, requests: Mapping[str, Request]) -> Iterator[tuple[str, Items]]:
+        for answer in self._ask(requests):
+            if isinstance(answer, PhaseAnswer) and answer.nonce == self._nonce:
+                self.up += _size(answer.items)
+                yield answer.client, answer.items
+
+
+def _size(items: Items) -> int:
+    return sum(len(name) + len(value) for name, value in items.items())

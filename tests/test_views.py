@@ -1,0 +1,20 @@
+"""What a person reads in the terminal."""
+
+from fedcollm.messages import RoundRecord
+from fedcollm.views import round_line
+
+
+def test_line_of_a_round_has_scores_and_seconds_by_part():
+    record = RoundRecord(3, {"slm": 0.55, "llm": 0.6789, "clients": 0.5}, seconds={"clients": 18.2, "evaluation": 5.0})
+    assert round_line(record) == ("round  3  SLM 0.550  clients 0.500  LLM 0.679  23 s (clients 18, evaluation 5)")
+
+
+def test_line_before_training():
+    assert round_line(RoundRecord(0, {"slm": 0.05})) == "round  0  SLM 0.050  before training"
+
+
+def test_line_says_who_was_lost_and_why():
+    record = RoundRecord(1, seconds={"clients": 2.0}, lost={"2": "no answer", "4": "tensor w is not finite"})
+    assert round_line(record) == (
+        "round  1  not scored  2 s (clients 2)  lost client 2: no answer; client 4: tensor w is not finite"
+    )
