@@ -1,6 +1,5 @@
 """From a configuration to models, data, clients and a server: the one place where they are put together."""
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from fedcollm.federation.client import Client
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
-from fedcollm.federation.server import Server
+from fedcollm.federation.server import Server, asked_clients
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
 from fedcollm.progress import say
@@ -145,8 +144,13 @@ def _secured(
     roster = {name: key.public_key() for name, key in keys.items()}
     uniform = config.federation.aggregation == "uniform"
     encoding = fixed_point(config, len(clients))
-    settings = SecureSettings(secrets.token_hex(8), encoding, roster, config.federation.masking.threshold, uniform)
-    return {name: SecureClient(c, encoding, uniform, keys[name], roster) for name, c in clients.items()}, settings
+    run, asked = f"{config.name}/{config.seed}", asked_clients(len(clients), config.federation.fraction)
+    settings = SecureSettings(run, encoding, roster, config.federation.masking.threshold, uniform)
+    members = {
+        name: SecureClient(client, run, asked, encoding, uniform, keys[name], roster)
+        for name, client in clients.items()
+    }
+    return members, settings
 
 
 def fixed_point(config: RunConfig, clients: int) -> FixedPoint:

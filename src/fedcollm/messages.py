@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedcollm.errors import RefusalError
@@ -53,6 +54,16 @@ class Score:
         return Score(sums, self.count + other.count, confusion)
 
 
+def payload_digest(adapter: Adapter, *settings: object) -> str:
+    """SHA-256, in hexadecimal, of an adapter's names, shapes, dtypes and values, and of the settings' text."""
+    digest = hashlib.sha256(json.dumps([str(setting) for setting in settings]).encode())
+    for name in sorted(adapter):
+        tensor = adapter[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def default_threshold(invited: int) -> int:
     """The smallest t > 2n/3.
 
@@ -72,6 +83,8 @@ class Session:
         nonce: fresh for every attempt at the round, in hexadecimal.
         invited: ids of the clients asked, sorted.
         threshold: t.
+        payload: `payload_digest` of what every client is to train: one that got another θ than the others would
+            give its update away as the only one that is not zero (Pasquini et al., arXiv 2111.07380).
     """
 
     run: str
@@ -79,17 +92,21 @@ class Session:
     nonce: str
     invited: tuple[str, ...]
     threshold: int
+    payload: str = ""
 
     @classmethod
-    def fresh(cls, run: str, round_index: int, invited: Iterable[str], threshold: int | None = None) -> "Session":
+    def fresh(
+        cls, run: str, round_index: int, invited: Iterable[str], threshold: int | None = None, payload: str = ""
+    ) -> "Session":
         """A new attempt at a round."""
         clients = tuple(sorted(invited))
-        return cls(run, round_index, os.urandom(16).hex(), clients, threshold or default_threshold(len(clients)))
+        threshold = default_threshold(len(clients)) if threshold is None else threshold
+        return cls(run, round_index, os.urandom(16).hex(), clients, threshold, payload)
 
     @cached_property
     def context(self) -> bytes:
         """SHA-256 of the whole session; part of every signature, key derivation and ciphertext."""
-        fields = [self.run, self.round_index, self.nonce, list(self.invited), self.threshold]
+        fields = [self.run, self.round_index, self.nonce, list(self.invited), self.threshold, self.payload]
         return hashlib.sha256(b"fedcollm secure aggregation 1" + json.dumps(fields).encode()).digest()
 
     def check(self) -> None:

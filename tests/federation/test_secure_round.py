@@ -21,6 +21,7 @@ from fedcollm.messages import (
     Session,
     TrainRequest,
     adapter_bytes,
+    payload_digest,
 )
 from fedcollm.models import add_adapter, read_adapter
 from fedcollm.pretrained import load_causal_lm
@@ -70,7 +71,9 @@ def secured(clients, uniform=False, value_range=1.0, losses=None) -> tuple[Wire,
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}
     encoding = FixedPoint(len(clients), 1 if uniform else 64, value_range)
-    members = {name: SecureClient(c, encoding, uniform, keys[name], roster) for name, c in clients.items()}
+    members = {
+        name: SecureClient(c, "run", len(clients), encoding, uniform, keys[name], roster) for name, c in clients.items()
+    }
     return Wire(members, losses), SecureSettings("run", encoding, roster, None, uniform)
 
 
@@ -136,7 +139,7 @@ def test_round_goes_on_without_a_lost_client(clients, phase):
     secure.adapter = start
     record = secure.run_round(1)
     assert record.participants == ("a", "c", "d")
-    assert dict(record.lost) == {"b": phase}
+    assert dict(record.lost) == {"b": f"{phase}: killed in phase {phase}"}
     plain = server({name: client for name, client in clients.items() if name != "b"})
     plain.adapter = start
     plain.run_round(1)
@@ -169,49 +172,113 @@ def test_value_outside_the_range_names_the_tensor_and_keeps_the_state(clients):
     assert secure.adapter is before
 
 
+def test_more_clients_than_the_fixed_point_holds_are_refused(clients):
+    secure = server(clients, on=True)
+    secure.secure = dataclasses.replace(secure.secure, encoding=FixedPoint(3, 64, 1.0))  # pyright: ignore
+    with pytest.raises(RoundFailedError, match="4 clients are asked, and the fixed point is set up for 3"):
+        secure.run_round(1)
+
+
+def test_client_that_lies_about_the_number_of_clients_ends_the_round(clients, monkeypatch):
+    def lying(update):
+        return statistics(update) | ({"clients": 9.0} if update.client == "c" else {})
+
+    monkeypatch.setattr("fedcollm.federation.secure_client.statistics", lying)
+    with pytest.raises(RoundFailedError, match="the sums of 4 clients speak of 12 clients"):
+        server(clients, on=True).run_round(1)
+
+
+def test_server_that_sends_one_client_another_adapter_loses_it(clients):
+    secure = server(clients, on=True)
+    honest = secure.transport.ask
+
+    def ask(requests):
+        first = requests.get("a")
+        if isinstance(first, TrainRequest):
+            zero = {name: torch.zeros_like(tensor) for name, tensor in first.adapter.items()}
+            requests = {**requests, "a": dataclasses.replace(first, adapter=zero)}
+        return honest(requests)
+
+    secure.transport.ask = ask  # pyright: ignore[reportAttributeAccessIssue]
+    record = secure.run_round(1)
+    assert record.participants == ("b", "c", "d")
+    assert "not what the session says" in record.lost["a"]
+
+
 # --- what a client refuses ---
 
 
-def member(clients) -> tuple[SecureClient, SecureSettings]:
-    transport, settings = secured(clients)
-    return transport._clients["a"], settings  # pyright: ignore[reportReturnType]
+def member(clients) -> SecureClient:
+    transport, _ = secured(clients)
+    return transport._clients["a"]  # pyright: ignore[reportReturnType]
+
+
+def invitation(one: SecureClient, ids=IDS, run="run", index=1, **changes) -> TrainRequest:
+    """A request to train with a session that fits it."""
+    theta = read_adapter(one.client.slm)
+    session = Session.fresh(run, index, ids, payload=payload_digest(theta, True, one.encoding, one.uniform))
+    return dataclasses.replace(TrainRequest(1, theta, session=session), **changes)
 
 
 def test_plain_update_is_refused_by_a_client_of_secure_aggregation(clients):
-    one, _ = member(clients)
+    one = member(clients)
     with pytest.raises(RefusalError, match="a plain update was asked for"):
         one.answer(TrainRequest(1, read_adapter(clients["a"].slm)))
 
 
+def test_invitation_that_fits_is_accepted(clients):
+    assert list(member(clients).answer(invitation(member(clients))).items) == ["keys"]
+
+
+def test_adapter_that_is_not_the_one_of_the_session_is_refused_untrained(clients, monkeypatch):
+    monkeypatch.setattr(Client, "train", lambda self, request: pytest.fail("trained"))
+    one = member(clients)
+    request = invitation(one)
+    name = min(request.adapter)
+    changed = {**request.adapter, name: request.adapter[name] + 1e-3}
+    for bad in (dataclasses.replace(request, adapter=changed), dataclasses.replace(request, evaluate=False)):
+        with pytest.raises(RefusalError, match="not what the session says that all clients were sent"):
+            one.answer(bad)
+
+
+def test_session_of_another_run_is_refused(clients):
+    one = member(clients)
+    with pytest.raises(RefusalError, match="a session of run 'other', and this client is part of 'run'"):
+        one.answer(invitation(one, run="other"))
+
+
+def test_smaller_session_than_agreed_is_refused(clients):
+    one = member(clients)
+    with pytest.raises(RefusalError, match="3 clients are invited, fewer than 4"):
+        one.answer(invitation(one, ids=("a", "b", "c")))
+
+
 def test_session_of_another_round_is_refused(clients):
-    one, settings = member(clients)
-    session = Session.fresh(settings.run, 2, IDS)
+    one = member(clients)
     with pytest.raises(RefusalError, match="a plain update was asked for"):
-        one.answer(TrainRequest(1, read_adapter(clients["a"].slm), session=session))
+        one.answer(invitation(one, index=2))
 
 
 def test_session_of_two_is_refused_before_anything_is_trained(clients, monkeypatch):
-    one, settings = member(clients)
+    one = member(clients)
     monkeypatch.setattr(Client, "train", lambda self, request: pytest.fail("trained"))
     with pytest.raises(RefusalError, match="at least 3"):
-        one.answer(TrainRequest(1, {}, session=Session.fresh(settings.run, 1, ("a", "b"))))
+        one.answer(invitation(one, ids=("a", "b")))
 
 
 def test_phase_of_another_session_is_refused(clients):
-    one, settings = member(clients)
-    session = Session.fresh(settings.run, 1, IDS)
-    one.answer(TrainRequest(1, read_adapter(clients["a"].slm), session=session))
+    one = member(clients)
+    one.answer(invitation(one))
     with pytest.raises(RefusalError, match="not the session"):
         one.answer(PhaseRequest("share", "00" * 16, {}))
 
 
 @pytest.mark.parametrize("phase", ["advertise", "_enter", "encrypt"])
 def test_phase_that_does_not_exist_is_refused(clients, phase):
-    one, settings = member(clients)
-    session = Session.fresh(settings.run, 1, IDS)
-    one.answer(TrainRequest(1, read_adapter(clients["a"].slm), session=session))
+    one = member(clients)
+    nonce = one.answer(invitation(one)).nonce
     with pytest.raises(RefusalError, match="there is no phase"):
-        one.answer(PhaseRequest(phase, session.nonce, {}))
+        one.answer(PhaseRequest(phase, nonce, {}))
 
 
 def test_client_without_secure_aggregation_refuses_a_session(clients):

@@ -16,12 +16,15 @@ their shares of b_u for every survivor and of the key behind s_uv for everybody 
     unmask     t signatures of the same list       its shares: b_v of survivors v, masking keys of the others
 
 Assumptions: the roster of signing keys is authentic, fewer than n/3 of the n invited clients collude with the server,
-t > 2n/3. Then two lists can't both be confirmed by t clients, as some honest client would have signed both.
+t > 2n/3. Then two lists can't both be confirmed by t clients, as some honest client would have signed both. What the
+session says (run, round, clients, what all were sent) is checked by its owner, see `secure_client`.
 Differences from Figure 4: secrets are 16-byte seeds from which keys are derived, so that a share is one element of
 GF(2¹²⁸); b_u is committed to and the masking key's public part is known, so that a wrong share is noticed.
 Primitives: X25519, Ed25519, HKDF-SHA256, ChaCha20, ChaCha20-Poly1305 (`cryptography`), Shamir (pycryptodome).
 """
 
+import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -45,6 +48,7 @@ Items = Mapping[str, bytes]
 Exchange = Callable[[str, Mapping[str, Items]], Iterable[tuple[str, Items]]]
 
 _SEED_BYTES = 16
+_LARGEST_SEARCH = 200  # subsets of shares to try, if some are wrong
 _KEYS_BYTES = (32, 32, 32, 64)  # encryption key, masking key, commitment, signature
 
 
@@ -81,8 +85,23 @@ def verify_keys(client: str, packed: bytes, session: Session, roster: Mapping[st
     _verify(roster.get(client), signature, message, f"keys of client {client}")
 
 
-def _survivors_message(session: Session, survivors: Sequence[str]) -> bytes:
-    return session.context + b"survivors" + json.dumps(list(survivors)).encode()
+def _survivors_message(session: Session, keys: Items, survivors: Sequence[str]) -> bytes:
+    """What is signed in `confirm`: it holds all keys of U₁, which are fresh, so that no old signature fits."""
+    seen = hashlib.sha256(b"".join(json.dumps(client).encode() + keys[client] for client in sorted(keys)))
+    return session.context + b"survivors" + seen.digest() + json.dumps(list(survivors)).encode()
+
+
+def check_invitation(client: str, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> None:
+    """Refuse a session that is unsafe, or not for this client.
+
+    Raises:
+        RefusalError: see `Session.check`; or this client is not invited, or another one is not in the roster.
+    """
+    session.check()
+    if client not in session.invited:
+        raise RefusalError(f"client {client} was not invited to this session")
+    if strangers := sorted(set(session.invited) - roster.keys()):
+        raise RefusalError(f"client {strangers[0]} is invited, but not in the roster")
 
 
 class Participant:
@@ -110,11 +129,7 @@ class Participant:
         roster: Mapping[str, Ed25519PublicKey],
         opened: MutableMapping[str, list[str]],
     ):
-        session.check()
-        if client not in session.invited:
-            raise RefusalError(f"client {client} was not invited to this session")
-        if strangers := sorted(set(session.invited) - roster.keys()):
-            raise RefusalError(f"client {strangers[0]} is invited, but not in the roster")
+        check_invitation(client, session, roster)
         self._client, self._session, self._vector = client, session, vector
         self._signing_key, self._roster, self._opened = signing_key, roster, opened
         self._encryption_key = X25519PrivateKey.generate()
@@ -125,10 +140,11 @@ class Participant:
         self._shares: dict[str, bytes] = {}  # U₂: share of b_v, then share of v's masking seed
         self._survivors: list[str] = []  # U₃
 
-    def _enter(self, phase: str, following: str) -> None:
-        if self._phase != phase:
-            raise RefusalError(f"phase {phase} is asked for where {self._phase} comes next")
-        self._phase = following
+    def _enter(self, phase: str) -> None:
+        """Begin a phase; until it is over, and after a refusal, no other one can begin."""
+        expected, self._phase = self._phase, "nothing"
+        if expected != phase:
+            raise RefusalError(f"phase {phase} is asked for where {expected} comes next")
 
     def _enough(self, clients: Collection[str], known: Collection[str], what: str) -> None:
         if not set(clients) <= set(known):
@@ -140,12 +156,12 @@ class Participant:
 
     def advertise(self) -> dict[str, bytes]:
         """Public keys: `keys` to 160 bytes."""
-        self._enter("advertise", "share")
+        self._enter("advertise")
         context = self._session.context
         publics = [key.public_key().public_bytes_raw() for key in (self._encryption_key, self._masking_key)]
         body = b"".join(publics) + commitment(self._self_seed, context)
         signature = self._signing_key.sign(context + b"keys" + json.dumps(self._client).encode() + body)
-        self._keys = {self._client: body + signature}
+        self._keys, self._phase = {self._client: body + signature}, "share"
         return {"keys": body + signature}
 
     def share(self, keys: Items) -> dict[str, bytes]:
@@ -154,7 +170,7 @@ class Participant:
         Args:
             keys: what each client advertised, own keys among them.
         """
-        self._enter("share", "mask")
+        self._enter("share")
         self._enough(keys, self._session.invited, "keys")
         if keys[self._client] != self._keys[self._client]:
             raise RefusalError("this client's own keys were changed")
@@ -167,7 +183,7 @@ class Participant:
         threshold, order = self._session.threshold, sorted(keys)
         parts = [Shamir.split(threshold, len(order), seed, False) for seed in (self._self_seed, self._masking_seed)]
         shares = {client: parts[0][i][1] + parts[1][i][1] for i, client in enumerate(order)}
-        self._shares = {self._client: shares.pop(self._client)}
+        self._shares, self._phase = {self._client: shares.pop(self._client)}, "mask"
         return {client: self._box(client, self._client, client).encrypt(bytes(12), share, self._session.context)
                 for client, share in shares.items()}  # fmt: skip
 
@@ -183,7 +199,7 @@ class Participant:
         Args:
             boxes: for each other client that shared, its encrypted shares for this one.
         """
-        self._enter("mask", "confirm")
+        self._enter("mask")
         self._enough({*boxes, self._client}, self._keys, "shares")
         for sender, box in boxes.items():
             try:
@@ -198,16 +214,17 @@ class Participant:
         for peer in boxes:
             public = _split_keys(self._keys[peer])[1]
             masked += pairwise_mask(self._client, self._masking_key, peer, public, context, words)
-        self._vector = np.empty(0, np.uint32)
+        self._vector, self._phase = np.empty(0, np.uint32), "confirm"
         return {"vector": masked.astype("<u4").tobytes()}
 
     def confirm(self, survivors: Items) -> dict[str, bytes]:
         """A signature of the list of survivors, which are the keys of `survivors`: `signature` to 64 bytes."""
-        self._enter("confirm", "unmask")
+        self._enter("confirm")
         self._enough(survivors, self._shares, "survivors")
         self._survivors = sorted(survivors)
         self._opened_for()
-        return {"signature": self._signing_key.sign(_survivors_message(self._session, self._survivors))}
+        self._phase = "unmask"
+        return {"signature": self._signing_key.sign(_survivors_message(self._session, self._keys, self._survivors))}
 
     def _opened_for(self) -> str:
         """The round's key in `opened`, after a check that it was not opened for others."""
@@ -222,11 +239,11 @@ class Participant:
         Args:
             signatures: of the list of survivors, by at least t of them.
         """
-        self._enter("unmask", "nothing")
+        self._enter("unmask")
         self._enough({*signatures, self._client}, self._survivors, "signatures")
         if len(signatures) < self._session.threshold:
             raise RefusalError(f"{len(signatures)} signatures, fewer than {self._session.threshold}")
-        message = _survivors_message(self._session, self._survivors)
+        message = _survivors_message(self._session, self._keys, self._survivors)
         for client, signature in signatures.items():
             _verify(self._roster.get(client), signature, message, f"survivors, as client {client} saw them")
         self._opened[self._opened_for()] = self._survivors
@@ -269,15 +286,18 @@ def collect_sum(
     lost: dict[str, str] = {}
 
     def keep(phase: str, answers: Collection[str], asked: Iterable[str]) -> None:
-        lost.update({client: phase for client in asked if client not in answers})
+        missing = {client: phase for client in asked if client not in answers}
+        if phase not in ("confirm", "unmask"):  # from there on, a client that is gone has its vector in the sum
+            lost.update(missing)
         if len(answers) < session.threshold:
+            names = ", ".join({**lost, **missing})
             raise RoundFailedError(
                 f"round {session.round_index}: {len(answers)} of {len(session.invited)} clients are left after phase "
-                f"{phase} of secure aggregation, and {session.threshold} are needed (lost: {', '.join(lost)}). "
+                f"{phase} of secure aggregation, and {session.threshold} are needed (lost: {names}). "
                 "The last good state is kept: bring the clients back, and resume."
             )
 
-    keys = {client: packed for client, packed in keys.items() if _holds(client, packed, session, roster)}
+    keys = _sound(keys, session, roster)
     keep("advertise", keys, session.invited)
     answers = _answers(exchange("share", dict.fromkeys(keys, keys)), keys)
     boxes = {sender: items for sender, items in answers if items.keys() == keys.keys() - {sender}}
@@ -290,17 +310,17 @@ def collect_sum(
             survivors.append(client)
     survivors.sort()
     keep("mask", survivors, boxes)
-    message = _survivors_message(session, survivors)
+    message = _survivors_message(session, keys, survivors)
     listed = dict.fromkeys(survivors, dict.fromkeys(survivors, b""))
     signatures = {
         client: items["signature"]
         for client, items in _answers(exchange("confirm", listed), survivors)
         if _signed(roster[client], items.get("signature", b""), message)
     }
-    keep("confirm", signatures, ())
+    keep("confirm", signatures, survivors)
     answers = _answers(exchange("unmask", dict.fromkeys(signatures, signatures)), signatures)
-    shares = {client: items for client, items in answers if items.keys() == boxes.keys()}
-    keep("unmask", shares, ())
+    shares = {client: items for client, items in answers if _are_shares(items, boxes)}
+    keep("unmask", shares, signatures)
     return SecureSum(_unmasked(total, session, keys, boxes, survivors, shares), tuple(survivors), lost)
 
 
@@ -313,12 +333,25 @@ def _answers(answers: Iterable[tuple[str, Items]], asked: Collection[str]) -> It
             yield client, items
 
 
-def _holds(client: str, packed: bytes, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> bool:
-    try:
-        verify_keys(client, packed, session, roster)
-    except RefusalError:
-        return False
-    return True
+def _sound(keys: Items, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> dict[str, bytes]:
+    """Those keys that no client will refuse: signed, of full order, and no copy of an earlier client's."""
+    probe, seen, sound = X25519PrivateKey.generate(), set(), {}
+    for client, packed in keys.items():
+        try:
+            verify_keys(client, packed, session, roster)
+            publics = _split_keys(packed)[:3]
+            for public in publics[:2]:
+                agree(probe, public, session.context, b"probe")
+        except RefusalError:
+            continue
+        if len({*seen, *publics}) == len(seen) + len(publics):
+            seen.update(publics)
+            sound[client] = packed
+    return sound
+
+
+def _are_shares(items: Items, sharers: Collection[str]) -> bool:
+    return items.keys() == set(sharers) and all(len(share) == _SEED_BYTES for share in items.values())
 
 
 def _signed(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
@@ -341,21 +374,33 @@ def _unmasked(
     place = {client: i + 1 for i, client in enumerate(sorted(keys))}
     context = session.context
     for client in sharers:
-        points = [(place[giver], shares[giver][client]) for giver in sorted(shares)[: session.threshold]]
-        seed = Shamir.combine(points, False)
+        points = [(place[giver], shares[giver][client]) for giver in sorted(shares)]
         _, masking_key, committed, _ = _split_keys(keys[client])
         if client in survivors:
-            found, expected = commitment(seed, context), committed
+            seed = _secret(points, session, client, lambda seed, c=committed: commitment(seed, context) == c)
             total -= self_mask(seed, context, len(total))
-        else:
-            private = private_key(seed, context)
-            found, expected = private.public_key().public_bytes_raw(), masking_key
-            for peer in survivors:
-                public = _split_keys(keys[peer])[1]
-                total += pairwise_mask(client, private, peer, public, context, len(total))
-        if found != expected:
-            raise RoundFailedError(
-                f"round {session.round_index}: the shares of client {client}'s secret don't fit what it committed to, "
-                "so a client sent a wrong one. The last good state is kept: resume, without the client at fault."
-            )
+            continue
+        seed = _secret(points, session, client, lambda seed, k=masking_key: _public(seed, context) == k)
+        for peer in survivors:
+            public = _split_keys(keys[peer])[1]
+            total += pairwise_mask(client, private_key(seed, context), peer, public, context, len(total))
     return total
+
+
+def _public(seed: bytes, context: bytes) -> bytes:
+    return private_key(seed, context).public_key().public_bytes_raw()
+
+
+def _secret(points: Sequence[tuple[int, bytes]], session: Session, client: str, fits: Callable[[bytes], bool]) -> bytes:
+    """A client's secret from shares of which some may be wrong: the first t that give one that fits.
+
+    Raises:
+        RoundFailedError: no t shares do.
+    """
+    for some in itertools.islice(itertools.combinations(points, session.threshold), _LARGEST_SEARCH):
+        if fits(seed := Shamir.combine(list(some), False)):
+            return seed
+    raise RoundFailedError(
+        f"round {session.round_index}: the shares of client {client}'s secret don't fit what it committed to, so this "
+        "client or another one sent wrong ones. The last good state is kept: look at the clients, and resume."
+    )

@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedcollm.errors import RefusalError
 from fedcollm.federation.client import Client
 from fedcollm.federation.fixed_point import FixedPoint, statistics
-from fedcollm.federation.secure_aggregation import Participant
-from fedcollm.messages import PhaseAnswer, Request, TrainRequest
+from fedcollm.federation.secure_aggregation import Participant, check_invitation
+from fedcollm.messages import PhaseAnswer, Request, Session, TrainRequest, payload_digest
 
 
 @dataclass
@@ -18,6 +18,8 @@ class SecureClient:
 
     Attributes:
         client: does the training.
+        run: the only run that this client takes part in.
+        smallest_session: fewest invited clients that it agrees to be summed with, itself included.
         encoding: of its vector.
         uniform: weight 1 instead of the number of examples.
         signing_key: own long-term key.
@@ -26,6 +28,8 @@ class SecureClient:
     """
 
     client: Client
+    run: str
+    smallest_session: int
     encoding: FixedPoint
     uniform: bool
     signing_key: Ed25519PrivateKey = field(repr=False)
@@ -52,14 +56,25 @@ class SecureClient:
         return PhaseAnswer(self.client.id, self._nonce, items)
 
     def _advertise(self, request: TrainRequest) -> Mapping[str, bytes]:
-        session = request.session
-        if session is None or session.round_index != request.round_index:
-            raise RefusalError("a plain update was asked for, and this client takes part in secure aggregation only")
-        session.check()
+        session = self._checked(request)
         update = self.client.train(request)
         delta = {name: tensor - request.adapter[name] for name, tensor in update.adapter.items()}
         weight = 1 if self.uniform else update.examples
         vector = self.encoding.encode(delta, weight, statistics(update))
-        self._nonce = session.nonce
         self._participant = Participant(self.client.id, session, vector, self.signing_key, self.roster, self.opened)
+        self._nonce = session.nonce
         return self._participant.advertise()
+
+    def _checked(self, request: TrainRequest) -> Session:
+        """The request's session, if it is one that this client may join."""
+        session = request.session
+        if session is None or session.round_index != request.round_index:
+            raise RefusalError("a plain update was asked for, and this client takes part in secure aggregation only")
+        check_invitation(self.client.id, session, self.roster)
+        if session.run != self.run:
+            raise RefusalError(f"a session of run {session.run!r}, and this client is part of {self.run!r}")
+        if len(session.invited) < self.smallest_session:
+            raise RefusalError(f"{len(session.invited)} clients are invited, fewer than {self.smallest_session}")
+        if session.payload != payload_digest(request.adapter, request.evaluate, self.encoding, self.uniform):
+            raise RefusalError("what this client was sent is not what the session says that all clients were sent")
+        return session

@@ -5,10 +5,22 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate
 from fedcollm.federation.fixed_point import STATISTICS, FixedPoint
 from fedcollm.federation.secure_aggregation import Items, collect_sum
-from fedcollm.messages import Adapter, Answer, PhaseAnswer, PhaseRequest, Request, Session, TrainRequest, adapter_bytes
+from fedcollm.messages import (
+    Adapter,
+    Answer,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    Request,
+    Session,
+    TrainRequest,
+    adapter_bytes,
+    payload_digest,
+)
 
 Ask = Callable[[Mapping[str, Request]], Iterable[Answer]]
 
@@ -45,15 +57,25 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
         RefusalError: fewer than three clients, or an unsafe threshold.
         RoundFailedError: fewer than t clients are left in a phase, or a share is wrong.
     """
-    session = Session.fresh(settings.run, request.round_index, ids, settings.threshold)
+    encoding = settings.encoding
+    if len(ids) > encoding.clients:
+        raise RoundFailedError(f"{len(ids)} clients are asked, and the fixed point is set up for {encoding.clients}")
+    payload = payload_digest(request.adapter, request.evaluate, encoding, settings.uniform)
+    session = Session.fresh(settings.run, request.round_index, ids, settings.threshold, payload)
     session.check()
     traffic = _Traffic(ask, session.nonce)
     keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
     shapes = {name: tuple(tensor.shape) for name, tensor in request.adapter.items()}
-    words = settings.encoding.words(shapes, len(STATISTICS))
+    words = encoding.words(shapes, len(STATISTICS))
     total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
-    changes, sums = settings.encoding.decode(total.vector, shapes, STATISTICS)
-    weight = sums["clients"] if settings.uniform else sums["examples"]
+    changes, sums = encoding.decode(total.vector, shapes, STATISTICS)
+    count = len(total.survivors)
+    if sums["clients"] != count or sums["examples"] < count:
+        raise RoundFailedError(
+            f"round {request.round_index}: the sums of {count} clients speak of {sums['clients']:g} clients and "
+            f"{sums['examples']:g} examples, so one of them is faulty. The last good state is kept."
+        )
+    weight = count if settings.uniform else sums["examples"]
     adapter: Adapter = {
         name: (theta.double() + changes[name] / weight).to(theta.dtype) for name, theta in request.adapter.items()
     }
@@ -63,7 +85,7 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
         clients_score=sums["score"] / sums["scored"] if sums["scored"] else None,
         seconds={part: sums[f"seconds_{part}"] for part in ("clients", "evaluation")},
         participants=total.survivors,
-        lost=dict(total.lost),
+        lost={client: traffic.reasons.get(client, phase) for client, phase in total.lost.items()},
         bytes_up=traffic.up // len(ids),
         bytes_down=traffic.down // len(ids),
     )
@@ -75,18 +97,22 @@ class _Traffic:
     def __init__(self, ask: Ask, nonce: str):
         self._ask, self._nonce = ask, nonce
         self.up = self.down = 0
+        self.reasons: dict[str, str] = {}
 
     def advertise(self, request: TrainRequest, session: Session) -> Iterator[tuple[str, Items]]:
         invitation = TrainRequest(request.round_index, request.adapter, request.evaluate, session)
         self.down += adapter_bytes(request.adapter) * len(session.invited)
-        yield from self._answers(dict.fromkeys(session.invited, invitation))
+        yield from self._answers("advertise", dict.fromkeys(session.invited, invitation))
 
     def exchange(self, phase: str, items: Mapping[str, Items]) -> Iterator[tuple[str, Items]]:
         self.down += sum(_size(values) for values in items.values())
-        yield from self._answers({client: PhaseRequest(phase, self._nonce, values) for client, values in items.items()})
+        requests = {client: PhaseRequest(phase, self._nonce, values) for client, values in items.items()}
+        yield from self._answers(phase, requests)
 
-    def _answers(self, requests: Mapping[str, Request]) -> Iterator[tuple[str, Items]]:
+    def _answers(self, phase: str, requests: Mapping[str, Request]) -> Iterator[tuple[str, Items]]:
         for answer in self._ask(requests):
+            if isinstance(answer, Failure):
+                self.reasons[answer.client] = f"{phase}: {answer.reason}"
             if isinstance(answer, PhaseAnswer) and answer.nonce == self._nonce:
                 self.up += _size(answer.items)
                 yield answer.client, answer.items

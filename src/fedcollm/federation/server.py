@@ -40,9 +40,18 @@ def sample(ids: Sequence[str], fraction: float, seed: int, round_index: int) -> 
     >>> len(sample(["a", "b", "c", "d"], 0.5, 0, 1))
     2
     """
-    count = min(len(ids), max(1, round(fraction * len(ids))))
+    count = asked_clients(len(ids), fraction)
     chosen = set(random.Random(derive_seed(seed, "sample", round_index)).sample(range(len(ids)), count))
     return [client for i, client in enumerate(ids) if i in chosen]
+
+
+def asked_clients(count: int, fraction: float) -> int:
+    """How many of `count` clients a round asks.
+
+    >>> [asked_clients(4, fraction) for fraction in (1.0, 0.5, 0.01)]
+    [4, 2, 1]
+    """
+    return min(count, max(1, round(fraction * count)))
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from fedcollm.errors import RefusalError
 from fedcollm.federation.client import Client
 from fedcollm.federation.secure_client import SecureClient
-from fedcollm.messages import Answer, Request
+from fedcollm.messages import Answer, Failure, Request
 
 
 class LocalTransport:
@@ -24,4 +25,7 @@ class LocalTransport:
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
         """One answer at a time, in the order of `requests`."""
         for client, request in requests.items():
-            yield self._clients[client].answer(request)
+            try:
+                yield self._clients[client].answer(request)
+            except RefusalError as error:
+                yield Failure(client, str(error))
