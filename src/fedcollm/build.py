@@ -136,9 +136,7 @@ def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -
     return {name: examples for name, examples in private.items() if wanted is None or name in wanted}
 
 
-def _secured(
-    config: RunConfig, clients: Mapping[str, Client]
-) -> tuple[dict[str, Client | SecureClient], SecureSettings]:
+def _secured(config: RunConfig, clients: Mapping[str, Client]) -> tuple[dict[str, SecureClient], SecureSettings]:
     """Clients of one process under secure aggregation, each with its own signing key, and the server's settings."""
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}

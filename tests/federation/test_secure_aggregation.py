@@ -20,7 +20,8 @@ from scipy import stats
 
 from fedcollm.errors import RefusalError, RoundFailedError
 from fedcollm.federation.masks import commitment, pairwise_mask, private_key, self_mask
-from fedcollm.federation.secure_aggregation import Items, Participant, SecureSum, collect_sum
+from fedcollm.federation.secure_aggregation import Items, Participant
+from fedcollm.federation.secure_sum import SecureSum, collect_sum
 from fedcollm.messages import Session, default_threshold, payload_digest
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in "abcdefz"}

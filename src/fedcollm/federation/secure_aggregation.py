@@ -24,11 +24,9 @@ Primitives: X25519, Ed25519, HKDF-SHA256, ChaCha20, ChaCha20-Poly1305 (`cryptogr
 """
 
 import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
@@ -37,22 +35,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from fedcollm.errors import RefusalError, RoundFailedError
+from fedcollm.errors import RefusalError
 from fedcollm.federation.masks import agree, commitment, pairwise_mask, private_key, self_mask
 from fedcollm.messages import Session
 
 #: A protocol message's content: client id (or the name of the only item) to bytes.
 Items = Mapping[str, bytes]
 
-#: Sends each client its items in a phase; yields the answers of those that answer in time.
-Exchange = Callable[[str, Mapping[str, Items]], Iterable[tuple[str, Items]]]
-
-_SEED_BYTES = 16
-_LARGEST_SEARCH = 200  # subsets of shares to try, if some are wrong
+SEED_BYTES = 16
 _KEYS_BYTES = (32, 32, 32, 64)  # encryption key, masking key, commitment, signature
 
 
-def _split_keys(packed: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+def split_keys(packed: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """Encryption key, masking key, commitment, signature.
 
     Raises:
@@ -80,12 +74,12 @@ def verify_keys(client: str, packed: bytes, session: Session, roster: Mapping[st
     """
     if client not in session.invited:
         raise RefusalError(f"client {client} was not invited")
-    *_, signature = _split_keys(packed)
+    *_, signature = split_keys(packed)
     message = session.context + b"keys" + json.dumps(client).encode() + packed[: -len(signature)]
     _verify(roster.get(client), signature, message, f"keys of client {client}")
 
 
-def _survivors_message(session: Session, keys: Items, survivors: Sequence[str]) -> bytes:
+def survivors_message(session: Session, keys: Items, survivors: Sequence[str]) -> bytes:
     """What is signed in `confirm`: it holds all keys of U₁, which are fresh, so that no old signature fits."""
     seen = hashlib.sha256(b"".join(json.dumps(client).encode() + keys[client] for client in sorted(keys)))
     return session.context + b"survivors" + seen.digest() + json.dumps(list(survivors)).encode()
@@ -133,7 +127,7 @@ class Participant:
         self._client, self._session, self._vector = client, session, vector
         self._signing_key, self._roster, self._opened = signing_key, roster, opened
         self._encryption_key = X25519PrivateKey.generate()
-        self._masking_seed, self._self_seed = os.urandom(_SEED_BYTES), os.urandom(_SEED_BYTES)
+        self._masking_seed, self._self_seed = os.urandom(SEED_BYTES), os.urandom(SEED_BYTES)
         self._masking_key = private_key(self._masking_seed, session.context)
         self._phase = "advertise"
         self._keys: dict[str, bytes] = {}  # U₁: all that this client has seen advertised, its own among them
@@ -176,7 +170,7 @@ class Participant:
             raise RefusalError("this client's own keys were changed")
         for client, packed in keys.items():
             verify_keys(client, packed, self._session, self._roster)
-        publics = [part for packed in keys.values() for part in _split_keys(packed)[:3]]
+        publics = [part for packed in keys.values() for part in split_keys(packed)[:3]]
         if len(set(publics)) < len(publics):
             raise RefusalError("two clients advertise the same key")
         self._keys = dict(keys)
@@ -189,7 +183,7 @@ class Participant:
 
     def _box(self, peer: str, sender: str, receiver: str) -> ChaCha20Poly1305:
         """The cipher for one message: its key is used for nothing else, so that a constant nonce is safe."""
-        public = _split_keys(self._keys[peer])[0]
+        public = split_keys(self._keys[peer])[0]
         purpose = f"shares {json.dumps([sender, receiver])}".encode()
         return ChaCha20Poly1305(agree(self._encryption_key, public, self._session.context, purpose))
 
@@ -206,13 +200,13 @@ class Participant:
                 share = self._box(sender, sender, self._client).decrypt(bytes(12), box, self._session.context)
             except InvalidTag as error:
                 raise RefusalError(f"the shares of client {sender} were changed") from error
-            if sender == self._client or len(share) != 2 * _SEED_BYTES:
+            if sender == self._client or len(share) != 2 * SEED_BYTES:
                 raise RefusalError(f"the shares of client {sender} are malformed")
             self._shares[sender] = share
         context, words = self._session.context, len(self._vector)
         masked = self._vector + self_mask(self._self_seed, context, words)
         for peer in boxes:
-            public = _split_keys(self._keys[peer])[1]
+            public = split_keys(self._keys[peer])[1]
             masked += pairwise_mask(self._client, self._masking_key, peer, public, context, words)
         self._vector, self._phase = np.empty(0, np.uint32), "confirm"
         return {"vector": masked.astype("<u4").tobytes()}
@@ -224,7 +218,7 @@ class Participant:
         self._survivors = sorted(survivors)
         self._opened_for()
         self._phase = "unmask"
-        return {"signature": self._signing_key.sign(_survivors_message(self._session, self._keys, self._survivors))}
+        return {"signature": self._signing_key.sign(survivors_message(self._session, self._keys, self._survivors))}
 
     def _opened_for(self) -> str:
         """The round's key in `opened`, after a check that it was not opened for others."""
@@ -243,164 +237,11 @@ class Participant:
         self._enough({*signatures, self._client}, self._survivors, "signatures")
         if len(signatures) < self._session.threshold:
             raise RefusalError(f"{len(signatures)} signatures, fewer than {self._session.threshold}")
-        message = _survivors_message(self._session, self._keys, self._survivors)
+        message = survivors_message(self._session, self._keys, self._survivors)
         for client, signature in signatures.items():
             _verify(self._roster.get(client), signature, message, f"survivors, as client {client} saw them")
         self._opened[self._opened_for()] = self._survivors
         return {
-            client: share[:_SEED_BYTES] if client in self._survivors else share[_SEED_BYTES:]
+            client: share[:SEED_BYTES] if client in self._survivors else share[SEED_BYTES:]
             for client, share in self._shares.items()
         }
-
-
-@dataclass(frozen=True)
-class SecureSum:
-    """What the server ends a session with.
-
-    Attributes:
-        vector: Σ x_u mod 2³² over the survivors, [m] uint32.
-        survivors: ids, sorted.
-        lost: id of every other invited client to the phase in which it was lost.
-    """
-
-    vector: np.ndarray
-    survivors: tuple[str, ...]
-    lost: Mapping[str, str]
-
-
-def collect_sum(
-    exchange: Exchange, session: Session, keys: Items, roster: Mapping[str, Ed25519PublicKey], words: int
-) -> SecureSum:
-    """The server's side of a session, from the keys that were advertised.
-
-    Args:
-        exchange: carries a phase's items to the clients and brings back those answers that come in time.
-        session: the session.
-        keys: client to what it advertised.
-        roster: id to public signing key.
-        words: m.
-
-    Raises:
-        RoundFailedError: fewer than t clients are left, or a share is wrong.
-    """
-    lost: dict[str, str] = {}
-
-    def keep(phase: str, answers: Collection[str], asked: Iterable[str]) -> None:
-        missing = {client: phase for client in asked if client not in answers}
-        if phase not in ("confirm", "unmask"):  # from there on, a client that is gone has its vector in the sum
-            lost.update(missing)
-        if len(answers) < session.threshold:
-            names = ", ".join({**lost, **missing})
-            raise RoundFailedError(
-                f"round {session.round_index}: {len(answers)} of {len(session.invited)} clients are left after phase "
-                f"{phase} of secure aggregation, and {session.threshold} are needed (lost: {names}). "
-                "The last good state is kept: bring the clients back, and resume."
-            )
-
-    keys = _sound(keys, session, roster)
-    keep("advertise", keys, session.invited)
-    answers = _answers(exchange("share", dict.fromkeys(keys, keys)), keys)
-    boxes = {sender: items for sender, items in answers if items.keys() == keys.keys() - {sender}}
-    keep("share", boxes, keys)
-    inbox = {client: {s: items[client] for s, items in boxes.items() if s != client} for client in boxes}
-    total, survivors = np.zeros(words, np.uint32), []
-    for client, items in _answers(exchange("mask", inbox), boxes):
-        if len(items.get("vector", b"")) == 4 * words:
-            total += np.frombuffer(items["vector"], "<u4")
-            survivors.append(client)
-    survivors.sort()
-    keep("mask", survivors, boxes)
-    message = _survivors_message(session, keys, survivors)
-    listed = dict.fromkeys(survivors, dict.fromkeys(survivors, b""))
-    signatures = {
-        client: items["signature"]
-        for client, items in _answers(exchange("confirm", listed), survivors)
-        if _signed(roster[client], items.get("signature", b""), message)
-    }
-    keep("confirm", signatures, survivors)
-    answers = _answers(exchange("unmask", dict.fromkeys(signatures, signatures)), signatures)
-    shares = {client: items for client, items in answers if _are_shares(items, boxes)}
-    keep("unmask", shares, signatures)
-    return SecureSum(_unmasked(total, session, keys, boxes, survivors, shares), tuple(survivors), lost)
-
-
-def _answers(answers: Iterable[tuple[str, Items]], asked: Collection[str]) -> Iterator[tuple[str, Items]]:
-    """The first answer of each client that was asked."""
-    waited_for = set(asked)
-    for client, items in answers:
-        if client in waited_for:
-            waited_for.remove(client)
-            yield client, items
-
-
-def _sound(keys: Items, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> dict[str, bytes]:
-    """Those keys that no client will refuse: signed, of full order, and no copy of an earlier client's."""
-    probe, seen, sound = X25519PrivateKey.generate(), set(), {}
-    for client, packed in keys.items():
-        try:
-            verify_keys(client, packed, session, roster)
-            publics = _split_keys(packed)[:3]
-            for public in publics[:2]:
-                agree(probe, public, session.context, b"probe")
-        except RefusalError:
-            continue
-        if len({*seen, *publics}) == len(seen) + len(publics):
-            seen.update(publics)
-            sound[client] = packed
-    return sound
-
-
-def _are_shares(items: Items, sharers: Collection[str]) -> bool:
-    return items.keys() == set(sharers) and all(len(share) == _SEED_BYTES for share in items.values())
-
-
-def _signed(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
-    try:
-        key.verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
-
-
-def _unmasked(
-    total: np.ndarray,
-    session: Session,
-    keys: Items,
-    sharers: Iterable[str],
-    survivors: Sequence[str],
-    shares: Mapping[str, Items],
-) -> np.ndarray:
-    """Take the survivors' own masks, and what they added for the lost ones, off the sum."""
-    place = {client: i + 1 for i, client in enumerate(sorted(keys))}
-    context = session.context
-    for client in sharers:
-        points = [(place[giver], shares[giver][client]) for giver in sorted(shares)]
-        _, masking_key, committed, _ = _split_keys(keys[client])
-        if client in survivors:
-            seed = _secret(points, session, client, lambda seed, c=committed: commitment(seed, context) == c)
-            total -= self_mask(seed, context, len(total))
-            continue
-        seed = _secret(points, session, client, lambda seed, k=masking_key: _public(seed, context) == k)
-        for peer in survivors:
-            public = _split_keys(keys[peer])[1]
-            total += pairwise_mask(client, private_key(seed, context), peer, public, context, len(total))
-    return total
-
-
-def _public(seed: bytes, context: bytes) -> bytes:
-    return private_key(seed, context).public_key().public_bytes_raw()
-
-
-def _secret(points: Sequence[tuple[int, bytes]], session: Session, client: str, fits: Callable[[bytes], bool]) -> bytes:
-    """A client's secret from shares of which some may be wrong: the first t that give one that fits.
-
-    Raises:
-        RoundFailedError: no t shares do.
-    """
-    for some in itertools.islice(itertools.combinations(points, session.threshold), _LARGEST_SEARCH):
-        if fits(seed := Shamir.combine(list(some), False)):
-            return seed
-    raise RoundFailedError(
-        f"round {session.round_index}: the shares of client {client}'s secret don't fit what it committed to, so this "
-        "client or another one sent wrong ones. The last good state is kept: look at the clients, and resume."
-    )

@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate
 from fedcollm.federation.fixed_point import STATISTICS, FixedPoint
-from fedcollm.federation.secure_aggregation import Items, collect_sum
+from fedcollm.federation.secure_aggregation import Items
+from fedcollm.federation.secure_sum import collect_sum
 from fedcollm.messages import (
     Adapter,
     Answer,
