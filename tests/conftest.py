@@ -115,4 +115,5 @@ def tiny_config(model_directories: dict[str, str], word_data: Path) -> RunConfig
         client={"learning_rate": 1e-2},
         server={"learning_rate": 1e-2},
         federation={"rounds": 2},
+        evaluation={"clients": "every"},
     )

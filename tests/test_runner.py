@@ -135,6 +135,16 @@ def test_second_run_into_the_same_directory_is_refused(tiny_config, tmp_path):
     assert (tmp_path / "run" / "rounds.jsonl").read_text() == before
 
 
+def test_clients_are_scored_in_the_last_round_only_if_so_configured(tiny_config, tmp_path):
+    evaluation = tiny_config.evaluation.model_copy(update={"clients": "last"})
+    every = fedcollm.run(tiny_config, tmp_path / "every").records
+    last = fedcollm.run(tiny_config.model_copy(update={"evaluation": evaluation}), tmp_path / "last").records
+    assert ["clients" in record.scores for record in every] == [False, True, True]
+    assert ["clients" in record.scores for record in last] == [False, False, True]
+    assert last[2].scores == every[2].scores
+    assert last[1].scores["slm"] == every[1].scores["slm"]
+
+
 def test_adapters_on_disk_reproduce_the_scores_with_peft_alone(tiny_config, tmp_path, model_directories):
     result = fedcollm.run(tiny_config, tmp_path / "run")
     for role in ("slm", "llm"):

@@ -136,7 +136,8 @@ def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Itera
     done = state[0].round if state else 0
     for index in range(done + 1, config.federation.rounds + 1):
         last = index == config.federation.rounds
-        record = server.run_round(index, score=last or index % config.evaluation.every == 0)
+        score = last or index % config.evaluation.every == 0
+        record = server.run_round(index, score, score_clients=last or config.evaluation.clients == "every")
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
         yield record

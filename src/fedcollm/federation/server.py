@@ -117,18 +117,20 @@ class Server:
             write_adapter(model, adapters[role])
         self.adapter = adapters["slm"]
 
-    def run_round(self, round_index: int, score: bool = True) -> RoundRecord:
+    def run_round(self, round_index: int, score: bool = True, score_clients: bool = True) -> RoundRecord:
         """Broadcast, local fine-tuning, aggregation, mutual distillation, scoring.
 
         Args:
             round_index: 1 for the first.
-            score: whether all roles are scored in this round.
+            score: whether models are scored in this round.
+            score_clients: whether the clients' tuned SLMs are among them.
 
         Raises:
             NonFiniteError: a loss became NaN or infinite; `adapter` is then still the last good one.
         """
         ids = sample(self.transport.clients(), self.fraction, self.seed, round_index)
-        tuned = self._aggregate(TrainRequest(round_index, self.adapter, score), ids) if ids else None
+        request = TrainRequest(round_index, self.adapter, score and score_clients)
+        tuned = self._aggregate(request, ids) if ids else None
         write_adapter(self.slm, tuned.adapter if tuned else self.adapter)
         start = time.perf_counter()
         losses = self._distil(self.llm, round_index) if self.llm else {}
