@@ -68,4 +68,5 @@ def test_record_is_one_line_with_the_documented_keys():
         "bytes_down": 0,
         "seconds": {},
         "peak_memory_bytes": 0,
+        "lost": {},
     }

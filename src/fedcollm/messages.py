@@ -225,22 +225,22 @@ class RoundRecord:
             of their SLM after local tuning); roles that were not scored are absent.
         losses: `client` (mean over examples), `slm`, `llm` (CE parts), `kl` of the server.
         participants: ids of the clients whose updates are in the aggregate.
-        lost: client id to when it was lost, or why an answer of it was refused.
         bytes_up: bytes that one client sent in this round: its adapter, or its part of secure aggregation.
         bytes_down: bytes that one client received in this round.
         seconds: wall-clock by part: `clients`, `distillation`, `evaluation`.
         peak_memory_bytes: highest resident memory of the process so far.
+        lost: client id to when it was lost, or why an answer of it was refused.
     """
 
     round: int
     scores: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
     participants: tuple[str, ...] = ()
-    lost: Mapping[str, str] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
+    lost: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON."""

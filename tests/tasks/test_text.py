@@ -262,7 +262,7 @@ class Bigrams(nn.Module):
 
     def forward(self, input_ids, attention_mask, position_ids, use_cache, logits_to_keep):
         self.widths.append(len(input_ids))
-        return SimpleNamespace(logits=self.table[input_ids][:, -logits_to_keep:])
+        return SimpleNamespace(logits=self.table[input_ids][:, logits_to_keep])
 
 
 def after_colon(following: dict[str, float], **others: dict[str, float]) -> Bigrams:

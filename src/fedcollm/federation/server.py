@@ -143,8 +143,16 @@ class Server:
         if tuned:
             losses = {"client": tuned.loss} | losses
             scores |= {"clients": tuned.clients_score} if tuned.clients_score is not None else {}
-        taken = (tuned.participants, tuned.lost, tuned.bytes_up, tuned.bytes_down) if tuned else ((), {}, 0, 0)
-        return RoundRecord(round_index, scores, losses, *taken, seconds, peak_memory_bytes())
+        record = RoundRecord(round_index, scores, losses, seconds=seconds, peak_memory_bytes=peak_memory_bytes())
+        if tuned is None:
+            return record
+        return dataclasses.replace(
+            record,
+            participants=tuned.participants,
+            lost=tuned.lost,
+            bytes_up=tuned.bytes_up,
+            bytes_down=tuned.bytes_down,
+        )
 
     def scores(self) -> dict[str, float]:
         """Main metric of the global SLM and the LLM on the test examples."""
