@@ -12,8 +12,9 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
 run, examples = sys.argv[1], [json.loads(line) for line in Path(sys.argv[2]).read_text().splitlines()]
+dtypes = json.loads(Path(run, "environment.json").read_text())["dtype"]  # of the frozen bases, as the run had them
 for role in ("slm", "llm"):
-    model = AutoPeftModelForCausalLM.from_pretrained(f"{run}/adapters/{role}").eval()
+    model = AutoPeftModelForCausalLM.from_pretrained(f"{run}/adapters/{role}", dtype=dtypes[role]).eval()
     tokenizer = AutoTokenizer.from_pretrained(model.peft_config["default"].base_model_name_or_path)
     columns = [tokenizer(" " + choice).input_ids[0] for choice in examples[0]["choices"]]  # one token each
     prompts = [tokenizer(example["prompt"], return_tensors="pt") for example in examples]
