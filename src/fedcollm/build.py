@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.config import ModelConfig, RunConfig, asked_clients
 from fedcollm.errors import UserError
 from fedcollm.federation.client import Client
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
-from fedcollm.federation.server import Server, asked_clients
+from fedcollm.federation.server import Server
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
 from fedcollm.progress import say

@@ -10,6 +10,15 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def asked_clients(count: int, fraction: float) -> int:
+    """How many of `count` clients a round asks.
+
+    >>> [asked_clients(4, fraction) for fraction in (1.0, 0.5, 0.01)]
+    [4, 2, 1]
+    """
+    return min(count, max(1, round(fraction * count)))
+
+
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused."""
 
@@ -192,7 +201,7 @@ class RunConfig(Section):
     def _secure_sum_of_three(self) -> "RunConfig":
         federation = self.federation
         clients = self.task.clients if federation.participants is None else len(federation.participants)
-        asked = max(1, round(federation.fraction * clients)) if clients else 0
+        asked = asked_clients(clients, federation.fraction)
         if federation.secure_aggregation and 0 < asked < 3:
             raise ValueError(
                 f"federation.secure_aggregation needs at least 3 clients in a round, and here {asked} would be asked: "

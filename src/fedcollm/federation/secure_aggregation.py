@@ -75,8 +75,13 @@ def verify_keys(client: str, packed: bytes, session: Session, roster: Mapping[st
     if client not in session.invited:
         raise RefusalError(f"client {client} was not invited")
     *_, signature = split_keys(packed)
-    message = session.context + b"keys" + json.dumps(client).encode() + packed[: -len(signature)]
+    message = _keys_message(session, client, packed[: -len(signature)])
     _verify(roster.get(client), signature, message, f"keys of client {client}")
+
+
+def _keys_message(session: Session, client: str, body: bytes) -> bytes:
+    """What is signed in `advertise`."""
+    return session.context + b"keys" + json.dumps(client).encode() + body
 
 
 def survivors_message(session: Session, keys: Items, survivors: Sequence[str]) -> bytes:
@@ -151,10 +156,9 @@ class Participant:
     def advertise(self) -> dict[str, bytes]:
         """Public keys: `keys` to 160 bytes."""
         self._enter("advertise")
-        context = self._session.context
         publics = [key.public_key().public_bytes_raw() for key in (self._encryption_key, self._masking_key)]
-        body = b"".join(publics) + commitment(self._self_seed, context)
-        signature = self._signing_key.sign(context + b"keys" + json.dumps(self._client).encode() + body)
+        body = b"".join(publics) + commitment(self._self_seed, self._session.context)
+        signature = self._signing_key.sign(_keys_message(self._session, self._client, body))
         self._keys, self._phase = {self._client: body + signature}, "share"
         return {"keys": body + signature}
 

@@ -1,7 +1,7 @@
 """The server's side of a round under secure aggregation: from requests to the mean, by way of a sum."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -101,7 +101,7 @@ class _Traffic:
         self.reasons: dict[str, str] = {}
 
     def advertise(self, request: TrainRequest, session: Session) -> Iterator[tuple[str, Items]]:
-        invitation = TrainRequest(request.round_index, request.adapter, request.evaluate, session)
+        invitation = replace(request, session=session)
         self.down += adapter_bytes(request.adapter) * len(session.invited)
         yield from self._answers("advertise", dict.fromkeys(session.invited, invitation))
 

@@ -152,9 +152,10 @@ def _unmasked(
             total -= self_mask(seed, context, len(total))
             continue
         seed = _secret(points, session, client, lambda seed, k=masking_key: _public(seed, context) == k)
+        private = private_key(seed, context)
         for peer in survivors:
             public = split_keys(keys[peer])[1]
-            total += pairwise_mask(client, private_key(seed, context), peer, public, context, len(total))
+            total += pairwise_mask(client, private, peer, public, context, len(total))
     return total
 
 

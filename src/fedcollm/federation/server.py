@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import peft
 
+from fedcollm.config import asked_clients
 from fedcollm.distillation import Divergence, distil_mutually
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, in_order
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely
@@ -43,15 +44,6 @@ def sample(ids: Sequence[str], fraction: float, seed: int, round_index: int) -> 
     count = asked_clients(len(ids), fraction)
     chosen = set(random.Random(derive_seed(seed, "sample", round_index)).sample(range(len(ids)), count))
     return [client for i, client in enumerate(ids) if i in chosen]
-
-
-def asked_clients(count: int, fraction: float) -> int:
-    """How many of `count` clients a round asks.
-
-    >>> [asked_clients(4, fraction) for fraction in (1.0, 0.5, 0.01)]
-    [4, 2, 1]
-    """
-    return min(count, max(1, round(fraction * count)))
 
 
 @dataclass
