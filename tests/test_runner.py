@@ -135,6 +135,18 @@ def test_second_run_into_the_same_directory_is_refused(tiny_config, tmp_path):
     assert (tmp_path / "run" / "rounds.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("threshold", [2, 5])
+def test_threshold_that_no_client_would_accept_is_refused_and_leaves_nothing(tiny_config, tmp_path, threshold):
+    masking = tiny_config.federation.masking.model_copy(update={"threshold": threshold})
+    federation = tiny_config.federation.model_copy(update={"secure_aggregation": True, "masking": masking})
+    task = tiny_config.task.model_copy(update={"clients": 4, "private_size": 20})
+    config = tiny_config.model_copy(update={"federation": federation, "task": task})
+    message = f"federation.masking: threshold {threshold} of 4 clients: it must be from 3 to 4"
+    with pytest.raises(UserError, match=message):
+        fedcollm.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_clients_are_scored_in_the_last_round_only_if_so_configured(tiny_config, tmp_path):
     evaluation = tiny_config.evaluation.model_copy(update={"clients": "last"})
     every = fedcollm.run(tiny_config, tmp_path / "every").records

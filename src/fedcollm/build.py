@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from fedcollm.config import ModelConfig, RunConfig, asked_clients
-from fedcollm.errors import UserError
+from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation.client import Client
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server
+from fedcollm.messages import Session
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
 from fedcollm.progress import say
@@ -137,13 +138,22 @@ def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -
 
 
 def _secured(config: RunConfig, clients: Mapping[str, Client]) -> tuple[dict[str, SecureClient], SecureSettings]:
-    """Clients of one process under secure aggregation, each with its own signing key, and the server's settings."""
+    """Clients of one process under secure aggregation, each with its own signing key, and the server's settings.
+
+    Raises:
+        UserError: a threshold that no client would accept, or sums that don't fit the fixed point.
+    """
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}
     uniform = config.federation.aggregation == "uniform"
     encoding = fixed_point(config, len(clients))
     run, asked = f"{config.name}/{config.seed}", asked_clients(len(clients), config.federation.fraction)
-    settings = SecureSettings(run, encoding, roster, config.federation.masking.threshold, uniform)
+    threshold = config.federation.masking.threshold
+    try:
+        Session.fresh(run, 0, list(clients)[:asked], threshold).check()
+    except RefusalError as error:
+        raise UserError(f"federation.masking: {error}") from error
+    settings = SecureSettings(run, encoding, roster, threshold, uniform)
     members = {
         name: SecureClient(client, run, asked, encoding, uniform, keys[name], roster)
         for name, client in clients.items()
