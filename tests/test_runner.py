@@ -147,6 +147,12 @@ def test_threshold_that_no_client_would_accept_is_refused_and_leaves_nothing(tin
     assert not (tmp_path / "run").exists()
 
 
+def test_run_without_clients_needs_no_masks(tiny_config, tmp_path):
+    federation = tiny_config.federation.model_copy(update={"secure_aggregation": True, "participants": []})
+    records = fedcollm.run(tiny_config.model_copy(update={"federation": federation}), tmp_path).records
+    assert [record.participants for record in records] == [(), (), ()]
+
+
 def test_clients_are_scored_in_the_last_round_only_if_so_configured(tiny_config, tmp_path):
     evaluation = tiny_config.evaluation.model_copy(update={"clients": "last"})
     every = fedcollm.run(tiny_config, tmp_path / "every").records

@@ -92,7 +92,8 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
         )
         for name, examples in _participating(split.private, config.federation.participants).items()
     }
-    clients, secure = _secured(config, plain) if config.federation.secure_aggregation else (plain, None)
+    masked = config.federation.secure_aggregation and plain  # without clients there is nothing to mask
+    clients, secure = _secured(config, plain) if masked else (plain, None)
     distillation = config.server.distillation
     server = Server(
         task=task,
