@@ -1,13 +1,13 @@
 """From a configuration to models, data, clients and a server: the one place where they are put together."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import peft
 import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -17,7 +17,7 @@ from fedcollm.federation.client import Client
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
-from fedcollm.federation.server import Server
+from fedcollm.federation.server import Server, Transport
 from fedcollm.messages import Session
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
@@ -58,53 +58,95 @@ class Federation:
     dtypes: dict[str, str]
 
 
-def build_federation(config: RunConfig, base: Path, task: Task | None = None, pool: Pool | None = None) -> Federation:
-    """Load data and models and connect clients in this process.
+@dataclass(frozen=True)
+class Remote:
+    """Clients elsewhere.
+
+    Attributes:
+        transport: the way to them.
+        run: identity of the run, as they know it.
+        roster: id to public signing key.
+    """
+
+    transport: Transport
+    run: str
+    roster: Mapping[str, Ed25519PublicKey] = field(repr=False)
+
+
+def build_federation(
+    config: RunConfig, base: Path, task: Task | None = None, pool: Pool | None = None, remote: Remote | None = None
+) -> Federation:
+    """Load data and models and connect the clients.
 
     Args:
         config: everything that the run depends on.
         base: directory for base models that the run makes itself (`warm_up`).
         task: the user's own task, instead of `config.task.name`.
         pool: the user's own data.
+        remote: the clients are elsewhere; by default they are in this process.
 
     Raises:
         UserError: data, models or options don't fit.
     """
     say(f"loading the data of {config.task.name}")
-    split = split_pool(pool or load_pool(config.task, config.seed), config.task, config.seed)
+    pool = pool or load_pool(config.task, config.seed)
+    split = split_pool(pool, config.task, config.seed, private=remote is None)
     task = task or build_task(config.task.name, lambda: text_models(config))
     say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
-    _set_matmul_precision(config)
-    slm = build_model(config, "slm", config.slm, task, split, base)
-    llm = build_model(config, "llm", config.llm, task, split, base) if config.server.epochs else None
-    plain = {
-        name: Client(
-            name,
-            task,
-            slm,
-            examples,
-            split.test,
-            config.client.epochs,
-            config.client.batch_size,
-            config.client.learning_rate,
-            config.evaluation.batch_size,
-            config.seed,
-        )
-        for name, examples in _participating(split.private, config.federation.participants).items()
-    }
-    masked = config.federation.secure_aggregation and plain  # without clients there is nothing to mask
-    clients, secure = _secured(config, plain) if masked else (plain, None)
+    set_matmul_precision(config)
+    slm = build_model(config, "slm", config.slm, task, split.public, base)
+    llm = build_model(config, "llm", config.llm, task, split.public, base) if config.server.epochs else None
+    if remote is None:
+        transport, secure = _in_this_process(config, task, slm, split)
+    else:
+        transport, secure = remote.transport, secured(config, remote.run, remote.roster)
+    server = _server(config, task, slm, llm, split, transport, secure)
+    models = server.models()
+    counts = {role: parameter_counts(model) for role, model in models.items()}
+    parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
+    dtypes = {role: str(next(p for p in m.parameters() if not p.requires_grad).dtype)[6:] for role, m in models.items()}
+    return Federation(server, task, split, parameters, dtypes)
+
+
+def build_client(
+    config: RunConfig, name: str, task: Task, slm: nn.Module, examples: Sequence[Any], test: Sequence[Any]
+) -> Client:
+    """One client, here or at its owner's."""
+    return Client(
+        name,
+        task,
+        slm,
+        examples,
+        test,
+        config.client.epochs,
+        config.client.batch_size,
+        config.client.learning_rate,
+        config.evaluation.batch_size,
+        config.seed,
+    )
+
+
+def _server(
+    config: RunConfig,
+    task: Task,
+    slm: peft.PeftModel,
+    llm: peft.PeftModel | None,
+    split: Split,
+    transport: Transport,
+    secure: SecureSettings | None,
+) -> Server:
     distillation = config.server.distillation
-    server = Server(
+    return Server(
         task=task,
         slm=slm,
         llm=llm,
-        transport=LocalTransport(clients),
+        transport=transport,
         public=split.public,
         test=split.test,
         fraction=config.federation.fraction,
         uniform=config.federation.aggregation == "uniform",
         secure=secure,
+        minimum=config.federation.minimum_clients,
         largest_change=config.federation.largest_change,
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
@@ -116,14 +158,25 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
         evaluation_batch_size=config.evaluation.batch_size,
         seed=config.seed,
     )
-    models = server.models()
-    counts = {role: parameter_counts(model) for role, model in models.items()}
-    parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
-    dtypes = {role: str(next(p for p in m.parameters() if not p.requires_grad).dtype)[6:] for role, m in models.items()}
-    return Federation(server, task, split, parameters, dtypes)
 
 
-def _set_matmul_precision(config: RunConfig) -> None:
+def _in_this_process(
+    config: RunConfig, task: Task, slm: nn.Module, split: Split
+) -> tuple[LocalTransport, SecureSettings | None]:
+    """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
+    clients = {
+        name: build_client(config, name, task, slm, examples, split.test)
+        for name, examples in _participating(split.private, config.federation.participants).items()
+    }
+    keys = {name: Ed25519PrivateKey.generate() for name in clients}
+    settings = secured(config, f"{config.name}/{config.seed}", {name: key.public_key() for name, key in keys.items()})
+    if settings is None:
+        return LocalTransport(clients), None
+    members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
+    return LocalTransport(members), settings
+
+
+def set_matmul_precision(config: RunConfig) -> None:
     """Let the float32 products of adapters on a bfloat16 base be taken in bfloat16, as the base's are: 2-4 x faster."""
     device = resolve_device(config.device)
     dtypes = {resolve_dtype(model.dtype, device) for model in (config.slm, config.llm)}
@@ -138,28 +191,33 @@ def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -
     return {name: examples for name, examples in private.items() if wanted is None or name in wanted}
 
 
-def _secured(config: RunConfig, clients: Mapping[str, Client]) -> tuple[dict[str, SecureClient], SecureSettings]:
-    """Clients of one process under secure aggregation, each with its own signing key, and the server's settings.
+def secured(config: RunConfig, run: str, roster: Mapping[str, Ed25519PublicKey]) -> SecureSettings | None:
+    """What the parties of a federation agree on; None without secure aggregation, or without clients.
 
     Raises:
         UserError: a threshold that no client would accept, or sums that don't fit the fixed point.
     """
-    keys = {name: Ed25519PrivateKey.generate() for name in clients}
-    roster = {name: key.public_key() for name, key in keys.items()}
-    uniform = config.federation.aggregation == "uniform"
-    encoding = fixed_point(config, len(clients))
-    run, asked = f"{config.name}/{config.seed}", asked_clients(len(clients), config.federation.fraction)
-    threshold = config.federation.masking.threshold
+    if not (config.federation.secure_aggregation and roster):  # without clients there is nothing to mask
+        return None
+    threshold, asked = config.federation.masking.threshold, asked_clients(len(roster), config.federation.fraction)
     try:
-        Session.fresh(run, 0, list(clients)[:asked], threshold).check()
+        Session.fresh(run, 0, list(roster)[:asked], threshold).check()
     except RefusalError as error:
         raise UserError(f"federation.masking: {error}") from error
-    settings = SecureSettings(run, encoding, roster, threshold, uniform)
-    members = {
-        name: SecureClient(client, run, asked, encoding, uniform, keys[name], roster)
-        for name, client in clients.items()
-    }
-    return members, settings
+    uniform = config.federation.aggregation == "uniform"
+    return SecureSettings(run, fixed_point(config, len(roster)), roster, threshold, uniform)
+
+
+def secure_client(
+    config: RunConfig,
+    client: Client,
+    settings: SecureSettings,
+    key: Ed25519PrivateKey,
+    opened: MutableMapping[str, list[str]],
+) -> SecureClient:
+    """A client under secure aggregation; `opened` holds the rounds that it has helped to open."""
+    asked = asked_clients(len(settings.roster), config.federation.fraction)
+    return SecureClient(client, settings.run, asked, settings.encoding, settings.uniform, key, settings.roster, opened)
 
 
 def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
@@ -201,7 +259,7 @@ def text_models(config: RunConfig) -> TextModelFacts:
 
 
 def build_model(
-    config: RunConfig, role: str, model: ModelConfig, task: Task, split: Split, base: Path
+    config: RunConfig, role: str, model: ModelConfig, task: Task, public: Sequence[Any], base: Path
 ) -> peft.PeftModel:
     """A role's frozen base with its adapter, on its device, in evaluation mode."""
     device = resolve_device(config.device)
@@ -211,7 +269,7 @@ def build_model(
     network.to(device)
     if model.warm_up and not made.is_dir():
         say(f"warming up {role} ({model.source}) on the public part: {model.warm_up} epochs")
-        _warm_up(config, role, model, task, network, split)
+        _warm_up(config, role, model, task, network, public)
         network.save_pretrained(made)
         network = _base_model(config, role, model, dtype, made)[0].to(device)  # the bits that a resumed run will have
     adapter = model.adapter
@@ -246,9 +304,11 @@ def vision_config(source: str) -> ViTConfig:
     return ViTConfig(**VISION_SHAPE, **VISION_MODELS[source])  # pyright: ignore[reportArgumentType]
 
 
-def _warm_up(config: RunConfig, role: str, model: ModelConfig, task: Task, network: nn.Module, split: Split) -> None:
+def _warm_up(
+    config: RunConfig, role: str, model: ModelConfig, task: Task, network: nn.Module, public: Sequence[Any]
+) -> None:
     """Train the whole base on the labelled public part, as pretraining would have."""
-    labelled = [example for example in split.public if example.label is not None]
+    labelled = [example for example in public if example.label is not None]
     if not labelled:
         raise UserError(f"{role}.warm_up: {model.warm_up} needs labelled public examples; set task.public_size.")
     fit(

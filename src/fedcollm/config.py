@@ -154,6 +154,17 @@ class MaskingConfig(Section):
     """largest number of examples of a client"""
 
 
+class DeadlinesConfig(Section):
+    """How long the server of a deployment waits, in seconds; a client that is later is lost for the round."""
+
+    training: PositiveFloat = 3600.0
+    """for a client's local training"""
+    phase: PositiveFloat = 120.0
+    """for a client's answer in a later phase of secure aggregation"""
+    absence: PositiveFloat = 60.0
+    """for a client that is not connected to come back"""
+
+
 class FederationConfig(Section):
     """Rounds, sampling and aggregation."""
 
@@ -164,6 +175,9 @@ class FederationConfig(Section):
     """restrict the federation to these client ids; []: no clients (server only); null: all"""
     aggregation: Literal["mean", "uniform"] = "mean"
     """mean: weighted by number of examples; uniform: the paper's 1/K"""
+    minimum_clients: Positive = 1
+    """a round with fewer updates fails; under secure aggregation masking.threshold says this"""
+    deadlines: DeadlinesConfig = DeadlinesConfig()
     largest_change: PositiveFloat = 1000.0
     """bound of the L2 norm of a client's change, where the server sees it; a larger change is refused"""
     secure_aggregation: bool = False
@@ -198,10 +212,29 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _secure_sum_of_three(self) -> "RunConfig":
+    def _reachable_minimum(self) -> "RunConfig":
+        federation, asked = self.federation, self._asked()
+        if federation.minimum_clients > 1 and federation.secure_aggregation:
+            raise ValueError(
+                f"federation.minimum_clients {federation.minimum_clients} with secure_aggregation: the number of "
+                "clients that a sum needs is federation.masking.threshold. Set that instead"
+            )
+        if asked and federation.minimum_clients > asked:
+            raise ValueError(
+                f"federation.minimum_clients {federation.minimum_clients}, but a round asks {asked} clients only. "
+                "Lower it, or raise task.clients or federation.fraction"
+            )
+        return self
+
+    def _asked(self) -> int:
+        """Number of clients that a round asks."""
         federation = self.federation
         clients = self.task.clients if federation.participants is None else len(federation.participants)
-        asked = asked_clients(clients, federation.fraction)
+        return asked_clients(clients, federation.fraction) if clients else 0
+
+    @model_validator(mode="after")
+    def _secure_sum_of_three(self) -> "RunConfig":
+        federation, asked = self.federation, self._asked()
         if federation.secure_aggregation and 0 < asked < 3:
             raise ValueError(
                 f"federation.secure_aggregation needs at least 3 clients in a round, and here {asked} would be asked: "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedcollm import run_directory as directories
-from fedcollm.build import Federation, build_federation
+from fedcollm.build import Federation, Remote, build_federation
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord, Score
@@ -93,6 +93,7 @@ def rounds(
     resume: bool = False,
     task: Task | None = None,
     pool: Pool | None = None,
+    remote: Remote | None = None,
 ) -> Iterator[RoundRecord]:
     """Run, and yield each record once its round is safe on disk; with `resume`, the old ones first.
 
@@ -102,6 +103,7 @@ def rounds(
         resume: go on with the run in that directory.
         task: your own task.
         pool: your own data.
+        remote: the clients are elsewhere.
     """
     if resume:
         config = _resumed_config(config, directory)
@@ -112,7 +114,7 @@ def rounds(
     fresh = not directory.exists()
     with directories.locked(directory):
         try:
-            federation = build_federation(config, directory / "base", task, pool)
+            federation = build_federation(config, directory / "base", task, pool, remote)
         except BaseException:
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Weighted mean of the clients' adapters (Algorithm 1, server side)."""
 
+import contextlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,6 +105,16 @@ def _misfit(adapter: Adapter, expected: Adapter, largest_change: float) -> str |
     if squares > largest_change**2:
         return f"the adapter changed by {math.sqrt(squares):.4g} (L2 norm), more than {largest_change:g}"
     return None
+
+
+@contextlib.contextmanager
+def explained(lost: Mapping[str, str]) -> Iterator[None]:
+    """Add to the message of a failed round why clients were lost."""
+    try:
+        yield
+    except RoundFailedError as error:
+        told = "; ".join(f"client {client}: {reason}" for client, reason in lost.items())
+        raise RoundFailedError(f"{error} ({told})" if told else str(error)) from error
 
 
 def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggregate:

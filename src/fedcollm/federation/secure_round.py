@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation import Aggregate
+from fedcollm.federation.aggregation import Aggregate, explained
 from fedcollm.federation.fixed_point import STATISTICS, FixedPoint
 from fedcollm.federation.secure_aggregation import Items
 from fedcollm.federation.secure_sum import collect_sum
@@ -68,7 +68,8 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
     keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
     shapes = {name: tuple(tensor.shape) for name, tensor in request.adapter.items()}
     words = encoding.words(shapes, len(STATISTICS))
-    total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
+    with explained(traffic.reasons):
+        total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
     changes, sums = encoding.decode(total.vector, shapes, STATISTICS)
     count = len(total.survivors)
     if sums["clients"] != count or sums["examples"] < count:

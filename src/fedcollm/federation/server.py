@@ -12,7 +12,8 @@ import peft
 
 from fedcollm.config import asked_clients
 from fedcollm.distillation import Divergence, distil_mutually
-from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, in_order
+from fedcollm.errors import RoundFailedError
+from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
 from fedcollm.models import read_adapter, write_adapter
@@ -60,6 +61,7 @@ class Server:
         fraction: share of the clients drawn in each round.
         uniform: aggregate with weight 1/K instead of n_k / n.
         secure: aggregate securely; None: see each update.
+        minimum: a round with fewer updates fails.
         largest_change: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
         epochs: passes over D_a a round.
         batch_size: examples a distillation step.
@@ -83,6 +85,7 @@ class Server:
     fraction: float = 1.0
     uniform: bool = False
     secure: SecureSettings | None = None
+    minimum: int = 1
     largest_change: float = 1e3
     epochs: int = 1
     batch_size: int = 16
@@ -168,7 +171,13 @@ class Server:
         answers = self.transport.ask(dict.fromkeys(ids, request))
         updates = admitted(answers, request, ids, self.largest_change, lost)
         size = adapter_bytes(request.adapter)
-        mean = aggregate(in_order(updates, ids), self.uniform)
+        with explained(lost):
+            mean = aggregate(in_order(updates, ids), self.uniform)
+            if len(mean.participants) < self.minimum:
+                raise RoundFailedError(
+                    f"round {request.round_index}: {len(mean.participants)} of {len(ids)} clients gave an update, and "
+                    f"{self.minimum} are needed. The last good state is kept: bring the clients back, and resume."
+                )
         return dataclasses.replace(mean, lost=lost, bytes_up=size, bytes_down=size)
 
     def _distil(self, llm: peft.PeftModel, round_index: int) -> dict[str, float]:

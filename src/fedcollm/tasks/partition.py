@@ -36,19 +36,21 @@ def check_classes(examples: Sequence[Any], where: str = "the training data") -> 
         raise UserError(f"{where}: all {len(examples)} examples have the answer {names}. Give examples of two or more.")
 
 
-def split(pool: Pool, config: TaskConfig, seed: int) -> Split:
+def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Split:
     """Disjoint test, public and private parts, a function of the pool, the sizes and the seed.
 
     Where a text stands several times, one copy stays: that of the test set, else the first. The public
     part is taken from the front of the shuffled data and the private part from its end, so that neither
-    changes with the other's size, and the private part does not depend on the kind of partition.
+    changes with the other's size, and the private part does not depend on the kind of partition. Without
+    `private`, the clients have their own data elsewhere, and the pool need not hold any for them.
 
     Raises:
         UserError: not enough examples, or a partition that cannot be made.
     """
     test, train, removed = _without_duplicates(pool)
     random.Random(derive_seed(seed, "split")).shuffle(train)
-    _check_sizes(len(train), removed, config, test_from_train=pool.test is None)
+    clients = config.clients if private else 0
+    _check_sizes(len(train), removed, config, clients, test_from_train=pool.test is None)
     notes = []
     if pool.test is None:
         test, train = train[: config.test_size], train[config.test_size :]
@@ -63,13 +65,15 @@ def split(pool: Pool, config: TaskConfig, seed: int) -> Split:
         test = [test[i] for i in sorted(chosen)]
     labelled = train[: config.public_size]
     unlabelled = train[config.public_size : config.public_size + config.unlabelled_size]
-    private = partition(train[-config.clients * config.private_size :], config.clients, config.partition, seed)
-    if config.partition.kind == "natural":
-        notes += [_groups_note(client, examples) for client, examples in private.items()]
-    if config.partition.with_public:
-        private["0"] = private["0"] + labelled
     public = labelled + [example.without_label() for example in unlabelled]
-    return Split(public, private, test, removed, notes)
+    if not private:
+        return Split(public, {}, test, removed, notes)
+    parts = partition(train[-clients * config.private_size :], clients, config.partition, seed)
+    if config.partition.kind == "natural":
+        notes += [_groups_note(client, examples) for client, examples in parts.items()]
+    if config.partition.with_public:
+        parts["0"] = parts["0"] + labelled
+    return Split(public, parts, test, removed, notes)
 
 
 def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], int]:
@@ -89,10 +93,10 @@ def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
     return kept
 
 
-def _check_sizes(available: int, removed: int, config: TaskConfig, test_from_train: bool) -> None:
-    parts = [f"task.clients {config.clients} × task.private_size {config.private_size}"]
+def _check_sizes(available: int, removed: int, config: TaskConfig, clients: int, test_from_train: bool) -> None:
+    parts = [f"task.clients {clients} × task.private_size {config.private_size}"] if clients else []
     parts += [f"task.public_size {config.public_size}", f"task.unlabelled_size {config.unlabelled_size}"]
-    needed = config.clients * config.private_size + config.public_size + config.unlabelled_size
+    needed = clients * config.private_size + config.public_size + config.unlabelled_size
     if test_from_train:
         parts.append(f"task.test_size {config.test_size}")
         needed += config.test_size

@@ -1,0 +1,61 @@
+"""A client behind bytes: what it is sent is a request or is refused, and what it sends is an answer."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedcollm.errors import FedcollmError, RefusalError
+from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainRequest
+from fedcollm.progress import say
+from fedcollm.wire import decode, encode
+
+
+class Answers(Protocol):
+    """A client, under secure aggregation or not."""
+
+    def answer(self, request: Request) -> Answer:
+        """Do what is asked, or raise a RefusalError."""
+        ...
+
+
+@dataclass
+class Answering:
+    """Answers requests in bytes. The same request again gets the same answer again, without being done twice.
+
+    Attributes:
+        id: of the client.
+        client: does what is asked.
+        limit_bytes: the longest request to look at.
+    """
+
+    id: str
+    client: Answers = field(repr=False)
+    limit_bytes: int
+    _last: tuple[bytes, bytes] = field(init=False, repr=False, default=(b"", b""))
+
+    def __call__(self, data: bytes) -> bytes:
+        """One answer; a refusal travels with its reason, another error only with its kind, as it may speak of data."""
+        digest = hashlib.sha256(data).digest()
+        if self._last[0] != digest:
+            self._last = digest, encode(self._answer(data))
+        return self._last[1]
+
+    def _answer(self, data: bytes) -> Answer:
+        try:
+            request = decode(data, self.limit_bytes)
+            if not isinstance(request, (TrainRequest, PhaseRequest)):
+                raise RefusalError("an answer was sent to a client")
+            say(_described(request))
+            return self.client.answer(request)
+        except RefusalError as error:
+            say(f"refused: {error}")
+            return Failure(self.id, str(error))
+        except FedcollmError as error:
+            say(f"failed: {error}")
+            return Failure(self.id, f"the client stopped with {type(error).__name__}; its operator sees why")
+
+
+def _described(request: Request) -> str:
+    if isinstance(request, TrainRequest):
+        return f"round {request.round_index}: training"
+    return f"secure aggregation: {request.phase}"
