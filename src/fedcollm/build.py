@@ -96,11 +96,12 @@ def build_federation(
     set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split.public, base)
     llm = build_model(config, "llm", config.llm, task, split.public, base) if config.server.epochs else None
+    run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
-        transport, secure = _in_this_process(config, task, slm, split)
+        transport, secure = _in_this_process(config, run, task, slm, split)
     else:
-        transport, secure = remote.transport, secured(config, remote.run, remote.roster)
-    server = _server(config, task, slm, llm, split, transport, secure)
+        transport, secure = remote.transport, secured(config, run, remote.roster)
+    server = _server(config, run, task, slm, llm, split, transport, secure)
     models = server.models()
     counts = {role: parameter_counts(model) for role, model in models.items()}
     parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
@@ -109,9 +110,9 @@ def build_federation(
 
 
 def build_client(
-    config: RunConfig, name: str, task: Task, slm: nn.Module, examples: Sequence[Any], test: Sequence[Any]
+    config: RunConfig, run: str, name: str, task: Task, slm: nn.Module, examples: Sequence[Any], test: Sequence[Any]
 ) -> Client:
-    """One client, here or at its owner's."""
+    """One client of a run, here or at its owner's."""
     return Client(
         name,
         task,
@@ -123,11 +124,13 @@ def build_client(
         config.client.learning_rate,
         config.evaluation.batch_size,
         config.seed,
+        run,
     )
 
 
 def _server(
     config: RunConfig,
+    run: str,
     task: Task,
     slm: peft.PeftModel,
     llm: peft.PeftModel | None,
@@ -157,19 +160,20 @@ def _server(
         kind=distillation.divergence,
         evaluation_batch_size=config.evaluation.batch_size,
         seed=config.seed,
+        run=run,
     )
 
 
 def _in_this_process(
-    config: RunConfig, task: Task, slm: nn.Module, split: Split
+    config: RunConfig, run: str, task: Task, slm: nn.Module, split: Split
 ) -> tuple[LocalTransport, SecureSettings | None]:
     """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
     clients = {
-        name: build_client(config, name, task, slm, examples, split.test)
+        name: build_client(config, run, name, task, slm, examples, split.test)
         for name, examples in _participating(split.private, config.federation.participants).items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
-    settings = secured(config, f"{config.name}/{config.seed}", {name: key.public_key() for name, key in keys.items()})
+    settings = secured(config, run, {name: key.public_key() for name, key in keys.items()})
     if settings is None:
         return LocalTransport(clients), None
     members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}

@@ -1,17 +1,15 @@
 """The command line: a thin layer over the Python API."""
 
-import contextlib
 import json
-import signal
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from fedcollm.cli_deploy import deploy
 from fedcollm.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -21,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(deploy, name="deploy")
 
 Source = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="a YAML file, or a name from `fedcollm presets`")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; may be repeated")]
@@ -42,28 +42,17 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a federation and write a run directory with its report."""
-    from fedcollm import views
     from fedcollm.loading import load_config, parse_settings
-    from fedcollm.progress import shown
-    from fedcollm.report import write_report
-    from fedcollm.run_directory import REPORT
     from fedcollm.runner import default_directory, rounds
+    from fedcollm.terminal import show_rounds
 
     overrides = parse_settings(settings or [])
     config = (
         None if resume and source is None and not overrides and out else load_config(source or "icd10", **overrides)
     )
     directory = out or default_directory(config or load_config())
-    screen, record = _screen(quiet or as_json), None
-    with shown(screen) as live, _interruptible(f"fedcollm run --resume --out {directory}"):
-        for record in rounds(config, directory, resume=resume):
-            live.print(views.round_line(record), soft_wrap=True)
-    write_report([directory], directory / REPORT)
-    if as_json and record is not None:
-        print(record.to_json())
-    elif not quiet:
-        Console().print(views.summary_table(directory))
-        print(f"report: {directory / REPORT}")
+    records = rounds(config, directory, resume=resume)
+    show_rounds(records, directory, f"fedcollm run --resume --out {directory}", quiet, as_json)
 
 
 @app.command()
@@ -83,11 +72,12 @@ def compare(
     from fedcollm.progress import shown
     from fedcollm.report import write_report
     from fedcollm.run_directory import REPORT
+    from fedcollm.terminal import interruptible, screen
 
     config = load_config(source, **parse_settings(settings or []))
     chosen, numbers = methods.split(",") if methods else list(METHODS), _integers(seeds)
     directory = out or Path("runs") / f"compare-{config.name}"
-    with shown(_screen(quiet or as_json)) as live, _interruptible("the same command"):
+    with shown(screen(quiet or as_json)) as live, interruptible("the same command"):
         for place, record in comparing(config, directory, chosen, numbers):
             live.print(f"{place:32} {views.round_line(record)}", soft_wrap=True)
     comparison = tabulate(directory, chosen, numbers)
@@ -141,8 +131,9 @@ def evaluate(
     """Score the adapter that a run left on disk on the run's own test examples."""
     from fedcollm.progress import shown
     from fedcollm.runner import evaluate_run
+    from fedcollm.terminal import screen
 
-    with shown(_screen(quiet or as_json)):
+    with shown(screen(quiet or as_json)):
         score = evaluate_run(run_dir, role, examples)
     values = {name: score.mean(name) for name in score.sums}
     if as_json:
@@ -172,26 +163,11 @@ def init(source: Source = "icd10") -> None:
     print(commented_yaml(load_config(source)), end="")
 
 
-def _screen(silent: bool) -> Console:
-    """Progress goes to standard error, so that standard output can be piped."""
-    return Console(stderr=True, quiet=silent, highlight=False)
-
-
 def _integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds {text!r}: give whole numbers with commas between, such as 0,1,2") from error
-
-
-@contextlib.contextmanager
-def _interruptible(again: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop cleanly and say how to go on."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted. Every finished round is saved; go on with: {again}") from None
 
 
 def _fail(message: str, code: int) -> NoReturn:

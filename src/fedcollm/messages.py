@@ -24,6 +24,19 @@ def adapter_bytes(adapter: Adapter) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
 
 
+def misfit(adapter: Adapter, expected: Adapter) -> str | None:
+    """In what way an adapter from elsewhere differs from the expected form; None if in none."""
+    if odd := sorted(adapter.keys() ^ expected.keys()):
+        return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
+    for name, tensor in adapter.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            here, there = ([tuple(t.shape), str(t.dtype)] for t in (tensor, expected[name]))
+            return f"tensor {name} is {here}, not {there}"
+        if not tensor.isfinite().all():
+            return f"tensor {name} is not finite"
+    return None
+
+
 @dataclass(frozen=True)
 class Score:
     """Sums of metrics over examples, so that scores of parts merge exactly.
@@ -137,12 +150,14 @@ class TrainRequest:
         adapter: θ, the global adapter of the SLM.
         evaluate: whether the client scores its tuned SLM on its test examples.
         session: of secure aggregation: the client keeps its update, and answers with public keys.
+        run: the run's identity; a client of another run refuses.
     """
 
     round_index: int
     adapter: Adapter
     evaluate: bool = True
     session: Session | None = None
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """One run: build the federation, go through the rounds, keep every finished one."""
 
-import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from fedcollm.messages import RoundRecord, Score
 from fedcollm.models import resolve_device, save_adapter
 from fedcollm.tasks.base import Pool, Task
 from fedcollm.tasks.partition import describe
+from fedcollm.tasks.stored import example_lines
 from fedcollm.training import evaluate
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
     federation = build_federation(config, directory / "base")
     federation.server.restore(state[1])
     if write_examples:
-        lines = [json.dumps(asdict(example)) + "\n" for example in federation.split.test]
         with directories.writing(write_examples.parent):
-            directories.write_atomically(write_examples, "".join(lines))
+            directories.write_atomically(write_examples, example_lines(federation.split.test))
     model = federation.server.models()[role]
     return evaluate(federation.task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")

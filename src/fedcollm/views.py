@@ -1,5 +1,6 @@
 """What a person reads in the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
@@ -54,6 +55,19 @@ def summary_table(directory: Path) -> Table:
     for part, seconds in parts.items():
         table.add_row(f"time: {part}", "", f"{seconds:.0f} s", f"{seconds / (sum(parts.values()) or 1):.0%}")
     table.add_row("peak memory", "", byte_count(last.peak_memory_bytes), "")
+    return table
+
+
+def deployment_table(run: str, services: Mapping[str, bool], clients: Mapping[str, str]) -> Table:
+    """What runs on the server's machine, and who is connected to it."""
+    table = Table(title=f"run {run}", title_justify="left")
+    table.add_column("")
+    table.add_column("state")
+    for name, runs in services.items():
+        table.add_row(name, "running" if runs else "stopped")
+    table.add_section()
+    for client, state in clients.items():
+        table.add_row(f"client {client}", state)
     return table
 
 

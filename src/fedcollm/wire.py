@@ -30,6 +30,7 @@ class _TrainHeader(_Header):
     round_index: int
     evaluate: bool
     session: Session | None
+    run: str
 
 
 class _PhaseHeader(_Header):
@@ -63,11 +64,17 @@ class _FailureHeader(_Header):
 _HEADERS: TypeAdapter[Any] = TypeAdapter(_TrainHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader)
 
 
+def longest_message(adapter_bytes: int = 0) -> int:
+    """Bytes that a message of a federation may have at most: masked words can be wider than an adapter's values."""
+    return 2 * adapter_bytes + 16 * 2**20
+
+
 def encode(message: Request | Answer) -> bytes:
     """One message as bytes; a score travels without its confusion table."""
     match message:
-        case Train(round_index, adapter, evaluate, session):
-            header, tensors = _TrainHeader(round_index=round_index, evaluate=evaluate, session=session), adapter
+        case Train(round_index, adapter, evaluate, session, run):
+            header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=session, run=run)
+            tensors = adapter
         case PhaseRequest(phase, nonce, items):
             header, tensors = _PhaseHeader(phase=phase, nonce=nonce), _tensors(items)
         case ClientUpdate(client, round_index, adapter, examples, loss, score, seconds):
@@ -112,7 +119,7 @@ def decode(data: bytes, limit_bytes: int) -> Request | Answer:
 def _message(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer:
     match header:
         case _TrainHeader():
-            return Train(header.round_index, dict(tensors), header.evaluate, header.session)
+            return Train(header.round_index, dict(tensors), header.evaluate, header.session, header.run)
         case _PhaseHeader():
             return PhaseRequest(header.phase, header.nonce, _items(tensors))
         case _UpdateHeader():

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 
-from fedcollm.errors import NonFiniteError
+from fedcollm.errors import NonFiniteError, RefusalError
 from fedcollm.federation.client import Client
 from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
 from fedcollm.models import add_adapter, read_adapter
@@ -119,9 +119,36 @@ def test_client_learns_its_own_data(task, llama):
 
 
 def test_loss_that_is_not_a_number_names_client_and_round(task, slm):
-    broken = {name: torch.full_like(tensor, float("nan")) for name, tensor in read_adapter(slm).items()}
+    huge = {name: torch.full_like(tensor, 1e38) for name, tensor in read_adapter(slm).items()}
     with pytest.raises(NonFiniteError, match="client a, round 7: the training loss became nan"):
-        client(task, slm).train(TrainRequest(7, broken))
+        client(task, slm).train(TrainRequest(7, huge))
+
+
+def changed(adapter: Adapter, name: str, tensor: torch.Tensor) -> Adapter:
+    return {**adapter, name: tensor}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda a, n: changed(a, n, torch.full_like(a[n], float("nan"))), "is not finite"),
+        (lambda a, n: changed(a, n, torch.full_like(a[n], float("inf"))), "is not finite"),
+        (lambda a, n: changed(a, n, a[n][:1]), "not "),
+        (lambda a, n: changed(a, n, a[n].double()), "torch.float64"),
+        (lambda a, n: {k: v for k, v in a.items() if k != n}, "is missing"),
+        (lambda a, n: changed(a, "lm_head.weight", torch.zeros(2, 2)), "tensor lm_head.weight is unknown"),
+    ],
+)
+def test_adapter_that_does_not_fit_is_refused_and_the_model_stays(task, slm, change, reason):
+    before = read_adapter(slm)
+    with pytest.raises(RefusalError, match=f"does not fit this client's SLM: .*{reason}"):
+        client(task, slm).train(TrainRequest(1, change(before, next(iter(before)))))
+    assert equal(read_adapter(slm), before)
+
+
+def test_request_of_another_run_is_refused(task, slm):
+    with pytest.raises(RefusalError, match="a request of run 'theirs', and this client is part of 'ours'"):
+        client(task, slm, run="ours").train(TrainRequest(1, read_adapter(slm), run="theirs"))
 
 
 def test_data_never_show_in_the_representation(task, slm):

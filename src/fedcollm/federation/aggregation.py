@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest
+from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,9 @@ def _objection(
         return f"an update for round {answer.round_index}, not {request.round_index}"
     if answer.examples < 1 or not math.isfinite(answer.loss) or answer.loss < 0:
         return f"{answer.examples} examples with a loss of {answer.loss}"
-    return _misfit(answer.adapter, request.adapter, largest_change)
-
-
-def _misfit(adapter: Adapter, expected: Adapter, largest_change: float) -> str | None:
-    """In what way an adapter differs from the expected form; None if in none."""
-    if odd := sorted(adapter.keys() ^ expected.keys()):
-        return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
-    squares = 0.0
-    for name, tensor in adapter.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
-            here, there = ([tuple(t.shape), str(t.dtype)] for t in (tensor, expected[name]))
-            return f"tensor {name} is {here}, not {there}"
-        if not tensor.isfinite().all():
-            return f"tensor {name} is not finite"
-        squares += float((tensor.double() - expected[name].double()).square().sum())
+    if reason := misfit(answer.adapter, request.adapter):
+        return reason
+    squares = sum(float((t.double() - request.adapter[n].double()).square().sum()) for n, t in answer.adapter.items())
     if squares > largest_change**2:
         return f"the adapter changed by {math.sqrt(squares):.4g} (L2 norm), more than {largest_change:g}"
     return None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import ClientUpdate, Request, TrainRequest
+from fedcollm.messages import ClientUpdate, Request, TrainRequest, misfit
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
@@ -30,6 +30,7 @@ class Client:
         learning_rate: of the local AdamW.
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
+        run: the only run that this client takes part in.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Client:
     learning_rate: float = 1e-3
     evaluation_batch_size: int = 32
     seed: int = 0
+    run: str = ""
 
     def answer(self, request: Request) -> ClientUpdate:
         """Train; that is all that a client without secure aggregation does.
@@ -54,7 +56,15 @@ class Client:
         return self.train(request)
 
     def train(self, request: TrainRequest) -> ClientUpdate:
-        """Fine-tune the global adapter on the private examples (Algorithm 1, client side)."""
+        """Fine-tune the global adapter on the private examples (Algorithm 1, client side).
+
+        Raises:
+            RefusalError: another run, or an adapter that does not fit this client's SLM.
+        """
+        if request.run != self.run:
+            raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
+        if reason := misfit(request.adapter, read_adapter(self.slm)):
+            raise RefusalError(f"the adapter to tune does not fit this client's SLM: {reason}")
         where = f"client {self.id}, round {request.round_index}"
         start = time.perf_counter()
         write_adapter(self.slm, request.adapter)

@@ -72,6 +72,7 @@ class Server:
         kind: divergence.
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
+        run: identity of the run, which its clients know.
         adapter: θ, the global adapter, as it is broadcast next.
         scored: each role's score when it was last scored, with its confusion table.
     """
@@ -96,6 +97,7 @@ class Server:
     kind: Divergence = "forward_kl"
     evaluation_batch_size: int = 32
     seed: int = 0
+    run: str = ""
     adapter: Adapter = field(init=False, repr=False)
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict)
 
@@ -124,7 +126,7 @@ class Server:
             NonFiniteError: a loss became NaN or infinite; `adapter` is then still the last good one.
         """
         ids = sample(self.transport.clients(), self.fraction, self.seed, round_index)
-        request = TrainRequest(round_index, self.adapter, score and score_clients)
+        request = TrainRequest(round_index, self.adapter, score and score_clients, run=self.run)
         tuned = self._aggregate(request, ids) if ids else None
         write_adapter(self.slm, tuned.adapter if tuned else self.adapter)
         start = time.perf_counter()

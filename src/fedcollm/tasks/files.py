@@ -86,13 +86,14 @@ def check_ids(examples: Sequence[TextExample], places: Sequence[str]) -> None:
         first[example.id] = place
 
 
-def load_custom(path: Path, format: FormatConfig) -> Pool:
+def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) -> Pool:
     """The user's own JSONL, CSV or Parquet as examples.
 
     Args:
         path: one file (then the test set is cut from it), or a directory with a `train` file and a
             `test` or `dev` file or neither.
         format: which columns make the prompt, the choices and the answer.
+        several_classes: refuse training data that has one answer only; one client's may.
 
     Raises:
         UserError: a file, a row or the format is wrong.
@@ -111,7 +112,7 @@ def load_custom(path: Path, format: FormatConfig) -> Pool:
         )
     test_path = (find_part(path, "test") or find_part(path, "dev")) if path.is_dir() else None
     train = _load(train_path, format, fields)
-    if format.choices is not None:
+    if format.choices is not None and several_classes:
         check_classes(train, str(train_path))
     return Pool(train, _load(test_path, format, fields) if test_path else None)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import Answer, ClientUpdate, Failure, PhaseAnswer, Request, TrainRequest
-from fedcollm.wire import decode, encode
+from fedcollm.messages import Answer, ClientUpdate, Failure, PhaseAnswer, Request, TrainRequest, adapter_bytes
+from fedcollm.wire import decode, encode, longest_message
 
 
 class Connection(Protocol):
@@ -53,16 +53,15 @@ class FlowerTransport:
     Attributes:
         run: the connection.
         keys: client id to the public key of its node, as Flower writes it.
-        limit_bytes: the longest answer to look at.
         deadlines: how long to wait.
         longest_poll: seconds between two looks for an answer, at most.
     """
 
     run: Connection
     keys: Mapping[str, bytes] = field(repr=False)
-    limit_bytes: int
     deadlines: Deadlines = field(default_factory=Deadlines)
     longest_poll: float = 0.5
+    _limit_bytes: int = field(init=False, repr=False, default_factory=longest_message)
     _nodes: dict[bytes, Any] = field(init=False, repr=False, default_factory=dict)
     _looked: float = field(init=False, repr=False, default=float("-inf"))
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
@@ -73,6 +72,8 @@ class FlowerTransport:
 
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
         """Send each client its request; yield its answer, or why there is none, as they come."""
+        sizes = [adapter_bytes(request.adapter) for request in requests.values() if isinstance(request, TrainRequest)]
+        self._limit_bytes = longest_message(max(sizes)) if sizes else self._limit_bytes
         stopped = threading.Event()
         with ThreadPoolExecutor(max_workers=max(1, len(requests))) as pool:
             try:
@@ -85,7 +86,7 @@ class FlowerTransport:
     def _ask(self, client: str, request: Request, stopped: threading.Event) -> Answer:
         """One client's answer."""
         seconds = self.deadlines.training if isinstance(request, TrainRequest) else self.deadlines.phase
-        talk = _Talk(self.run, encode(request), self.limit_bytes, time.monotonic() + seconds)
+        talk = _Talk(self.run, encode(request), self._limit_bytes, time.monotonic() + seconds)
         seen, pause, trouble = time.monotonic(), 0.02, ""
         while (now := time.monotonic()) < talk.deadline and not stopped.is_set():
             try:
@@ -116,7 +117,7 @@ class FlowerTransport:
     def _checked(self, client: str, reply: bytes) -> Answer:
         """An answer that is one, and is this client's own."""
         try:
-            answer = decode(reply, self.limit_bytes)
+            answer = decode(reply, self._limit_bytes)
         except RefusalError as error:
             return Failure(client, str(error))
         if not isinstance(answer, (ClientUpdate, PhaseAnswer, Failure)):

@@ -35,7 +35,7 @@ from fedcollm.progress import say
 from fedcollm.transports.flower_messages import LostError, fetch, pack, send, unpack
 
 HEARTBEAT_SECONDS = 10.0  # the SuperLink takes a node for lost after two of them
-_LONGEST_PAUSE = 20.0
+_LONGEST_PAUSE = 5.0
 _PATIENCE = 3 * HEARTBEAT_SECONDS  # a connection that broke off is taken for alive that long
 
 
@@ -228,10 +228,10 @@ def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
             f"the server's certificate is not accepted ({error}). Check that ca.crt here is that of the server's "
             "operator, that the certificate has not expired, and that the address in deployment.json is right."
         ) from error
-    refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
-    if refused and (error.response.status_code == 401 or failing > _PATIENCE):
+    code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
+    if code == 401 or (code < 500 and failing > _PATIENCE):
         raise UserError(
-            f"the server does not accept this client (HTTP {error.response.status_code}). Check that node.key is the "
+            f"the server does not accept this client (HTTP {code}). Check that node.key is the "
             "one made for this deployment, and this machine's clock; if they are right, ask the server's operator "
             "whether this client is registered there."
         ) from error

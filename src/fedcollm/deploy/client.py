@@ -1,0 +1,134 @@
+"""`fedcollm deploy client`: one owner of private data, connected to the server until it is stopped."""
+
+import json
+import threading
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedcollm.build import build_client, build_model, secure_client, secured, set_matmul_precision
+from fedcollm.config import RunConfig
+from fedcollm.deploy import directories as names
+from fedcollm.deploy.directories import Membership
+from fedcollm.errors import UserError
+from fedcollm.messages import adapter_bytes
+from fedcollm.models import read_adapter
+from fedcollm.pretrained import load_tokenizer
+from fedcollm.progress import say
+from fedcollm.run_directory import locked, write_atomically, writing
+from fedcollm.tasks.files import find_part, load_custom
+from fedcollm.tasks.stored import read_examples
+from fedcollm.tasks.text import TextExample, TextTask
+from fedcollm.transports.answering import Answering
+from fedcollm.transports.flower_node import Service, connect
+from fedcollm.wire import longest_message
+
+
+@dataclass
+class OpenedRounds(MutableMapping[str, list[str]]):
+    """Rounds that this client has helped to open, on disk before it is told to anybody.
+
+    Attributes:
+        file: JSON; made when it is first written.
+    """
+
+    file: Path
+
+    def __post_init__(self) -> None:
+        try:
+            self._rounds: dict[str, list[str]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.file} can't be read ({error}). It guards against opening a round twice: restore it from a "
+                "copy, or leave this run."
+            ) from error
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self._rounds[name]
+
+    def __setitem__(self, name: str, survivors: list[str]) -> None:
+        self._rounds[name] = survivors
+        with writing(self.file.parent):
+            write_atomically(self.file, json.dumps(self._rounds))
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("an opened round is never forgotten")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rounds)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+
+def private_examples(config: RunConfig, path: Path) -> tuple[list[TextExample], list[TextExample]]:
+    """A client's own training and test examples.
+
+    Args:
+        config: says whether the files have the user's own columns (`task.format`).
+        path: one file, or a directory with a `train` file and, if there is one, a `test` file.
+
+    Raises:
+        UserError: nothing usable is there.
+    """
+    if not path.exists():
+        raise UserError(f"--data {path}: no such file or directory. Give this client's own examples.")
+    if config.task.format is not None:
+        columns = config.task.format.model_copy(update={"group": None})  # all rows are this client's
+        pool = load_custom(path, columns, several_classes=False)
+        return list(pool.train), list(pool.test or ())
+    train = find_part(path, "train") if path.is_dir() else path
+    if train is None:
+        raise UserError(f"--data {path}: there is no train file in it, such as train.jsonl.")
+    test = find_part(path, "test") if path.is_dir() else None
+    return read_examples(train), read_examples(test) if test else []
+
+
+def build_answering(directory: Path, data: Path) -> Answering:
+    """This client, ready to answer requests in bytes.
+
+    Raises:
+        UserError: the directory, the data or the model is not usable.
+    """
+    membership = names.read(directory, names.MEMBERSHIP, Membership)
+    config = names.read_config(directory)
+    examples, test = private_examples(config, data)
+    say(f"client {membership.client} of run {membership.run}: {len(examples)} examples; loading {config.slm.source}")
+    set_matmul_precision(config)
+    tokenizer = load_tokenizer(config.slm.source)
+    task = TextTask(config.task.name, tokenizer, membership.vocabulary_size, membership.context_length)
+    slm = build_model(config, "slm", config.slm, task, [], directory / "state" / "base")
+    client: Any = build_client(config, membership.run, membership.client, task, slm, examples, test)
+    settings = secured(config, membership.run, names.public_keys(membership.roster))
+    if settings is not None:
+        opened = OpenedRounds(directory / "state" / "opened.json")
+        client = secure_client(config, client, settings, names.signing_key(directory), opened)
+    return Answering(membership.client, client, longest_message(adapter_bytes(read_adapter(slm))))
+
+
+def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -> None:
+    """Connect to the server and answer it, until stopped.
+
+    Args:
+        directory: of this client.
+        data: its private examples.
+        stopped: set to make it end.
+
+    Raises:
+        UserError: something here is not usable, or the server is not the right one, or does not know this client.
+    """
+    membership = names.read(directory, names.MEMBERSHIP, Membership)
+    for name in (names.NODE_KEY, names.SIGNING_KEY):
+        names.check_private(directory / name)
+    with writing(directory):
+        (directory / "state").mkdir(exist_ok=True, mode=0o700)
+    with locked(directory / "state"):
+        answering = build_answering(directory, data)
+        key, number = names.node_key(directory), directory / "state" / "node"
+        node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
+        say(f"connecting to {membership.address}")
+        known = int(number.read_text()) if number.exists() else None
+        service = Service(node, answering, known, lambda value: write_atomically(number, str(value)))
+        service.stopped = stopped or service.stopped
+        service.run()

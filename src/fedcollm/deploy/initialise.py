@@ -1,0 +1,183 @@
+"""`fedcollm deploy init`: everything that the parties of a federation need, once."""
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fedcollm.build import secured, text_models
+from fedcollm.config import RunConfig
+from fedcollm.deploy import directories as names
+from fedcollm.deploy.certificates import Authority, private_pem
+from fedcollm.deploy.directories import Deployment, Membership, PublicKeys
+from fedcollm.errors import UserError
+from fedcollm.tasks.catalogue import is_text, load_pool
+from fedcollm.tasks.partition import split
+from fedcollm.tasks.stored import example_lines
+
+_ALLOWED = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the server will be.
+
+    Attributes:
+        host: name or address by which clients reach it.
+        port: open to clients.
+        superlink_port: of the server's machine alone.
+        days: validity of its certificate.
+    """
+
+    host: str
+    port: int = 9443
+    superlink_port: int = 9093
+    days: int = 365
+
+
+@dataclass(frozen=True)
+class _Keys:
+    node: ec.EllipticCurvePrivateKey
+    signing: Ed25519PrivateKey
+
+    @classmethod
+    def make(cls) -> "_Keys":
+        return cls(ec.generate_private_key(ec.SECP384R1()), Ed25519PrivateKey.generate())
+
+    def public(self) -> PublicKeys:
+        node = self.node.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        return PublicKeys(node=node.decode(), signing=self.signing.public_key().public_bytes_raw().hex())
+
+
+def initialise(
+    config: RunConfig, site: Site, out: Path, *, demo_data: bool = False, plain_updates: bool = False
+) -> Deployment:
+    """Make certificates, keys and configurations for the server and every client.
+
+    Args:
+        config: of the run; `task.clients` clients, or those that `federation.participants` names.
+        site: where the server will be.
+        out: a directory that does not exist yet.
+        demo_data: also write each client's part of the preset's own data into its directory, for a trial.
+        plain_updates: agree that the server sees every single client's update.
+
+    Raises:
+        UserError: nothing was written.
+    """
+    clients = config.federation.participants or [str(number) for number in range(config.task.clients)]
+    _check(config, site, clients, out, demo_data, plain_updates)
+    facts = text_models(config)
+    run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
+    public = {client: pair.public() for client, pair in keys.items()}
+    deployment = Deployment(run=run, host=site.host, port=site.port, superlink_port=site.superlink_port, clients=public)
+    roster = {client: pair.signing for client, pair in public.items()}
+    secured(config, run, names.public_keys(roster))  # says now what would fail later
+    authority = Authority.make(run, max(10 * 365, site.days))
+    parts = split(load_pool(config.task, config.seed), config.task, config.seed) if demo_data else None
+    _write_server(out, config, deployment, authority, site)
+    for client, pair in keys.items():
+        membership = Membership(
+            client=client,
+            run=run,
+            address=f"{site.host}:{site.port}",
+            roster=roster,
+            vocabulary_size=facts.vocabulary_size,
+            context_length=facts.context_length,
+        )
+        place = out / "clients" / client
+        _write_client(place, config, membership, pair, authority)
+        if parts is not None:
+            _write(place / "data" / "train.jsonl", example_lines(parts.private[client]))
+            _write(place / "data" / "test.jsonl", example_lines(parts.test))
+    return deployment
+
+
+def _check(
+    config: RunConfig, site: Site, clients: Sequence[str], out: Path, demo_data: bool, plain_updates: bool
+) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already. Choose another --out: keys that are in use are never overwritten.")
+    if not is_text(config.task.name):
+        raise UserError(f"task.name: {config.task.name}: only text tasks can be deployed. `fedcollm run` simulates it.")
+    for name in (*clients, site.host):
+        if not name or set(name) - _ALLOWED or name.startswith((".", "-")):
+            raise UserError(f"name {name!r}: use letters, digits, _, - and . only")
+    if demo_data and config.federation.participants:
+        raise UserError("--demo-data: the preset's parts have no names. Leave out --clients.")
+    if demo_data and config.task.name == "custom":
+        raise UserError("--demo-data: your own data has no parts to write. Give each client's with --data.")
+    if not config.federation.secure_aggregation and not plain_updates:
+        raise UserError(
+            "federation.secure_aggregation is false: the server would see every single client's update, from which "
+            "training data can be reconstructed. Set --set federation.secure_aggregation=true, or say "
+            "--unsafe-plain-updates."
+        )
+
+
+def _write_server(out: Path, config: RunConfig, deployment: Deployment, authority: Authority, site: Site) -> None:
+    server = out / "server"
+    _write(out / "ca" / "ca.key", private_pem(authority.key), secret=True)
+    _write(out / "ca" / names.CA, authority.pem())
+    certificate, key = authority.server(list(dict.fromkeys([site.host, "localhost", "127.0.0.1"])), site.days)
+    _write(server / names.CA, authority.pem())
+    _write(server / names.CERTIFICATE, certificate)
+    _write(server / names.SERVER_KEY, key, secret=True)
+    _write(server / names.SECRET, os.urandom(32), secret=True)
+    _write(server / names.CONFIG, _yaml(config))
+    _write(server / names.DEPLOYMENT, deployment.model_dump_json(indent=1))
+    facts = {
+        "run": deployment.run,
+        "host": site.host,
+        "port": site.port,
+        "superlink_port": site.superlink_port,
+        "directory": server.resolve(),
+        "program": Path(sys.executable).with_name("fedcollm"),
+        "user": os.getuid(),
+        "group": os.getgid(),
+    }
+    for name in ("nginx.conf", "compose.yaml", "Dockerfile"):
+        _write(server / name, _filled(name, facts))
+    _write(server / "systemd" / "fedcollm-server.service", _filled("fedcollm-server.service", facts))
+    lines = [f"clients/{client}/  For client {client}:  fedcollm deploy client DIRECTORY --data DATA"
+             for client in deployment.clients]  # fmt: skip
+    readme = facts | {"client_lines": "\n".join(lines) + "\n", "directory": out.resolve()}
+    _write(out / "README.txt", _filled("README.txt", readme))
+
+
+def _write_client(place: Path, config: RunConfig, membership: Membership, keys: _Keys, authority: Authority) -> None:
+    _write(place / names.CA, authority.pem())
+    _write(place / names.NODE_KEY, private_pem(keys.node), secret=True)
+    _write(place / names.SIGNING_KEY, private_pem(keys.signing), secret=True)
+    _write(place / names.CONFIG, _yaml(config))
+    _write(place / names.MEMBERSHIP, membership.model_dump_json(indent=1))
+    facts = {"client": membership.client, "run": membership.run}
+    _write(place / "systemd" / "fedcollm-client.service", _filled("fedcollm-client.service", facts))
+
+
+def _yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _filled(name: str, facts: Mapping[str, Any]) -> str:
+    return Template((files("fedcollm.deploy") / "templates" / name).read_text(encoding="utf-8")).substitute(facts)
+
+
+def _write(file: Path, content: str | bytes, secret: bool = False) -> None:
+    """A new file; secrets and their directories are for their owner alone."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content if isinstance(content, bytes) else content.encode())
+    except OSError as error:
+        raise UserError(f"{file} can't be written: {error.strerror}. Choose another --out.") from error

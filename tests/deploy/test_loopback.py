@@ -1,0 +1,55 @@
+"""A real SuperLink, nginx and clients on this machine give what the simulation gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.deploy.conftest import Deploy, Deployed, needs_nginx, wait_for
+
+from fedcollm import run_directory
+from fedcollm.config import RunConfig
+from fedcollm.messages import Adapter, RoundRecord
+from fedcollm.runner import run
+
+pytestmark = [pytest.mark.deploy, needs_nginx]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in the deployment's processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def simulated(config: RunConfig, out: Path) -> tuple[RoundRecord, dict[str, Adapter]]:
+    run(config, out)
+    return last_state(out)
+
+
+def last_state(out: Path) -> tuple[RoundRecord, dict[str, Adapter]]:
+    state = run_directory.load_round(out)
+    assert state is not None
+    return state
+
+
+def finish(deployed: Deployed, seconds: float = 90) -> None:
+    server = deployed.processes["server"]
+    wait_for(lambda: any(process.poll() is not None for process in deployed.processes.values()), seconds)
+    assert server.poll() is not None, [deployed.log(name) for name in deployed.processes]
+    assert server.returncode == 0, deployed.log("server")
+
+
+def test_plain_run_equals_the_simulation_bit_for_bit(deploy: Deploy, tmp_path: Path):
+    deployed = deploy()
+    for client in ("0", "1"):
+        deployed.start_client(client)
+    deployed.start_server()
+    finish(deployed)
+    record, adapters = last_state(deployed.root / "run")
+    wanted, expected = simulated(deployed.config, tmp_path / "simulated")
+    for role in ("slm", "llm"):
+        assert all(torch.equal(adapters[role][name], tensor) for name, tensor in expected[role].items())
+    assert record.round == 2
+    assert (record.scores, record.losses, record.participants) == (wanted.scores, wanted.losses, wanted.participants)
