@@ -1,5 +1,7 @@
 """A real SuperLink, nginx and clients on this machine give what the simulation gives."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,39 @@ def test_plain_run_equals_the_simulation_bit_for_bit(deploy: Deploy, tmp_path: P
         assert all(torch.equal(adapters[role][name], tensor) for name, tensor in expected[role].items())
     assert record.round == 2
     assert (record.scores, record.losses, record.participants) == (wanted.scores, wanted.losses, wanted.participants)
+
+
+def close_to(adapters: dict[str, Adapter], expected: dict[str, Adapter]) -> None:
+    for role in ("slm", "llm"):
+        for name, tensor in expected[role].items():
+            torch.testing.assert_close(adapters[role][name], tensor, rtol=0, atol=1e-5)
+
+
+def plain(config: RunConfig) -> RunConfig:
+    federation = config.federation.model_copy(update={"secure_aggregation": False})
+    return config.model_copy(update={"federation": federation})
+
+
+def test_secure_run_survives_kills_of_client_server_and_superlink(deploy: Deploy, tmp_path: Path):
+    """Each is killed with SIGKILL while clients train; the same clients take part, so nothing is lost."""
+    changes = {"task.clients": 4, "task.private_size": 24, "task.public_size": 60, "client.epochs": 60}
+    deployed = deploy(**changes, **{"federation.secure_aggregation": True, "federation.rounds": 3})
+    for client in ("0", "1", "2", "3"):
+        deployed.start_client(client)
+    deployed.start_server()
+    wait_for(lambda: "round 1: training" in deployed.log("client-0"))
+    deployed.kill("client-0")
+    deployed.start_client("0")
+    wait_for(lambda: "round 2: training" in deployed.log("client-1"))
+    deployed.kill("server")
+    deployed.start_server()
+    wait_for(lambda: "round 3: training" in deployed.log("client-2"))
+    link = int((deployed.server_directory / "state" / "superlink.pid").read_text())
+    os.kill(link, signal.SIGKILL)
+    finish(deployed)
+    record, adapters = last_state(deployed.root / "run")
+    assert deployed.log("client-0").count("round 1: training") == 2
+    assert record.participants == ("0", "1", "2", "3")
+    assert int((deployed.server_directory / "state" / "superlink.pid").read_text()) != link
+    _, expected = simulated(plain(deployed.config), tmp_path / "simulated")
+    close_to(adapters, expected)

@@ -11,7 +11,7 @@ from fedcollm.build import Remote
 from fedcollm.config import RunConfig
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
-from fedcollm.deploy.services import running, start_proxy, start_superlink, stop, superlink
+from fedcollm.deploy.services import kept_running, running, stop, superlink
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.runner import rounds
@@ -34,16 +34,14 @@ def serving(directory: Path) -> Iterator[tuple[RunConfig, Remote]]:
         (directory / "logs").mkdir(exist_ok=True)
     with run_directory.locked(directory / "state"):
         (directory / "state" / "server.pid").write_text(str(os.getpid()))
-        link = start_superlink(directory, deployment)
-        start_proxy(directory, deployment)
-        keys = {client: keys.node.encode() for client, keys in deployment.clients.items()}
-        link.register(keys.values())
+        nodes = {client: keys.node.encode() for client, keys in deployment.clients.items()}
+        roster = names.public_keys({client: keys.signing for client, keys in deployment.clients.items()})
         waits = config.federation.deadlines
-        with link.run() as run:
-            deadlines = Deadlines(waits.training, waits.phase, waits.absence)
-            transport = FlowerTransport(run, keys, deadlines)
-            roster = names.public_keys({client: keys.signing for client, keys in deployment.clients.items()})
-            yield config, Remote(transport, deployment.run, roster)
+        deadlines = Deadlines(waits.training, waits.phase, waits.absence)
+        with kept_running(directory, deployment) as link:
+            link.register(nodes.values())
+            with link.run() as run:
+                yield config, Remote(FlowerTransport(run, nodes, deadlines), deployment.run, roster)
 
 
 def run_rounds(directory: Path, out: Path) -> Iterator[RoundRecord]:

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedcollm.deploy import directories as names
@@ -21,7 +23,7 @@ FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-_START_SECONDS = 60.0
+_START_SECONDS, _WATCH_SECONDS = 60.0, 1.0
 
 
 def superlink(directory: Path, deployment: Deployment) -> SuperLink:
@@ -42,25 +44,18 @@ def start_superlink(directory: Path, deployment: Deployment) -> SuperLink:
     program = Path(sys.executable).with_name("flower-superlink")
     if not program.exists():
         raise UserError(f"{program} is missing. Install it: pip install 'fedcollm[deploy]'")
+    place = directory.resolve()
+    files = {name: str(place / name) for name in (names.CERTIFICATE, names.SERVER_KEY, names.CA, names.SECRET)}
     command = [str(program), "--host", "127.0.0.1", "--port", str(deployment.superlink_port)]
-    command += ["--ssl-certfile", names.CERTIFICATE, "--ssl-keyfile", names.SERVER_KEY, "--ssl-ca-certfile", names.CA]
-    command += [
-        "--enable-supernode-auth",
-        "--database",
-        "state/superlink.db",
-        "--disable-runtime-dependency-installation",
-    ]
-    command += ["--isolation", "process", "--superexec-auth-secret-file", names.SECRET]
+    command += ["--ssl-certfile", files[names.CERTIFICATE], "--ssl-keyfile", files[names.SERVER_KEY]]
+    command += ["--ssl-ca-certfile", files[names.CA], "--enable-supernode-auth"]
+    command += ["--database", str(place / "state" / "superlink.db"), "--disable-runtime-dependency-installation"]
+    command += ["--isolation", "process", "--superexec-auth-secret-file", files[names.SECRET]]
     say("starting the SuperLink")
-    with (directory / "logs" / "superlink.log").open("ab") as log:
-        environment = os.environ | FLOWER_ENVIRONMENT | {"FLWR_HOME": str((directory / "state" / "flower").resolve())}
-        process = subprocess.Popen(
-            command, cwd=directory, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
-    (directory / "state" / "superlink.pid").write_text(str(process.pid))
+    _spawn(command, FLOWER_ENVIRONMENT | {"FLWR_HOME": str(place / "state" / "flower")}, directory, "superlink")
     deadline = time.monotonic() + _START_SECONDS
     while not link.is_up():
-        if process.poll() is not None or time.monotonic() > deadline:
+        if not running(directory, "superlink") or time.monotonic() > deadline:
             stop(directory, "superlink")
             raise UserError(
                 f"the SuperLink did not start. See {directory / 'logs' / 'superlink.log'}; if port "
@@ -68,6 +63,18 @@ def start_superlink(directory: Path, deployment: Deployment) -> SuperLink:
             )
         time.sleep(0.1)
     return link
+
+
+def _spawn(command: Sequence[str], environment: Mapping[str, str], directory: Path, name: str) -> None:
+    """Start a process that outlives this one, with its log and its number in the directory."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(directory / "logs" / f"{name}.log"), flags, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    number = os.posix_spawn(command[0], command, os.environ | environment, file_actions=actions, setsid=True)
+    (directory / "state" / f"{name}.pid").write_text(str(number))
 
 
 def start_proxy(directory: Path, deployment: Deployment) -> None:
@@ -91,6 +98,35 @@ def start_proxy(directory: Path, deployment: Deployment) -> None:
             f"nginx did not start: {result.stderr.strip()[-400:]} If port {deployment.port} is in use, change it in "
             f"nginx.conf and {names.DEPLOYMENT}, and tell the clients."
         )
+
+
+@contextlib.contextmanager
+def kept_running(directory: Path, deployment: Deployment) -> Iterator[SuperLink]:
+    """Both started, and started again whenever one dies, for as long as the context lasts; they outlive it.
+
+    Raises:
+        UserError: one can't be started at first.
+    """
+    link = start_superlink(directory, deployment)
+    start_proxy(directory, deployment)
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(_WATCH_SECONDS):
+            try:
+                if not running(directory, "superlink"):
+                    start_superlink(directory, deployment)
+                start_proxy(directory, deployment)
+            except UserError as error:
+                say(f"{error} Trying again.")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield link
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def running(directory: Path, name: str) -> bool:

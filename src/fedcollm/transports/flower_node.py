@@ -71,10 +71,12 @@ class FlowerNode:
         self.node = Node(node_id=self.fleet.ActivateNode(request).node_id)
         return self.node.node_id
 
-    def deactivate(self) -> None:
-        """Tell the SuperLink that this node goes away; nothing if it can't be told."""
+    def close(self) -> None:
+        """Tell the SuperLink that this node goes away, if it can be told, and close the connection."""
         with contextlib.suppress(httpx.HTTPError):
-            self.fleet.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
+            if self.node.node_id:
+                self.fleet.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
+        self.fleet.close()
 
     def beat(self) -> bool:
         """One heartbeat; False if the SuperLink no longer knows this connection."""
@@ -180,7 +182,7 @@ class Service:
                 self.stopped.wait(pause)
         finally:
             self.stopped.set()
-            self.node.deactivate()
+            self.node.close()
 
     def _step(self) -> bool:
         """Reconnect where needed, and answer the next message; whether there was one."""

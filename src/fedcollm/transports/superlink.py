@@ -109,7 +109,7 @@ class SuperLink:
             RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
             RuntimeTokenHttpInterceptor(token=self._take_over(number)),
         ]
-        client = RuntimeHttpClient.from_server_address(self.address, False, str(self.certificate), interceptors)
+        client = RuntimeHttpClient.from_server_address(self.address, False, self.certificate.read_bytes(), interceptors)
         heartbeat, status = HeartbeatSender(make_task_heartbeat_fn_http(client)), SubStatus.FAILED
         task = client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task.task_id, number, task.context.node_id
@@ -139,7 +139,7 @@ class SuperLink:
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
             SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=protected),
         ]
-        client = RuntimeHttpClient.from_server_address(self.address, False, str(self.certificate), interceptors)
+        client = RuntimeHttpClient.from_server_address(self.address, False, self.certificate.read_bytes(), interceptors)
         with contextlib.closing(client):
             while True:
                 response = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
@@ -153,7 +153,7 @@ class SuperLink:
     @contextlib.contextmanager
     def _control(self) -> Iterator[ControlHttpClient]:
         interceptors = [RuntimeVersionHttpInterceptor(component_name="CLI")]
-        client = ControlHttpClient.from_server_address(self.address, False, str(self.certificate), interceptors)
+        client = ControlHttpClient.from_server_address(self.address, False, self.certificate.read_bytes(), interceptors)
         with contextlib.closing(client):
             yield client
 

@@ -1,0 +1,226 @@
+"""Who gets in from outside: nobody but registered nodes, over TLS, to the node interface alone."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.control_pb2 import ListRunsRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, RegisterNodeFleetRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from tests.deploy.conftest import free_port, needs_nginx
+
+from fedcollm.config import RunConfig
+from fedcollm.deploy import directories as names
+from fedcollm.deploy.certificates import Authority
+from fedcollm.deploy.directories import Deployment
+from fedcollm.deploy.initialise import Site, initialise
+from fedcollm.deploy.server import stop_all
+from fedcollm.deploy.services import start_proxy, start_superlink, superlink
+from fedcollm.errors import UserError
+from fedcollm.loading import load_config
+from fedcollm.transports import flower_node
+from fedcollm.transports.flower_node import FlowerNode, Service, connect
+
+pytestmark = [pytest.mark.deploy, needs_nginx]
+LIMIT = 2**20
+
+
+@pytest.fixture(scope="module")
+def config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
+    shape = {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"]}
+    return load_config(
+        "icd10",
+        task={"name": "custom", "path": str(word_data), "format": shape, "clients": 3},
+        llm={"source": model_directories["llm"]},
+        slm={"source": model_directories["slm"], "layers": None},
+        federation={"secure_aggregation": True},
+    )
+
+
+class Open:
+    """A running SuperLink behind nginx."""
+
+    def __init__(self, root: Path, deployment: Deployment):
+        self.root, self.server, self.deployment = root, root / "server", deployment
+        self.address = f"localhost:{deployment.port}"
+        self.url = f"https://{self.address}"
+        self.ca = str(self.server / names.CA)
+        self.open = contextlib.ExitStack()
+
+    def node(self, key: ec.EllipticCurvePrivateKey, ca: str | None = None, address: str | None = None) -> FlowerNode:
+        node = connect(address or self.address, ca or self.ca, key, LIMIT)
+        self.open.callback(node.fleet.close)
+        return node
+
+    def key(self, client: str) -> ec.EllipticCurvePrivateKey:
+        return names.node_key(self.root / "clients" / client)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Iterator[Open]:
+    root = tmp_path_factory.mktemp("access") / "deployment"
+    deployment = initialise(config, Site("localhost", free_port(), free_port()), root)
+    server = root / "server"
+    for name in ("state", "logs"):
+        (server / name).mkdir()
+    link = start_superlink(server, deployment)
+    start_proxy(server, deployment)
+    link.register(keys.node.encode() for keys in deployment.clients.values())
+    place = Open(root, deployment)
+    yield place
+    place.open.close()
+    stop_all(server)
+
+
+def test_registered_key_is_let_in_and_keeps_its_number(running: Open):
+    node = running.node(running.key("0"))
+    number = node.activate()
+    assert node.receive() is None
+    assert node.beat()
+    assert running.node(running.key("0")).activate(number) == number  # at once, though the first one was never closed
+
+
+def test_unregistered_key_is_refused_and_the_client_says_so(running: Open, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(flower_node, "_PATIENCE", 0.0)
+    stranger = running.node(ec.generate_private_key(ec.SECP384R1()))
+    with pytest.raises(httpx.HTTPStatusError):
+        stranger.activate()
+    with pytest.raises(UserError, match=r"the server does not accept this client .*Check that node\.key"):
+        Service(stranger, lambda data: data).run()
+
+
+def test_node_of_another_key_is_refused(running: Open):
+    number = running.node(running.key("1")).activate()
+    thief = running.node(running.key("2"))
+    thief.node = Node(node_id=number)
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        thief.receive()
+
+
+def bare(running: Open) -> FleetHttpClient:
+    """Without a key: requests are not signed."""
+    version = [RuntimeVersionHttpInterceptor(component_name="SuperNode")]
+    fleet = FleetHttpClient.from_server_address(running.address, False, Path(running.ca).read_bytes(), version)
+    running.open.callback(fleet.close)
+    return fleet
+
+
+def test_no_key_is_refused(running: Open):
+    known = public_key_to_bytes(running.key("0").public_key())
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        bare(running).ActivateNode(ActivateNodeRequest(public_key=known, heartbeat_interval=30))
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        bare(running).PullMessages(PullMessagesRequest(node=Node(node_id=1)))
+
+
+def test_nobody_registers_itself(running: Open):
+    key = ec.generate_private_key(ec.SECP384R1())
+    node = running.node(key)
+    with pytest.raises(httpx.HTTPStatusError):
+        node.fleet.RegisterNode(RegisterNodeFleetRequest(public_key=public_key_to_bytes(key.public_key())))
+    assert len(superlink(running.server, running.deployment).nodes()) == 3
+
+
+def test_server_of_another_authority_is_refused(running: Open, tmp_path: Path):
+    (tmp_path / "ca.crt").write_bytes(Authority.make("other", 10).pem())
+    node = running.node(running.key("0"), ca=str(tmp_path / "ca.crt"))
+    with pytest.raises(UserError, match="the server's certificate is not accepted"):
+        Service(node, lambda data: data).run()
+
+
+@pytest.mark.parametrize(("hosts", "days"), [(["localhost"], -1), (["elsewhere.example"], 10)])
+def test_expired_certificate_and_wrong_name_are_refused(running: Open, tmp_path: Path, hosts: list[str], days: int):
+    authority = Authority.make("x", 10)
+    certificate, key = authority.server(hosts, days)
+    (tmp_path / "pair.pem").write_bytes(certificate + key)
+    (tmp_path / "ca.crt").write_bytes(authority.pem())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pair.pem")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def greet() -> None:
+            connection, _ = listener.accept()
+            try:
+                context.wrap_socket(connection, server_side=True).close()
+            except (ssl.SSLError, OSError):
+                connection.close()
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        node = running.node(
+            running.key("0"), ca=str(tmp_path / "ca.crt"), address=f"localhost:{listener.getsockname()[1]}"
+        )
+        with pytest.raises(UserError, match=r"the server's certificate is not accepted .*has not expired"):
+            Service(node, lambda data: data).run()
+        thread.join()
+
+
+def test_plain_http_is_refused(running: Open):
+    response = httpx.post(f"http://{running.address}/v1/fleet/pull-messages")
+    assert response.status_code == 400
+    assert "HTTPS port" in response.text
+
+
+def test_old_tls_is_refused(running: Open):
+    context = ssl.create_default_context(cafile=running.ca)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with socket.create_connection(("localhost", running.deployment.port)) as plain, pytest.raises(ssl.SSLError):
+        context.wrap_socket(plain, server_hostname="localhost")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/list-runs",
+        "/v1/control/register-node",
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/get-nodes",
+        "/docs",
+        "/openapi.json",
+        "/health",
+        "/",
+        "/v1/fleet/../control/list-runs",
+        "/v1/fleet/%2e%2e/control/list-runs",
+        "/v1/fleet/..%2fcontrol/list-runs",
+        "/v1/fleet/x/../../control/list-runs",
+        "//v1/control/list-runs",
+        "/V1/control/list-runs",
+    ],
+)
+def test_no_other_interface_is_reachable_from_outside(running: Open, path: str):
+    body = ListRunsRequest().SerializeToString()
+    raw = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
+    raw += f"Accept: application/x-protobuf\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    context = ssl.create_default_context(cafile=running.ca)
+    with (
+        socket.create_connection(("localhost", running.deployment.port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as tls,
+    ):
+        tls.sendall(raw.encode() + body)
+        status = tls.recv(4096).split(b" ")[1]
+    assert status in (b"400", b"404"), status
+    assert superlink(running.server, running.deployment).is_up()
+
+
+def test_control_interface_answers_on_this_machine_alone(running: Open):
+    """So the test above can fail: the interface is there, and only nginx keeps it from outside."""
+    assert superlink(running.server, running.deployment).is_up()
+    number = int((running.server / "state" / "superlink.pid").read_text())
+    listening = [c.laddr for c in psutil.Process(number).net_connections() if c.status == psutil.CONN_LISTEN]
+    assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", running.deployment.superlink_port)]
+
+
+def test_runs_can_be_taken_over_with_the_secret_only(running: Open):
+    link = superlink(running.server, running.deployment)
+    thief = type(link)(link.address, link.certificate, b"guessed")
+    with pytest.raises(httpx.HTTPStatusError, match=r"401|403"), thief.run():
+        pass
