@@ -147,6 +147,7 @@ def test_expired_certificate_and_wrong_name_are_refused(running: Open, tmp_path:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "pair.pem")
     with socket.create_server(("127.0.0.1", 0)) as listener:
+
         def greet() -> None:
             connection, _ = listener.accept()
             try:

@@ -1,6 +1,7 @@
 """A client behind bytes: what it is sent is a request or is refused, and what it sends is an answer."""
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,7 +47,11 @@ class Answering:
             if not isinstance(request, (TrainRequest, PhaseRequest)):
                 raise RefusalError("an answer was sent to a client")
             say(_described(request))
-            return self.client.answer(request)
+            start = time.perf_counter()
+            answer = self.client.answer(request)
+            if isinstance(request, TrainRequest):
+                say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
+            return answer
         except RefusalError as error:
             say(f"refused: {error}")
             return Failure(self.id, str(error))
