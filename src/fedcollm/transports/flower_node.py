@@ -166,7 +166,8 @@ class Service:
         Raises:
             UserError: the server's certificate is not the authority's, or the server does not know this key.
         """
-        threading.Thread(target=self._beat, daemon=True).start()
+        heart = threading.Thread(target=self._beat, daemon=True)
+        heart.start()
         pause, failing_since = 0.05, None
         try:
             while not self.stopped.is_set():
@@ -182,6 +183,7 @@ class Service:
                 self.stopped.wait(pause)
         finally:
             self.stopped.set()
+            heart.join()
             self.node.close()
 
     def _step(self) -> bool:
