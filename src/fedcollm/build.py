@@ -14,13 +14,15 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 from fedcollm.config import ModelConfig, RunConfig, asked_clients
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation.client import Client
+from fedcollm.federation.differential_privacy import check_grid, private_fixed_point
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server
-from fedcollm.messages import Session
+from fedcollm.messages import Session, default_threshold
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
+from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Pool, Split, Task
@@ -49,6 +51,7 @@ class Federation:
         split: the data.
         parameters: role to {"adapter", "base"} counts.
         dtypes: role to the base's dtype.
+        privacy: of the clients, if there are any.
     """
 
     server: Server
@@ -56,6 +59,7 @@ class Federation:
     split: Split
     parameters: dict[str, dict[str, int]]
     dtypes: dict[str, str]
+    privacy: Privacy | None = None
 
 
 def build_federation(config: RunConfig, base: Path, task: Task | None = None, pool: Pool | None = None) -> Federation:
@@ -77,6 +81,7 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
     _set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split, base)
     llm = build_model(config, "llm", config.llm, task, split, base) if config.server.epochs else None
+    privacy = build_privacy(config)
     plain = {
         name: Client(
             name,
@@ -89,6 +94,8 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
             config.client.learning_rate,
             config.evaluation.batch_size,
             config.seed,
+            privacy,
+            config.federation.rounds,
         )
         for name, examples in _participating(split.private, config.federation.participants).items()
     }
@@ -105,6 +112,7 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
         fraction=config.federation.fraction,
         uniform=config.federation.aggregation == "uniform",
         secure=secure,
+        private=privacy is not None,
         largest_change=config.federation.largest_change,
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
@@ -120,7 +128,18 @@ def build_federation(config: RunConfig, base: Path, task: Task | None = None, po
     counts = {role: parameter_counts(model) for role, model in models.items()}
     parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
     dtypes = {role: str(next(p for p in m.parameters() if not p.requires_grad).dtype)[6:] for role, m in models.items()}
-    return Federation(server, task, split, parameters, dtypes)
+    return Federation(server, task, split, parameters, dtypes, privacy if plain else None)
+
+
+def build_privacy(config: RunConfig) -> Privacy | None:
+    """What the clients' updates hide."""
+    section = config.federation.privacy
+    if section is None:
+        return None
+    numbers = section.clip, section.noise_multiplier, section.delta
+    if section.sampling_rate is None:
+        return ClientPrivacy(*numbers)
+    return ExamplePrivacy(*numbers, section.sampling_rate, max(1, round(config.client.epochs / section.sampling_rate)))
 
 
 def _set_matmul_precision(config: RunConfig) -> None:
@@ -142,7 +161,7 @@ def _secured(config: RunConfig, clients: Mapping[str, Client]) -> tuple[dict[str
     """Clients of one process under secure aggregation, each with its own signing key, and the server's settings.
 
     Raises:
-        UserError: a threshold that no client would accept, or sums that don't fit the fixed point.
+        UserError: a threshold that no client would accept, or sums or noise that don't fit the fixed point.
     """
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}
@@ -154,7 +173,10 @@ def _secured(config: RunConfig, clients: Mapping[str, Client]) -> tuple[dict[str
         Session.fresh(run, 0, list(clients)[:asked], threshold).check()
     except RefusalError as error:
         raise UserError(f"federation.masking: {error}") from error
-    settings = SecureSettings(run, encoding, roster, threshold, uniform)
+    if isinstance(privacy := build_privacy(config), ClientPrivacy):
+        dimension = parameter_counts(next(iter(clients.values())).slm)[0]
+        check_grid(encoding, privacy, asked, threshold or default_threshold(asked), dimension)
+    settings = SecureSettings(run, encoding, roster, threshold, uniform, privacy)
     members = {
         name: SecureClient(client, run, asked, encoding, uniform, keys[name], roster)
         for name, client in clients.items()
@@ -168,6 +190,8 @@ def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
     Raises:
         UserError: so large a federation would round changes too coarsely.
     """
+    if isinstance(privacy := build_privacy(config), ClientPrivacy):
+        return private_fixed_point(clients, privacy)
     masking = config.federation.masking
     weight = 1 if config.federation.aggregation == "uniform" else masking.largest_weight
     encoding = FixedPoint(clients, weight, masking.value_range)
