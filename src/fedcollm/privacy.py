@@ -3,7 +3,10 @@
 The mechanisms are in `federation.differential_privacy` (a client's whole part) and in `private_training` (an example).
 """
 
+import contextlib
+import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +98,22 @@ def _dp_accounting() -> Any:
 
 def _epsilon(event: Any, count: int, delta: float) -> float:
     """ε at δ of `count` times the event, by Rényi differential privacy (Mironov, arXiv 1702.07476)."""
-    accountant = _dp_accounting().rdp.RdpAccountant()
-    return float(accountant.compose(event, count).get_epsilon(delta)) if count else 0.0
+    if not count:
+        return 0.0
+    with _quiet():
+        return float(_dp_accounting().rdp.RdpAccountant().compose(event, count).get_epsilon(delta))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a line for every Rényi order that the accountant has no value for: it leaves them out, which is safe."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def sum_correction(deviation: float, clients: int) -> float:

@@ -71,6 +71,8 @@ def fit_privately(
                 optimizer.zero_grad()
     finally:
         hooks.cleanup()
+        for parameter in optimizer.params:
+            del parameter.summed_grad
         model.eval()
     check_finite_weights(where, model)
 

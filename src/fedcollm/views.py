@@ -52,6 +52,7 @@ def summary_table(directory: Path) -> Table:
     parts = {
         part: sum(record.seconds.get(part, 0.0) for record in records)
         for part in ("clients", "distillation", "evaluation")
+        if any(part in record.seconds for record in records)
     }
     for part, seconds in parts.items():
         table.add_row(f"time: {part}", "", f"{seconds:.0f} s", f"{seconds / (sum(parts.values()) or 1):.0%}")
