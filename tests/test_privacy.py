@@ -6,10 +6,18 @@ import sys
 import dp_accounting as dp
 import pytest
 from dp_accounting.rdp import RdpAccountant
+from rich.console import Console
 
+from fedcollm import run_directory
+from fedcollm.build import build_privacy
+from fedcollm.checking import check
 from fedcollm.config import RunConfig
-from fedcollm.errors import UserError
+from fedcollm.errors import RoundFailedError, UserError
+from fedcollm.federation.server import Server
+from fedcollm.loading import commented_yaml
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, check_sum, sum_correction
+from fedcollm.progress import shown
+from fedcollm.runner import evaluate_run, rounds
 
 CLIENT = {"level": "client", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
 EXAMPLE = {**CLIENT, "level": "example", "sampling_rate": 0.1}
@@ -133,3 +141,88 @@ def test_all_reasons_are_in_one_message():
         ValueError, match=r"means nothing at level client.*numbers of examples.*share of the noise only"
     ):
         config({**CLIENT, "sampling_rate": 0.1})
+
+
+# --- runs ---
+
+
+def private(config: RunConfig, section, clients: int = 3, **federation) -> RunConfig:
+    values = config.model_dump()
+    values["task"]["clients"] = clients
+    values["federation"] |= {"privacy": section, "aggregation": "uniform"} | federation
+    return RunConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("section", "secure"),
+    [(CLIENT, True), (EXAMPLE, True), (EXAMPLE, False)],
+    ids=["client", "example, secure", "example, plain"],
+)
+def test_run_spends_what_was_said_before_it_began(tiny_config, tmp_path, capsys, section, secure):
+    config = private(tiny_config, {**section, "noise_multiplier": 2.0}, secure_aggregation=secure)
+    with shown(Console(width=200)):
+        records = list(rounds(config, tmp_path / "run"))
+    event = dp.GaussianDpEvent(2.0)
+    steps = 1 if section is CLIENT else 10  # one epoch at a rate of 0.1
+    event = event if section is CLIENT else dp.PoissonSampledDpEvent(0.1, event)
+    assert [record.epsilon for record in records] == [0.0, *(by_hand(event, steps * r, 1e-5) for r in (1, 2))]
+    assert f"privacy: 2 rounds will spend ε = {records[-1].epsilon:.3g} at δ = 1e-05\n" in capsys.readouterr().out
+    assert run_directory.read_records(tmp_path / "run") == records
+    assert check(config).epsilon == records[-1].epsilon
+    assert evaluate_run(tmp_path / "run", "slm").value == records[-1].scores["slm"]
+
+
+def test_run_without_privacy_has_no_epsilon(tiny_config, tmp_path):
+    assert [record.epsilon for record in rounds(tiny_config, tmp_path / "run")] == [None, None, None]
+    assert not (tmp_path / "run" / run_directory.STARTED).exists()
+    assert check(tiny_config).epsilon is None
+
+
+def test_round_that_is_tried_again_spends_again(tiny_config, tmp_path, capsys, monkeypatch):
+    config = private(tiny_config, EXAMPLE, secure_aggregation=False)
+    running = rounds(config, tmp_path / "run")
+    assert [next(running).round, next(running).round] == [0, 1]
+
+    def broken(self, *arguments, **options):
+        raise RoundFailedError("the server dies after the clients have answered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Server, "run_round", broken)
+        with pytest.raises(RoundFailedError):
+            next(running)
+    with shown(Console(width=200)):
+        records = list(rounds(None, tmp_path / "run", resume=True))
+    privacy = build_privacy(config)
+    assert [record.epsilon for record in records] == [privacy.epsilon(n) for n in (0, 1, 3)]
+    said = f"will spend ε = {privacy.epsilon(3):.3g} at δ = 1e-05, 1 more that were started and not finished among them"
+    assert said in capsys.readouterr().out
+
+
+def test_resumed_run_goes_on_counting(tiny_config, tmp_path):
+    config = private(tiny_config, EXAMPLE, secure_aggregation=False)
+    running = rounds(config, tmp_path / "run")
+    assert [next(running).round, next(running).round] == [0, 1]
+    running.close()
+    privacy = build_privacy(config)
+    resumed = list(rounds(None, tmp_path / "run", resume=True))
+    assert [record.epsilon for record in resumed] == [privacy.epsilon(n) for n in (0, 1, 2)]
+
+
+def test_steps_of_a_round_are_epochs_by_sampling_rate(tiny_config):
+    values = private(tiny_config, {**EXAMPLE, "sampling_rate": 0.3}).model_dump()
+    values["client"]["epochs"] = 2
+    assert build_privacy(RunConfig.model_validate(values)) == ExamplePrivacy(1.0, 1.0, 1e-5, 0.3, 7)
+
+
+def test_noise_too_small_for_the_grid_ends_the_run_before_it_begins(tiny_config, tmp_path):
+    config = private(tiny_config, {**CLIENT, "noise_multiplier": 1e-9}, secure_aggregation=True)
+    with pytest.raises(UserError, match=r"too few for the guarantee to hold"):
+        next(iter(rounds(config, tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_configuration_with_privacy_is_printed_with_a_comment_a_key(tiny_config):
+    text = commented_yaml(private(tiny_config, EXAMPLE))
+    assert "  privacy:\n    level: example  # client: a client's whole part" in text
+    assert "    sampling_rate: 0.1  # level example: the chance q" in text
+    assert "  privacy: null  # differential privacy: level" in commented_yaml(tiny_config)
