@@ -5,6 +5,7 @@ import sys
 
 import dp_accounting as dp
 import pytest
+import yaml
 from dp_accounting.rdp import RdpAccountant
 from rich.console import Console
 
@@ -223,6 +224,7 @@ def test_noise_too_small_for_the_grid_ends_the_run_before_it_begins(tiny_config,
 
 def test_configuration_with_privacy_is_printed_with_a_comment_a_key(tiny_config):
     text = commented_yaml(private(tiny_config, EXAMPLE))
-    assert "  privacy:\n    level: example  # client: a client's whole part" in text
+    assert "  privacy:\n    level: example  # what is hidden: client: a client's whole part; example" in text
     assert "    sampling_rate: 0.1  # level example: the chance q" in text
+    assert RunConfig.model_validate(yaml.safe_load(text)) == private(tiny_config, EXAMPLE)
     assert "  privacy: null  # differential privacy: level" in commented_yaml(tiny_config)

@@ -149,8 +149,7 @@ class MaskingConfig(Section):
     threshold: Positive | None = None
     """clients needed to open a sum, more than 2/3 of those asked in a round; null: the smallest such number"""
     value_range: PositiveFloat = 1.0
-    """largest change of a parameter in a round; a client whose change is larger stops with an error (client-level
-    privacy derives its own from clip and noise_multiplier)"""
+    """largest change of a parameter in a round; a larger one is an error (privacy at level client has its own range)"""
     largest_weight: Positive = 4096
     """largest number of examples of a client"""
 
@@ -159,7 +158,7 @@ class PrivacyConfig(Section):
     """Differential privacy: what a client's update must hide, and how well. All parties must agree on it."""
 
     level: Literal["client", "example"]
-    """client: a client's whole part, against the server and all readers of the models; example: every single example"""
+    """what is hidden: client: a client's whole part; example: every single example"""
     clip: PositiveFloat
     """largest L2 norm of a client's change (level client) or of an example's gradient (level example)"""
     noise_multiplier: PositiveFloat
