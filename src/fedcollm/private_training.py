@@ -5,8 +5,9 @@ Opacus gives every example's own gradient, clips it and sums. Which examples are
 needs torchcsprng, which does not exist for current versions of torch.
 """
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ def fit_privately(
             for number, chunk in enumerate(chunks, start=1):
                 _backward(task, model, [examples[i] for i in chunk])
                 optimizer.signal_skip_step(number < len(chunks))
-                optimizer.step()
+                with _exact_products():
+                    optimizer.step()
                 optimizer.zero_grad()
     finally:
         hooks.cleanup()
@@ -127,6 +129,17 @@ def _backward(task: Task, model: nn.Module, examples: Sequence[Any]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the first layer's input is data
         loss.backward()
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """Let opacus sum clipped gradients in float32 where a run allows bfloat16 products: those overstep the clip."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _add_noise(parameter: nn.Parameter, deviation: float, stream: SecureStream) -> None:
