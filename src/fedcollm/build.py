@@ -137,9 +137,9 @@ def build_privacy(config: RunConfig) -> Privacy | None:
     if section is None:
         return None
     numbers = section.clip, section.noise_multiplier, section.delta
-    if section.sampling_rate is None:
+    if section.level == "client" or section.sampling_rate is None:
         return ClientPrivacy(*numbers)
-    return ExamplePrivacy(*numbers, section.sampling_rate, max(1, round(config.client.epochs / section.sampling_rate)))
+    return ExamplePrivacy(*numbers, section.sampling_rate, round(config.client.epochs / section.sampling_rate))
 
 
 def _set_matmul_precision(config: RunConfig) -> None:
@@ -190,7 +190,8 @@ def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
     Raises:
         UserError: so large a federation would round changes too coarsely.
     """
-    if isinstance(privacy := build_privacy(config), ClientPrivacy):
+    privacy = build_privacy(config)
+    if isinstance(privacy, ClientPrivacy) and clients < 2**16:
         return private_fixed_point(clients, privacy)
     masking = config.federation.masking
     weight = 1 if config.federation.aggregation == "uniform" else masking.largest_weight

@@ -19,7 +19,7 @@ _LIMBS, _LIMB_BITS, _STATISTIC_BITS = 4, 16, 20
 _LARGEST_STATISTIC = 2.0**40
 
 
-#: What is summed beside the update, in this order; under privacy the first one only, which is public anyway.
+#: What is summed beside the update, in this order; under privacy the first one only, since who takes part is public.
 STATISTICS = ("clients", "examples", "loss", "scored", "score", "seconds_clients", "seconds_evaluation")
 
 
