@@ -4,6 +4,7 @@ import pytest
 
 import fedcollm
 from fedcollm.comparison import METHODS, Row, plan
+from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.report.scores import interval
 
@@ -56,6 +57,17 @@ def test_method_of_a_single_party_has_no_secure_aggregation(tiny_config, method)
     secure = tiny_config.model_copy(update={"federation": federation})
     assert not any(config.federation.secure_aggregation for _, config in plan(secure, [method], [0]))
     assert all(config.federation.secure_aggregation for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
+
+
+def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_config):
+    privacy = {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5, "sampling_rate": 0.1}
+    values = tiny_config.model_dump()
+    values["federation"] |= {"privacy": privacy, "aggregation": "uniform"}
+    configs = plan(RunConfig.model_validate(values), list(METHODS), [0])
+    private = {place.split("/")[0] for place, config in configs if config.federation.privacy}
+    assert private == {"fedcollm", "fedavg", "fedavg_ce"}
+    for _, config in configs:
+        assert RunConfig.model_validate(config.model_dump()) == config
 
 
 def test_unknown_method_is_refused(tiny_config):

@@ -18,3 +18,8 @@ def test_line_says_who_was_lost_and_why():
     assert round_line(record) == (
         "round  1  not scored  2 s (clients 2)  lost client 2: no answer; client 4: tensor w is not finite"
     )
+
+
+def test_line_says_what_was_spent_of_privacy():
+    record = RoundRecord(2, {"slm": 0.5}, seconds={"distillation": 2.0}, epsilon=1.23456)
+    assert round_line(record) == "round  2  SLM 0.500  ε 1.23  2 s (distillation 2)"

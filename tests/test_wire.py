@@ -52,6 +52,12 @@ def test_update(score):
     assert same_tensors(back.adapter, ADAPTER)
 
 
+def test_update_under_privacy_has_no_numbers():
+    back = decode(encode(ClientUpdate("b", 2, ADAPTER)), LIMIT)
+    assert isinstance(back, ClientUpdate)
+    assert (back.examples, back.loss, back.score, back.seconds) == (None, None, None, {})
+
+
 def test_confusion_table_stays_at_home():
     score = Score({"acc": 2.0}, 7, {("yes", "no"): 4})
     back = decode(encode(ClientUpdate("b", 2, {}, 5, 0.0, score)), LIMIT)

@@ -3,40 +3,29 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import peft
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from fedcollm.config import ModelConfig, RunConfig, asked_clients
+from fedcollm.build_models import build_model, set_matmul_precision, text_models
+from fedcollm.config import RunConfig, asked_clients
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation.client import Client
+from fedcollm.federation.differential_privacy import check_grid, private_fixed_point
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server, Transport
-from fedcollm.messages import Session
-from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
-from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
+from fedcollm.messages import Session, default_threshold
+from fedcollm.models import parameter_counts
+from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
-from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Pool, Split, Task
-from fedcollm.tasks.catalogue import TextModelFacts, build_task, load_pool
+from fedcollm.tasks.catalogue import build_task, load_pool
 from fedcollm.tasks.partition import split as split_pool
-from fedcollm.training import fit
 from fedcollm.transports.local import LocalTransport
-
-#: Common to all of `VISION_MODELS`: 8 x 8 grey images of ten classes.
-VISION_SHAPE: Mapping[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
-
-#: Image classifiers made from a configuration, with random weights: pair them with `warm_up`.
-VISION_MODELS: Mapping[str, Mapping[str, int]] = {
-    "vit-digits-large": {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 192},
-    "vit-digits-small": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
-}
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,7 @@ class Federation:
         split: the data.
         parameters: role to {"adapter", "base"} counts.
         dtypes: role to the base's dtype.
+        privacy: of the clients, if there are any.
     """
 
     server: Server
@@ -56,6 +46,7 @@ class Federation:
     split: Split
     parameters: dict[str, dict[str, int]]
     dtypes: dict[str, str]
+    privacy: Privacy | None = None
 
 
 @dataclass(frozen=True)
@@ -96,23 +87,32 @@ def build_federation(
     set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split.public, base)
     llm = build_model(config, "llm", config.llm, task, split.public, base) if config.server.epochs else None
+    privacy = build_privacy(config)
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
         transport, secure = _in_this_process(config, run, task, slm, split)
     else:
-        transport, secure = remote.transport, secured(config, run, remote.roster)
+        transport = remote.transport
+        secure = secured(config, run, remote.roster, parameter_counts(slm)[0])
     server = _server(config, run, task, slm, llm, split, transport, secure)
     models = server.models()
     counts = {role: parameter_counts(model) for role, model in models.items()}
     parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
     dtypes = {role: str(next(p for p in m.parameters() if not p.requires_grad).dtype)[6:] for role, m in models.items()}
-    return Federation(server, task, split, parameters, dtypes)
+    return Federation(server, task, split, parameters, dtypes, privacy if transport.clients() else None)
 
 
 def build_client(
-    config: RunConfig, run: str, name: str, task: Task, slm: nn.Module, examples: Sequence[Any], test: Sequence[Any]
+    config: RunConfig,
+    run: str,
+    name: str,
+    task: Task,
+    slm: nn.Module,
+    examples: Sequence[Any],
+    test: Sequence[Any],
+    spent: MutableMapping[str, int],
 ) -> Client:
-    """One client of a run, here or at its owner's."""
+    """One client of a run, here or at its owner's; `spent` counts the rounds that it spent privacy on."""
     return Client(
         name,
         task,
@@ -125,6 +125,9 @@ def build_client(
         config.evaluation.batch_size,
         config.seed,
         run,
+        build_privacy(config),
+        config.federation.rounds,
+        spent,
     )
 
 
@@ -150,6 +153,7 @@ def _server(
         uniform=config.federation.aggregation == "uniform",
         secure=secure,
         minimum=config.federation.minimum_clients,
+        private=config.federation.privacy is not None,
         largest_change=config.federation.largest_change,
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
@@ -164,27 +168,32 @@ def _server(
     )
 
 
+def build_privacy(config: RunConfig) -> Privacy | None:
+    """What the clients' updates hide."""
+    section = config.federation.privacy
+    if section is None:
+        return None
+    numbers = section.clip, section.noise_multiplier, section.delta
+    if section.level == "client" or section.sampling_rate is None:
+        return ClientPrivacy(*numbers)
+    return ExamplePrivacy(*numbers, section.sampling_rate, round(config.client.epochs / section.sampling_rate))
+
+
 def _in_this_process(
     config: RunConfig, run: str, task: Task, slm: nn.Module, split: Split
 ) -> tuple[LocalTransport, SecureSettings | None]:
     """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
     clients = {
-        name: build_client(config, run, name, task, slm, examples, split.test)
+        name: build_client(config, run, name, task, slm, examples, split.test, {})
         for name, examples in _participating(split.private, config.federation.participants).items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
-    settings = secured(config, run, {name: key.public_key() for name, key in keys.items()})
+    roster = {name: key.public_key() for name, key in keys.items()}
+    settings = secured(config, run, roster, parameter_counts(slm)[0])
     if settings is None:
         return LocalTransport(clients), None
     members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
     return LocalTransport(members), settings
-
-
-def set_matmul_precision(config: RunConfig) -> None:
-    """Let the float32 products of adapters on a bfloat16 base be taken in bfloat16, as the base's are: 2-4 x faster."""
-    device = resolve_device(config.device)
-    dtypes = {resolve_dtype(model.dtype, device) for model in (config.slm, config.llm)}
-    torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
 
 
 def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -> dict[str, list[Any]]:
@@ -195,11 +204,19 @@ def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -
     return {name: examples for name, examples in private.items() if wanted is None or name in wanted}
 
 
-def secured(config: RunConfig, run: str, roster: Mapping[str, Ed25519PublicKey]) -> SecureSettings | None:
+def secured(
+    config: RunConfig, run: str, roster: Mapping[str, Ed25519PublicKey], parameters: int = 0
+) -> SecureSettings | None:
     """What the parties of a federation agree on; None without secure aggregation, or without clients.
 
+    Args:
+        config: of the run.
+        run: its identity.
+        roster: id to public signing key.
+        parameters: of the SLM's adapter; 0: not known yet, and what depends on it is not checked.
+
     Raises:
-        UserError: a threshold that no client would accept, or sums that don't fit the fixed point.
+        UserError: a threshold that no client would accept, or sums or noise that don't fit the fixed point.
     """
     if not (config.federation.secure_aggregation and roster):  # without clients there is nothing to mask
         return None
@@ -209,7 +226,10 @@ def secured(config: RunConfig, run: str, roster: Mapping[str, Ed25519PublicKey])
     except RefusalError as error:
         raise UserError(f"federation.masking: {error}") from error
     uniform = config.federation.aggregation == "uniform"
-    return SecureSettings(run, fixed_point(config, len(roster)), roster, threshold, uniform)
+    encoding, privacy = fixed_point(config, len(roster)), build_privacy(config)
+    if isinstance(privacy, ClientPrivacy) and parameters:
+        check_grid(encoding, privacy, asked, threshold or default_threshold(asked), parameters)
+    return SecureSettings(run, encoding, roster, threshold, uniform, privacy)
 
 
 def secure_client(
@@ -230,6 +250,9 @@ def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
     Raises:
         UserError: so large a federation would round changes too coarsely.
     """
+    privacy = build_privacy(config)
+    if isinstance(privacy, ClientPrivacy) and clients < 2**16:
+        return private_fixed_point(clients, privacy)
     masking = config.federation.masking
     weight = 1 if config.federation.aggregation == "uniform" else masking.largest_weight
     encoding = FixedPoint(clients, weight, masking.value_range)
@@ -240,88 +263,3 @@ def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
             "or set federation.aggregation: uniform."
         )
     return encoding
-
-
-def text_models(config: RunConfig) -> TextModelFacts:
-    """The tokenizer, output space and context length that both roles share.
-
-    Raises:
-        UserError: the two roles don't share a tokenizer.
-    """
-    tokenizer, other = load_tokenizer(config.slm.source), None
-    if config.llm.source != config.slm.source:
-        other = load_tokenizer(config.llm.source)
-    if other is not None and other.get_vocab() != tokenizer.get_vocab():
-        raise UserError(
-            f"llm.source {config.llm.source!r} ({len(other)} tokens) and "
-            f"slm.source {config.slm.source!r} ({len(tokenizer)} tokens) don't share a tokenizer, "
-            "so their outputs can't be compared. Choose two models of one family."
-        )
-    configs = [load_config(model.source) for model in (config.slm, config.llm)]
-    context = min(getattr(c, "max_position_embeddings", 1_000_000) for c in configs)
-    return TextModelFacts(tokenizer, min(c.vocab_size for c in configs), context)
-
-
-def build_model(
-    config: RunConfig, role: str, model: ModelConfig, task: Task, public: Sequence[Any], base: Path
-) -> peft.PeftModel:
-    """A role's frozen base with its adapter, on its device, in evaluation mode."""
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(model.dtype, device)
-    made = base / role
-    network, place = _base_model(config, role, model, dtype, made)
-    network.to(device)
-    if model.warm_up and not made.is_dir():
-        say(f"warming up {role} ({model.source}) on the public part: {model.warm_up} epochs")
-        _warm_up(config, role, model, task, network, public)
-        network.save_pretrained(made)
-        network = _base_model(config, role, model, dtype, made)[0].to(device)  # the bits that a resumed run will have
-    adapter = model.adapter
-    return add_adapter(
-        network,
-        kind=adapter.kind,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        targets=adapter.targets,
-        options=adapter.options,
-        seed=derive_seed(config.seed, "adapter", role),
-        causal_lm=hasattr(network, "lm_head") or network.can_generate(),
-        base_name=place,
-    )
-
-
-def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.dtype, made: Path) -> tuple[Any, str]:
-    """The base network and the place it can be loaded from later."""
-    if model.source in VISION_MODELS:
-        if made.is_dir():
-            return AutoModelForImageClassification.from_pretrained(made, dtype=dtype), str(made)
-        torch.manual_seed(derive_seed(config.seed, "base", role))
-        network = cast(nn.Module, ViTForImageClassification(vision_config(model.source)))
-        return network.to(dtype), str(made)
-    place = str(made) if made.is_dir() else base_directory(model.source, model.layers)
-    return load_causal_lm(place, dtype, model.attention), place
-
-
-def vision_config(source: str) -> ViTConfig:
-    """The configuration of an image classifier for 8 x 8 grey images of ten classes."""
-    return ViTConfig(**VISION_SHAPE, **VISION_MODELS[source])  # pyright: ignore[reportArgumentType]
-
-
-def _warm_up(
-    config: RunConfig, role: str, model: ModelConfig, task: Task, network: nn.Module, public: Sequence[Any]
-) -> None:
-    """Train the whole base on the labelled public part, as pretraining would have."""
-    labelled = [example for example in public if example.label is not None]
-    if not labelled:
-        raise UserError(f"{role}.warm_up: {model.warm_up} needs labelled public examples; set task.public_size.")
-    fit(
-        task,
-        network,
-        labelled,
-        epochs=model.warm_up,
-        batch_size=config.server.batch_size,
-        learning_rate=config.server.learning_rate,
-        seed=derive_seed(config.seed, "warm_up", role),
-        where=f"warming up {role}",
-    )

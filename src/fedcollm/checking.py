@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, ViTForImageClassification
 
-from fedcollm.build import VISION_MODELS, vision_config
+from fedcollm.build import build_privacy
+from fedcollm.build_models import VISION_MODELS, vision_config
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
@@ -52,12 +53,16 @@ class Cost:
         memory_bytes: estimate of weights, optimiser states and activations in one process.
         data: how the data would be split; None if it has to come from the hub first.
         data_note: why there is no data.
+        epsilon: what the whole run spends of privacy; None without privacy.
+        delta: δ of the same guarantee.
     """
 
     roles: dict[str, RoleCost]
     memory_bytes: int
     data: dict[str, Any] | None
     data_note: str = ""
+    epsilon: float | None = None
+    delta: float | None = None
 
 
 def check(config: RunConfig) -> Cost:
@@ -79,7 +84,9 @@ def check(config: RunConfig) -> Cost:
         if config.task.path is not None or "hub" not in str(error):
             raise
         data, note = None, str(error)
-    return Cost(roles, memory, data, note)
+    privacy = build_privacy(config)
+    epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
+    return Cost(roles, memory, data, note, epsilon, delta)
 
 
 def _role_cost(model: ModelConfig, text: bool, dtype: torch.dtype) -> tuple[RoleCost, Any]:

@@ -12,6 +12,9 @@ from fedcollm.messages import RoundRecord
 from fedcollm.report.scores import interval
 from fedcollm.runner import rounds
 
+#: Where nothing leaves the one place that the data is in, there is nobody to hide it from.
+_ALONE: Mapping[str, Any] = {"secure_aggregation": False, "privacy": None}
+
 
 def _with(config: RunConfig, **overrides: Mapping[str, Any]) -> RunConfig:
     """A copy with some keys of some sections replaced."""
@@ -30,7 +33,7 @@ def _weights(config: RunConfig, weight: float, llm_weight: float) -> RunConfig:
 
 def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
     partition = config.task.partition.model_copy(update={"kind": "pooled", "with_public": with_public})
-    alone = _with(config, task={"partition": partition}, federation={"secure_aggregation": False})
+    alone = _with(config, task={"partition": partition}, federation=_ALONE)
     return _no_distillation(alone)
 
 
@@ -54,14 +57,14 @@ def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
 
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client alone: as many runs as clients."""
-    alone = _with(_no_distillation(config), federation={"secure_aggregation": False})
+    alone = _with(_no_distillation(config), federation=_ALONE)
     return {f"client-{k}": _with(alone, federation={"participants": [str(k)]}) for k in range(config.task.clients)}
 
 
 def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
     """One-way distillation from the LLM on D_a, no federation."""
     one_way = _weights(config, config.server.distillation.weight or 1.0, 0.0)
-    return {"": _with(one_way, federation={"participants": []})}
+    return {"": _with(one_way, federation={"participants": [], "privacy": None})}
 
 
 def centralized(config: RunConfig) -> dict[str, RunConfig]:

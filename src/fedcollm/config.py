@@ -149,7 +149,7 @@ class MaskingConfig(Section):
     threshold: Positive | None = None
     """clients needed to open a sum, more than 2/3 of those asked in a round; null: the smallest such number"""
     value_range: PositiveFloat = 1.0
-    """largest change of a parameter in a round; a client whose change is larger stops with an error"""
+    """largest change of a parameter in a round; a larger one is an error (privacy at level client has its own range)"""
     largest_weight: Positive = 4096
     """largest number of examples of a client"""
 
@@ -163,6 +163,30 @@ class DeadlinesConfig(Section):
     """for a client's answer in a later phase of secure aggregation"""
     absence: PositiveFloat = 60.0
     """for a client that is not connected to come back"""
+
+
+class PrivacyConfig(Section):
+    """Differential privacy: what a client's update must hide, and how well. All parties must agree on it."""
+
+    level: Literal["client", "example"]
+    """what is hidden: client: a client's whole part; example: every single example"""
+    clip: PositiveFloat
+    """largest L2 norm of a client's change (level client) or of an example's gradient (level example)"""
+    noise_multiplier: PositiveFloat
+    """standard deviation of the noise in a sum, as a multiple of clip"""
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    """δ, the chance that the guarantee may fail: well below 1 / number of clients or examples"""
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """level example: the chance q of every example to be in a step's batch; a round has epochs / q steps"""
+
+    @property
+    def objections(self) -> list[str]:
+        """What is wrong with the section by itself."""
+        if self.level == "client" and self.sampling_rate is not None:
+            return [f"sampling_rate {self.sampling_rate:g} means nothing at level client: leave it out"]
+        if self.level == "example" and self.sampling_rate is None:
+            return ["level example needs sampling_rate, such as batch_size / private_size"]
+        return []
 
 
 class FederationConfig(Section):
@@ -183,7 +207,8 @@ class FederationConfig(Section):
     secure_aggregation: bool = False
     """true: the server learns the sum of the clients' changes only, and of a single client nothing"""
     masking: MaskingConfig = MaskingConfig()
-    privacy: None = None
+    privacy: PrivacyConfig | None = None
+    """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
 
 
 class EvaluationConfig(Section):
@@ -240,6 +265,32 @@ class RunConfig(Section):
                 f"federation.secure_aggregation needs at least 3 clients in a round, and here {asked} would be asked: "
                 "of a sum of two, each learns the other's part. Raise task.clients or federation.fraction"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_holds(self) -> "RunConfig":
+        federation, privacy = self.federation, self.federation.privacy
+        if privacy is None:
+            return self
+        reasons = privacy.objections
+        if federation.aggregation != "uniform":
+            reasons.append(
+                "aggregation: mean weighs by the clients' numbers of examples, which are private; "
+                "set federation.aggregation: uniform"
+            )
+        if privacy.level == "client" and not federation.secure_aggregation:
+            reasons.append(
+                "at level client each client adds its share of the noise only, too little for a server that sees "
+                "single updates; set federation.secure_aggregation: true"
+            )
+        adapter = self.slm.adapter
+        if privacy.level == "example" and adapter.kind.lower() != "lora":
+            reasons.append(
+                f"level example needs gradients of single examples, which slm.adapter.kind: {adapter.kind} does not "
+                "give; set slm.adapter.kind: lora"
+            )
+        if reasons:
+            raise ValueError("federation.privacy: " + "; ".join(reasons))
         return self
 
     @model_validator(mode="after")

@@ -168,17 +168,17 @@ class ClientUpdate:
         client: the client's id.
         round_index: the round that it answers.
         adapter: θ_k after local fine-tuning.
-        examples: n_k, the number of examples that it was tuned on.
+        examples: n_k, the number of examples that it was tuned on; None under privacy, as all that follows.
         loss: mean training loss of the last local epoch.
         score: the tuned SLM's score on the client's test examples, where asked for.
-        seconds: time spent by part, `clients` (tuning) and `evaluation`.
+        seconds: time spent by part, `clients` (tuning) and `evaluation`; empty under privacy.
     """
 
     client: str
     round_index: int
     adapter: Adapter
-    examples: int
-    loss: float
+    examples: int | None = None
+    loss: float | None = None
     score: Score | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -245,6 +245,7 @@ class RoundRecord:
         seconds: wall-clock by part: `clients`, `distillation`, `evaluation`.
         peak_memory_bytes: highest resident memory of the process so far.
         lost: client id to when it was lost, or why an answer of it was refused.
+        epsilon: ε spent so far, at the δ of the configuration; None without privacy.
     """
 
     round: int
@@ -256,6 +257,7 @@ class RoundRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     lost: Mapping[str, str] = field(default_factory=dict)
+    epsilon: float | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""

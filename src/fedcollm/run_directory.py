@@ -5,6 +5,7 @@
     data.json               how the data was split
     rounds.jsonl            one RoundRecord a line; round 0 is before any training
     checkpoint.safetensors  both adapters and the last record: the one file that `--resume` reads
+    started.json            under privacy: rounds that were started, those among them that were never finished
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     base/{slm,llm}/         base models, only if this run made them (`warm_up`)
     confusion.json          role -> [true label, predicted label, examples], of the last round
@@ -30,7 +31,7 @@ from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
 
-CONFIG, ENVIRONMENT, DATA = "config.yaml", "environment.json", "data.json"
+CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, CONFUSION, REPORT = "rounds.jsonl", "checkpoint.safetensors", "confusion.json", "report.html"
 
 

@@ -3,7 +3,7 @@
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord, Score
 from fedcollm.models import resolve_device, save_adapter
+from fedcollm.privacy import Privacy
+from fedcollm.progress import say
 from fedcollm.tasks.base import Pool, Task
 from fedcollm.tasks.partition import describe
 from fedcollm.tasks.stored import example_lines
@@ -127,22 +129,53 @@ def rounds(
 
 
 def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Iterator[RoundRecord]:
-    server = federation.server
-    if state := directories.load_round(directory):
+    server, privacy = federation.server, federation.privacy
+    state = directories.load_round(directory)
+    done = state[0].round if state else 0
+    _announce(config, directory, privacy, done)
+    if state:
         server.restore(state[1])
         yield from directories.read_records(directory)
     else:
-        first = RoundRecord(0, server.scores())
+        first = RoundRecord(0, server.scores(), epsilon=0.0 if privacy else None)
         directories.save_round(directory, first, server.adapters())
         yield first
-    done = state[0].round if state else 0
     for index in range(done + 1, config.federation.rounds + 1):
         last = index == config.federation.rounds
         score = last or index % config.evaluation.every == 0
+        epsilon = _spend(directory, privacy, index) if privacy else None
         record = server.run_round(index, score, score_clients=last or config.evaluation.clients == "every")
+        record = replace(record, epsilon=epsilon)
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
         yield record
+
+
+def _announce(config: RunConfig, directory: Path, privacy: Privacy | None, done: int) -> None:
+    """Say what the whole run will spend, before it spends anything."""
+    if privacy is None:
+        return
+    rounds, started = config.federation.rounds, _started(directory, done)
+    total = privacy.epsilon(started + rounds - done)
+    again = f", {started - done} more that were started and not finished among them" if started > done else ""
+    say(f"privacy: {rounds} rounds will spend ε = {total:.3g} at δ = {privacy.delta:g}{again}")
+
+
+def _started(directory: Path, done: int) -> int:
+    """How many rounds were ever started here."""
+    return max(done, (directories.read_json(directory, directories.STARTED) or {}).get("rounds", 0))
+
+
+def _spend(directory: Path, privacy: Privacy, index: int) -> float:
+    """ε so far, the round that now begins included.
+
+    A round counts from its start, written down before any client is asked: if it is never finished, the clients may
+    have answered it all the same, and with fresh noise they answer it once more when the run is resumed.
+    """
+    started = _started(directory, index - 1) + 1
+    epsilon = privacy.epsilon(started)
+    directories.write_json(directory, directories.STARTED, {"rounds": started})
+    return epsilon
 
 
 def _publish(directory: Path, federation: Federation) -> None:

@@ -21,7 +21,9 @@ def round_line(record: RoundRecord) -> str:
     spent = ", ".join(f"{part} {value:.0f}" for part, value in parts.items() if value)
     when = f"{sum(parts.values()):.0f} s ({spent})" if spent else "before training"
     lost = "; ".join(f"client {client}: {reason}" for client, reason in record.lost.items())
-    return f"round {record.round:2}  {'  '.join(scores) or 'not scored'}  {when}" + (f"  lost {lost}" if lost else "")
+    epsilon = "" if record.epsilon is None else f"  ε {record.epsilon:.3g}"
+    line = f"round {record.round:2}  {'  '.join(scores) or 'not scored'}{epsilon}  {when}"
+    return line + (f"  lost {lost}" if lost else "")
 
 
 def summary_table(directory: Path) -> Table:
@@ -51,6 +53,7 @@ def summary_table(directory: Path) -> Table:
     parts = {
         part: sum(record.seconds.get(part, 0.0) for record in records)
         for part in ("clients", "distillation", "evaluation")
+        if any(part in record.seconds for record in records)
     }
     for part, seconds in parts.items():
         table.add_row(f"time: {part}", "", f"{seconds:.0f} s", f"{seconds / (sum(parts.values()) or 1):.0%}")
@@ -98,7 +101,10 @@ def cost_table(cost: Cost) -> Table:
     wire = [byte_count(role.adapter_bytes) if name == "slm" else "none" for name, role in cost.roles.items()]
     table.add_row("bytes up, and down, a client a round", *wire)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
-    table.caption = f"memory of one process, estimated: {byte_count(cost.memory_bytes)}\n" + _data_line(cost)
+    lines = [f"memory of one process, estimated: {byte_count(cost.memory_bytes)}", _data_line(cost)]
+    if cost.epsilon is not None:
+        lines.append(f"privacy: the whole run spends ε = {cost.epsilon:.3g} at δ = {cost.delta:g}")
+    table.caption = "\n".join(lines)
     table.caption_justify = "left"
     return table
 

@@ -43,8 +43,8 @@ class _UpdateHeader(_Header):
     kind: Literal["update"] = "update"
     client: str
     round_index: int
-    examples: int
-    loss: float
+    examples: int | None
+    loss: float | None
     score: tuple[dict[str, float], int] | None
     seconds: dict[str, float]
 

@@ -216,7 +216,7 @@ def member(clients) -> SecureClient:
 def invitation(one: SecureClient, ids=IDS, run="run", index=1, **changes) -> TrainRequest:
     """A request to train with a session that fits it."""
     theta = read_adapter(one.client.slm)
-    session = Session.fresh(run, index, ids, payload=payload_digest(theta, True, one.encoding, one.uniform))
+    session = Session.fresh(run, index, ids, payload=payload_digest(theta, True, one.encoding, one.uniform, None))
     return dataclasses.replace(TrainRequest(1, theta, session=session), **changes)
 
 

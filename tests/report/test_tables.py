@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -146,6 +147,13 @@ def test_tables_by_round(make_run, make_record):
     assert time_table(run.records).rows == [("0", "0.0", "0.0", "1.0", "1.0"), ("1", "2.0", "3.0", "1.0", "6.0")]
     assert byte_table(run.records, 200_000).rows == [("1", "2 kB", "2 kB", "4 kB", "400 kB")]
     assert byte_table([RoundRecord(0)], None).rows == []
+
+
+def test_accuracy_stands_beside_what_was_spent_of_privacy(make_run, make_record):
+    records = [dataclasses.replace(make_record(i, 0.5), epsilon=value) for i, value in enumerate((0.0, 1.2345))]
+    table = score_table(group([read_run(make_run("run", records))]))
+    assert table.header == ("Round", "Small model", "Mean of clients", "ε spent")
+    assert table.rows == [("0", "50.0%", "–", "0"), ("1", "50.0%", "40.0%", "1.23")]
 
 
 def test_tables_of_labels(make_run, make_record):

@@ -5,15 +5,16 @@ import threading
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fedcollm.build import build_client, build_model, secure_client, secured, set_matmul_precision
+from fedcollm.build import build_client, secure_client, secured
+from fedcollm.build_models import build_model, set_matmul_precision
 from fedcollm.config import RunConfig
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
-from fedcollm.models import read_adapter
+from fedcollm.models import parameter_counts, read_adapter
 from fedcollm.pretrained import load_tokenizer
 from fedcollm.progress import say
 from fedcollm.run_directory import locked, write_atomically, writing
@@ -24,10 +25,12 @@ from fedcollm.transports.answering import Answering
 from fedcollm.transports.flower_node import Service, connect
 from fedcollm.wire import longest_message
 
+T = TypeVar("T")
+
 
 @dataclass
-class OpenedRounds(MutableMapping[str, list[str]]):
-    """Rounds that this client has helped to open, on disk before it is told to anybody.
+class Remembered(MutableMapping[str, T]):
+    """What a client must never forget, on disk before it is acted upon.
 
     Attributes:
         file: JSON; made when it is first written.
@@ -37,29 +40,29 @@ class OpenedRounds(MutableMapping[str, list[str]]):
 
     def __post_init__(self) -> None:
         try:
-            self._rounds: dict[str, list[str]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+            self._values: dict[str, T] = json.loads(self.file.read_text()) if self.file.exists() else {}
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.file} can't be read ({error}). It guards against opening a round twice: restore it from a "
-                "copy, or leave this run."
+                f"{self.file} can't be read ({error}). It guards this client's data: restore it from a copy, or leave "
+                "this run."
             ) from error
 
-    def __getitem__(self, name: str) -> list[str]:
-        return self._rounds[name]
+    def __getitem__(self, name: str) -> T:
+        return self._values[name]
 
-    def __setitem__(self, name: str, survivors: list[str]) -> None:
-        self._rounds[name] = survivors
+    def __setitem__(self, name: str, value: T) -> None:
+        self._values[name] = value
         with writing(self.file.parent):
-            write_atomically(self.file, json.dumps(self._rounds))
+            write_atomically(self.file, json.dumps(self._values))
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError("an opened round is never forgotten")
+        raise TypeError("what is remembered is never forgotten")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rounds)
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return len(self._rounds)
+        return len(self._values)
 
 
 def private_examples(config: RunConfig, path: Path) -> tuple[list[TextExample], list[TextExample]]:
@@ -99,10 +102,12 @@ def build_answering(directory: Path, data: Path) -> Answering:
     tokenizer = load_tokenizer(config.slm.source)
     task = TextTask(config.task.name, tokenizer, membership.vocabulary_size, membership.context_length)
     slm = build_model(config, "slm", config.slm, task, [], directory / "state" / "base")
-    client: Any = build_client(config, membership.run, membership.client, task, slm, examples, test)
-    settings = secured(config, membership.run, names.public_keys(membership.roster))
+    state, roster = directory / "state", names.public_keys(membership.roster)
+    spent: Remembered[int] = Remembered(state / "spent.json")
+    client: Any = build_client(config, membership.run, membership.client, task, slm, examples, test, spent)
+    settings = secured(config, membership.run, roster, parameter_counts(slm)[0])
     if settings is not None:
-        opened = OpenedRounds(directory / "state" / "opened.json")
+        opened: Remembered[list[str]] = Remembered(state / "opened.json")
         client = secure_client(config, client, settings, names.signing_key(directory), opened)
     return Answering(membership.client, client, longest_message(adapter_bytes(read_adapter(slm))))
 

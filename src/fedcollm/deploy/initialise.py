@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedcollm.build import secured, text_models
+from fedcollm.build import secured
+from fedcollm.build_models import text_models
 from fedcollm.config import RunConfig
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority, private_pem

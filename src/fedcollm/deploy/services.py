@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedcollm.deploy import directories as names
@@ -65,7 +65,7 @@ def start_superlink(directory: Path, deployment: Deployment) -> SuperLink:
     return link
 
 
-def _spawn(command: Sequence[str], environment: Mapping[str, str], directory: Path, name: str) -> None:
+def _spawn(command: list[str], environment: Mapping[str, str], directory: Path, name: str) -> None:
     """Start a process that outlives this one, with its log and its number in the directory."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions = [

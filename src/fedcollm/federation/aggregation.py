@@ -18,9 +18,9 @@ class Aggregate:
 
     Attributes:
         adapter: the weighted mean, in the updates' dtype.
-        loss: mean training loss over examples.
-        clients_score: mean over clients of their tuned SLM's score; None if none was asked for.
-        seconds: sums over clients by part.
+        loss: mean training loss over examples; None under privacy.
+        clients_score: mean over clients of their tuned SLM's score; None if none was asked for, or under privacy.
+        seconds: sums over clients by part; empty under privacy.
         participants: ids, in order.
         lost: client id to when it was lost, or why an answer of it was refused.
         bytes_up: bytes that one client sent, on average over those asked.
@@ -28,7 +28,7 @@ class Aggregate:
     """
 
     adapter: Adapter
-    loss: float
+    loss: float | None
     clients_score: float | None
     seconds: dict[str, float]
     participants: tuple[str, ...]
@@ -52,7 +52,12 @@ def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[Cl
 
 
 def admitted(
-    answers: Iterable[Answer], request: TrainRequest, ids: Sequence[str], largest_change: float, lost: dict[str, str]
+    answers: Iterable[Answer],
+    request: TrainRequest,
+    ids: Sequence[str],
+    largest_change: float,
+    lost: dict[str, str],
+    private: bool = False,
 ) -> Iterator[ClientUpdate]:
     """The updates that answer a request; `lost` gets the reason for every other answer, and for every one missing.
 
@@ -62,10 +67,11 @@ def admitted(
         ids: who was asked.
         largest_change: bound of the L2 norm of θ_k − θ.
         lost: client id to reason; filled here, completely once the iterator is at its end.
+        private: updates come without numbers of examples and losses.
     """
     waited_for = set(ids)
     for answer in answers:
-        if reason := _objection(answer, request, waited_for, ids, largest_change):
+        if reason := _objection(answer, request, waited_for, ids, largest_change, private):
             lost[answer.client] = reason
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
@@ -74,7 +80,12 @@ def admitted(
 
 
 def _objection(
-    answer: Answer, request: TrainRequest, waited_for: Collection[str], ids: Collection[str], largest_change: float
+    answer: Answer,
+    request: TrainRequest,
+    waited_for: Collection[str],
+    ids: Collection[str],
+    largest_change: float,
+    private: bool,
 ) -> str | None:
     """Why an answer is refused; None if it is not."""
     if isinstance(answer, Failure):
@@ -85,13 +96,22 @@ def _objection(
         return "not an update"
     if answer.round_index != request.round_index:
         return f"an update for round {answer.round_index}, not {request.round_index}"
-    if answer.examples < 1 or not math.isfinite(answer.loss) or answer.loss < 0:
-        return f"{answer.examples} examples with a loss of {answer.loss}"
-    if reason := misfit(answer.adapter, request.adapter):
+    if reason := _odd_numbers(answer, private) or misfit(answer.adapter, request.adapter):
         return reason
     squares = sum(float((t.double() - request.adapter[n].double()).square().sum()) for n, t in answer.adapter.items())
     if squares > largest_change**2:
         return f"the adapter changed by {math.sqrt(squares):.4g} (L2 norm), more than {largest_change:g}"
+    return None
+
+
+def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
+    """What is wrong with the numbers beside an adapter; None if nothing is."""
+    examples, loss = update.examples, update.loss
+    if private:
+        sent = (examples, loss, update.score) != (None, None, None) or update.seconds
+        return "numbers of private data beside the adapter" if sent else None
+    if examples is None or loss is None or examples < 1 or not math.isfinite(loss) or loss < 0:
+        return f"{examples} examples with a loss of {loss}"
     return None
 
 
@@ -110,7 +130,8 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
 
     Args:
         updates: in a fixed order.
-        uniform: weight 1/K (the paper's Algorithm 1) instead of n_k / n (FedAvg, McMahan et al. 2017).
+        uniform: weight 1/K (the paper's Algorithm 1) instead of n_k / n (FedAvg, McMahan et al. 2017); needed for
+            updates without a number of examples.
 
     Raises:
         RoundFailedError: no updates.
@@ -122,14 +143,14 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
     seconds: dict[str, float] = {}
     participants: list[str] = []
     for update in updates:
-        weight = 1.0 if uniform else float(update.examples)
+        weight = 1.0 if uniform else float(update.examples or 0)
         for name, tensor in update.adapter.items():
             term = tensor.double() * weight
             sums[name] = term if name not in sums else sums[name].add_(term)
             dtypes[name] = tensor.dtype
         total += weight
-        examples += update.examples
-        loss += update.loss * update.examples
+        examples += update.examples or 0
+        loss += (update.loss or 0.0) * (update.examples or 0)
         scores += [update.score.value] if update.score else []
         seconds = {part: seconds.get(part, 0.0) + value for part, value in update.seconds.items()}
         participants.append(update.client)
@@ -137,4 +158,4 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
         raise RoundFailedError("no client's update could be used; the last good state is kept: --resume tries again")
     adapter = {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
     mean_score = sum(scores) / len(scores) if scores else None
-    return Aggregate(adapter, loss / examples, mean_score, seconds, tuple(participants))
+    return Aggregate(adapter, loss / examples if examples else None, mean_score, seconds, tuple(participants))

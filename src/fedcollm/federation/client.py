@@ -1,7 +1,10 @@
-"""A client: private examples, and one thing that it does with them. It keeps nothing between rounds."""
+"""A client: private examples, and one thing that it does with them.
+
+It keeps nothing between rounds, but for the number of them that it spent privacy on.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +13,8 @@ from torch import nn
 from fedcollm.errors import RefusalError
 from fedcollm.messages import ClientUpdate, Request, TrainRequest, misfit
 from fedcollm.models import read_adapter, write_adapter
+from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
+from fedcollm.private_training import fit_privately
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
 from fedcollm.training import evaluate, fit
@@ -31,6 +36,9 @@ class Client:
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
         run: the only run that this client takes part in.
+        privacy: what its update must hide; None: nothing. An update under privacy comes without any number beside it.
+        rounds: under privacy, how often it trains; None: as often as it is asked.
+        spent: under privacy, `rounds` to how often it did, kept as long as its data is the same.
     """
 
     id: str
@@ -44,6 +52,9 @@ class Client:
     evaluation_batch_size: int = 32
     seed: int = 0
     run: str = ""
+    privacy: Privacy | None = None
+    rounds: int | None = None
+    spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
 
     def answer(self, request: Request) -> ClientUpdate:
         """Train; that is all that a client without secure aggregation does.
@@ -53,13 +64,17 @@ class Client:
         """
         if not isinstance(request, TrainRequest) or request.session:
             raise RefusalError(f"client {self.id} was not set up for secure aggregation")
+        if isinstance(self.privacy, ClientPrivacy):
+            raise RefusalError(f"client {self.id} adds a share of the noise only, so that a plain update would show")
         return self.train(request)
 
     def train(self, request: TrainRequest) -> ClientUpdate:
         """Fine-tune the global adapter on the private examples (Algorithm 1, client side).
 
+        Under client-level privacy the adapter is still the plain one: `SecureClient` clips it and adds noise.
+
         Raises:
-            RefusalError: another run, or an adapter that does not fit this client's SLM.
+            RefusalError: another run, an adapter that does not fit this client's SLM, or the privacy is spent.
         """
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
@@ -67,21 +82,36 @@ class Client:
             raise RefusalError(f"the adapter to tune does not fit this client's SLM: {reason}")
         where = f"client {self.id}, round {request.round_index}"
         start = time.perf_counter()
+        self._spend()
         write_adapter(self.slm, request.adapter)
-        loss = fit(
-            self.task,
-            self.slm,
-            self.examples,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            seed=derive_seed(self.seed, "client", self.id, request.round_index),
-            where=where,
-        )
+        loss = self._fit(request.round_index, where)
+        adapter = read_adapter(self.slm)
+        if self.privacy:
+            return ClientUpdate(self.id, request.round_index, adapter)
         tuned = time.perf_counter()
         score = None
         if request.evaluate:
             score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
-        adapter = read_adapter(self.slm)
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
+
+    def _spend(self) -> None:
+        """Count a round before anything of it can leave; one that is tried again counts again, its noise being new."""
+        if self.privacy is None:
+            return
+        spent = self.spent.get("rounds", 0)
+        if self.rounds is not None and spent >= self.rounds:
+            raise RefusalError(f"client {self.id} has spent its privacy in {spent} rounds, all that it agreed to")
+        self.spent["rounds"] = spent + 1
+
+    def _fit(self, round_index: int, where: str) -> float | None:
+        """Tune the SLM's adapter; returns the mean loss, which does not leave the client under privacy."""
+        settings: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "where": where,
+        }
+        if isinstance(self.privacy, ExamplePrivacy):
+            return fit_privately(self.task, self.slm, self.examples, privacy=self.privacy, **settings)
+        seed = derive_seed(self.seed, "client", self.id, round_index)
+        return fit(self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, **settings)

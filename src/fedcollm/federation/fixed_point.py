@@ -19,12 +19,14 @@ _LIMBS, _LIMB_BITS, _STATISTIC_BITS = 4, 16, 20
 _LARGEST_STATISTIC = 2.0**40
 
 
-#: What is summed beside the update, in this order.
+#: What is summed beside the update, in this order; under privacy the first one only, since who takes part is public.
 STATISTICS = ("clients", "examples", "loss", "scored", "score", "seconds_clients", "seconds_evaluation")
 
 
 def statistics(update: ClientUpdate) -> dict[str, float]:
-    """An update's numbers as sums over its examples, or over clients."""
+    """An update's numbers as sums over its examples, or over clients; those that it has."""
+    if update.examples is None or update.loss is None:
+        return {"clients": 1.0}
     return {
         "clients": 1.0,
         "examples": float(update.examples),
@@ -86,7 +88,7 @@ class FixedPoint:
                 f"{weight} examples, more than the {self.largest_weight} that secure aggregation was set up for: raise "
                 "federation.masking.largest_weight at every party, or give fewer examples"
             )
-        words = [_limbs(name, value) for name, value in statistics.items()]
+        integers = []
         for name in sorted(delta):
             values = delta[name].detach().cpu().double().flatten()
             largest = float(values.abs().max()) if len(values) else 0.0
@@ -95,9 +97,8 @@ class FixedPoint:
                     f"{name} changed by {largest:.4g}, outside the fixed-point range of ±{self.value_range:g}: raise "
                     "federation.masking.value_range at every party, or lower the learning rate"
                 )
-            fixed = (values * (weight * 2.0**self.fraction_bits)).round().to(torch.int64)
-            words.append((fixed & 0xFFFFFFFF).numpy().astype(np.uint32))
-        return np.concatenate(words)
+            integers.append((values * (weight * 2.0**self.fraction_bits)).round().to(torch.int64).numpy())
+        return pack(np.concatenate([np.empty(0, np.int64), *integers]), statistics)
 
     def decode(
         self, total: np.ndarray, shapes: Mapping[str, Sequence[int]], names: Sequence[str]
@@ -119,6 +120,20 @@ class FixedPoint:
         values /= 2.0**self.fraction_bits
         parts = values.split([math.prod(shapes[name]) for name in sorted(shapes)])
         return {name: part.reshape(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)}, sums
+
+
+def pack(fixed: np.ndarray, statistics: Mapping[str, float]) -> np.ndarray:
+    """A vector as it is masked.
+
+    Args:
+        fixed: [d] int64, in steps of the grid.
+        statistics: non-negative numbers to be summed, in a fixed order.
+
+    Returns:
+        [m] uint32: the statistics' limbs, then `fixed` modulo 2³².
+    """
+    limbs = [_limbs(name, value) for name, value in statistics.items()]
+    return np.concatenate([*limbs, (fixed & 0xFFFFFFFF).astype(np.uint32)])
 
 
 def _limbs(name: str, value: float) -> np.ndarray:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.client import Client
-from fedcollm.federation.fixed_point import FixedPoint, statistics
+from fedcollm.federation.differential_privacy import noised
+from fedcollm.federation.fixed_point import FixedPoint, pack, statistics
 from fedcollm.federation.secure_aggregation import Participant, check_invitation
-from fedcollm.messages import PhaseAnswer, Request, Session, TrainRequest, payload_digest
+from fedcollm.messages import ClientUpdate, PhaseAnswer, Request, Session, TrainRequest, payload_digest
+from fedcollm.privacy import ClientPrivacy
 
 
 @dataclass
@@ -58,12 +61,19 @@ class SecureClient:
     def _advertise(self, request: TrainRequest) -> Mapping[str, bytes]:
         session = self._checked(request)
         update = self.client.train(request)
-        delta = {name: tensor - request.adapter[name] for name, tensor in update.adapter.items()}
-        weight = 1 if self.uniform else update.examples
-        vector = self.encoding.encode(delta, weight, statistics(update))
+        vector = self._vector(request, update, session.threshold)
         self._participant = Participant(self.client.id, session, vector, self.signing_key, self.roster, self.opened)
         self._nonce = session.nonce
         return self._participant.advertise()
+
+    def _vector(self, request: TrainRequest, update: ClientUpdate, threshold: int) -> np.ndarray:
+        """The update as it is masked, with its share of the noise under client-level privacy."""
+        delta = {name: tensor - request.adapter[name] for name, tensor in update.adapter.items()}
+        privacy = self.client.privacy
+        if isinstance(privacy, ClientPrivacy):
+            return pack(noised(delta, privacy, self.encoding.fraction_bits, threshold), statistics(update))
+        weight = 1 if self.uniform or update.examples is None else update.examples
+        return self.encoding.encode(delta, weight, statistics(update))
 
     def _checked(self, request: TrainRequest) -> Session:
         """The request's session, if it is one that this client may join."""
@@ -75,6 +85,7 @@ class SecureClient:
             raise RefusalError(f"a session of run {session.run!r}, and this client is part of {self.run!r}")
         if len(session.invited) < self.smallest_session:
             raise RefusalError(f"{len(session.invited)} clients are invited, fewer than {self.smallest_session}")
-        if session.payload != payload_digest(request.adapter, request.evaluate, self.encoding, self.uniform):
+        agreed = (self.encoding, self.uniform, self.client.privacy)
+        if session.payload != payload_digest(request.adapter, request.evaluate, *agreed):
             raise RefusalError("what this client was sent is not what the session says that all clients were sent")
         return session

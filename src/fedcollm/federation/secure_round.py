@@ -22,6 +22,7 @@ from fedcollm.messages import (
     adapter_bytes,
     payload_digest,
 )
+from fedcollm.privacy import Privacy
 
 Ask = Callable[[Mapping[str, Request]], Iterable[Answer]]
 
@@ -35,7 +36,8 @@ class SecureSettings:
         encoding: of the clients' vectors.
         roster: id to public signing key.
         threshold: t; None: the smallest above 2n/3.
-        uniform: clients weigh the same.
+        uniform: clients weigh the same; always so under privacy.
+        privacy: of the clients.
     """
 
     run: str
@@ -43,6 +45,7 @@ class SecureSettings:
     roster: Mapping[str, Ed25519PublicKey] = field(repr=False)
     threshold: int | None = None
     uniform: bool = False
+    privacy: Privacy | None = None
 
 
 def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], settings: SecureSettings) -> Aggregate:
@@ -61,31 +64,33 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
     encoding = settings.encoding
     if len(ids) > encoding.clients:
         raise RoundFailedError(f"{len(ids)} clients are asked, and the fixed point is set up for {encoding.clients}")
-    payload = payload_digest(request.adapter, request.evaluate, encoding, settings.uniform)
+    payload = payload_digest(request.adapter, request.evaluate, encoding, settings.uniform, settings.privacy)
     session = Session.fresh(settings.run, request.round_index, ids, settings.threshold, payload)
     session.check()
     traffic = _Traffic(ask, session.nonce)
     keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
     shapes = {name: tuple(tensor.shape) for name, tensor in request.adapter.items()}
-    words = encoding.words(shapes, len(STATISTICS))
+    names = STATISTICS[:1] if settings.privacy else STATISTICS
+    words = encoding.words(shapes, len(names))
     with explained(traffic.reasons):
         total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
-    changes, sums = encoding.decode(total.vector, shapes, STATISTICS)
+    changes, sums = encoding.decode(total.vector, shapes, names)
     count = len(total.survivors)
-    if sums["clients"] != count or sums["examples"] < count:
+    examples = sums.get("examples", count)
+    if sums["clients"] != count or examples < count:
         raise RoundFailedError(
             f"round {request.round_index}: the sums of {count} clients speak of {sums['clients']:g} clients and "
-            f"{sums['examples']:g} examples, so one of them is faulty. The last good state is kept."
+            f"{examples:g} examples, so one of them is faulty. The last good state is kept."
         )
-    weight = count if settings.uniform else sums["examples"]
+    weight = count if settings.uniform else examples
     adapter: Adapter = {
         name: (theta.double() + changes[name] / weight).to(theta.dtype) for name, theta in request.adapter.items()
     }
     return Aggregate(
         adapter,
-        loss=sums["loss"] / sums["examples"],
-        clients_score=sums["score"] / sums["scored"] if sums["scored"] else None,
-        seconds={part: sums[f"seconds_{part}"] for part in ("clients", "evaluation")},
+        loss=sums["loss"] / examples if "loss" in sums else None,
+        clients_score=sums["score"] / sums["scored"] if sums.get("scored") else None,
+        seconds={name.removeprefix("seconds_"): value for name, value in sums.items() if name.startswith("seconds_")},
         participants=total.survivors,
         lost={client: traffic.reasons.get(client, phase) for client, phase in total.lost.items()},
         bytes_up=traffic.up // len(ids),

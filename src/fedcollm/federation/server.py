@@ -62,6 +62,7 @@ class Server:
         uniform: aggregate with weight 1/K instead of n_k / n.
         secure: aggregate securely; None: see each update.
         minimum: a round with fewer updates fails.
+        private: clients send adapters alone, without numbers of examples, losses, scores and seconds.
         largest_change: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
         epochs: passes over D_a a round.
         batch_size: examples a distillation step.
@@ -87,6 +88,7 @@ class Server:
     uniform: bool = False
     secure: SecureSettings | None = None
     minimum: int = 1
+    private: bool = False
     largest_change: float = 1e3
     epochs: int = 1
     batch_size: int = 16
@@ -131,14 +133,15 @@ class Server:
         write_adapter(self.slm, tuned.adapter if tuned else self.adapter)
         start = time.perf_counter()
         losses = self._distil(self.llm, round_index) if self.llm else {}
-        seconds = {"clients": 0.0, "evaluation": 0.0} | (tuned.seconds if tuned else {})
+        seconds = dict(tuned.seconds) if tuned else {"clients": 0.0}
         seconds["distillation"] = time.perf_counter() - start
         adapter = read_adapter(self.slm)
         scores = self.scores() if score else {}
-        seconds["evaluation"] += time.perf_counter() - start - seconds["distillation"]
+        evaluation = time.perf_counter() - start - seconds["distillation"]
+        seconds["evaluation"] = seconds.get("evaluation", 0.0) + evaluation
         self.adapter = adapter
         if tuned:
-            losses = {"client": tuned.loss} | losses
+            losses = ({"client": tuned.loss} if tuned.loss is not None else {}) | losses
             scores |= {"clients": tuned.clients_score} if tuned.clients_score is not None else {}
         record = RoundRecord(round_index, scores, losses, seconds=seconds, peak_memory_bytes=peak_memory_bytes())
         if tuned is None:
@@ -171,7 +174,7 @@ class Server:
             return aggregate_securely(self.transport.ask, request, ids, self.secure)
         lost: dict[str, str] = {}
         answers = self.transport.ask(dict.fromkeys(ids, request))
-        updates = admitted(answers, request, ids, self.largest_change, lost)
+        updates = admitted(answers, request, ids, self.largest_change, lost, self.private)
         size = adapter_bytes(request.adapter)
         with explained(lost):
             mean = aggregate(in_order(updates, ids), self.uniform)

@@ -134,7 +134,7 @@ def settings(config: RunConfig) -> str:
         if federation.secure_aggregation
         else "without secure aggregation, so the server sees each of them"
     )
-    privacy = "with" if federation.privacy else "without"
+    privacy = f"with {federation.privacy.level}-level" if federation.privacy else "without"
     return f"In this run: {first}; adapters averaged {kind}, {security}; {privacy} differential privacy."
 
 

@@ -132,7 +132,7 @@ def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
     text += " Other methods: their small model." if len(methods) > 1 else ""
     seeds = any(len(method.by_seed) > 1 for method in methods)
     text += " Bands: 95% interval of the mean over seeds." if seeds else ""
-    alt = f"Line plot of accuracy by round for {', '.join(table.header[1:])}"
+    alt = f"Line plot of accuracy by round for {', '.join(name for name in table.header[1:] if name != 'ε spent')}"
     if len(methods) > 1:
         words = "Both models at the end of every method" + (", mean and 95% interval over seeds." if seeds else ".")
         final_alt = f"Dot plot of the final accuracy of {', '.join(method.name for method in methods)}"

@@ -134,11 +134,12 @@ def comparison(methods: Sequence[Method]) -> Table:
 
 
 def score_table(methods: Sequence[Method]) -> Table:
-    """Scores by round: all roles of the first method, then the small model of the others."""
+    """Scores by round: all roles of the first method, then the small model of the others; and ε, under privacy."""
     curves = [(label, curve(methods[0], role)) for role, label in ROLES.items()]
     curves += [(method.name, curve(method, "slm")) for method in methods[1:]]
     columns = [(label, {point.round: point for point in points}) for label, points in curves if points]
     rounds = sorted({index for _, points in columns for index in points})
+    spent = {record.round: record.epsilon for record in methods[0].runs[0].records if record.epsilon is not None}
     rows = [
         (
             str(index),
@@ -146,10 +147,12 @@ def score_table(methods: Sequence[Method]) -> Table:
                 percent(points[index].mean, points[index].half_width) if index in points else "–"
                 for _, points in columns
             ),
+            *([f"{spent[index]:.3g}" if index in spent else "–"] if spent else []),
         )
         for index in rounds
     ]
-    return Table("Accuracy by round", ("Round", *(label for label, _ in columns)), rows)
+    header = ("Round", *(label for label, _ in columns), *(["ε spent"] if spent else []))
+    return Table("Accuracy by round", header, rows)
 
 
 def loss_table(records: Sequence[RoundRecord]) -> Table:
