@@ -177,7 +177,13 @@ def main() -> None:
     secure = load_config(arguments.preset, **changes, **{"federation.secure_aggregation": True})
     try:
         deployed(secure, place / "deployment", environment)
-        for name, other in (("the same in this process", secure), ("without secure aggregation", config)):
+        rehearsed = load_config(arguments.preset, **changes, **{"federation.masking.rehearse": True})
+        others = {
+            "the simulation with secure aggregation": secure,
+            "the simulation without it, rounded in the same way": rehearsed,
+            "the simulation without it": config,
+        }
+        for name, other in others.items():
             run(other, place / name)
             print(f"largest difference to {name}: {difference(place / 'deployment' / 'run', place / name)}", flush=True)
     finally:

@@ -141,7 +141,7 @@ def _server(
     transport: Transport,
     secure: SecureSettings | None,
 ) -> Server:
-    distillation = config.server.distillation
+    distillation, clients = config.server.distillation, transport.clients()
     return Server(
         task=task,
         slm=slm,
@@ -152,6 +152,7 @@ def _server(
         fraction=config.federation.fraction,
         uniform=config.federation.aggregation == "uniform",
         secure=secure,
+        rehearsal=fixed_point(config, len(clients)) if config.federation.masking.rehearse and clients else None,
         minimum=config.federation.minimum_clients,
         private=config.federation.privacy is not None,
         largest_change=config.federation.largest_change,

@@ -152,6 +152,8 @@ class MaskingConfig(Section):
     """largest change of a parameter in a round; a larger one is an error (privacy at level client has its own range)"""
     largest_weight: Positive = 4096
     """largest number of examples of a client"""
+    rehearse: bool = False
+    """without secure_aggregation: round as it does, so that a run gives bit for bit what it gives with it"""
 
 
 class DeadlinesConfig(Section):

@@ -183,7 +183,7 @@ def test_client_that_lies_about_the_number_of_clients_ends_the_round(clients, mo
     def lying(update):
         return statistics(update) | ({"clients": 9.0} if update.client == "c" else {})
 
-    monkeypatch.setattr("fedcollm.federation.secure_client.statistics", lying)
+    monkeypatch.setattr("fedcollm.federation.fixed_point.statistics", lying)
     with pytest.raises(RoundFailedError, match="the sums of 4 clients speak of 12 clients"):
         server(clients, on=True).run_round(1)
 

@@ -69,6 +69,21 @@ class FixedPoint:
         """m: length of the encoded vector."""
         return _LIMBS * statistics + sum(math.prod(shape) for shape in shapes.values())
 
+    def encode_update(self, update: ClientUpdate, theta: Adapter, uniform: bool) -> np.ndarray:
+        """A client's vector, [m] uint32: its change of θ and its statistics.
+
+        Args:
+            update: θ_k, n_k and what is reported beside it.
+            theta: θ.
+            uniform: weight 1 instead of n_k.
+
+        Raises:
+            RangeError: see `encode`.
+        """
+        delta = {name: tensor - theta[name] for name, tensor in update.adapter.items()}
+        weight = 1 if uniform or update.examples is None else update.examples
+        return self.encode(delta, weight, statistics(update))
+
     def encode(self, delta: Adapter, weight: int, statistics: Mapping[str, float]) -> np.ndarray:
         """A client's vector.
 

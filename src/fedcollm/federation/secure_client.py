@@ -68,12 +68,11 @@ class SecureClient:
 
     def _vector(self, request: TrainRequest, update: ClientUpdate, threshold: int) -> np.ndarray:
         """The update as it is masked, with its share of the noise under client-level privacy."""
-        delta = {name: tensor - request.adapter[name] for name, tensor in update.adapter.items()}
         privacy = self.client.privacy
         if isinstance(privacy, ClientPrivacy):
+            delta = {name: tensor - request.adapter[name] for name, tensor in update.adapter.items()}
             return pack(noised(delta, privacy, self.encoding.fraction_bits, threshold), statistics(update))
-        weight = 1 if self.uniform or update.examples is None else update.examples
-        return self.encoding.encode(delta, weight, statistics(update))
+        return self.encoding.encode_update(update, request.adapter, self.uniform)
 
     def _checked(self, request: TrainRequest) -> Session:
         """The request's session, if it is one that this client may join."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.errors import RoundFailedError
@@ -13,6 +14,7 @@ from fedcollm.federation.secure_sum import collect_sum
 from fedcollm.messages import (
     Adapter,
     Answer,
+    ClientUpdate,
     Failure,
     PhaseAnswer,
     PhaseRequest,
@@ -74,15 +76,54 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
     words = encoding.words(shapes, len(names))
     with explained(traffic.reasons):
         total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
-    changes, sums = encoding.decode(total.vector, shapes, names)
-    count = len(total.survivors)
-    examples = sums.get("examples", count)
+    mean = _mean(total.vector, total.survivors, request, encoding, settings.uniform, names)
+    return replace(
+        mean,
+        lost={client: traffic.reasons.get(client, phase) for client, phase in total.lost.items()},
+        bytes_up=traffic.up // len(ids),
+        bytes_down=traffic.down // len(ids),
+    )
+
+
+def rehearse(updates: Iterable[ClientUpdate], request: TrainRequest, encoding: FixedPoint, uniform: bool) -> Aggregate:
+    """The mean of plain updates, rounded as secure aggregation rounds it: the same bits, without masks.
+
+    Raises:
+        RangeError: a value or a weight is outside the fixed-point range.
+        RoundFailedError: no updates.
+    """
+    total, clients = np.zeros(0, np.uint32), []
+    for update in updates:
+        vector = encoding.encode_update(update, request.adapter, uniform)
+        total = total + vector if clients else vector
+        clients.append(update.client)
+    if not clients:
+        raise RoundFailedError("no client's update could be used; the last good state is kept: --resume tries again")
+    return _mean(total, tuple(clients), request, encoding, uniform, STATISTICS)
+
+
+def _mean(
+    total: np.ndarray,
+    clients: tuple[str, ...],
+    request: TrainRequest,
+    encoding: FixedPoint,
+    uniform: bool,
+    names: Sequence[str],
+) -> Aggregate:
+    """The mean that a sum of vectors stands for.
+
+    Raises:
+        RoundFailedError: its statistics can't be those of these clients.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in request.adapter.items()}
+    changes, sums = encoding.decode(total, shapes, names)
+    count, examples = len(clients), sums.get("examples", len(clients))
     if sums["clients"] != count or examples < count:
         raise RoundFailedError(
             f"round {request.round_index}: the sums of {count} clients speak of {sums['clients']:g} clients and "
             f"{examples:g} examples, so one of them is faulty. The last good state is kept."
         )
-    weight = count if settings.uniform else examples
+    weight = count if uniform else examples
     adapter: Adapter = {
         name: (theta.double() + changes[name] / weight).to(theta.dtype) for name, theta in request.adapter.items()
     }
@@ -91,10 +132,7 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
         loss=sums["loss"] / examples if "loss" in sums else None,
         clients_score=sums["score"] / sums["scored"] if sums.get("scored") else None,
         seconds={name.removeprefix("seconds_"): value for name, value in sums.items() if name.startswith("seconds_")},
-        participants=total.survivors,
-        lost={client: traffic.reasons.get(client, phase) for client, phase in total.lost.items()},
-        bytes_up=traffic.up // len(ids),
-        bytes_down=traffic.down // len(ids),
+        participants=clients,
     )
 
 

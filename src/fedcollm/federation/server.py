@@ -14,7 +14,8 @@ from fedcollm.config import asked_clients
 from fedcollm.distillation import Divergence, distil_mutually
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
-from fedcollm.federation.secure_round import SecureSettings, aggregate_securely
+from fedcollm.federation.fixed_point import FixedPoint
+from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
@@ -61,6 +62,7 @@ class Server:
         fraction: share of the clients drawn in each round.
         uniform: aggregate with weight 1/K instead of n_k / n.
         secure: aggregate securely; None: see each update.
+        rehearsal: without `secure`, round as secure aggregation with this encoding does.
         minimum: a round with fewer updates fails.
         private: clients send adapters alone, without numbers of examples, losses, scores and seconds.
         largest_change: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
@@ -87,6 +89,7 @@ class Server:
     fraction: float = 1.0
     uniform: bool = False
     secure: SecureSettings | None = None
+    rehearsal: FixedPoint | None = None
     minimum: int = 1
     private: bool = False
     largest_change: float = 1e3
@@ -177,7 +180,11 @@ class Server:
         updates = admitted(answers, request, ids, self.largest_change, lost, self.private)
         size = adapter_bytes(request.adapter)
         with explained(lost):
-            mean = aggregate(in_order(updates, ids), self.uniform)
+            ordered = in_order(updates, ids)
+            if self.rehearsal:
+                mean = rehearse(ordered, request, self.rehearsal, self.uniform)
+            else:
+                mean = aggregate(ordered, self.uniform)
             if len(mean.participants) < self.minimum:
                 raise RoundFailedError(
                     f"round {request.round_index}: {len(mean.participants)} of {len(ids)} clients gave an update, and "

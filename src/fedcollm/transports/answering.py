@@ -10,6 +10,8 @@ from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainReque
 from fedcollm.progress import say
 from fedcollm.wire import decode, encode
 
+_REMEMBERED = 1000  # requests that are known again
+
 
 class Answers(Protocol):
     """A client, under secure aggregation or not."""
@@ -23,6 +25,8 @@ class Answers(Protocol):
 class Answering:
     """Answers requests in bytes. The same request again gets the same answer again, without being done twice.
 
+    Answers are kept until the next request to train; a request from before is refused, as it would end what came after.
+
     Attributes:
         id: of the client.
         client: does what is asked.
@@ -32,20 +36,24 @@ class Answering:
     id: str
     client: Answers = field(repr=False)
     limit_bytes: int
-    _last: tuple[bytes, bytes] = field(init=False, repr=False, default=(b"", b""))
+    _answers: dict[bytes, bytes] = field(init=False, repr=False, default_factory=dict)
 
     def __call__(self, data: bytes) -> bytes:
         """One answer; a refusal travels with its reason, another error only with its kind, as it may speak of data."""
         digest = hashlib.sha256(data).digest()
-        if self._last[0] != digest:
-            self._last = digest, encode(self._answer(data))
-        return self._last[1]
+        if digest not in self._answers:
+            self._answers[digest] = encode(self._answer(data))
+            while len(self._answers) > _REMEMBERED:
+                self._answers.pop(next(iter(self._answers)))
+        return self._answers[digest] or encode(Failure(self.id, "a request from before the last one to train"))
 
     def _answer(self, data: bytes) -> Answer:
         try:
             request = decode(data, self.limit_bytes)
             if not isinstance(request, (TrainRequest, PhaseRequest)):
                 raise RefusalError("an answer was sent to a client")
+            if isinstance(request, TrainRequest):
+                self._answers = dict.fromkeys(self._answers, b"")
             say(_described(request))
             start = time.perf_counter()
             answer = self.client.answer(request)

@@ -100,6 +100,7 @@ class FlowerTransport:
                     return Failure(client, f"not connected for {self.deadlines.absence:g} s")
             except ConnectionError as error:
                 seen, trouble = now, f"; the SuperLink can't be reached ({error})"
+                talk.activation = ""  # what was on its way may be lost: send it again
             except RefusalError as error:
                 return Failure(client, str(error))
             stopped.wait(pause)
@@ -129,7 +130,7 @@ class FlowerTransport:
 
 @dataclass
 class _Talk:
-    """One request to one client, sent again whenever the client has come back."""
+    """One request to one client, sent again whenever the client or the SuperLink has come back."""
 
     run: Connection
     data: bytes

@@ -159,6 +159,7 @@ class Service:
     longest_poll: float = 1.0
     stopped: threading.Event = field(default_factory=threading.Event)
     _alive: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
+    _unsent: tuple[Message, bytes] | None = field(init=False, repr=False, default=None)
 
     def run(self) -> None:
         """Connect and answer; come back after every failure of the network or the server.
@@ -193,11 +194,28 @@ class Service:
             self.connected(self.number)
             self._alive.set()
             say("connected; waiting for the server")
+        if self._unsent is None and not self._make_answer():
+            return False
+        if self._unsent is not None:
+            message, data = self._unsent
+            try:
+                self.node.reply(message, data)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code >= 500:
+                    raise  # it stays unsent, and is sent once the server is back
+                say(f"the server no longer wants this answer (HTTP {error.response.status_code})")
+            except LostError as error:
+                say(f"an answer was lost on its way ({error})")
+            self._unsent = None
+        return True
+
+    def _make_answer(self) -> bool:
+        """Answer the next message, if there is one; the answer is not sent yet."""
         try:
             message = self.node.receive()
             if message is None:
                 return False
-            self.node.reply(message, self.answer(unpack(message)))
+            self._unsent = message, self.answer(unpack(message))
         except RefusalError as error:
             say(f"refused: {error}")
         except LostError as error:
