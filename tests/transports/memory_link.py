@@ -95,7 +95,9 @@ class MemoryLink:
         self._faults: dict[tuple[str, str], list[Fault | Callable[[bytes], bytes]]] = {}
         self._answers: dict[str, tuple[str, _Letter]] = {}
         self._waiting: set[str] = set()
+        self._looked: set[int] = set()
         self._kill: tuple[str, bool] | None = None
+        self._killed = False
         self._errors = 0.0
         self.requests: list[tuple[str, str, bytes]] = []  # what was sent: client, kind, bytes
         self.replies: list[tuple[str, bytes]] = []  # what clients sent, before anything was replaced
@@ -147,7 +149,8 @@ class MemoryLink:
     def transport(self, monkeypatch: pytest.MonkeyPatch, deadlines: Deadlines = DEADLINES) -> FlowerTransport:
         """A new server's way to the clients; what an earlier one waited for is lost."""
         with self._lock:
-            self._kill, self._waiting = None, set()
+            self._kill = None if self._killed else self._kill
+            self._killed, self._waiting = False, set()
             self._answers.clear()
         monkeypatch.setattr(flower, "time", SimpleNamespace(monotonic=self._now))
         for name, number in (("run_id", _RUN), ("task_id", _TASK), ("node_id", _SERVER)):
@@ -173,7 +176,8 @@ class MemoryLink:
         with self._lock:
             self._may_fail()
             if self._kill == (kind, False):
-                raise ServerKilledError(f"killed before {kind}")
+                self._killed = True
+                raise ServerKilledError
         letter = _posted(request(data, node, seconds), process.incarnation)
         with self._lock:
             self.requests.append((process.name, kind, data))
@@ -188,7 +192,8 @@ class MemoryLink:
             self._may_fail()
             if self._kill and self._kill[1] and self.requests[-1][1] == self._kill[0]:
                 if all(self._silent(client) or self._arrived(client) for client in self._waiting):
-                    raise ServerKilledError(f"killed after {self._kill[0]}")
+                    self._killed = True
+                    raise ServerKilledError
                 return None
             found = next((name for name in names if name in self._answers), None)
             if found is None:
@@ -206,6 +211,11 @@ class MemoryLink:
             for process in self.processes.values():
                 process.sent = {}
 
+    def give_up(self, client: str) -> None:
+        """The server no longer waits for this one."""
+        with self._lock:
+            self._waiting.discard(client)
+
     def _may_fail(self) -> None:
         if self._errors:
             self._errors -= 1
@@ -215,7 +225,10 @@ class MemoryLink:
         with self._lock:
             gone = self._errors == math.inf
             if self._waiting and (gone or all(self._silent(client) for client in self._waiting)):
-                self._offset += _LEAP
+                self._looked.add(threading.get_ident())
+                if len(self._looked) >= len(self._waiting):  # none of the waiting threads misses a moment
+                    self._offset += _LEAP
+                    self._looked.clear()
             return time.monotonic() * _FASTER + self._offset
 
     def _silent(self, client: str) -> bool:
@@ -283,9 +296,17 @@ class MemoryLink:
 class _Transport(FlowerTransport):
     """Tells the link for whom it waits."""
 
+    run: MemoryLink
+
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
-        self.run.expect(requests)  # pyright: ignore[reportAttributeAccessIssue]
+        self.run.expect(requests)
         yield from super().ask(requests)
+
+    def _ask(self, client: str, request: Request, stopped: threading.Event) -> Answer:
+        try:
+            return super()._ask(client, request, stopped)
+        finally:
+            self.run.give_up(client)
 
 
 def _public_key(client: str) -> bytes:

@@ -1,7 +1,6 @@
 """The smallest federation that a run can have, with its clients behind a `MemoryLink`."""
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from fedcollm.config import RunConfig
 from fedcollm.deploy.client import OpenedRounds
 from fedcollm.federation.client import Client
 from fedcollm.loading import load_config
-from fedcollm.messages import Adapter, RoundRecord, TrainRequest, adapter_bytes
+from fedcollm.messages import Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
 from fedcollm.models import read_adapter
 from fedcollm.pretrained import load_tokenizer
 from fedcollm.runner import rounds
@@ -27,7 +26,7 @@ from fedcollm.tasks.partition import split
 from fedcollm.tasks.text import TextTask
 from fedcollm.transports.answering import Answering
 from fedcollm.transports.flower import Deadlines
-from fedcollm.wire import longest_message
+from fedcollm.wire import decode, longest_message
 
 RUN = "small-0123"
 
@@ -95,6 +94,15 @@ class Small:
             client = secure_client(self.config, client, settings, self._keys[name], opened)
         return Answering(name, client, longest_message(adapter_bytes(self.theta)))
 
+    def restart_clients(self) -> None:
+        """Every client's process ends, and a new one starts."""
+        for client in self.link.processes:
+            self.link.start(client)
+
+    def answers(self, client: str) -> list[Request | Answer]:
+        """All that a client has ever sent."""
+        return [decode(data, 10**9) for name, data in self.link.replies if name == client]
+
     @property
     def theta(self) -> Adapter:
         """The SLM's adapter before the first round."""
@@ -102,15 +110,12 @@ class Small:
 
     def request(self, round_index: int = 1, **changes: Any) -> TrainRequest:
         """A good request, without a session."""
-        return TrainRequest(round_index, self.theta, **{"run": RUN, **changes})
+        return TrainRequest(round_index, **{"adapter": self.theta, "run": RUN, **changes})
 
     def run(self, out: Path, resume: bool = False, deadlines: Deadlines = DEADLINES) -> list[RoundRecord]:
         """A server's process from its start to the end of the run."""
         remote = Remote(self.link.transport(self.monkeypatch, deadlines), RUN, self.roster)
         return list(rounds(None if resume else self.config, out, resume=resume, remote=remote))
-
-
-Make = Callable[..., Small]
 
 
 def last(out: Path) -> tuple[RoundRecord, Adapter]:

@@ -11,7 +11,6 @@ from tests.transports.memory_link import DEADLINES, Fault
 from tests.transports.small_federation import Small, difference, identical, last, small_config
 
 from fedcollm import run_directory
-from fedcollm.config import RunConfig
 from fedcollm.errors import RoundFailedError
 from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, RoundRecord, adapter_bytes
 from fedcollm.runner import run
@@ -47,9 +46,7 @@ def told(record: RoundRecord) -> dict[str, object]:
 # --- a run ---
 
 
-def test_run_with_distillation_equals_the_one_in_this_process_bit_for_bit(
-    tiny_config: RunConfig, tmp_path, monkeypatch
-):
+def test_run_with_distillation_equals_the_one_in_this_process_bit_for_bit(tiny_config, tmp_path, monkeypatch):
     small = Small(tiny_config, tmp_path, monkeypatch)
     records = small.run(tmp_path / "network")
     run(tiny_config, tmp_path / "local")
@@ -285,8 +282,9 @@ def test_nobody_there_fails_the_round(make, tmp_path):
     small = make()
     for client in ALL:
         small.link.leave(client)
-    with pytest.raises(RoundFailedError, match="no client's update could be used.*client 0: not connected for 3000 s"):
+    with pytest.raises(RoundFailedError, match="no client's update could be used") as failed:
         small.run(tmp_path / "run")
+    assert str(failed.value).count("not connected for 3000 s") == 4
 
 
 def test_fewer_than_all_give_their_own_mean(make, tmp_path):
