@@ -3,7 +3,8 @@
 Flower's messages hold one array of bytes, made and read by `wire`; Flower cuts it into chunks for the journey.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
@@ -11,6 +12,8 @@ from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_body,
+    get_object_head_values_from_object_content,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
@@ -112,12 +115,27 @@ def fetch(head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], l
     names = list(dict.fromkeys(tree.object_id for tree in iterate_object_tree(tree)))
     try:
         contents = pull_objects(names, limited, max_time=_LONGEST_PULL, initial_backoff=0.05, backoff_cap=0.5)
-        message = inflate_object_from_contents(metadata.message_id, contents)
     except ObjectPullError as error:
         raise LostError(str(error)) from error
-    except (ValueError, KeyError, TypeError) as error:
+    try:
+        longest = _whole_bytes(contents)
+        message = inflate_object_from_contents(metadata.message_id, contents) if longest <= limit_bytes else None
+    except Exception as error:  # whatever Flower's code makes of parts that nobody has looked at before
         raise RefusalError(f"a malformed Flower message ({type(error).__name__})") from error
+    if longest > limit_bytes:
+        raise RefusalError(f"a message longer than the {limit_bytes} bytes allowed")
     if not isinstance(message, Message):
         raise RefusalError("something that is not a Flower message")
     message.metadata.__dict__["_message_id"] = metadata.message_id
     return message
+
+
+def _whole_bytes(contents: Mapping[str, bytes]) -> int:
+    """Bytes that all arrays have once they are put together: an array may name one part many times."""
+    total = 0
+    for content in contents.values():
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind == Array.__qualname__:
+            places = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            total += sum(len(contents[children[place]]) for place in places)
+    return total

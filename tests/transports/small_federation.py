@@ -1,0 +1,136 @@
+"""The smallest federation that a run can have, with its clients behind a `MemoryLink`."""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.transports.memory_link import DEADLINES, MemoryLink
+
+from fedcollm import run_directory
+from fedcollm.build import Remote, build_client, build_model, secure_client, secured
+from fedcollm.config import RunConfig
+from fedcollm.deploy.client import OpenedRounds
+from fedcollm.federation.client import Client
+from fedcollm.loading import load_config
+from fedcollm.messages import Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
+from fedcollm.models import read_adapter
+from fedcollm.pretrained import load_tokenizer
+from fedcollm.runner import rounds
+from fedcollm.tasks.catalogue import load_pool
+from fedcollm.tasks.partition import split
+from fedcollm.tasks.text import TextTask
+from fedcollm.transports.answering import Answering
+from fedcollm.transports.flower import Deadlines
+from fedcollm.wire import decode, longest_message
+
+RUN = "small-0123"
+
+
+def small_config(models: dict[str, str], data: Path, **changes: Any) -> RunConfig:
+    """Two rounds of four clients with 4, 8, 12 and 16 examples, without distillation."""
+    columns = {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"]}
+    sizes = {"private_size": 10, "public_size": 8, "test_size": 12}
+    values: dict[str, Any] = {
+        "name": "small",
+        "task": {"name": "custom", "path": str(data), "format": columns, "clients": 4, **sizes},
+        "llm": {"source": models["llm"]},
+        "slm": {"source": models["slm"], "layers": None},
+        "client": {"learning_rate": 1e-2},
+        "server": {"epochs": 0},
+        "federation": {"rounds": 2},
+        "evaluation": {"clients": "every"},
+    }
+    return load_config("icd10", **values, **{"task.partition.kind": "quantity", **changes})
+
+
+@functools.cache
+def shared_slm(source: str) -> tuple[peft.PeftModel, Adapter]:
+    """One SLM for all clients, as they work one after the other, and its adapter before the first round."""
+    config = load_config("icd10", **{"slm.source": source, "slm.layers": None})
+    slm = build_model(config, "slm", config.slm, None, [], Path())  # pyright: ignore[reportArgumentType]
+    return slm, read_adapter(slm)
+
+
+@dataclass
+class Small:
+    """A federation, its clients' disks, and the link to them.
+
+    Attributes:
+        config: of the run.
+        disk: what outlives a client's process.
+        monkeypatch: sets the link's clock.
+    """
+
+    config: RunConfig
+    disk: Path
+    monkeypatch: pytest.MonkeyPatch
+    link: MemoryLink = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = split(load_pool(self.config.task, self.config.seed), self.config.task, self.config.seed)
+        self._parts, self._test = parts.private, parts.test
+        self._keys = {name: Ed25519PrivateKey.generate() for name in self._parts}
+        self.roster = {name: key.public_key() for name, key in self._keys.items()}
+        self.link = MemoryLink({name: functools.partial(self.answering, name) for name in self._parts})
+
+    def client(self, name: str) -> Client:
+        """A client as it is without a network."""
+        task = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
+        slm, _ = shared_slm(self.config.slm.source)
+        return build_client(self.config, RUN, name, task, slm, self._parts[name], self._test)
+
+    def answering(self, name: str) -> Answering:
+        """A client's process: nothing in its memory, and what was opened on its disk."""
+        client: Any = self.client(name)
+        settings = secured(self.config, RUN, self.roster)
+        if settings is not None:
+            self.disk.mkdir(exist_ok=True)
+            opened = OpenedRounds(self.disk / f"{name}-opened.json")
+            client = secure_client(self.config, client, settings, self._keys[name], opened)
+        return Answering(name, client, longest_message(adapter_bytes(self.theta)))
+
+    def restart_clients(self) -> None:
+        """Every client's process ends, and a new one starts."""
+        for client in self.link.processes:
+            self.link.start(client)
+
+    def answers(self, client: str) -> list[Request | Answer]:
+        """All that a client has ever sent."""
+        return [decode(data, 10**9) for name, data in self.link.replies if name == client]
+
+    @property
+    def theta(self) -> Adapter:
+        """The SLM's adapter before the first round."""
+        return shared_slm(self.config.slm.source)[1]
+
+    def request(self, round_index: int = 1, **changes: Any) -> TrainRequest:
+        """A good request, without a session."""
+        return TrainRequest(round_index, **{"adapter": self.theta, "run": RUN, **changes})
+
+    def run(self, out: Path, resume: bool = False, deadlines: Deadlines = DEADLINES) -> list[RoundRecord]:
+        """A server's process from its start to the end of the run."""
+        remote = Remote(self.link.transport(self.monkeypatch, deadlines), RUN, self.roster)
+        return list(rounds(None if resume else self.config, out, resume=resume, remote=remote))
+
+
+def last(out: Path) -> tuple[RoundRecord, Adapter]:
+    """The last round that is on disk, and the SLM's adapter."""
+    state = run_directory.load_round(out)
+    assert state is not None
+    return state[0], state[1]["slm"]
+
+
+def difference(one: Adapter, other: Adapter) -> float:
+    """The largest one of any parameter."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def identical(one: Adapter, other: Adapter) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
