@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.transports.memory_link import DEADLINES, MemoryLink
 
 from fedcollm import run_directory
-from fedcollm.build import Remote, build_client, build_model, secure_client, secured
+from fedcollm.build import Remote, build_client, secure_client, secured
+from fedcollm.build_models import build_model
 from fedcollm.config import RunConfig
-from fedcollm.deploy.client import OpenedRounds
+from fedcollm.deploy.client import Remembered
 from fedcollm.federation.client import Client
 from fedcollm.loading import load_config
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
@@ -82,7 +83,7 @@ class Small:
         """A client as it is without a network."""
         task = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
         slm, _ = shared_slm(self.config.slm.source)
-        return build_client(self.config, RUN, name, task, slm, self._parts[name], self._test)
+        return build_client(self.config, RUN, name, task, slm, self._parts[name], self._test, {})
 
     def answering(self, name: str) -> Answering:
         """A client's process: nothing in its memory, and what was opened on its disk."""
@@ -90,7 +91,7 @@ class Small:
         settings = secured(self.config, RUN, self.roster)
         if settings is not None:
             self.disk.mkdir(exist_ok=True)
-            opened = OpenedRounds(self.disk / f"{name}-opened.json")
+            opened: Remembered[list[str]] = Remembered(self.disk / f"{name}-opened.json")
             client = secure_client(self.config, client, settings, self._keys[name], opened)
         return Answering(name, client, longest_message(adapter_bytes(self.theta)))
 
