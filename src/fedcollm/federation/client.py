@@ -24,7 +24,7 @@ class Client:
         task: the modality.
         slm: base SLM with an adapter, whose values are overwritten by every request.
         examples: D_k; never leaves this object.
-        test: examples to score the tuned SLM on.
+        test: examples to score the tuned SLM on; if there are none, it is not scored.
         epochs: local epochs a round.
         batch_size: examples a step.
         learning_rate: of the local AdamW.
@@ -80,7 +80,7 @@ class Client:
         )
         tuned = time.perf_counter()
         score = None
-        if request.evaluate:
+        if request.evaluate and self.test:
             score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         adapter = read_adapter(self.slm)
