@@ -117,6 +117,17 @@ def test_same_bytes_get_the_same_answer_and_are_done_once(small, monkeypatch):
     assert trained == [1, 2]
 
 
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
+def test_client_without_test_examples_takes_part_unscored(small, secure, secured):
+    one = secure if secured else small
+    answering = one.answering("0")
+    part = answering.client.client if secured else answering.client
+    object.__setattr__(part, "test", [])
+    answer = asked(answering, one.request(session=session(one) if secured else None))
+    assert isinstance(answer, PhaseAnswer if secured else ClientUpdate)
+    assert getattr(answer, "score", None) is None
+
+
 # --- errors ---
 
 

@@ -29,7 +29,7 @@ class Client:
         task: the modality.
         slm: base SLM with an adapter, whose values are overwritten by every request.
         examples: D_k; never leaves this object.
-        test: examples to score the tuned SLM on.
+        test: examples to score the tuned SLM on; if there are none, it is not scored.
         epochs: local epochs a round.
         batch_size: examples a step.
         learning_rate: of the local AdamW.
@@ -90,7 +90,7 @@ class Client:
             return ClientUpdate(self.id, request.round_index, adapter)
         tuned = time.perf_counter()
         score = None
-        if request.evaluate:
+        if request.evaluate and self.test:
             score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)

@@ -1,0 +1,268 @@
+"""Directories that are incomplete, damaged or open to others, and a client made from a good one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.deploy.conftest import example_rows
+from tests.transports.small_federation import shared_slm, small_config
+
+from fedcollm.deploy import client, directories, server
+from fedcollm.deploy.client import OpenedRounds, build_answering, private_examples
+from fedcollm.deploy.directories import Deployment, Membership
+from fedcollm.deploy.initialise import Site, initialise
+from fedcollm.errors import UserError
+from fedcollm.messages import Failure, PhaseAnswer, PhaseRequest, Session, TrainRequest, payload_digest
+from fedcollm.tasks.catalogue import load_pool
+from fedcollm.tasks.partition import split
+from fedcollm.wire import decode, encode
+
+
+@pytest.fixture(scope="module")
+def config(model_directories, word_data):
+    return small_config(model_directories, word_data, **{"federation.secure_aggregation": True})
+
+
+@pytest.fixture(scope="module")
+def original(config, tmp_path_factory) -> Path:
+    """A deployment; every client has its data."""
+    place = tmp_path_factory.mktemp("deployment") / "out"
+    initialise(config, Site("localhost"), place)
+    parts = split(load_pool(config.task, config.seed), config.task, config.seed)
+    for name, examples in parts.private.items():
+        (place / "clients" / name / "data.jsonl").write_text(example_rows(examples))
+    return place
+
+
+@pytest.fixture
+def out(original, tmp_path) -> Path:
+    """A copy to be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "out"))
+
+
+def serve(out: Path) -> None:
+    client.serve(out / "clients" / "1", out / "clients" / "1" / "data.jsonl")
+
+
+def rewrite(file: Path, **changes) -> None:
+    """Change or remove (...) values of a JSON file."""
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in values.items() if value is not ...}))
+
+
+# --- a client ---
+
+
+@pytest.mark.parametrize("name", ["node.key", "signing.key"])
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o606, 0o666, 0o601])
+def test_key_that_others_may_use_is_refused_and_the_message_mends_it(out, name, mode):
+    file = out / "clients" / "1" / name
+    file.chmod(mode)
+    with pytest.raises(UserError, match=rf"{name} can be read by others \(mode {mode:o}\)\. Run: chmod 600 {file}"):
+        serve(out)
+
+
+@pytest.mark.parametrize("name", ["node.key", "signing.key"])
+def test_missing_key_is_named(out, name):
+    (out / "clients" / "1" / name).unlink()
+    with pytest.raises(UserError, match=rf"clients/1/{name} can't be read \(No such file.*copy it again"):
+        serve(out)
+
+
+@pytest.mark.parametrize("content", [b"", b"no key", b"\xff\xfe", b"-----BEGIN PRIVATE KEY-----\nAA==\n"], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "read"), [("node.key", directories.node_key), ("signing.key", directories.signing_key)]
+)
+def test_key_that_is_none_is_named(out, name, read, content):
+    (out / "clients" / "1" / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"clients/1/{name} is not a private key in PEM. Take a fresh copy"):
+        read(out / "clients" / "1")
+
+
+def test_keys_that_were_confused_are_named(out):
+    place = out / "clients" / "1"
+    node, signing = (place / name for name in ("node.key", "signing.key"))
+    node_content = node.read_bytes()
+    node.write_bytes(signing.read_bytes())
+    signing.write_bytes(node_content)
+    with pytest.raises(UserError, match=r"node.key is not an elliptic curve key"):
+        directories.node_key(place)
+    with pytest.raises(UserError, match=r"signing.key is not an Ed25519 key"):
+        directories.signing_key(place)
+
+
+def test_directory_that_is_no_clients_is_named(out, tmp_path):
+    for place in (tmp_path / "nothing", out, out / "server"):
+        with pytest.raises(UserError, match=r"is no client's directory: membership.json can't be read"):
+            client.serve(place, place)
+
+
+BROKEN = [
+    ({"client": ...}, "Field required"),
+    ({"client": 5}, "Input should be a valid string"),
+    ({"roster": ["a"]}, "Input should be an object"),
+    ({"roster": {"1": 5}}, "Input should be a valid string"),
+    ({"vocabulary_size": 0}, "greater than or equal to 1"),
+    ({"context_length": "long"}, "Input should be a valid integer"),
+    ({"trusted": True}, "Extra inputs are not permitted"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), BROKEN, ids=lambda value: repr(value)[:30])
+def test_malformed_membership_is_named(out, changes, reason):
+    file = out / "clients" / "1" / "membership.json"
+    rewrite(file, **changes)
+    with pytest.raises(UserError) as error:
+        serve(out)
+    assert str(error.value).startswith(f"{file} is malformed: ")
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null"], ids=repr)
+def test_membership_that_is_no_json_object_is_named(out, content):
+    file = out / "clients" / "1" / "membership.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"membership.json is malformed"):
+        serve(out)
+
+
+@pytest.mark.parametrize("key", ["", "00", "zz" * 32, "00" * 33], ids=["none", "short", "not hexadecimal", "long"])
+def test_malformed_public_key_names_its_client(out, key):
+    file = out / "clients" / "1" / "membership.json"
+    rewrite(file, roster={**json.loads(file.read_text())["roster"], "2": key})
+    with pytest.raises(UserError, match="the roster's key of client 2 is malformed"):
+        serve(out)
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"name: 5\nunknown: 1", b"\xff", b"- a"], ids=repr)
+def test_malformed_configuration_is_named(out, content):
+    (out / "clients" / "1" / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"clients/1/config.yaml is not a configuration that this version reads"):
+        serve(out)
+
+
+def test_missing_configuration_is_named(out):
+    (out / "clients" / "1" / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"clients/1/config.yaml is not a configuration.*No such file"):
+        serve(out)
+
+
+def test_missing_data_is_named(out):
+    with pytest.raises(UserError, match=r"--data .*nothing: no such file or directory"):
+        client.serve(out / "clients" / "1", out / "nothing")
+
+
+def test_directory_without_a_train_file_is_named(config, tmp_path):
+    columns = config.model_copy(update={"task": config.task.model_copy(update={"format": None})})
+    with pytest.raises(UserError, match=r"there is no train file in it, such as train.jsonl"):
+        private_examples(columns, tmp_path)
+
+
+def test_two_processes_of_one_client_exclude_each_other(out):
+    from fedcollm.run_directory import locked
+
+    (out / "clients" / "1" / "state").mkdir()
+    with locked(out / "clients" / "1" / "state"), pytest.raises(UserError, match="is in use by another run"):
+        serve(out)
+
+
+# --- what a client remembers ---
+
+
+def test_opened_rounds_are_on_disk_at_once(tmp_path):
+    opened = OpenedRounds(tmp_path / "opened.json")
+    assert not (tmp_path / "opened.json").exists()
+    opened["run/1"] = ["0", "1", "2"]
+    assert dict(OpenedRounds(tmp_path / "opened.json")) == {"run/1": ["0", "1", "2"]}
+    opened["run/2"] = ["0", "1", "2", "3"]
+    again = OpenedRounds(tmp_path / "opened.json")
+    assert list(again) == ["run/1", "run/2"]
+    assert len(again) == 2
+    assert again.get("run/3", "none") == "none"
+
+
+def test_opened_round_is_never_forgotten(tmp_path):
+    opened = OpenedRounds(tmp_path / "opened.json")
+    opened["run/1"] = ["0"]
+    with pytest.raises(TypeError, match="never forgotten"):
+        del opened["run/1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff"], ids=repr)
+def test_damaged_memory_stops_the_client(out, content):
+    state = out / "clients" / "1" / "state"
+    state.mkdir()
+    (state / "opened.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"state/opened.json can't be read .*guards against opening a round twice"):
+        serve(out)
+
+
+# --- a whole client ---
+
+
+def test_client_made_from_its_directory_answers_its_run_and_no_other(out, config):
+    place = out / "clients" / "1"
+    (place / "state").mkdir()
+    answering = build_answering(place, place / "data.jsonl")
+    membership = directories.read(place, directories.MEMBERSHIP, Membership)
+    theta = shared_slm(config.slm.source)[1]
+    encoding = answering.client.encoding  # pyright: ignore[reportAttributeAccessIssue]
+    payload = payload_digest(theta, True, encoding, False)
+
+    def answer(run: str):
+        session = Session.fresh(run, 1, membership.roster, payload=payload)
+        request = TrainRequest(1, theta, session=session, run=run)
+        return session, decode(answering(encode(request)), answering.limit_bytes)
+
+    _, refusal = answer("other")
+    assert refusal == Failure("1", f"a session of run 'other', and this client is part of {membership.run!r}")
+    session, keys = answer(membership.run)
+    assert isinstance(keys, PhaseAnswer)
+    assert (keys.client, list(keys.items)) == ("1", ["keys"])
+    unopened = decode(answering(encode(PhaseRequest("unmask", session.nonce, {}))), answering.limit_bytes)
+    assert isinstance(unopened, Failure)
+    assert not (place / "state" / "opened.json").exists()
+
+
+# --- the server ---
+
+
+@pytest.mark.parametrize("name", ["server.key", "superexec.key"])
+def test_servers_secret_that_others_may_use_is_refused(out, name):
+    (out / "server" / name).chmod(0o644)
+    with pytest.raises(UserError, match=rf"{name} can be read by others \(mode 644\)"), server.serving(out / "server"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["server.key", "superexec.key"])
+def test_servers_missing_secret_is_named(out, name):
+    (out / "server" / name).unlink()
+    with pytest.raises(UserError, match=rf"server/{name} can't be read"), server.serving(out / "server"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"port": 0}, "greater than or equal to 1"),
+        ({"superlink_port": 70000}, "less than or equal to 65535"),
+        ({"clients": {"0": {"node": "x"}}}, "Field required"),
+        ({"run": ...}, "Field required"),
+    ],
+    ids=repr,
+)
+def test_malformed_deployment_is_named(out, changes, reason):
+    file = out / "server" / "deployment.json"
+    rewrite(file, **changes)
+    with pytest.raises(UserError) as error:
+        directories.read(out / "server", directories.DEPLOYMENT, Deployment)
+    assert str(error.value).startswith(f"{file} is malformed: ")
+    assert reason in str(error.value)
+
+
+def test_directory_that_is_no_servers_is_named(out):
+    for function in (server.stop_all, lambda place: server.status(place, place), lambda place: list(
+        server.run_rounds(place, place))):  # fmt: skip
+        with pytest.raises(UserError, match=r"is no server's directory: deployment.json can't be read"):
+            function(out / "clients" / "1")

@@ -1,0 +1,310 @@
+"""What `fedcollm deploy init` writes, and what it refuses to write."""
+
+import datetime
+import ipaddress
+import re
+import ssl
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.verification import PolicyBuilder, Store
+from tests.transports.small_federation import small_config
+
+from fedcollm.config import RunConfig
+from fedcollm.deploy import directories
+from fedcollm.deploy.certificates import Authority
+from fedcollm.deploy.client import private_examples
+from fedcollm.deploy.directories import Deployment, Membership
+from fedcollm.deploy.initialise import Site, initialise
+from fedcollm.errors import UserError
+from fedcollm.loading import load_config
+from fedcollm.tasks.catalogue import load_pool
+from fedcollm.tasks.partition import split
+
+SITE = Site("fed.example.org", 9555, 9556, 90)
+IDS = ("0", "1", "2", "3")
+SECRETS = {"ca/ca.key", "server/server.key", "server/superexec.key"} | {
+    f"clients/{client}/{name}" for client in IDS for name in ("node.key", "signing.key")
+}
+
+
+@pytest.fixture(scope="module")
+def config(model_directories, word_data) -> RunConfig:
+    return small_config(model_directories, word_data, **{"federation.secure_aggregation": True})
+
+
+@pytest.fixture(scope="module")
+def out(config, tmp_path_factory) -> Path:
+    """A deployment of four clients; tests leave it as it is."""
+    place = tmp_path_factory.mktemp("deployment") / "out"
+    initialise(config, SITE, place)
+    return place
+
+
+def read_deployment(out: Path) -> Deployment:
+    return directories.read(out / "server", directories.DEPLOYMENT, Deployment)
+
+
+def read_membership(out: Path, client: str) -> Membership:
+    return directories.read(out / "clients" / client, directories.MEMBERSHIP, Membership)
+
+
+# --- files ---
+
+
+def test_files_are_those_that_are_promised(out):
+    files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    server = ("config.yaml", "deployment.json", "ca.crt", "server.crt", "server.key", "superexec.key", "nginx.conf",
+              "compose.yaml", "Dockerfile", "systemd/fedcollm-server.service")  # fmt: skip
+    client = ("config.yaml", "membership.json", "ca.crt", "node.key", "signing.key", "systemd/fedcollm-client.service")
+    assert files == {"README.txt", "ca/ca.key", "ca/ca.crt"} | {f"server/{name}" for name in server} | {
+        f"clients/{number}/{name}" for number in IDS for name in client
+    }
+
+
+def test_secrets_are_for_their_owner_alone(out):
+    modes = {str(f.relative_to(out)): stat.S_IMODE(f.stat().st_mode) for f in out.rglob("*") if f.is_file()}
+    assert {name for name, mode in modes.items() if mode == 0o600} == SECRETS
+    assert all(mode & 0o022 == 0 for mode in modes.values())
+    for name in SECRETS:
+        directories.check_private(out / name)
+        assert stat.S_IMODE((out / name).parent.stat().st_mode) == 0o700
+
+
+def test_private_keys_are_nowhere_but_in_their_own_files(out):
+    holders = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file() and b"PRIVATE KEY" in f.read_bytes()}
+    assert holders == SECRETS - {"server/superexec.key"}
+    secret = (out / "server" / "superexec.key").read_bytes()
+    assert len(secret) == 32
+    assert not any(secret in f.read_bytes() for f in (out / "clients").rglob("*") if f.is_file())
+
+
+def test_keys_differ_and_the_rosters_public_ones_belong_to_them(out):
+    deployment, seen = read_deployment(out), set()
+    for client in IDS:
+        place, membership = out / "clients" / client, read_membership(out, client)
+        node = directories.node_key(place)
+        assert isinstance(node.curve, ec.SECP384R1)
+        node_public = node.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+        signing_public = directories.signing_key(place).public_key().public_bytes_raw().hex()
+        assert deployment.clients[client].node == node_public
+        assert deployment.clients[client].signing == membership.roster[client] == signing_public
+        seen |= {node_public, signing_public}
+    assert len(seen) == 2 * len(IDS)
+
+
+def test_all_parties_know_the_same_federation(out, config):
+    deployment = read_deployment(out)
+    assert re.fullmatch(r"small-[0-9a-f]{16}", deployment.run)
+    assert (deployment.host, deployment.port, deployment.superlink_port) == ("fed.example.org", 9555, 9556)
+    assert list(deployment.clients) == list(IDS)
+    assert directories.read_config(out / "server") == config
+    for client in IDS:
+        membership = read_membership(out, client)
+        assert (membership.client, membership.run) == (client, deployment.run)
+        assert membership.address == "fed.example.org:9555"
+        assert membership.roster == {name: keys.signing for name, keys in deployment.clients.items()}
+        assert (membership.vocabulary_size, membership.context_length) == (16, 32)
+        assert directories.read_config(out / "clients" / client) == config
+        assert (out / "clients" / client / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
+
+
+def test_two_deployments_share_no_run_and_no_key(out, config, tmp_path):
+    other = initialise(config, SITE, tmp_path / "other")
+    first = read_deployment(out)
+    assert first.run != other.run
+    assert not {k.signing for k in first.clients.values()} & {k.signing for k in other.clients.values()}
+    for name in SECRETS:
+        assert (out / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
+
+
+def test_names_of_clients_are_the_configurations(config, tmp_path):
+    names = ["north", "south-2", "east_3", "w.est"]
+    federation = config.federation.model_copy(update={"participants": names})
+    deployment = initialise(config.model_copy(update={"federation": federation}), SITE, tmp_path / "out")
+    assert list(deployment.clients) == names
+    assert sorted(path.name for path in (tmp_path / "out" / "clients").iterdir()) == sorted(names)
+    readme = (tmp_path / "out" / "README.txt").read_text()
+    assert all(f"clients/{name}/  For client {name}:" in readme for name in names)
+
+
+# --- certificates ---
+
+
+def certificate(file: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(file.read_bytes())
+
+
+@pytest.mark.parametrize("host", ["fed.example.org", "localhost", "127.0.0.1"])
+def test_certificate_is_the_authoritys_and_names_every_host(out, host):
+    authority, own = certificate(out / "ca" / "ca.crt"), certificate(out / "server" / "server.crt")
+    name = x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
+    builder = PolicyBuilder().store(Store([authority]))
+    assert builder.build_server_verifier(name).verify(own, [])[0] == own
+    with pytest.raises(x509.verification.VerificationError):
+        builder.build_server_verifier(x509.DNSName("other.example.org")).verify(own, [])
+
+
+def test_certificate_of_another_authority_does_not_verify(out):
+    other = Authority.make("other", 10)
+    verifier = PolicyBuilder().store(Store([other.certificate])).build_server_verifier(x509.DNSName("localhost"))
+    with pytest.raises(x509.verification.VerificationError):
+        verifier.verify(certificate(out / "server" / "server.crt"), [])
+
+
+def test_validity_is_as_asked(out):
+    own, authority = certificate(out / "server" / "server.crt"), certificate(out / "ca" / "ca.crt")
+    hour = datetime.timedelta(hours=1)
+    assert own.not_valid_after_utc - own.not_valid_before_utc == datetime.timedelta(days=90) + hour
+    assert own.not_valid_before_utc < datetime.datetime.now(datetime.UTC)
+    assert authority.not_valid_after_utc > own.not_valid_after_utc
+    assert authority.not_valid_after_utc - authority.not_valid_before_utc == datetime.timedelta(days=3650) + hour
+
+
+def test_expired_certificate_does_not_verify():
+    authority = Authority.make("run", 10)
+    expired = x509.load_pem_x509_certificate(authority.server(["localhost"], -1)[0])
+    verifier = PolicyBuilder().store(Store([authority.certificate])).build_server_verifier(x509.DNSName("localhost"))
+    with pytest.raises(x509.verification.VerificationError):
+        verifier.verify(expired, [])
+
+
+def test_server_certificate_is_no_authority_and_the_authoritys_may_sign_servers_only(out):
+    own, authority = certificate(out / "server" / "server.crt"), certificate(out / "ca" / "ca.crt")
+    assert not own.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert (constraints.critical, constraints.value.ca, constraints.value.path_length) == (True, True, 0)
+    assert not own.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+
+
+def test_keys_belong_to_the_certificates(out):
+    for key, cert in (("ca/ca.key", "ca/ca.crt"), ("server/server.key", "server/server.crt")):
+        private = load_pem_private_key((out / key).read_bytes(), None)
+        assert private.public_key() == certificate(out / cert).public_key()
+    ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+        out / "server" / "server.crt", out / "server" / "server.key"
+    )
+
+
+def test_host_may_be_an_address(config, tmp_path):
+    initialise(config, Site("10.1.2.3"), tmp_path / "out")
+    names = certificate(tmp_path / "out" / "server" / "server.crt").extensions
+    addresses = names.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.IPAddress)
+    assert [str(address) for address in addresses] == ["10.1.2.3", "127.0.0.1"]
+
+
+# --- services' configurations ---
+
+
+def test_nginx_passes_the_node_interface_and_nothing_else(out):
+    text = re.sub(r"#.*", "", (out / "server" / "nginx.conf").read_text())
+    assert re.findall(r"listen ([^;]*);", text) == ["9555 ssl"]
+    assert re.findall(r"proxy_pass ([^;]*);", text) == ["https://127.0.0.1:9556"]
+    locations = dict(re.findall(r"location (\S+) \{([^}]*)\}", text))
+    assert list(locations) == ["/v1/fleet/", "/"]
+    assert "proxy_pass" in locations["/v1/fleet/"]
+    assert locations["/"].split() == ["return", "404;"]
+    assert "ssl_protocols TLSv1.3;" in text
+    assert "proxy_ssl_verify on;" in text
+    assert "$time_iso8601" in text  # nginx's own variables survive
+    assert text.count("{") == text.count("}")
+
+
+def test_compose_is_yaml_that_publishes_the_port_alone(out):
+    service = yaml.safe_load((out / "server" / "compose.yaml").read_text())["services"]["server"]
+    assert service["ports"] == ["9555:9555"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["read_only"] is True
+
+
+def test_units_name_the_commands(out):
+    server = (out / "server" / "systemd" / "fedcollm-server.service").read_text()
+    assert f"deploy server {out / 'server'}\n" in server
+    client = (out / "clients" / "2" / "systemd" / "fedcollm-client.service").read_text()
+    assert "fedcollm deploy client /srv/fedcollm/2 --data /srv/fedcollm/2/data\n" in client
+    for file in out.rglob("*"):
+        if file.suffix in (".service", ".txt", ".conf", ".yaml") or file.name == "Dockerfile":
+            assert "${" not in file.read_text()
+
+
+# --- what is refused ---
+
+
+def changed(config: RunConfig, **changes) -> RunConfig:
+    return load_config("icd10", **config.model_dump(mode="json"), **changes)
+
+
+REFUSED = {
+    "image task": ({"task.name": "digits", "task.path": None, "task.format": None}, {}, "only text tasks"),
+    "plain updates": ({"federation.secure_aggregation": False}, {}, "the server would see every single client's"),
+    "threshold": ({"federation.masking.threshold": 2}, {}, "threshold 2 of 4 clients: it must be from 3 to 4"),
+    "name with a slash": ({"federation.participants": ["a", "b", "../c"]}, {}, r"name '../c': use letters"),
+    "name with a space": ({"federation.participants": ["a", "b", "c d"]}, {}, "name 'c d': use letters"),
+    "name with a newline": ({"federation.participants": ["a", "b", "c\nd"]}, {}, "use letters"),
+    "empty name": ({"federation.participants": ["a", "b", ""]}, {}, "name '': use letters"),
+    "hidden name": ({"federation.participants": ["a", "b", ".c"]}, {}, "name '.c': use letters"),
+    "option as a name": ({"federation.participants": ["a", "b", "-c"]}, {}, "name '-c': use letters"),
+    "host with a semicolon": ({}, {"site": Site("a; rm")}, "name 'a; rm': use letters"),
+    "no host": ({}, {"site": Site("")}, "name '': use letters"),
+    "demo data of one's own": ({}, {"demo_data": True}, "your own data has no parts to write"),
+    "demo data with names": (
+        {"federation.participants": ["a", "b", "c"]},
+        {"demo_data": True},
+        "the preset's parts have no names",
+    ),
+    "too coarse": ({"federation.masking.value_range": 1e6}, {}, "don't fit 32 bits"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refusal_leaves_nothing_behind(config, tmp_path, kind):
+    changes, options, reason = REFUSED[kind]
+    arguments = {"config": changed(config, **changes), "site": SITE, "out": tmp_path / "out", **options}
+    with pytest.raises(UserError, match=reason):
+        initialise(**arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_existing_deployment_is_never_overwritten(config, out):
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"exists already\. Choose another --out: keys that are in use"):
+        initialise(config, SITE, out)
+    assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+def test_file_in_the_way_is_refused_and_an_empty_directory_is_not(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="exists already"):
+        initialise(config, SITE, tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    initialise(config, SITE, tmp_path / "empty")
+
+
+def test_place_that_cannot_be_written_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"can't be written: Not a directory. Choose another --out"):
+        initialise(config, SITE, tmp_path / "file" / "out")
+
+
+def test_demo_data_is_each_clients_own_part(config, model_directories, tmp_path):
+    preset = load_config(
+        "icd10",
+        **{f"{role}.source": model_directories[role] for role in ("llm", "slm")},
+        **{"slm.layers": None, "federation.secure_aggregation": True, "task.test_size": 20},
+    )
+    deployment = initialise(preset, SITE, tmp_path / "out", demo_data=True)
+    parts = split(load_pool(preset.task, preset.seed), preset.task, preset.seed)
+    assert list(deployment.clients) == list(parts.private)
+    for client in deployment.clients:
+        train, test = private_examples(preset, tmp_path / "out" / "clients" / client / "data")
+        assert (train, test) == (parts.private[client], parts.test)
+
+
+def test_plain_updates_with_the_flag(config, tmp_path):
+    plain = changed(config, **{"federation.secure_aggregation": False})
+    assert list(initialise(plain, SITE, tmp_path / "out", plain_updates=True).clients) == list(IDS)

@@ -1,0 +1,128 @@
+"""How the SuperLink and nginx are started, without starting them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedcollm.deploy import services
+from fedcollm.deploy.directories import Deployment
+from fedcollm.errors import UserError
+from fedcollm.transports.superlink import SuperLink
+
+NOBODY = 2**31 - 1  # larger than any process number
+DEPLOYMENT = Deployment(run="run", host="localhost", port=9555, superlink_port=9556, clients={})
+
+
+@pytest.fixture
+def directory(tmp_path) -> Path:
+    for name in ("state", "logs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "superexec.key").write_bytes(bytes(32))
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[tuple[list[str], dict[str, Any]]]:
+    """Commands that were started, each with its options; every program seems to be installed and to come up."""
+    commands: list[tuple[list[str], dict[str, Any]]] = []
+
+    def popen(command, **options):
+        commands.append((command, options))
+        return SimpleNamespace(pid=NOBODY, poll=lambda: None)
+
+    def run(command, **options):
+        commands.append((command, options))
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(services, "subprocess", SimpleNamespace(Popen=popen, run=run))
+    monkeypatch.setattr(services.shutil, "which", lambda name: f"/usr/sbin/{name}")
+    monkeypatch.setattr(SuperLink, "is_up", lambda self: True)
+    return commands
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_superlink_listens_on_this_machine_alone(directory, started):
+    link = services.start_superlink(directory, DEPLOYMENT)
+    ((command, options),) = started
+    assert Path(command[0]).name == "flower-superlink"
+    assert option(command, "--host") == "127.0.0.1"
+    assert option(command, "--port") == "9556"
+    assert command.count("--host") == 1
+    assert not [word for word in command if "0.0.0.0" in word or word == "--insecure"]
+    assert "--enable-supernode-auth" in command
+    assert option(command, "--superexec-auth-secret-file") == "superexec.key"
+    assert [option(command, f"--ssl-{name}") for name in ("ca-certfile", "certfile", "keyfile")] == [
+        "ca.crt",
+        "server.crt",
+        "server.key",
+    ]
+    assert option(command, "--isolation") == "process"
+    assert option(command, "--database") == "state/superlink.db"
+    assert options["cwd"] == directory
+    assert options["start_new_session"] is True
+    assert link.address == "127.0.0.1:9556"
+    assert (directory / "state" / "superlink.pid").read_text() == str(NOBODY)
+
+
+def test_superlink_tells_nobody_and_installs_nothing(directory, started):
+    services.start_superlink(directory, DEPLOYMENT)
+    environment = started[0][1]["env"]
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert environment["FLWR_HOME"] == str(directory / "state" / "flower")
+
+
+def test_secret_is_no_argument(directory, started):
+    (directory / "superexec.key").write_bytes(b"secret" * 5)
+    services.start_superlink(directory, DEPLOYMENT)
+    assert "secretsecret" not in " ".join(started[0][0])
+    assert "secretsecret" not in str(started[0][1]["env"])
+
+
+def test_superlink_that_ends_at_once_is_named_with_its_log(directory, started, monkeypatch):
+    monkeypatch.setattr(SuperLink, "is_up", lambda self: False)
+    popen = services.subprocess.Popen
+    ended = lambda *args, **options: SimpleNamespace(pid=popen(*args, **options).pid, poll=lambda: 1)  # noqa: E731
+    monkeypatch.setattr(services.subprocess, "Popen", ended)
+    with pytest.raises(UserError, match=r"the SuperLink did not start. See .*superlink.log; if port 9556 is in use"):
+        services.start_superlink(directory, DEPLOYMENT)
+
+
+def test_superlink_that_is_not_installed_is_named(directory, started, monkeypatch, tmp_path):
+    monkeypatch.setattr(services.sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match=r"flower-superlink is missing. Install it: pip install 'fedcollm\[deploy\]'"):
+        services.start_superlink(directory, DEPLOYMENT)
+    assert started == []
+
+
+def test_nginx_is_started_with_the_directorys_configuration(directory, started):
+    services.start_proxy(directory, DEPLOYMENT)
+    ((command, _),) = started
+    assert command[:5] == ["/usr/sbin/nginx", "-p", f"{directory.resolve()}/", "-c", "nginx.conf"]
+
+
+def test_nginx_that_is_not_installed_is_named(directory, started, monkeypatch):
+    monkeypatch.setattr(services.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="nginx is not installed, and clients must not reach the SuperLink without it"):
+        services.start_proxy(directory, DEPLOYMENT)
+
+
+def test_nginx_that_does_not_start_is_quoted(directory, started, monkeypatch):
+    failed = SimpleNamespace(returncode=1, stderr="bind() to 0.0.0.0:9555 failed (98: Address already in use)\n")
+    monkeypatch.setattr(services.subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(UserError, match=r"Address already in use\) If port 9555 is in use, change it in nginx.conf"):
+        services.start_proxy(directory, DEPLOYMENT)
+
+
+@pytest.mark.parametrize("content", [None, "", "no number", str(NOBODY)], ids=repr)
+def test_service_without_a_living_process_does_not_run_and_is_not_stopped(directory, content):
+    if content is not None:
+        (directory / "state" / "nginx.pid").write_text(content)
+    assert not services.running(directory, "nginx")
+    assert not services.stop(directory, "nginx")
