@@ -9,7 +9,7 @@ from tests.deploy.conftest import example_rows
 from tests.transports.small_federation import shared_slm, small_config
 
 from fedcollm.deploy import client, directories, server
-from fedcollm.deploy.client import OpenedRounds, build_answering, private_examples
+from fedcollm.deploy.client import Remembered, build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.errors import UserError
@@ -171,19 +171,19 @@ def test_two_processes_of_one_client_exclude_each_other(out):
 
 
 def test_opened_rounds_are_on_disk_at_once(tmp_path):
-    opened = OpenedRounds(tmp_path / "opened.json")
+    opened = Remembered(tmp_path / "opened.json")
     assert not (tmp_path / "opened.json").exists()
     opened["run/1"] = ["0", "1", "2"]
-    assert dict(OpenedRounds(tmp_path / "opened.json")) == {"run/1": ["0", "1", "2"]}
+    assert dict(Remembered(tmp_path / "opened.json")) == {"run/1": ["0", "1", "2"]}
     opened["run/2"] = ["0", "1", "2", "3"]
-    again = OpenedRounds(tmp_path / "opened.json")
+    again = Remembered(tmp_path / "opened.json")
     assert list(again) == ["run/1", "run/2"]
     assert len(again) == 2
     assert again.get("run/3", "none") == "none"
 
 
 def test_opened_round_is_never_forgotten(tmp_path):
-    opened = OpenedRounds(tmp_path / "opened.json")
+    opened = Remembered(tmp_path / "opened.json")
     opened["run/1"] = ["0"]
     with pytest.raises(TypeError, match="never forgotten"):
         del opened["run/1"]
@@ -194,7 +194,7 @@ def test_damaged_memory_stops_the_client(out, content):
     state = out / "clients" / "1" / "state"
     state.mkdir()
     (state / "opened.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"state/opened.json can't be read .*guards against opening a round twice"):
+    with pytest.raises(UserError, match=r"state/opened.json can't be read .*guards this client's data"):
         serve(out)
 
 
@@ -208,7 +208,7 @@ def test_client_made_from_its_directory_answers_its_run_and_no_other(out, config
     membership = directories.read(place, directories.MEMBERSHIP, Membership)
     theta = shared_slm(config.slm.source)[1]
     encoding = answering.client.encoding  # pyright: ignore[reportAttributeAccessIssue]
-    payload = payload_digest(theta, True, encoding, False)
+    payload = payload_digest(theta, True, encoding, False, None)
 
     def answer(run: str):
         session = Session.fresh(run, 1, membership.roster, payload=payload)

@@ -28,15 +28,17 @@ def started(monkeypatch) -> list[tuple[list[str], dict[str, Any]]]:
     """Commands that were started, each with its options; every program seems to be installed and to come up."""
     commands: list[tuple[list[str], dict[str, Any]]] = []
 
-    def popen(command, **options):
-        commands.append((command, options))
-        return SimpleNamespace(pid=NOBODY, poll=lambda: None)
+    def spawn(program, command, environment, **options):
+        assert program == command[0]
+        commands.append((command, {**options, "env": environment}))
+        return NOBODY
 
     def run(command, **options):
         commands.append((command, options))
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(services, "subprocess", SimpleNamespace(Popen=popen, run=run))
+    monkeypatch.setattr(services.os, "posix_spawn", spawn)
+    monkeypatch.setattr(services, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(services.shutil, "which", lambda name: f"/usr/sbin/{name}")
     monkeypatch.setattr(SuperLink, "is_up", lambda self: True)
     return commands
@@ -55,16 +57,13 @@ def test_superlink_listens_on_this_machine_alone(directory, started):
     assert command.count("--host") == 1
     assert not [word for word in command if "0.0.0.0" in word or word == "--insecure"]
     assert "--enable-supernode-auth" in command
-    assert option(command, "--superexec-auth-secret-file") == "superexec.key"
+    assert option(command, "--superexec-auth-secret-file") == str(directory / "superexec.key")
     assert [option(command, f"--ssl-{name}") for name in ("ca-certfile", "certfile", "keyfile")] == [
-        "ca.crt",
-        "server.crt",
-        "server.key",
+        str(directory / name) for name in ("ca.crt", "server.crt", "server.key")
     ]
     assert option(command, "--isolation") == "process"
-    assert option(command, "--database") == "state/superlink.db"
-    assert options["cwd"] == directory
-    assert options["start_new_session"] is True
+    assert option(command, "--database") == str(directory / "state" / "superlink.db")
+    assert options["setsid"] is True
     assert link.address == "127.0.0.1:9556"
     assert (directory / "state" / "superlink.pid").read_text() == str(NOBODY)
 
@@ -87,9 +86,6 @@ def test_secret_is_no_argument(directory, started):
 
 def test_superlink_that_ends_at_once_is_named_with_its_log(directory, started, monkeypatch):
     monkeypatch.setattr(SuperLink, "is_up", lambda self: False)
-    popen = services.subprocess.Popen
-    ended = lambda *args, **options: SimpleNamespace(pid=popen(*args, **options).pid, poll=lambda: 1)  # noqa: E731
-    monkeypatch.setattr(services.subprocess, "Popen", ended)
     with pytest.raises(UserError, match=r"the SuperLink did not start. See .*superlink.log; if port 9556 is in use"):
         services.start_superlink(directory, DEPLOYMENT)
 

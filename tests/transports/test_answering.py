@@ -49,7 +49,7 @@ def asked(answering: Answering, request: object) -> Answer:
 
 def session(small: Small, run: str = RUN, ids=ALL, payload: str | None = None, **changes) -> Session:
     encoding = small.answering("0").client.encoding  # pyright: ignore[reportAttributeAccessIssue]
-    payload = payload_digest(small.theta, True, encoding, False) if payload is None else payload
+    payload = payload_digest(small.theta, True, encoding, False, None) if payload is None else payload
     return dataclasses.replace(Session.fresh(run, 1, ids, payload=payload), **changes)
 
 
