@@ -66,7 +66,7 @@ def admitted(
     waited_for = set(ids)
     for answer in answers:
         if reason := _objection(answer, request, waited_for, ids, largest_change):
-            lost[answer.client] = reason
+            lost[answer.client] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
             yield answer
@@ -93,6 +93,15 @@ def _objection(
     if squares > largest_change**2:
         return f"the adapter changed by {math.sqrt(squares):.4g} (L2 norm), more than {largest_change:g}"
     return None
+
+
+def readable(reason: str) -> str:
+    r"""What another party says, for records and terminals: at most 500 characters, none of which does anything there.
+
+    >>> readable("no\x1b[2J\nspace")
+    'no [2J space'
+    """
+    return "".join(sign if sign.isprintable() else " " for sign in reason[:500])
 
 
 @contextlib.contextmanager
