@@ -222,8 +222,11 @@ def test_resume_with_too_few_again_fails_again_and_keeps_the_state(make, baselin
 # --- the server ---
 
 
-@pytest.mark.parametrize("restarted", [False, True], ids=["clients go on", "clients restart"])
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("after", "restarted"),
+    [(False, False), (True, False), (True, True)],
+    ids=["before", "after", "after, and the clients restart"],
+)
 @pytest.mark.parametrize("kind", PHASES)
 def test_server_that_is_killed_in_a_phase_resumes_as_if_nothing_had_been(
     make, baseline, tmp_path, kind, after, restarted

@@ -27,7 +27,7 @@ from fedcollm.transports.flower_messages import fetch, pack, request, send, unpa
 from fedcollm.wire import decode, longest_message
 
 _RUN, _TASK, _SERVER = 7, 8, 1
-_FASTER, _LEAP = 20, 500.0
+_FASTER, _LEAP = 200, 500.0
 DEADLINES = Deadlines(training=9000, phase=8000, absence=3000)
 
 #: Client id to a process's fresh memory.

@@ -113,6 +113,8 @@ def _check(
     for name in (*clients, site.host):
         if not name or set(name) - _ALLOWED or name.startswith((".", "-")):
             raise UserError(f"name {name!r}: use letters, digits, _, - and . only")
+    if twice := [name for i, name in enumerate(clients) if name in clients[:i]]:
+        raise UserError(f"name {twice[0]!r} stands twice among the clients: name each once.")
     if demo_data and config.federation.participants:
         raise UserError("--demo-data: the preset's parts have no names. Leave out --clients.")
     if demo_data and config.task.name == "custom":

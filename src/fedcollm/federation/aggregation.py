@@ -72,7 +72,7 @@ def admitted(
     waited_for = set(ids)
     for answer in answers:
         if reason := _objection(answer, request, waited_for, ids, largest_change, private):
-            lost[answer.client] = reason
+            lost[answer.client] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
             yield answer
@@ -113,6 +113,15 @@ def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
     if examples is None or loss is None or examples < 1 or not math.isfinite(loss) or loss < 0:
         return f"{examples} examples with a loss of {loss}"
     return None
+
+
+def readable(reason: str) -> str:
+    r"""What another party says, for records and terminals: at most 500 characters, none of which does anything there.
+
+    >>> readable("no\x1b[2J\nspace")
+    'no [2J space'
+    """
+    return "".join(sign if sign.isprintable() else " " for sign in reason[:500])
 
 
 @contextlib.contextmanager

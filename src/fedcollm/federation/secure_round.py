@@ -7,7 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation import Aggregate, explained
+from fedcollm.federation.aggregation import Aggregate, explained, readable
 from fedcollm.federation.fixed_point import STATISTICS, FixedPoint
 from fedcollm.federation.secure_aggregation import Items
 from fedcollm.federation.secure_sum import collect_sum
@@ -157,7 +157,7 @@ class _Traffic:
     def _answers(self, phase: str, requests: Mapping[str, Request]) -> Iterator[tuple[str, Items]]:
         for answer in self._ask(requests):
             if isinstance(answer, Failure):
-                self.reasons[answer.client] = f"{phase}: {answer.reason}"
+                self.reasons[answer.client] = readable(f"{phase}: {answer.reason}")
             if isinstance(answer, PhaseAnswer) and answer.nonce == self._nonce:
                 self.up += _size(answer.items)
                 yield answer.client, answer.items
