@@ -23,7 +23,7 @@ from fedcollm.messages import Answer, Request, TrainRequest
 from fedcollm.transports import flower
 from fedcollm.transports.answering import Answering
 from fedcollm.transports.flower import Deadlines, FlowerTransport
-from fedcollm.transports.flower_messages import fetch, pack, request, send, unpack
+from fedcollm.transports.flower_messages import fetch, pack, request, send
 from fedcollm.wire import decode, longest_message
 
 _RUN, _TASK, _SERVER = 7, 8, 1
@@ -200,7 +200,7 @@ class MemoryLink:
                 return None
             client, letter = self._answers.pop(found)
             self._waiting.discard(client)
-        return unpack(_fetched(letter, limit_bytes))
+        return _fetched(letter, limit_bytes)[1]
 
     # --- inside ---
 
@@ -256,8 +256,8 @@ class MemoryLink:
             self._release(process)  # too late for the request that it answers
             if letter.incarnation != process.incarnation or not process.alive:
                 return
-            message = _fetched(letter, longest_message(2**20))
-            data, answering = unpack(message), process.answering
+            message, data = _fetched(letter, longest_message(2**20))
+            answering = process.answering
             sent = decode(data, len(data))
             kind = sent.phase if not isinstance(sent, TrainRequest) else "training"  # pyright: ignore
             process.log.append(kind)
@@ -330,6 +330,6 @@ def _posted(message: Message, incarnation: int) -> _Letter:
     return _Letter(*announced, parts, name, incarnation)
 
 
-def _fetched(letter: _Letter, limit_bytes: int) -> Message:
+def _fetched(letter: _Letter, limit_bytes: int) -> tuple[Message, bytes]:
     """Inverse of `_posted`."""
     return fetch(letter.head, letter.tree, lambda run: letter.parts.__getitem__, limit_bytes)

@@ -1,18 +1,16 @@
 """Bytes as Flower messages, in both directions and at both ends.
 
-Flower's messages hold one array of bytes, made and read by `wire`; Flower cuts it into chunks for the journey.
+Flower's messages hold strings of bytes, made and read by `wire`.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
-    get_object_body,
     get_object_head_values_from_object_content,
     get_object_tree,
     iterate_object_tree,
@@ -28,7 +26,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 
 from fedcollm.errors import RefusalError
 
-_NAME, _FORMAT, _TYPE = "fedcollm", "safetensors", "train"
+_NAME, _TYPE, _PART_BYTES = "fedcollm", "train", 4 * 2**20
+_KINDS = {kind.__qualname__ for kind in (Message, RecordDict, ConfigRecord)}
 _LONGEST_PULL = 120.0  # seconds for the parts of an announced message to come
 
 
@@ -37,23 +36,26 @@ class LostError(Exception):
 
 
 def pack(data: bytes) -> RecordDict:
-    """Bytes as a Flower message's content."""
-    array = Array(dtype="uint8", shape=(len(data),), stype=_FORMAT, data=data)
-    return RecordDict({_NAME: ArrayRecord({_NAME: array})})
+    """Bytes as a Flower message's content: a record a part, as each record is a request of its own."""
+    starts = range(0, max(len(data), 1), _PART_BYTES)
+    return RecordDict({str(i): ConfigRecord({_NAME: data[s : s + _PART_BYTES]}) for i, s in enumerate(starts)})
 
 
-def unpack(message: Message) -> bytes:
+def unpack(message: Message, limit_bytes: int) -> bytes:
     """Inverse of `pack`.
 
     Raises:
-        RefusalError: anything else than what `pack` makes.
+        RefusalError: anything else than what `pack` makes, or longer than the limit: a record may stand many times.
     """
-    content = message.content if message.has_content() else {}
-    record = content[_NAME] if list(content) == [_NAME] else None
-    array = record[_NAME] if isinstance(record, ArrayRecord) and list(record) == [_NAME] else None
-    if array is None or array.stype != _FORMAT:
+    content = message.content if message.has_content() else RecordDict()
+    records = [content.get(str(i)) for i in range(len(content))]
+    parts = [record[_NAME] for record in records if isinstance(record, ConfigRecord) and list(record) == [_NAME]]
+    strings = [part for part in parts if isinstance(part, bytes)]
+    if not strings or len(strings) < len(records):
         raise RefusalError("a Flower message that was not made by fedcollm")
-    return array.data
+    if sum(map(len, strings)) > limit_bytes:
+        raise RefusalError(f"a message longer than the {limit_bytes} bytes allowed")
+    return b"".join(strings)
 
 
 def request(data: bytes, node: int, seconds: float) -> Message:
@@ -88,8 +90,10 @@ def send(
     return name
 
 
-def fetch(head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], limit_bytes: int) -> Message:
-    """A whole message from its head and the tree of its parts, as a pull request gives them.
+def fetch(
+    head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], limit_bytes: int
+) -> tuple[Message, bytes]:
+    """A message and its bytes, from its head and the tree of its parts, as a pull request gives them.
 
     Args:
         head: protobuf message without content.
@@ -99,7 +103,7 @@ def fetch(head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], l
 
     Raises:
         LostError: a part does not come.
-        RefusalError: it is longer than the limit, or not a message.
+        RefusalError: it is longer than the limit, or not a message that `pack` makes.
     """
     metadata = message_from_proto(head).metadata
     part, left = pull(metadata.run_id), limit_bytes
@@ -117,25 +121,24 @@ def fetch(head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], l
         contents = pull_objects(names, limited, max_time=_LONGEST_PULL, initial_backoff=0.05, backoff_cap=0.5)
     except ObjectPullError as error:
         raise LostError(str(error)) from error
+    message = _inflated(metadata.message_id, contents)
+    message.metadata.__dict__["_message_id"] = metadata.message_id
+    return message, unpack(message, limit_bytes)
+
+
+def _inflated(name: str, contents: dict[str, bytes]) -> Message:
+    """A message from its parts; of other kinds than `pack` makes, some could grow without bounds."""
     try:
-        longest = _whole_bytes(contents)
-        message = inflate_object_from_contents(metadata.message_id, contents) if longest <= limit_bytes else None
+        kinds = {get_object_head_values_from_object_content(content)[0] for content in contents.values()}
+        if not kinds <= _KINDS:
+            raise RefusalError(
+                f"a Flower message with parts of another kind ({', '.join(sorted(kinds - _KINDS))[:60]})"
+            )
+        message = inflate_object_from_contents(name, contents)
+    except RefusalError:
+        raise
     except Exception as error:  # whatever Flower's code makes of parts that nobody has looked at before
         raise RefusalError(f"a malformed Flower message ({type(error).__name__})") from error
-    if longest > limit_bytes:
-        raise RefusalError(f"a message longer than the {limit_bytes} bytes allowed")
     if not isinstance(message, Message):
         raise RefusalError("something that is not a Flower message")
-    message.metadata.__dict__["_message_id"] = metadata.message_id
     return message
-
-
-def _whole_bytes(contents: Mapping[str, bytes]) -> int:
-    """Bytes that all arrays have once they are put together: an array may name one part many times."""
-    total = 0
-    for content in contents.values():
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind == Array.__qualname__:
-            places = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-            total += sum(len(contents[children[place]]) for place in places)
-    return total

@@ -32,7 +32,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.progress import say
-from fedcollm.transports.flower_messages import LostError, fetch, pack, send, unpack
+from fedcollm.transports.flower_messages import LostError, fetch, pack, send
 
 HEARTBEAT_SECONDS = 10.0  # the SuperLink takes a node for lost after two of them
 _LONGEST_PAUSE = 5.0
@@ -83,8 +83,8 @@ class FlowerNode:
         request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_SECONDS)
         return self.fleet.SendNodeHeartbeat(request).success
 
-    def receive(self) -> Message | None:
-        """The next message with its content, if there is one.
+    def receive(self) -> tuple[Message, bytes] | None:
+        """The next message and its bytes, if there is one.
 
         Raises:
             LostError: it did not arrive whole.
@@ -95,12 +95,12 @@ class FlowerNode:
             return None
         head, tree = response.messages_list[0], response.message_object_trees[0]
         pull = functools.partial(make_pull_object_fn_protobuf, self.fleet.PullObject, self.node)
-        message = fetch(head, tree, pull, self.limit_bytes)
+        message, data = fetch(head, tree, pull, self.limit_bytes)
         run, name = message.metadata.run_id, message.metadata.message_id
         self.fleet.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(node=self.node, run_id=run, message_object_id=name)
         )
-        return message
+        return message, data
 
     def reply(self, message: Message, data: bytes) -> None:
         """Send the answer to a message.
@@ -212,10 +212,11 @@ class Service:
     def _make_answer(self) -> bool:
         """Answer the next message, if there is one; the answer is not sent yet."""
         try:
-            message = self.node.receive()
-            if message is None:
+            received = self.node.receive()
+            if received is None:
                 return False
-            self._unsent = message, self.answer(unpack(message))
+            message, data = received
+            self._unsent = message, self.answer(data)
         except RefusalError as error:
             say(f"refused: {error}")
         except LostError as error:

@@ -50,7 +50,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcollm.errors import UserError
-from fedcollm.transports.flower_messages import LostError, fetch, request, send, unpack
+from fedcollm.transports.flower_messages import LostError, fetch, request, send
 
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
 _APP = """[project]
@@ -199,12 +199,12 @@ class Run:
                 if head.HasField("error"):  # Flower's own: the node is not there, or the message has expired
                     continue
                 pull = functools.partial(make_pull_object_fn_protobuf, self.client.PullObject, _SERVER)
-                message = fetch(head, tree, pull, limit_bytes)
+                message, data = fetch(head, tree, pull, limit_bytes)
                 name = message.metadata.message_id
                 self.client.ConfirmMessageReceived(
                     ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.number, message_object_id=name)
                 )
-                return unpack(message)
+                return data
         return None
 
 
