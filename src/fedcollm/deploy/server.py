@@ -33,15 +33,19 @@ def serving(directory: Path) -> Iterator[tuple[RunConfig, Remote]]:
         (directory / "state").mkdir(exist_ok=True, mode=0o700)
         (directory / "logs").mkdir(exist_ok=True)
     with run_directory.locked(directory / "state"):
-        (directory / "state" / "server.pid").write_text(str(os.getpid()))
+        number = directory / "state" / "server.pid"
+        number.write_text(str(os.getpid()))
         nodes = {client: keys.node.encode() for client, keys in deployment.clients.items()}
         roster = names.public_keys({client: keys.signing for client, keys in deployment.clients.items()})
         waits = config.federation.deadlines
         deadlines = Deadlines(waits.training, waits.phase, waits.absence)
-        with kept_running(directory, deployment) as link:
-            link.register(nodes.values())
-            with link.run() as run:
-                yield config, Remote(FlowerTransport(run, nodes, deadlines), deployment.run, roster)
+        try:
+            with kept_running(directory, deployment) as link:
+                link.register(nodes.values())
+                with link.run() as run:
+                    yield config, Remote(FlowerTransport(run, nodes, deadlines), deployment.run, roster)
+        finally:
+            number.unlink(missing_ok=True)
 
 
 def run_rounds(directory: Path, out: Path) -> Iterator[RoundRecord]:
