@@ -37,6 +37,15 @@ def misfit(adapter: Adapter, expected: Adapter) -> str | None:
     return None
 
 
+def readable(reason: str) -> str:
+    r"""What another party says, for records and terminals: at most 500 characters, none of which does anything there.
+
+    >>> readable("no\x1b[2J\nspace")
+    'no [2J space'
+    """
+    return "".join(sign if sign.isprintable() else " " for sign in reason[:500])
+
+
 @dataclass(frozen=True)
 class Score:
     """Sums of metrics over examples, so that scores of parts merge exactly.

@@ -99,7 +99,7 @@ def test_client_that_is_killed_costs_its_update_only(make, tmp_path, kind, fault
     *_, record = small.run(tmp_path / "run")
     early = kind in EARLY
     assert record.participants == (("0", "2", "3") if early else ALL)
-    assert dict(record.lost) == ({"1": f"{phase_of(kind)}: not connected for 3000 s"} if early else {})
+    assert dict(record.lost) == {"1": f"{phase_of(kind)}: not connected for 3000 s"}
     assert difference(last(tmp_path / "run")[1], plain_mean(small, record.participants)) < ROUNDING
     assert not small.link.processes["1"].alive
 
@@ -113,7 +113,7 @@ def test_client_that_is_late_is_lost_for_its_round_only(make, baseline, tmp_path
     seconds = 9000 if kind == "training" else 8000
     early = kind in EARLY
     assert first.participants == (("0", "1", "2") if early else ALL)
-    assert dict(first.lost) == ({"3": f"{phase_of(kind)}: no answer within {seconds} s"} if early else {})
+    assert dict(first.lost) == {"3": f"{phase_of(kind)}: no answer within {seconds} s"}
     assert (second.participants, dict(second.lost)) == (ALL, {})
     if not early:
         assert_like(records, last(tmp_path / "run")[1], baseline)
@@ -128,7 +128,7 @@ def test_client_that_restarts_within_a_session_refuses_it_and_joins_the_next(mak
     early = kind in EARLY
     assert first.participants == (("0", "1", "3") if early else ALL)
     reason = "this is not the session that the client is in"
-    assert dict(first.lost) == ({"2": f"{kind}: {reason}"} if early else {})
+    assert dict(first.lost) == {"2": f"{kind}: {reason}"}
     assert reason in [getattr(answer, "reason", "") for answer in small.answers("2")]
     assert (second.participants, dict(second.lost)) == (ALL, {})
 

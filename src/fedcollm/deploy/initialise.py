@@ -75,7 +75,8 @@ def initialise(
     Raises:
         UserError: nothing was written.
     """
-    clients = config.federation.participants or [str(number) for number in range(config.task.clients)]
+    named = config.federation.participants
+    clients = [str(number) for number in range(config.task.clients)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
     facts = text_models(config)
     run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
@@ -108,6 +109,8 @@ def _check(
 ) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already. Choose another --out: keys that are in use are never overwritten.")
+    if not clients:
+        raise UserError("federation.participants is []: a deployment needs clients. Name some with --clients.")
     if not is_text(config.task.name):
         raise UserError(f"task.name: {config.task.name}: only text tasks can be deployed. `fedcollm run` simulates it.")
     for name in (*clients, site.host):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit
+from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, readable
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,6 @@ def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
     if examples is None or loss is None or examples < 1 or not math.isfinite(loss) or loss < 0:
         return f"{examples} examples with a loss of {loss}"
     return None
-
-
-def readable(reason: str) -> str:
-    r"""What another party says, for records and terminals: at most 500 characters, none of which does anything there.
-
-    >>> readable("no\x1b[2J\nspace")
-    'no [2J space'
-    """
-    return "".join(sign if sign.isprintable() else " " for sign in reason[:500])
 
 
 @contextlib.contextmanager

@@ -228,7 +228,8 @@ class Participant:
         """The round's key in `opened`, after a check that it was not opened for others."""
         name = f"{self._session.run}/{self._session.round_index}"
         if self._opened.get(name, self._survivors) != self._survivors:
-            raise RefusalError(f"round {self._session.round_index} was opened before, for other survivors")
+            before, index = ", ".join(self._opened[name]), self._session.round_index
+            raise RefusalError(f"round {index} was opened before, for other survivors (only {before} may take part)")
         return name
 
     def unmask(self, signatures: Items) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation import Aggregate, explained, readable
+from fedcollm.federation.aggregation import Aggregate, explained
 from fedcollm.federation.fixed_point import STATISTICS, FixedPoint
 from fedcollm.federation.secure_aggregation import Items
 from fedcollm.federation.secure_sum import collect_sum
@@ -23,6 +23,7 @@ from fedcollm.messages import (
     TrainRequest,
     adapter_bytes,
     payload_digest,
+    readable,
 )
 from fedcollm.privacy import Privacy
 

@@ -31,7 +31,8 @@ class SecureSum:
     Attributes:
         vector: Σ x_u mod 2³² over the survivors, [m] uint32.
         survivors: ids, sorted.
-        lost: id of every other invited client to the phase in which it was lost.
+        lost: id of every client that was lost to the phase; one lost in `confirm` or `unmask` is a survivor all the
+            same, as its vector is in the sum.
     """
 
     vector: np.ndarray
@@ -58,10 +59,9 @@ def collect_sum(
 
     def keep(phase: str, answers: Collection[str], asked: Iterable[str]) -> None:
         missing = {client: phase for client in asked if client not in answers}
-        if phase not in ("confirm", "unmask"):  # from there on, a client that is gone has its vector in the sum
-            lost.update(missing)
+        lost.update(missing)
         if len(answers) < session.threshold:
-            names = ", ".join({**lost, **missing})
+            names = ", ".join(lost)
             raise RoundFailedError(
                 f"round {session.round_index}: {len(answers)} of {len(session.invited)} clients are left after phase "
                 f"{phase} of secure aggregation, and {session.threshold} are needed (lost: {names}). "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedcollm.errors import FedcollmError, RefusalError
-from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainRequest
+from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainRequest, readable
 from fedcollm.progress import say
 from fedcollm.wire import decode, encode
 
@@ -61,14 +61,14 @@ class Answering:
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
             return answer
         except RefusalError as error:
-            say(f"refused: {error}")
+            say(f"refused: {readable(str(error))}")
             return Failure(self.id, str(error))
         except FedcollmError as error:
-            say(f"failed: {error}")
+            say(f"failed: {readable(str(error))}")
             return Failure(self.id, f"the client stopped with {type(error).__name__}; its operator sees why")
 
 
 def _described(request: Request) -> str:
     if isinstance(request, TrainRequest):
         return f"round {request.round_index}: training"
-    return f"secure aggregation: {request.phase}"
+    return readable(f"secure aggregation: {request.phase}")

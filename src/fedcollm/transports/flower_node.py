@@ -31,6 +31,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedcollm.errors import RefusalError, UserError
+from fedcollm.messages import readable
 from fedcollm.progress import say
 from fedcollm.transports.flower_messages import LostError, fetch, pack, send
 
@@ -218,7 +219,7 @@ class Service:
             message, data = received
             self._unsent = message, self.answer(data)
         except RefusalError as error:
-            say(f"refused: {error}")
+            say(f"refused: {readable(str(error))}")
         except LostError as error:
             say(f"a message was lost on its way ({error})")
         return True
