@@ -87,7 +87,7 @@ class FlowerTransport:
         """One client's answer."""
         seconds = self.deadlines.training if isinstance(request, TrainRequest) else self.deadlines.phase
         talk = _Talk(self.run, encode(request), self._limit_bytes, time.monotonic() + seconds)
-        seen, pause, trouble = time.monotonic(), 0.1, ""
+        seen, pause, trouble = time.monotonic(), 0.02, ""
         while (now := time.monotonic()) < talk.deadline and not stopped.is_set():
             try:
                 node = self._node(client)
