@@ -93,7 +93,7 @@ def build_federation(
         transport, secure = _in_this_process(config, run, task, slm, split)
     else:
         transport = remote.transport
-        secure = secured(config, run, remote.roster, parameter_counts(slm)[0])
+        secure = secured(config, remote.roster, parameter_counts(slm)[0])
     server = _server(config, run, task, slm, llm, split, transport, secure)
     models = server.models()
     counts = {role: parameter_counts(model) for role, model in models.items()}
@@ -190,7 +190,7 @@ def _in_this_process(
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}
-    settings = secured(config, run, roster, parameter_counts(slm)[0])
+    settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is None:
         return LocalTransport(clients), None
     members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
@@ -205,14 +205,11 @@ def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -
     return {name: examples for name, examples in private.items() if wanted is None or name in wanted}
 
 
-def secured(
-    config: RunConfig, run: str, roster: Mapping[str, Ed25519PublicKey], parameters: int = 0
-) -> SecureSettings | None:
+def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameters: int = 0) -> SecureSettings | None:
     """What the parties of a federation agree on; None without secure aggregation, or without clients.
 
     Args:
         config: of the run.
-        run: its identity.
         roster: id to public signing key.
         parameters: of the SLM's adapter; 0: not known yet, and what depends on it is not checked.
 
@@ -223,14 +220,14 @@ def secured(
         return None
     threshold, asked = config.federation.masking.threshold, asked_clients(len(roster), config.federation.fraction)
     try:
-        Session.fresh(run, 0, list(roster)[:asked], threshold).check()
+        Session.fresh(config.name, 0, list(roster)[:asked], threshold).check()
     except RefusalError as error:
         raise UserError(f"federation.masking: {error}") from error
     uniform = config.federation.aggregation == "uniform"
     encoding, privacy = fixed_point(config, len(roster)), build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and parameters:
         check_grid(encoding, privacy, asked, threshold or default_threshold(asked), parameters)
-    return SecureSettings(run, encoding, roster, threshold, uniform, privacy)
+    return SecureSettings(encoding, roster, threshold, uniform, privacy)
 
 
 def secure_client(
@@ -242,7 +239,7 @@ def secure_client(
 ) -> SecureClient:
     """A client under secure aggregation; `opened` holds the rounds that it has helped to open."""
     asked = asked_clients(len(settings.roster), config.federation.fraction)
-    return SecureClient(client, settings.run, asked, settings.encoding, settings.uniform, key, settings.roster, opened)
+    return SecureClient(client, asked, settings.encoding, settings.uniform, key, settings.roster, opened)
 
 
 def fixed_point(config: RunConfig, clients: int) -> FixedPoint:

@@ -70,15 +70,9 @@ def build_model(
         _warm_up(config, role, model, task, network, public)
         network.save_pretrained(made)
         network = _base_model(config, role, model, dtype, made)[0].to(device)  # the bits that a resumed run will have
-    adapter = model.adapter
     return add_adapter(
         network,
-        kind=adapter.kind,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        targets=adapter.targets,
-        options=adapter.options,
+        **dict(model.adapter),
         seed=derive_seed(config.seed, "adapter", role),
         causal_lm=hasattr(network, "lm_head") or network.can_generate(),
         base_name=place,

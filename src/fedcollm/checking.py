@@ -94,17 +94,7 @@ def _role_cost(model: ModelConfig, text: bool, dtype: torch.dtype) -> tuple[Role
     shape = _shape(model)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(shape) if text else ViTForImageClassification(shape)
-    adapter = model.adapter
-    network = add_adapter(
-        base,
-        kind=adapter.kind,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        targets=adapter.targets,
-        options=adapter.options,
-        causal_lm=text,
-    )
+    network = add_adapter(base, **dict(model.adapter), causal_lm=text)
     trainable, frozen = parameter_counts(network)
     return RoleCost(model.source, frozen, trainable, 4 * trainable, frozen * dtype.itemsize), shape
 

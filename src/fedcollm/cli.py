@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fedcollm.cli_deploy import deploy
+from fedcollm.cli_deploy import Json, Quiet, Settings, deploy
 from fedcollm.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -23,11 +23,6 @@ app = typer.Typer(
 app.add_typer(deploy, name="deploy")
 
 Source = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="a YAML file, or a name from `fedcollm presets`")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; may be repeated")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
-Json = Annotated[
-    bool, typer.Option("--json", help="print the result as one JSON line, and nothing else on standard output")
-]
 
 
 @app.command()

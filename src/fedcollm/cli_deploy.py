@@ -15,6 +15,7 @@ deploy = typer.Typer(no_args_is_help=True, help="A federation over a network: ce
 
 Server = Annotated[Path, typer.Argument(metavar="SERVER_DIR", help="OUT/server, as `deploy init` wrote it")]
 Out = Annotated[Path | None, typer.Option("--out", help="run directory; default: SERVER_DIR/run")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; may be repeated")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
 Json = Annotated[
     bool, typer.Option("--json", help="print the result as one JSON line, and nothing else on standard output")
@@ -35,7 +36,7 @@ def init(
     clients: Annotated[
         str | None, typer.Option("--clients", help="names with commas between; default: 0,1,...")
     ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key")] = None,
+    settings: Settings = None,
     out: Annotated[Path, typer.Option("--out", help="a new directory")] = Path("deployment"),
     port: Annotated[int, typer.Option("--port", help="open to clients")] = 9443,
     superlink_port: Annotated[int, typer.Option("--superlink-port", help="of the server's machine alone")] = 9093,

@@ -6,8 +6,13 @@ Seeds (`seeding`) are public: whoever knows a run's seed could take noise made f
 import os
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+
+def keystream(key: bytes) -> CipherContext:
+    """What encrypts zeros to the ChaCha20 keystream of a 32-byte key, from its start."""
+    return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
 
 
 class SecureStream:
@@ -18,7 +23,7 @@ class SecureStream:
     """
 
     def __init__(self, key: bytes | None = None):
-        self._encryptor = Cipher(ChaCha20(key or os.urandom(32), bytes(16)), mode=None).encryptor()
+        self._encryptor = keystream(key or os.urandom(32))
 
     def words(self, count: int) -> np.ndarray:
         """[count] uint64."""

@@ -90,7 +90,24 @@ def start(directory: Path, config: RunConfig) -> None:
             f"or go on with: fedcollm run --resume --out {directory}"
         )
     with writing(directory):
-        write_atomically(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_atomically(directory / CONFIG, config_text(config))
+
+
+def config_text(config: RunConfig) -> str:
+    """A resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def parse_config(file: Path) -> RunConfig:
+    """Inverse of `config_text`, from a file.
+
+    Raises:
+        UserError: it is missing or malformed.
+    """
+    try:
+        return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not a configuration that this version reads: {error}") from error
 
 
 def read_config(directory: Path) -> RunConfig:
@@ -104,10 +121,7 @@ def read_config(directory: Path) -> RunConfig:
         raise UserError(
             f"{directory} holds no run: {CONFIG} is missing. Give the directory that `fedcollm run --out` wrote."
         )
-    try:
-        return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not a configuration that this version reads: {error}") from error
+    return parse_config(file)
 
 
 def read_records(directory: Path) -> list[RoundRecord]:

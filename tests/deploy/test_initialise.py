@@ -23,6 +23,7 @@ from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.errors import UserError
 from fedcollm.loading import load_config
+from fedcollm.run_directory import parse_config
 from fedcollm.tasks.catalogue import load_pool
 from fedcollm.tasks.partition import split
 
@@ -103,14 +104,14 @@ def test_all_parties_know_the_same_federation(out, config):
     assert re.fullmatch(r"small-[0-9a-f]{16}", deployment.run)
     assert (deployment.host, deployment.port, deployment.superlink_port) == ("fed.example.org", 9555, 9556)
     assert list(deployment.clients) == list(IDS)
-    assert directories.read_config(out / "server") == config
+    assert parse_config(out / "server" / "config.yaml") == config
     for client in IDS:
         membership = read_membership(out, client)
         assert (membership.client, membership.run) == (client, deployment.run)
         assert membership.address == "fed.example.org:9555"
         assert membership.roster == {name: keys.signing for name, keys in deployment.clients.items()}
         assert (membership.vocabulary_size, membership.context_length) == (16, 32)
-        assert directories.read_config(out / "clients" / client) == config
+        assert parse_config(out / "clients" / client / "config.yaml") == config
         assert (out / "clients" / client / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
 
 

@@ -183,8 +183,8 @@ def secured(clients, privacy, **settings) -> tuple[dict[str, SecureClient], Secu
     roster = {name: key.public_key() for name, key in keys.items()}
     private = isinstance(privacy, ClientPrivacy)
     encoding = private_fixed_point(len(clients), privacy) if private else FixedPoint(len(clients), 1, 10.0)
-    members = {n: SecureClient(c, "run", len(clients), encoding, True, keys[n], roster) for n, c in clients.items()}
-    return members, SecureSettings("run", encoding, roster, None, True, settings.get("expected", privacy))
+    members = {n: SecureClient(c, len(clients), encoding, True, keys[n], roster) for n, c in clients.items()}
+    return members, SecureSettings(encoding, roster, None, True, settings.get("expected", privacy))
 
 
 def server(clients, privacy, secure: bool, **settings) -> Server:

@@ -44,7 +44,7 @@ def clients(tokenizer, model_directories) -> dict[str, Client]:
     slm = add_adapter(load_causal_lm(model_directories["slm"], torch.float32), rank=8, seed=1)
     test = [example(noun) for noun in ("cat", "red", "dog")]
     return {
-        name: Client(name, task, slm, [example(noun) for noun in nouns], test, learning_rate=1e-2)
+        name: Client(name, task, slm, [example(noun) for noun in nouns], test, learning_rate=1e-2, run="run")
         for name, nouns in PARTS.items()
     }
 
@@ -72,14 +72,14 @@ def secured(clients, uniform=False, value_range=1.0, losses=None) -> tuple[Wire,
     roster = {name: key.public_key() for name, key in keys.items()}
     encoding = FixedPoint(len(clients), 1 if uniform else 64, value_range)
     members = {
-        name: SecureClient(c, "run", len(clients), encoding, uniform, keys[name], roster) for name, c in clients.items()
+        name: SecureClient(c, len(clients), encoding, uniform, keys[name], roster) for name, c in clients.items()
     }
-    return Wire(members, losses), SecureSettings("run", encoding, roster, None, uniform)
+    return Wire(members, losses), SecureSettings(encoding, roster, None, uniform)
 
 
 def server(clients, uniform=False, **secure) -> Server:
     one = clients["a"]
-    plain = Server(one.task, one.slm, None, LocalTransport(clients), [], one.test, uniform=uniform)
+    plain = Server(one.task, one.slm, None, LocalTransport(clients), [], one.test, uniform=uniform, run=one.run)
     if secure:
         plain.transport, plain.secure = secured(clients, uniform, **{k: v for k, v in secure.items() if k != "on"})
     return plain
@@ -124,7 +124,7 @@ def test_no_answer_holds_an_update_or_a_single_clients_numbers(clients):
     assert {type(answer) for answer in answers} == {PhaseAnswer}
     sent = {a.client: a.items["vector"] for a in answers if "vector" in a.items}
     for name, client in clients.items():
-        update = client.train(TrainRequest(1, theta))
+        update = client.train(TrainRequest(1, theta, run="run"))
         delta = {key: tensor - theta[key] for key, tensor in update.adapter.items()}
         plain = secure.secure.encoding.encode(delta, update.examples, statistics(update)).tobytes()  # pyright: ignore
         assert len(plain) == len(sent[name])
@@ -217,7 +217,7 @@ def invitation(one: SecureClient, ids=IDS, run="run", index=1, **changes) -> Tra
     """A request to train with a session that fits it."""
     theta = read_adapter(one.client.slm)
     session = Session.fresh(run, index, ids, payload=payload_digest(theta, True, one.encoding, one.uniform, None))
-    return dataclasses.replace(TrainRequest(1, theta, session=session), **changes)
+    return dataclasses.replace(TrainRequest(1, theta, session=session, run="run"), **changes)
 
 
 def test_plain_update_is_refused_by_a_client_of_secure_aggregation(clients):

@@ -88,7 +88,7 @@ class Small:
     def answering(self, name: str) -> Answering:
         """A client's process: nothing in its memory, and what was opened on its disk."""
         client: Any = self.client(name)
-        settings = secured(self.config, RUN, self.roster)
+        settings = secured(self.config, self.roster)
         if settings is not None:
             self.disk.mkdir(exist_ok=True)
             opened: Remembered[list[str]] = Remembered(self.disk / f"{name}-opened.json")

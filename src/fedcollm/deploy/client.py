@@ -17,7 +17,7 @@ from fedcollm.messages import adapter_bytes
 from fedcollm.models import parameter_counts, read_adapter
 from fedcollm.pretrained import load_tokenizer
 from fedcollm.progress import say
-from fedcollm.run_directory import locked, write_atomically, writing
+from fedcollm.run_directory import CONFIG, locked, parse_config, write_atomically, writing
 from fedcollm.tasks.files import find_part, load_custom
 from fedcollm.tasks.stored import read_examples
 from fedcollm.tasks.text import TextExample, TextTask
@@ -95,17 +95,17 @@ def build_answering(directory: Path, data: Path) -> Answering:
         UserError: the directory, the data or the model is not usable.
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
-    config = names.read_config(directory)
+    config = parse_config(directory / CONFIG)
     examples, test = private_examples(config, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples; loading {config.slm.source}")
+    state, roster = directory / "state", names.public_keys(membership.roster)
     set_matmul_precision(config)
     tokenizer = load_tokenizer(config.slm.source)
     task = TextTask(config.task.name, tokenizer, membership.vocabulary_size, membership.context_length)
-    slm = build_model(config, "slm", config.slm, task, [], directory / "state" / "base")
-    state, roster = directory / "state", names.public_keys(membership.roster)
+    slm = build_model(config, "slm", config.slm, task, [], state / "base")
     spent: Remembered[int] = Remembered(state / "spent.json")
     client: Any = build_client(config, membership.run, membership.client, task, slm, examples, test, spent)
-    settings = secured(config, membership.run, roster, parameter_counts(slm)[0])
+    settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")
         client = secure_client(config, client, settings, names.signing_key(directory), opened)
@@ -134,6 +134,5 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -
         node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
         say(f"connecting to {membership.address}")
         known = int(number.read_text()) if number.exists() else None
-        service = Service(node, answering, known, lambda value: write_atomically(number, str(value)))
-        service.stopped = stopped or service.stopped
-        service.run()
+        stopped = stopped or threading.Event()
+        Service(node, answering, known, lambda value: write_atomically(number, str(value)), stopped=stopped).run()

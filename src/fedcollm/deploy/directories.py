@@ -21,16 +21,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import yaml
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 
-CONFIG, DEPLOYMENT, MEMBERSHIP = "config.yaml", "deployment.json", "membership.json"
+DEPLOYMENT, MEMBERSHIP = "deployment.json", "membership.json"
 CA, CERTIFICATE, SERVER_KEY, SECRET = "ca.crt", "server.crt", "server.key", "superexec.key"
 NODE_KEY, SIGNING_KEY = "node.key", "signing.key"
 
@@ -101,19 +99,6 @@ def read(directory: Path, name: str, kind: type[T]) -> T:
         ) from error
     except ValidationError as error:
         raise UserError(f"{directory / name} is malformed: {error.errors()[0]['msg']}. Take a fresh copy.") from error
-
-
-def read_config(directory: Path) -> RunConfig:
-    """The run's configuration.
-
-    Raises:
-        UserError: it is missing or malformed.
-    """
-    file = directory / CONFIG
-    try:
-        return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not a configuration that this version reads: {error}") from error
 
 
 def node_key(directory: Path) -> EllipticCurvePrivateKey:

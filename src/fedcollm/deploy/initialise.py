@@ -10,7 +10,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -22,6 +21,7 @@ from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority, private_pem
 from fedcollm.deploy.directories import Deployment, Membership, PublicKeys
 from fedcollm.errors import UserError
+from fedcollm.run_directory import CONFIG, config_text
 from fedcollm.tasks.catalogue import is_text, load_pool
 from fedcollm.tasks.partition import split
 from fedcollm.tasks.stored import example_lines
@@ -83,7 +83,7 @@ def initialise(
     public = {client: pair.public() for client, pair in keys.items()}
     deployment = Deployment(run=run, host=site.host, port=site.port, superlink_port=site.superlink_port, clients=public)
     roster = {client: pair.signing for client, pair in public.items()}
-    secured(config, run, names.public_keys(roster))  # says now what would fail later
+    secured(config, names.public_keys(roster))  # says now what would fail later
     authority = Authority.make(run, max(10 * 365, site.days))
     parts = split(load_pool(config.task, config.seed), config.task, config.seed) if demo_data else None
     _write_server(out, config, deployment, authority, site)
@@ -139,7 +139,7 @@ def _write_server(out: Path, config: RunConfig, deployment: Deployment, authorit
     _write(server / names.CERTIFICATE, certificate)
     _write(server / names.SERVER_KEY, key, secret=True)
     _write(server / names.SECRET, os.urandom(32), secret=True)
-    _write(server / names.CONFIG, _yaml(config))
+    _write(server / CONFIG, config_text(config))
     _write(server / names.DEPLOYMENT, deployment.model_dump_json(indent=1))
     facts = {
         "run": deployment.run,
@@ -164,14 +164,10 @@ def _write_client(place: Path, config: RunConfig, membership: Membership, keys: 
     _write(place / names.CA, authority.pem())
     _write(place / names.NODE_KEY, private_pem(keys.node), secret=True)
     _write(place / names.SIGNING_KEY, private_pem(keys.signing), secret=True)
-    _write(place / names.CONFIG, _yaml(config))
+    _write(place / CONFIG, config_text(config))
     _write(place / names.MEMBERSHIP, membership.model_dump_json(indent=1))
     facts = {"client": membership.client, "run": membership.run}
     _write(place / "systemd" / "fedcollm-client.service", _filled("fedcollm-client.service", facts))
-
-
-def _yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def _filled(name: str, facts: Mapping[str, Any]) -> str:

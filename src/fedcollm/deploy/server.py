@@ -26,7 +26,7 @@ def serving(directory: Path) -> Iterator[tuple[RunConfig, Remote]]:
         UserError: something is missing or can't be started.
     """
     deployment = names.read(directory, names.DEPLOYMENT, Deployment)
-    config = names.read_config(directory)
+    config = run_directory.parse_config(directory / run_directory.CONFIG)
     for name in (names.SERVER_KEY, names.SECRET):
         names.check_private(directory / name)
     with run_directory.writing(directory):
@@ -88,7 +88,8 @@ def status(directory: Path, out: Path) -> Status:
     clients = {client: known.get(keys.node, "unknown") for client, keys in deployment.clients.items()}
     records = run_directory.read_records(out)
     last = records[-1] if records else None
-    return Status(deployment.run, services, clients, last, names.read_config(directory).federation.rounds)
+    config = run_directory.parse_config(directory / run_directory.CONFIG)
+    return Status(deployment.run, services, clients, last, config.federation.rounds)
 
 
 def stop_all(directory: Path) -> list[str]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from fedcollm.errors import RoundFailedError
 from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, readable
 
+NO_UPDATE = "no client's update could be used; the last good state is kept: --resume tries again"
+
 
 @dataclass(frozen=True)
 class Aggregate:
@@ -155,7 +157,7 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
         seconds = {part: seconds.get(part, 0.0) + value for part, value in update.seconds.items()}
         participants.append(update.client)
     if not participants:
-        raise RoundFailedError("no client's update could be used; the last good state is kept: --resume tries again")
+        raise RoundFailedError(NO_UPDATE)
     adapter = {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
     mean_score = sum(scores) / len(scores) if scores else None
     return Aggregate(adapter, loss / examples if examples else None, mean_score, seconds, tuple(participants))

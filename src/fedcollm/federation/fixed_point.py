@@ -38,6 +38,11 @@ def statistics(update: ClientUpdate) -> dict[str, float]:
     }
 
 
+def change(update: ClientUpdate, theta: Adapter) -> Adapter:
+    """θ_k − θ."""
+    return {name: tensor - theta[name] for name, tensor in update.adapter.items()}
+
+
 class RangeError(UserError):
     """A value lies outside the declared fixed-point range; nothing was sent."""
 
@@ -80,9 +85,8 @@ class FixedPoint:
         Raises:
             RangeError: see `encode`.
         """
-        delta = {name: tensor - theta[name] for name, tensor in update.adapter.items()}
         weight = 1 if uniform or update.examples is None else update.examples
-        return self.encode(delta, weight, statistics(update))
+        return self.encode(change(update, theta), weight, statistics(update))
 
     def encode(self, delta: Adapter, weight: int, statistics: Mapping[str, float]) -> np.ndarray:
         """A client's vector.

@@ -5,12 +5,11 @@ import json
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedcollm.errors import RefusalError
+from fedcollm.randomness import keystream
 
 
 def derive(secret: bytes, context: bytes, purpose: bytes) -> bytes:
@@ -37,8 +36,7 @@ def agree(private: X25519PrivateKey, public: bytes, context: bytes, purpose: byt
 
 def prg(key: bytes, words: int) -> np.ndarray:
     """[words] uint32: the ChaCha20 keystream."""
-    encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
-    return np.frombuffer(encryptor.update(bytes(4 * words)), dtype="<u4")
+    return np.frombuffer(keystream(key).update(bytes(4 * words)), dtype="<u4")
 
 
 def commitment(seed: bytes, context: bytes) -> bytes:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedcollm.errors import RefusalError
 from fedcollm.federation.client import Client
 from fedcollm.federation.differential_privacy import noised
-from fedcollm.federation.fixed_point import FixedPoint, pack, statistics
+from fedcollm.federation.fixed_point import FixedPoint, change, pack, statistics
 from fedcollm.federation.secure_aggregation import Participant, check_invitation
 from fedcollm.messages import ClientUpdate, PhaseAnswer, Request, Session, TrainRequest, payload_digest
 from fedcollm.privacy import ClientPrivacy
@@ -20,8 +20,7 @@ class SecureClient:
     """A client that answers in phases, and only to requests of its own session.
 
     Attributes:
-        client: does the training.
-        run: the only run that this client takes part in.
+        client: does the training, for one run only.
         smallest_session: fewest invited clients that it agrees to be summed with, itself included.
         encoding: of its vector.
         uniform: weight 1 instead of the number of examples.
@@ -31,7 +30,6 @@ class SecureClient:
     """
 
     client: Client
-    run: str
     smallest_session: int
     encoding: FixedPoint
     uniform: bool
@@ -70,7 +68,7 @@ class SecureClient:
         """The update as it is masked, with its share of the noise under client-level privacy."""
         privacy = self.client.privacy
         if isinstance(privacy, ClientPrivacy):
-            delta = {name: tensor - request.adapter[name] for name, tensor in update.adapter.items()}
+            delta = change(update, request.adapter)
             return pack(noised(delta, privacy, self.encoding.fraction_bits, threshold), statistics(update))
         return self.encoding.encode_update(update, request.adapter, self.uniform)
 
@@ -80,8 +78,8 @@ class SecureClient:
         if session is None or session.round_index != request.round_index:
             raise RefusalError("a plain update was asked for, and this client takes part in secure aggregation only")
         check_invitation(self.client.id, session, self.roster)
-        if session.run != self.run:
-            raise RefusalError(f"a session of run {session.run!r}, and this client is part of {self.run!r}")
+        if session.run != self.client.run:
+            raise RefusalError(f"a session of run {session.run!r}, and this client is part of {self.client.run!r}")
         if len(session.invited) < self.smallest_session:
             raise RefusalError(f"{len(session.invited)} clients are invited, fewer than {self.smallest_session}")
         agreed = (self.encoding, self.uniform, self.client.privacy)

@@ -7,7 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation import Aggregate, explained
+from fedcollm.federation.aggregation import NO_UPDATE, Aggregate, explained
 from fedcollm.federation.fixed_point import STATISTICS, FixedPoint
 from fedcollm.federation.secure_aggregation import Items
 from fedcollm.federation.secure_sum import collect_sum
@@ -35,7 +35,6 @@ class SecureSettings:
     """What the server must know for secure aggregation.
 
     Attributes:
-        run: identity of the run, the same after a restart.
         encoding: of the clients' vectors.
         roster: id to public signing key.
         threshold: t; None: the smallest above 2n/3.
@@ -43,7 +42,6 @@ class SecureSettings:
         privacy: of the clients.
     """
 
-    run: str
     encoding: FixedPoint
     roster: Mapping[str, Ed25519PublicKey] = field(repr=False)
     threshold: int | None = None
@@ -68,7 +66,7 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
     if len(ids) > encoding.clients:
         raise RoundFailedError(f"{len(ids)} clients are asked, and the fixed point is set up for {encoding.clients}")
     payload = payload_digest(request.adapter, request.evaluate, encoding, settings.uniform, settings.privacy)
-    session = Session.fresh(settings.run, request.round_index, ids, settings.threshold, payload)
+    session = Session.fresh(request.run, request.round_index, ids, settings.threshold, payload)
     session.check()
     traffic = _Traffic(ask, session.nonce)
     keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
@@ -99,7 +97,7 @@ def rehearse(updates: Iterable[ClientUpdate], request: TrainRequest, encoding: F
         total = total + vector if clients else vector
         clients.append(update.client)
     if not clients:
-        raise RoundFailedError("no client's update could be used; the last good state is kept: --resume tries again")
+        raise RoundFailedError(NO_UPDATE)
     return _mean(total, tuple(clients), request, encoding, uniform, STATISTICS)
 
 

@@ -116,11 +116,12 @@ class FlowerTransport:
             return self._nodes.get(self.keys[client])
 
     def _checked(self, client: str, reply: bytes) -> Answer:
-        """An answer that is one, and is this client's own."""
-        try:
-            answer = decode(reply, self._limit_bytes)
-        except RefusalError as error:
-            return Failure(client, str(error))
+        """An answer that is one, and is this client's own.
+
+        Raises:
+            RefusalError: it can't be read.
+        """
+        answer = decode(reply, self._limit_bytes)
         if not isinstance(answer, (ClientUpdate, PhaseAnswer, Failure)):
             return Failure(client, "sent a request instead of an answer")
         if answer.client != client:

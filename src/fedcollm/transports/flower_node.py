@@ -250,7 +250,7 @@ def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
     if isinstance(error, httpx.TransportError) and "certificate" in str(error).lower():
         raise UserError(
             f"the server's certificate is not accepted ({error}). Check that ca.crt here is that of the server's "
-            "operator, that the certificate has not expired, and that the address in deployment.json is right."
+            "operator, that the certificate has not expired, and that the address in membership.json is right."
         ) from error
     code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
     if code == 401 or (code < 500 and failing > _PATIENCE):

@@ -1,7 +1,8 @@
-"""The server's connection to a Flower SuperLink: a run of its own, and the grid that reaches the clients.
+"""The server's connection to a Flower SuperLink: a run of its own, and the way to the clients.
 
 Flower would start the server's program in a process of its own, from an archive of code. Here the program is this
-process: it opens a run, takes over its task as Flower's SuperExec would, and uses Flower's grid.
+process: it opens a run, takes over its task as Flower's SuperExec would, and speaks the Runtime API, as Flower's grid
+does.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from flwr.cli.build import build_fab_from_files
@@ -46,11 +47,14 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcollm.errors import UserError
 from fedcollm.transports.flower_messages import LostError, fetch, request, send
+
+C = TypeVar("C", bound=ProtobufClient)
 
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
 _APP = """[project]
@@ -105,11 +109,8 @@ class SuperLink:
     def run(self) -> Iterator["Run"]:
         """A run for as long as the context lasts; runs that an earlier process left behind are stopped."""
         number = self._start()
-        interceptors = [
-            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
-            RuntimeTokenHttpInterceptor(token=self._take_over(number)),
-        ]
-        client = RuntimeHttpClient.from_server_address(self.address, False, self.certificate.read_bytes(), interceptors)
+        token = RuntimeTokenHttpInterceptor(token=self._take_over(number))
+        client = self._client(RuntimeHttpClient, "flwr-serverapp", token)
         heartbeat, status = HeartbeatSender(make_task_heartbeat_fn_http(client)), SubStatus.FAILED
         task = client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task.task_id, number, task.context.node_id
@@ -135,12 +136,8 @@ class SuperLink:
     def _take_over(self, number: int) -> str:
         """The token of a run's task."""
         protected = frozenset({"/flwr.proto.Runtime/AcquireTask"})
-        interceptors = [
-            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-            SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=protected),
-        ]
-        client = RuntimeHttpClient.from_server_address(self.address, False, self.certificate.read_bytes(), interceptors)
-        with contextlib.closing(client):
+        signed = SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=protected)
+        with contextlib.closing(self._client(RuntimeHttpClient, "SuperExec", signed)) as client:
             while True:
                 response = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
                 if not response.token:
@@ -150,12 +147,13 @@ class SuperLink:
                 if response.task.run_id == number:
                     return response.token
 
-    @contextlib.contextmanager
-    def _control(self) -> Iterator[ControlHttpClient]:
-        interceptors = [RuntimeVersionHttpInterceptor(component_name="CLI")]
-        client = ControlHttpClient.from_server_address(self.address, False, self.certificate.read_bytes(), interceptors)
-        with contextlib.closing(client):
-            yield client
+    def _control(self) -> contextlib.closing[ControlHttpClient]:
+        return contextlib.closing(self._client(ControlHttpClient, "CLI"))
+
+    def _client(self, kind: type[C], component: str, *interceptors: ProtobufClientInterceptor) -> C:
+        version = RuntimeVersionHttpInterceptor(component_name=component)
+        trusted = self.certificate.read_bytes()
+        return kind.from_server_address(self.address, False, trusted, [version, *interceptors])
 
 
 @dataclass(frozen=True)
