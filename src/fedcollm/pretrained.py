@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from fedcollm.attention import GROUPED, SUPPORTED
 from fedcollm.errors import UserError
 from fedcollm.progress import say
 
@@ -75,8 +76,18 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto") -> Any:
-    """A causal language model from a directory or hub id, with one of transformers' attention implementations."""
+def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", device: str = "cpu") -> Any:
+    """A causal language model from a directory or hub id, on the CPU.
+
+    Args:
+        place: directory or hub id.
+        dtype: of all weights.
+        attention: name of one of transformers' attention implementations; `auto`: ours where the model will compute on
+            a CPU and qualifies, else transformers' choice.
+        device: type of the device that the model will compute on.
+    """
+    if attention == "auto" and device == "cpu" and _from_pretrained(AutoConfig, place).model_type in SUPPORTED:
+        attention = GROUPED
     options = {} if attention == "auto" else {"attn_implementation": attention}
     return _from_pretrained(AutoModelForCausalLM, place, dtype=dtype, **options)
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fedcollm.discrete_gaussian import discrete_gaussian
 from fedcollm.errors import UserError
+from fedcollm.fused_lora import unfused
 from fedcollm.privacy import ExamplePrivacy, missing
 from fedcollm.progress import track
 from fedcollm.randomness import SecureStream
@@ -57,7 +58,21 @@ def fit_privately(
         NonFiniteError: the adapter became NaN or infinite.
         UserError: opacus is not installed, or can't give this adapter's gradients.
     """
-    stream = stream or SecureStream()
+    with unfused(model):  # opacus' hooks are on single layers
+        _fit(task, model, examples, privacy, batch_size, learning_rate, where, stream or SecureStream())
+    check_finite_weights(where, model)
+
+
+def _fit(
+    task: Task,
+    model: nn.Module,
+    examples: Sequence[Any],
+    privacy: ExamplePrivacy,
+    batch_size: int,
+    learning_rate: float,
+    where: str,
+    stream: SecureStream,
+) -> None:
     hooks, optimizer = _private(model, learning_rate, privacy, stream)
     model.train()
     try:
@@ -76,7 +91,6 @@ def fit_privately(
         for parameter in optimizer.params:
             del parameter.summed_grad
         model.eval()
-    check_finite_weights(where, model)
 
 
 def _private(model: nn.Module, learning_rate: float, privacy: ExamplePrivacy, stream: SecureStream) -> tuple[Any, Any]:

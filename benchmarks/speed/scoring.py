@@ -1,0 +1,230 @@
+"""B3: multiple-choice scoring, `fedcollm.training.evaluate` beside lm-evaluation-harness's `hf` model.
+
+The same items, prompts, weights and dtype; a repetition is all that a caller waits for: tokenising, forward passes,
+metrics. The harness keeps its cache of one-token answers (its default), skips bootstrapping, and has the batch size
+that was its fastest of 4, 8, 16, 32 and 64. It is timed with its default softmax, which in bfloat16 is the faster one
+but rounds log-probabilities to 8 bits; its predictions are those of an untimed pass with `softmax_dtype="float32"`.
+"""
+
+import operator
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.speed.lm_harness import harness_evaluate, harness_model, harness_task
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+#: Largest difference of a choice's log-likelihood between the two sides, in nats a token; in bfloat16 two steps of the
+#: logits, which lie between 16 and 32.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+
+_SIDES = {
+    "ours": "benchmarks.speed.scoring:ours",
+    "peer": "benchmarks.speed.scoring:lm_eval",
+    "same": "benchmarks.speed.scoring:same",
+}
+
+
+#: Sequences a forward pass: examples for ours.
+_BATCH_SIZES = {"icd10": (32, 32), "arc_challenge": (32, 8), "pubmedqa": (8, 4)}
+
+
+def _case(data: str, items: int, dtype: str, form: str, layers: int | None = None) -> dict:
+    model = f"SmolLM2-135M, {layers or 30} layers"
+    return {
+        "row": "B3",
+        "title": f"{data}, {items} items, {model}, {dtype}",
+        "peer_name": "lm-evaluation-harness",
+        **_SIDES,
+        "target": "≥ 4 ×",
+        "form": form,
+        "needs": [] if data == "icd10" else [f"../shared/data/{data}"],
+        "data": data,
+        "items": items,
+        "layers": layers,
+        "dtype": dtype,
+        "attention": "eager" if data == "icd10" else "auto",
+        "batch_size": _BATCH_SIZES[data][0],
+        "peer_batch_size": _BATCH_SIZES[data][1],
+    }
+
+
+CASES = (
+    _case("icd10", 150, "bfloat16", "short"),
+    _case("icd10", 150, "float32", "long"),
+    _case("icd10", 150, "bfloat16", "long", layers=10),
+    _case("arc_challenge", 100, "bfloat16", "short"),
+    _case("arc_challenge", 100, "float32", "long"),
+    _case("pubmedqa", 40, "bfloat16", "short"),
+    _case("pubmedqa", 40, "float32", "long"),
+)
+
+
+def examples_of(case: dict) -> list[Any]:
+    """The first `items` test examples of the case's data."""
+    from fedcollm.config import FormatConfig
+    from fedcollm.loading import load_config
+    from fedcollm.tasks.catalogue import load_pool
+    from fedcollm.tasks.files import load_custom
+    from fedcollm.tasks.partition import split
+    from fedcollm.tasks.qa import load_qa
+
+    if case["data"] == "icd10":
+        config = load_config("icd10")
+        test = split(load_pool(config.task, config.seed), config.task, config.seed).test
+    elif case["data"] == "pubmedqa":
+        columns = FormatConfig(prompt="{question}\nAnswer:", answer="answer", choices="choices")
+        test = load_custom(DATA / "pubmedqa", columns).test
+    else:
+        test = load_qa(case["data"], DATA).test
+    return list(test or ())[: case["items"]]
+
+
+def base_model(case: dict) -> Any:
+    """The frozen base network of a case, with float32 products as `fedcollm run` sets them."""
+    from fedcollm.pretrained import base_directory, load_causal_lm
+
+    torch.set_float32_matmul_precision("medium" if case["dtype"] == "bfloat16" else "highest")
+    place = base_directory("smollm2-135m", case["layers"])
+    return load_causal_lm(place, getattr(torch, case["dtype"]), case["attention"])
+
+
+def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The same small random adapter for both sides: name to values, none of them zero as in a fresh one."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shapes[name], generator=generator) * 0.02 for name in sorted(shapes)}
+
+
+def ours(case: dict) -> Callable[[], dict]:
+    """`evaluate` on a fresh task, so that every repetition tokenises."""
+    from fedcollm.build_models import text_models
+    from fedcollm.loading import load_config
+    from fedcollm.models import add_adapter, read_adapter, write_adapter
+    from fedcollm.tasks.text import TextTask
+    from fedcollm.training import evaluate
+
+    examples, facts = examples_of(case), text_models(load_config("icd10"))
+    model = add_adapter(base_model(case))
+    write_adapter(model, adapter_values({name: tensor.shape for name, tensor in read_adapter(model).items()}))
+
+    def fresh() -> TextTask:
+        return TextTask(case["data"], facts.tokenizer, facts.vocabulary_size, facts.context_length)
+
+    likelihoods = _our_likelihoods(fresh(), model, examples, case["batch_size"])
+    figures = _chosen(likelihoods, examples, case) | {"slack": _slack(fresh(), examples)}
+
+    def repeat() -> dict:
+        task = fresh()
+        start = time.perf_counter()
+        score = evaluate(task, model, examples, case["batch_size"])
+        seconds = time.perf_counter() - start
+        metrics = {"acc": score.mean("acc"), "acc_norm": score.mean("acc_norm")}
+        return {"seconds": seconds, "items": len(examples), **metrics, **figures}
+
+    return repeat
+
+
+def _our_likelihoods(task: Any, model: Any, examples: Sequence[Any], batch_size: int) -> list[list[float]]:
+    """Log-likelihoods of each example's choices, in the batches that `evaluate` makes, in the examples' own order."""
+    order = sorted(examples, key=task.size)
+    found: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for example, (likelihoods, _) in zip(batch, task._likelihoods(model, batch), strict=True):
+                found[example.id] = [float(value) for value in likelihoods]
+    return [found[example.id] for example in examples]
+
+
+def _slack(task: Any, examples: Sequence[Any]) -> dict[str, list[list[float]]]:
+    """Metric to how far it moves, of each choice, if the log-likelihood of every token moves by one."""
+    tokens = [[float(len(task.encode(e.prompt, choice)[1])) for choice in e.choices] for e in examples]
+    lengths = [[len(choice) for choice in example.choices] for example in examples]
+    return {"acc": tokens, "acc_norm": list(map(_divided, tokens, lengths))}
+
+
+def lm_eval(case: dict) -> Callable[[], dict]:
+    """The harness around plain PEFT on the same base; the task is made before the clock starts."""
+    import peft
+
+    from fedcollm.pretrained import load_tokenizer
+
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    examples = examples_of(case)
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(base_model(case), config)
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    peft.set_peft_model_state_dict(model, adapter_values({name: tensor.shape for name, tensor in state.items()}))
+    harness = harness_model(model, load_tokenizer("smollm2-135m"), case["peer_batch_size"])
+    task = harness_task(examples)
+    found = harness_evaluate(harness, task)
+    figures = {"items": len(examples)} | _chosen(found.pop("likelihoods"), examples, case) | found
+    harness.softmax_dtype = None
+
+    def repeat() -> dict:
+        start = time.perf_counter()
+        answers = harness_evaluate(harness, task)["likelihoods"]
+        seconds = time.perf_counter() - start
+        picks = _chosen(answers, examples, case)["picked"]["acc"]
+        differing = sum(map(operator.ne, picks, figures["picked"]["acc"]))
+        return {"seconds": seconds, **figures, "picks_that_default_softmax_changes": differing}
+
+    return repeat
+
+
+def _chosen(likelihoods: Sequence[Sequence[float]], examples: Sequence[Any], case: dict) -> dict[str, Any]:
+    """What each metric picks, the first of equals, and what is needed to compare two sides."""
+    answers = [example.answer for example in examples]
+    lengths = [[len(choice) for choice in example.choices] for example in examples]
+    values = {"acc": likelihoods, "acc_norm": list(map(_divided, likelihoods, lengths))}
+    picked = {metric: [row.index(max(row)) for row in rows] for metric, rows in values.items()}
+    right = {metric: sum(map(operator.eq, picks, answers)) / len(answers) for metric, picks in picked.items()}
+    return {"values": values, "picked": picked, "right": right, "dtype": case["dtype"]}
+
+
+def _divided(values: Sequence[float], counts: Sequence[int]) -> list[float]:
+    return [value / count for value, count in zip(values, counts, strict=True)]
+
+
+def same(ours: dict, peer: dict) -> str:
+    """Both sides pick the same choice of every item; in bfloat16, but for ties within its rounding.
+
+    Args:
+        ours: figures, with `slack`: how far one nat a token moves a choice.
+        peer: figures.
+
+    Raises:
+        ValueError: a log-likelihood differs by more than the tolerance, a prediction differs without such a tie, or
+            the metrics that a side reports are not those of its predictions.
+    """
+    for side in (ours, peer):
+        if any(abs(side[metric] - side["right"][metric]) > 1e-9 for metric in ("acc", "acc_norm")):
+            raise ValueError(f"reported {side['acc']}, {side['acc_norm']} and predicted {side['right']}")
+    tolerance, rows = TOLERANCE[ours["dtype"]], (ours["values"]["acc"], peer["values"]["acc"], ours["slack"]["acc"])
+    largest = max(abs(p - q) / n for row in zip(*rows, strict=True) for p, q, n in zip(*row, strict=True))
+    if largest > tolerance:
+        raise ValueError(f"log-likelihoods differ by {largest:.3g} nats a token, more than {tolerance:g}")
+    told = [_compare_picks(metric, ours, peer, tolerance) for metric in ("acc", "acc_norm")]
+    return f"log-likelihoods within {largest:.2g} nats a token (tolerance {tolerance:g}); " + "; ".join(told)
+
+
+def _compare_picks(metric: str, ours: dict, peer: dict, tolerance: float) -> str:
+    """How many items are picked otherwise, and how close the two picks of those are at most, by either side."""
+    pairs = list(zip(ours["picked"][metric], peer["picked"][metric], strict=True))
+    differing = [(i, p, q) for i, (p, q) in enumerate(pairs) if p != q]
+    if not differing:
+        return f"{metric}: the same choice of all {len(pairs)} items"
+    slack = ours["slack"][metric]
+    gaps = [
+        abs(side["values"][metric][i][p] - side["values"][metric][i][q]) / (slack[i][p] + slack[i][q])
+        for i, p, q in differing
+        for side in (ours, peer)
+    ]
+    if ours["dtype"] == "float32" or max(gaps) > tolerance:
+        raise ValueError(f"{metric}: {len(differing)} of {len(pairs)} picks differ, up to {max(gaps):.3g} a token")
+    return f"{metric}: {len(differing)} of {len(pairs)} picks differ, all of them ties within {max(gaps):.2g} a token"
