@@ -46,7 +46,7 @@ class _Grouped(torch.autograd.Function):
         queries, keys = ctx.shapes
         gradient = gradient.reshape(q.shape)
         of_weights = torch.bmm(gradient, v.transpose(1, 2))
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_q = torch.bmm(of_scores, k).mul_(ctx.scale)
         of_k = torch.bmm(of_scores.transpose(1, 2), q)
         of_v = torch.bmm(weights.transpose(1, 2), gradient)

@@ -79,7 +79,7 @@ class LoraStack:
         scale: s = α / r, the same for all layers.
     """
 
-    def __init__(self, layers: Sequence[LoraLinear]):
+    def __init__(self, layers: Sequence[Any]):
         self.layers = list(layers)
         weights = [layer.base_layer.weight for layer in layers]
         self.widths, self.ranks = [len(w) for w in weights], [layer.r[_ADAPTER] for layer in layers]
@@ -169,13 +169,13 @@ class _RmsNorm(torch.autograd.Function):
 _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
-def fuse(model: nn.Module) -> None:
+def fuse(model: Any) -> None:
     """Make a PEFT model's forward and backward passes fast; a module that doesn't qualify stays as it is.
 
     Those are LoRA layers without dropout and variants on plain linear layers, root-mean-square norms, and the LM head.
     """
     for parent in list(model.modules()):
-        children = {name: child for name, child in parent.named_children() if _qualifies(child)}
+        children: dict[str, Any] = {name: child for name, child in parent.named_children() if _qualifies(child)}
         for names in SIBLINGS:
             layers = [children.get(name) for name in names]
             if all(layer is not None and _alike(layer, layers[0]) for layer in layers):
@@ -186,7 +186,7 @@ def fuse(model: nn.Module) -> None:
             parent.forward = functools.partial(_normalise, parent)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:
-        head.forward = functools.partial(_head, head)
+        vars(head)["forward"] = functools.partial(_head, head)
 
 
 def _normalise(norm: Any, x: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def _head(head: nn.Linear, x: Tensor) -> Tensor:
     return _FrozenLinear.apply(x, head.weight)  # pyright: ignore[reportReturnType]
 
 
-def _qualifies(layer: nn.Module) -> bool:
+def _qualifies(layer: Any) -> bool:
     if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear or list(layer.r) != [_ADAPTER]:
         return False
     plain = (
@@ -230,4 +230,4 @@ def unfused(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, forward in replaced.items():
-            module.forward = forward
+            vars(module)["forward"] = forward

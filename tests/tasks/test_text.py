@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedcollm.attention import GROUPED
 from fedcollm.errors import UserError
 from fedcollm.tasks.base import UNLABELLED, Task
-from fedcollm.tasks.text import TextExample, TextTask
+from fedcollm.tasks.text import TextExample, TextTask, branch, reads_branches
 from fedcollm.training import cross_entropy
 
 WORDS = "<pad> <unk> red green blue cat dog bird is a the : colour animal good bad".split()  # noqa: SIM905
@@ -330,13 +331,70 @@ def test_one_token_path_equals_the_general_path(task, model):
 
 def test_log_likelihoods_are_those_of_a_plain_forward_pass(task, model):
     choices = ("red", "a bird", "the good animal")
+    companion = example("the blue bird is a good dog :", "a good the cat", "bad")
     with torch.no_grad():
-        ((values, _),) = task._likelihoods(model, [example("the cat is :", *choices)])
+        (values, _), _ = task._likelihoods(model, [example("the cat is :", *choices), companion])
     for value, choice in zip(values, choices, strict=True):
         rows = plain_rows(model, "the cat is :", choice).log_softmax(-1)
         assert value.item() == pytest.approx(
             sum(row[token].item() for row, token in zip(rows, ids(choice), strict=True)), abs=1e-4
         )
+
+
+@pytest.mark.parametrize("attention", [GROUPED, "eager", "sdpa"])
+def test_shared_prompt_gives_what_one_sequence_a_choice_gives(task, model, attention):
+    model.set_attn_implementation(attention)
+    together = example("the blue bird is :", "red", "a bird", "the good animal", "the good dog")
+    with torch.no_grad():
+        ((shared, greedy),) = task._likelihoods(model, [together])
+        apart = [task._likelihoods(model, [example("the blue bird is :", choice)])[0] for choice in together.choices]
+    torch.testing.assert_close(shared, torch.cat([values for values, _ in apart]), atol=1e-5, rtol=1e-5)
+    assert greedy.tolist() == [likeliest.item() for _, likeliest in apart]
+
+
+def test_branches_by_hand():
+    # prompt of two tokens, answers of two and three: columns pad, prompt, prompt, one, two, two
+    made = branch(torch.tensor([[0, 1, 1, 1, 1, 1]]), [((1, 2), [(3, 4), (5, 6, 7)])], torch.float32)
+    assert made["position_ids"].tolist() == [[0, 0, 1, 2, 2, 3]]
+    assert (made["attention_mask"][0, 0] == 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 1, 1, 0, 1, 0],
+        [0, 1, 1, 0, 1, 1],
+    ]
+
+
+def test_prompt_is_read_once_for_all_choices(task):
+    model = after_colon({})
+    task.score(model, [example("a :", "the cat", "a dog bird", "bad")])
+    assert model.widths == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "branches"),
+    [
+        ({"_attn_implementation": "sdpa"}, True),
+        ({"_attn_implementation": "flash_attention_2"}, False),
+        ({"_attn_implementation": "grouped", "sliding_window": 512}, False),
+        ({"_attn_implementation": "grouped", "sliding_window": 512, "use_sliding_window": False}, True),
+    ],
+)
+def test_prompts_are_shared_only_where_attention_follows_any_mask(settings, branches):
+    assert reads_branches(SimpleNamespace(config=SimpleNamespace(**settings))) is branches
+
+
+def test_choices_that_cut_the_prompt_differently_are_read_apart(tokenizer, model):
+    narrow = TextTask("toy", tokenizer, 16, context_length=5)
+    long = example("the blue bird is a good dog :", "red", "the good animal")
+    with torch.no_grad():
+        ((values, _),) = narrow._likelihoods(model, [long])
+    ends = ["is a good dog :", "good dog :"]  # room for 5 and for 3 tokens
+    for value, prompt, choice in zip(values, ends, long.choices, strict=True):
+        rows = plain_rows(model, prompt, choice).log_softmax(-1)
+        expected = sum(row[token].item() for row, token in zip(rows, ids(choice), strict=True))
+        assert value.item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_scores_stay_with_their_examples_when_paths_mix(task):
@@ -355,7 +413,7 @@ def test_scores_stay_with_their_examples_when_paths_mix(task):
 def test_forward_passes_of_scoring_are_no_wider_than_the_batch(task):
     model = long_or_likely()
     task.score(model, [example("a :", "the cat", "a dog", "bad"), example("the :", "the cat", "a dog", "bad")])
-    assert model.widths == [2, 2, 2]
+    assert model.widths == [2]
 
 
 def test_free_completion_is_right_if_every_token_is_the_most_likely(task):

@@ -2,7 +2,8 @@
 
 A row of `logits` is one answer token: the prompt and the padding never reach the LM head. Inputs are
 padded on the left, so that every answer ends at the last column and the head can be asked for the
-last few columns only.
+last few columns only. When choices are scored, they follow their prompt one after the other, each
+blind to the others, so that the prompt is read once.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.tasks.base import UNLABELLED
+
+Tokens = tuple[int, ...]
+
+#: Rows of logits that are widened to float32 at once when choices are scored.
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class TextTask:
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
         self.main_metric = "acc_norm" if normalised else "acc"
-        self._encoded: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._truncated: set[str] = set()
 
     @property
@@ -96,7 +102,7 @@ class TextTask:
         """Number of distinct prompts that were cut so far."""
         return len(self._truncated)
 
-    def encode(self, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def encode(self, prompt: str, answer: str) -> tuple[Tokens, Tokens]:
         """Prompt and answer tokens, split as lm-evaluation-harness does.
 
         The answer starts with one space; both are encoded together, so that the split never changes
@@ -150,32 +156,38 @@ class TextTask:
             pairs.append((prompt, (UNLABELLED,) if example.answer is None else answer))
         return self._batch(pairs)
 
-    def _batch(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> TextBatch:
+    def _batch(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> TextBatch:
         """Left-padded inputs prompt + answer[:-1]; each answer token is predicted one column before it."""
-        width = max(len(prompt) + len(answer) - 1 for prompt, answer in pairs)
         kept = max(len(answer) for _, answer in pairs)
-        pad = self.tokenizer.pad_token_id or 0
-        tokens = torch.full((len(pairs), width), pad)
-        mask = torch.zeros_like(tokens)
         rows = torch.zeros(len(pairs), kept, dtype=torch.bool)
-        for i, (prompt, answer) in enumerate(pairs):
-            sequence = prompt + answer[:-1]
+        for i, (_, answer) in enumerate(pairs):
+            rows[i, kept - len(answer) :] = True
+        targets = torch.tensor([token for _, answer in pairs for token in answer])
+        return TextBatch(self._padded([prompt + answer[:-1] for prompt, answer in pairs]), rows, targets)
+
+    def _padded(self, sequences: Sequence[Tokens]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and `position_ids`, each [B, N] int64, padded on the left."""
+        width = max(map(len, sequences))
+        tokens = torch.full((len(sequences), width), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(tokens)
+        for i, sequence in enumerate(sequences):
             tokens[i, width - len(sequence) :] = torch.tensor(sequence)
             mask[i, width - len(sequence) :] = 1
-            rows[i, kept - len(answer) :] = True
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        targets = torch.tensor([token for _, answer in pairs for token in answer])
-        return TextBatch({"input_ids": tokens, "attention_mask": mask, "position_ids": positions}, rows, targets)
+        return {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
     def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """[P, V]: the head is applied to the last R columns only, and rows are picked from those."""
+        columns = self._last_columns(model, batch.inputs, batch.rows.shape[1])
+        return columns[batch.rows.to(columns.device)].float()
+
+    def _last_columns(self, model: nn.Module, inputs: dict[str, Tensor], kept: int) -> Tensor:
+        """[B, kept, V]: logits of the last columns, in the model's dtype."""
         device = next(model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
-        width, kept = batch.inputs["input_ids"].shape[1], batch.rows.shape[1]
+        width = inputs["input_ids"].shape[1]
         columns = torch.arange(width - kept, width, device=device)
-        output = model(**inputs, use_cache=False, logits_to_keep=columns)
-        return output.logits[batch.rows.to(device)][:, : self.vocabulary_size].float()
+        return model(**inputs, use_cache=False, logits_to_keep=columns).logits[..., : self.vocabulary_size]
 
     def targets(self, batch: TextBatch) -> Tensor:
         """[P] int64: the answer tokens, sequence by sequence."""
@@ -207,34 +219,79 @@ class TextTask:
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
         """Each example's choices: log-likelihood [C], and whether greedy decoding would give it [C].
 
-        Choices of one token each are read off one row of their common prompt; others take a sequence each.
+        A prompt is read once for all its choices, where the model's attention allows that.
         """
-        sequences: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        columns: list[list[tuple[int, ...]]] = []  # for each sequence, the answers to read off its rows
-        owners: list[int] = []
+        shared = reads_branches(model)
+        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
         for index, example in enumerate(examples):
-            encoded = [self.encode(example.prompt, choice) for choice in example.choices]
-            if all(prompt == encoded[0][0] and len(answer) == 1 for prompt, answer in encoded):
-                sequences.append(encoded[0])
-                columns.append([answer for _, answer in encoded])
-                owners.append(index)
-            else:
-                sequences += encoded
-                columns += [[answer] for _, answer in encoded]
-                owners += [index] * len(encoded)
-        values: list[list[Tensor]] = [[] for _ in examples]
-        greedy: list[list[Tensor]] = [[] for _ in examples]
-        for start in range(0, len(sequences), len(examples)):
-            part = slice(start, start + len(examples))
-            for owner, answers, rows in zip(
-                owners[part], columns[part], self._rows(model, sequences[part]), strict=True
-            ):
-                chosen = rows[torch.arange(len(rows)), torch.tensor(answers)]  # [answers, tokens of each]
-                values[owner].append(chosen.sum(-1))
-                greedy[owner].append((chosen == rows.amax(-1)).all(-1))
-        return [(torch.cat(v), torch.cat(g)) for v, g in zip(values, greedy, strict=True)]
+            by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
+            for choice, (prompt, answer) in enumerate(self.encode(example.prompt, text) for text in example.choices):
+                one = by_prompt.setdefault(prompt if shared else choice, (index, [], prompt, []))
+                one[1].append(choice)
+                one[3].append(answer)
+            parts += by_prompt.values()
+        values = [torch.empty(len(example.choices)) for example in examples]
+        greedy = [torch.empty(len(example.choices), dtype=torch.bool) for example in examples]
+        for start in range(0, len(parts), len(examples)):
+            some = parts[start : start + len(examples)]
+            read = self._read(model, [(prompt, answers) for _, _, prompt, answers in some])
+            for (index, choices, _, _), (likelihoods, likeliest) in zip(some, read, strict=True):
+                values[index][choices], greedy[index][choices] = likelihoods, likeliest
+        return list(zip(values, greedy, strict=True))
 
-    def _rows(self, model: nn.Module, sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Sequence[Tensor]:
-        """Log-probabilities [answer tokens, V] of each sequence's answer rows, on the CPU."""
-        logs = self.logits(model, self._batch(sequences)).log_softmax(-1).cpu()
-        return logs.split([len(answer) for _, answer in sequences])
+    def _read(self, model: nn.Module, branched: Sequence[tuple[Tokens, list[Tokens]]]) -> list[tuple[Tensor, Tensor]]:
+        """One forward pass over prompts with several answers each: as `_likelihoods`, on the CPU."""
+        inputs = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched])
+        if any(len(answers) > 1 and max(map(len, answers)) > 1 for _, answers in branched):
+            inputs |= branch(inputs["attention_mask"], branched, next(model.parameters()).dtype)
+        kept = 1 + max(sum(len(answer) - 1 for answer in answers) for _, answers in branched)
+        logits = self._last_columns(model, inputs, kept).flatten(0, 1)  # [B * kept, V]
+        rows, tokens = [], []  # of every answer token: the row that predicts it, and the token
+        for i, (_, answers) in enumerate(branched):
+            first = column = (i + 1) * kept - 1 - sum(len(answer) - 1 for answer in answers)  # the prompt's last
+            for answer in answers:
+                rows += [first, *range(column + 1, column + len(answer))]
+                column += len(answer) - 1
+                tokens += answer
+        normal = torch.cat([some.float().logsumexp(-1) for some in logits.split(_ROWS_AT_ONCE)])  # [B * kept]
+        chosen, at = logits[rows, tokens].float(), torch.tensor(rows, device=logits.device)
+        likelihoods, likeliest = (chosen - normal[at]).cpu(), (chosen == logits.amax(-1)[at].float()).cpu()
+        lengths = [len(answer) for _, answers in branched for answer in answers]
+        sums = torch.stack([part.sum() for part in likelihoods.split(lengths)])
+        all_likeliest = torch.stack([part.all() for part in likeliest.split(lengths)])
+        counts = [len(answers) for _, answers in branched]
+        return list(zip(sums.split(counts), all_likeliest.split(counts), strict=True))
+
+
+def reads_branches(model: nn.Module) -> bool:
+    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "_attn_implementation", None) or "eager"
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return kind in ("grouped", "eager", "sdpa") and not windowed
+
+
+def branch(mask: Tensor, branched: Sequence[tuple[Tokens, list[Tokens]]], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Attention and positions of answers that share a prompt: each sees the prompt and itself, as if it were alone.
+
+    Args:
+        mask: [B, N], 0 where there is padding on the left.
+        branched: prompts and answers; in the columns stand the prompt and each answer but for its last token.
+        dtype: of the attention mask.
+
+    Returns:
+        `attention_mask`, [B, 1, N, N], added to the scores: 0 or the lowest number. `position_ids`, [B, N].
+    """
+    owner = mask - 1  # -1: padding; 0: prompt; 1, 2, ...: the answers
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    for i, (prompt, answers) in enumerate(branched):
+        column = mask.shape[1] - sum(len(answer) - 1 for answer in answers)
+        for number, answer in enumerate(answers, start=1):
+            here = slice(column, column + len(answer) - 1)
+            owner[i, here] = number
+            positions[i, here] = torch.arange(len(prompt), len(prompt) + len(answer) - 1)
+            column = here.stop
+    queries, keys = owner[:, :, None], owner[:, None, :]  # [B, N, 1], [B, 1, N]
+    seen = ((keys == queries) | (keys == 0)).tril()
+    lowest = torch.finfo(dtype).min
+    return {"attention_mask": (~seen)[:, None].to(dtype) * lowest, "position_ids": positions}
