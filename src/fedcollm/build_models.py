@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
-from fedcollm.fused_lora import fuse
+from fedcollm.fusion import fuse
 from fedcollm.models import add_adapter, resolve_device, resolve_dtype
 from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
 from fedcollm.progress import say

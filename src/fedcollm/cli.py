@@ -86,19 +86,35 @@ def compare(
 
 
 @app.command()
-def check(source: Source, settings: Settings = None, as_json: Json = False) -> None:
-    """Validate a configuration; print parameters, bytes a round and a memory estimate; train nothing."""
+def check(
+    source: Source,
+    settings: Settings = None,
+    measured: Annotated[
+        bool, typer.Option("--measure", help="train a few batches, and predict a run's seconds, memory and bytes")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Validate a configuration; print parameters, bytes and a memory estimate; without --measure nothing is trained."""
     from dataclasses import asdict
 
     from fedcollm import views
     from fedcollm.checking import check as check_config
     from fedcollm.loading import load_config, parse_settings
+    from fedcollm.measuring import measure
+    from fedcollm.progress import shown
+    from fedcollm.terminal import interruptible, screen
 
-    cost = check_config(load_config(source, **parse_settings(settings or [])))
+    config, taken = load_config(source, **parse_settings(settings or [])), None
+    cost = check_config(config)
+    if measured:
+        with shown(screen(as_json)), interruptible("the same command", "Nothing was kept"):
+            taken = measure(config)
     if as_json:
-        print(json.dumps(asdict(cost)))
-    else:
-        Console().print(views.cost_table(cost))
+        print(json.dumps(asdict(cost) | ({"measured": asdict(taken)} if taken else {})))
+        return
+    Console().print(views.cost_table(cost, trained=taken is not None))
+    if taken:
+        Console().print(views.measured_table(taken))
 
 
 @app.command()

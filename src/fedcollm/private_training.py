@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fedcollm.discrete_gaussian import discrete_gaussian
 from fedcollm.errors import UserError
-from fedcollm.fused_lora import unfused
+from fedcollm.fusion import unfused
 from fedcollm.privacy import ExamplePrivacy, missing
 from fedcollm.progress import track
 from fedcollm.randomness import SecureStream

@@ -8,9 +8,12 @@ from rich.table import Table
 from fedcollm import run_directory as directories
 from fedcollm.checking import Cost
 from fedcollm.comparison import Comparison
+from fedcollm.measuring import Measured
 from fedcollm.messages import RoundRecord
-from fedcollm.report.formats import byte_count
+from fedcollm.report.formats import byte_count, duration
 from fedcollm.report.tables import full_model_bytes
+
+NOT_COVERED = "not covered"
 
 
 def round_line(record: RoundRecord) -> str:
@@ -87,9 +90,10 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def cost_table(cost: Cost) -> Table:
+def cost_table(cost: Cost, trained: bool = False) -> Table:
     """Parameters, bytes and memory of a configuration."""
-    table = Table(title="the configuration is valid; nothing was trained", title_justify="left")
+    nothing = "" if trained else "; nothing was trained"
+    table = Table(title=f"the configuration is valid{nothing}", title_justify="left")
     table.add_column("")
     for role in cost.roles.values():
         table.add_column(role.source, justify="right", overflow="fold")
@@ -107,6 +111,34 @@ def cost_table(cost: Cost) -> Table:
     table.caption = "\n".join(lines)
     table.caption_justify = "left"
     return table
+
+
+def measured_table(measured: Measured) -> Table:
+    """Seconds, memory and bytes that a run would take."""
+    table = Table(title="a run would take, by a measurement on a few batches", title_justify="left")
+    for column in ("", "a round, on average", "the whole run"):
+        table.add_column(column, justify="right" if column else "left")
+    parts = measured.round_seconds
+    for part in ("clients", "distillation", "evaluation"):
+        table.add_row(f"time: {part}", duration(parts[part]) if part in parts else NOT_COVERED, "")
+    whole = measured.run_seconds
+    table.add_row("time: loading and round 0", "", duration(measured.start_seconds))
+    table.add_row(
+        "time: all",
+        NOT_COVERED if whole is None else duration(sum(parts.values())),
+        NOT_COVERED if whole is None else duration(whole),
+    )
+    up, down = (_covered_bytes(count) for count in (measured.bytes_up, measured.bytes_down))
+    table.add_row("bytes up / down, a client", f"{up} / {down}", "")
+    table.add_row("bytes, all clients", "", _covered_bytes(measured.run_bytes))
+    table.add_row("peak memory", "", byte_count(measured.peak_memory_bytes))
+    table.caption = "\n".join(measured.notes) or None
+    table.caption_justify = "left"
+    return table
+
+
+def _covered_bytes(count: int | None) -> str:
+    return NOT_COVERED if count is None else byte_count(count)
 
 
 def _data_line(cost: Cost) -> str:

@@ -184,10 +184,11 @@ class TextTask:
         """[B, kept, V]: logits of the last columns, in the model's dtype."""
         device = next(model.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
-        width = inputs["input_ids"].shape[1]
-        columns = torch.arange(width - kept, width, device=device)
-        return model(**inputs, use_cache=False, logits_to_keep=columns).logits[..., : self.vocabulary_size]
+        # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence; from
+        # the end, so that they are right too where the model's last layer drops the other columns by itself
+        columns = torch.arange(-kept, 0, device=device)
+        trim = {"last_columns": kept} if getattr(model, "reads_last_columns", False) else {}
+        return model(**inputs, **trim, use_cache=False, logits_to_keep=columns).logits[..., : self.vocabulary_size]
 
     def targets(self, batch: TextBatch) -> Tensor:
         """[P] int64: the answer tokens, sequence by sequence."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fedcollm.messages import Score
@@ -94,6 +93,8 @@ class ImageTask:
 
 def load_digit_images() -> Pool:
     """scikit-learn's 1797 scanned digits, 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits)."""
+    from sklearn.datasets import load_digits  # 100 MB of memory when imported
+
     pixels, targets = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     return Pool([ImageExample(f"digit-{i}", images[i], int(target)) for i, target in enumerate(targets)])

@@ -9,7 +9,7 @@ from tests.conftest import tiny_llama
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedcollm.fused_lora import LoraStack, fuse, product, unfused
+from fedcollm.fusion import LoraStack, fuse, product, unfused
 from fedcollm.models import add_adapter, read_adapter
 
 
@@ -162,6 +162,20 @@ def test_adapters_that_do_more_are_left_alone(adapter):
 def test_model_that_changed_its_dtype_is_left_to_peft():
     plain, fused = pair()
     torch.testing.assert_close(loss(fused.bfloat16()), loss(plain.bfloat16()), atol=1e-2, rtol=1e-2)
+
+
+def test_last_layer_computes_what_is_read_and_nothing_changes():
+    plain, fused = pair()
+    assert fused.reads_last_columns
+    assert not hasattr(plain, "reads_last_columns")
+    last, seen = fused.base_model.model.model.layers[-1].mlp, []
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    columns = torch.arange(-2, 0)
+    rows = fused(TOKENS, logits_to_keep=columns, last_columns=2).logits
+    torch.testing.assert_close(rows, plain(TOKENS).logits[:, 2:])
+    with unfused(fused):  # as hooks on single layers see it: the argument means nothing
+        torch.testing.assert_close(fused(TOKENS, logits_to_keep=columns, last_columns=2).logits, rows)
+    assert seen == [(2, 2, 16), (2, 4, 16)]
 
 
 class Products(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""LoRA as few large products: what makes fine-tuning fast, without changing a parameter's name, place or meaning.
+"""LoRA as few large products, and other layers as one step each: what makes fine-tuning fast. No parameter changes.
 
 PEFT computes y = x Wᵀ + s (x Aᵀ) Bᵀ (Hu et al., arXiv 2106.09685, eq. 3) as three products for every layer, with a
 change of dtype around the last two. Here the layers that share an input (query, key and value; gate and up) are one:
@@ -169,10 +169,15 @@ class _RmsNorm(torch.autograd.Function):
 _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
+#: transformers' layers of attention and MLP, each after a norm and with a residual, and nothing else.
+_PRE_NORM_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+
+
 def fuse(model: Any) -> None:
     """Make a PEFT model's forward and backward passes fast; a module that doesn't qualify stays as it is.
 
-    Those are LoRA layers without dropout and variants on plain linear layers, root-mean-square norms, and the LM head.
+    Those are LoRA layers without dropout and variants on plain linear layers, root-mean-square norms, the LM head, and
+    the last layer: a model with `reads_last_columns` takes `last_columns=R`, and its last MLP then sees R columns only.
     """
     for parent in list(model.modules()):
         children: dict[str, Any] = {name: child for name, child in parent.named_children() if _qualifies(child)}
@@ -184,6 +189,10 @@ def fuse(model: Any) -> None:
             _replace([layer])
         if type(parent).__name__ in _RMS_NORMS and not parent.weight.requires_grad:
             parent.forward = functools.partial(_normalise, parent)
+    layers = [module for module in model.modules() if type(module).__name__ in _PRE_NORM_LAYERS]
+    if layers:
+        layers[-1].forward = functools.partial(_last_layer, layers[-1])
+        model.reads_last_columns = True
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:
         vars(head)["forward"] = functools.partial(_head, head)
@@ -191,6 +200,15 @@ def fuse(model: Any) -> None:
 
 def _normalise(norm: Any, x: Tensor) -> Tensor:
     return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)  # pyright: ignore[reportReturnType]
+
+
+def _last_layer(layer: Any, hidden: Tensor, *args: Any, last_columns: int | None = None, **kwargs: Any) -> Tensor:
+    """Attention over all columns [B, N, H]; what comes after it, for the last ones only: [B, R, H]."""
+    if last_columns is None:
+        return type(layer).forward(layer, hidden, *args, **kwargs)
+    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden), **kwargs)
+    kept = (hidden + attended)[:, -last_columns:].contiguous()
+    return kept + layer.mlp(layer.post_attention_layernorm(kept))
 
 
 def _head(head: nn.Linear, x: Tensor) -> Tensor:
