@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ def main() -> int:
     if arguments.render:
         render()
         return 0
-    command = " ".join(["python -m benchmarks.speed", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]])
     machine = remember_rates(describe(THREADS))
     failures = 0
     for case in _cases(arguments):

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.speed.material import (
     LEARNING_RATE,
-    QWEN,
+    QWEN_CLIENT,
     SMOLLM2,
     compare,
     configuration,
@@ -51,7 +51,7 @@ def _cases(data: str, examples: int, batch_size: int, form: str, models: dict = 
             "memory_target": "≤ 0.6 ×",
             "form": form,
             "needs": needs(data, models),
-            "separate": models is QWEN,
+            "separate": models is QWEN_CLIENT,
             "data": data,
             "examples": examples,
             "batch_size": batch_size,
@@ -67,7 +67,7 @@ CASES = (
     *_cases("icd10", 320, 16, "short"),
     *_cases("arc_challenge", 96, 16, "long"),
     *_cases("pubmedqa", 32, 4, "long"),
-    *_cases("arc_challenge", 16, 4, "long", QWEN),
+    *_cases("arc_challenge", 16, 4, "long", QWEN_CLIENT),
 )
 
 

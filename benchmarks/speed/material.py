@@ -31,6 +31,7 @@ LEARNING_RATE = 1e-3
 
 SMOLLM2 = {"llm": {"source": "smollm2-135m"}, "slm": {"source": "smollm2-135m", "layers": 10}}
 QWEN = {"llm": {"source": "qwen2.5-coder-1.5b"}, "slm": {"source": "qwen2.5-coder-0.5b"}}
+QWEN_CLIENT = {"llm": QWEN["slm"], "slm": QWEN["slm"]}  # a client needs no LLM
 
 _FORMAT = {"prompt": "{question}\nAnswer:", "answer": "answer", "choices": "choices"}
 _TASKS: dict[str, dict[str, Any]] = {

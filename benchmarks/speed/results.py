@@ -133,7 +133,8 @@ def render() -> None:
     machines = json.loads((RESULTS / "machine.json").read_text())
     parts: list[str] = []
     for file in sorted(RESULTS.glob("B*.json")):
-        entries = [(entry, _measured_on(entry, machines)) for entry in json.loads(file.read_text()).values()]
+        stored = json.loads(file.read_text())
+        entries = [(stored[title], _measured_on(stored[title], machines)) for title in sorted(stored)]
         lines = [line(entry, machines[number]) for entry, number in entries]
         parts += [f"## {file.stem}", _table(lines), _provenance(entries)]
     told = [_machine(number, machine) for number, machine in enumerate(machines, 1)]

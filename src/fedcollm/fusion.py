@@ -17,6 +17,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional
 
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not public
 _ADAPTER = "default"  # PEFT's name of the one adapter
 
 #: Children of one module that are called with the same input.
@@ -31,7 +32,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: [N, K], in any strides.
         bias: [N], or None.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available() and len(x):
+    if _ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and len(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return functional.linear(x, weight, bias)
 
