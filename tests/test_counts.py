@@ -1,0 +1,90 @@
+"""What costs time, counted: passes, positions that reach the head, padding. Counts don't depend on the machine."""
+
+import random
+
+import pytest
+import torch
+from tests.conftest import tiny_llama
+from torch import nn
+
+from fedcollm.distillation import distil_mutually
+from fedcollm.fusion import fuse
+from fedcollm.models import add_adapter
+from fedcollm.tasks.text import TextExample, TextTask
+from fedcollm.training import evaluate, fit, minibatches
+
+FILLERS = ("the", "a", "is", "good", "bad", "red", "green", "blue")
+
+
+@pytest.fixture
+def task(tokenizer) -> TextTask:
+    return TextTask("toy", tokenizer, vocabulary_size=16, context_length=32)
+
+
+def examples(count: int) -> list[TextExample]:
+    """Prompts of 2 to 9 words in turn, two choices of one word and one of two."""
+    prompts = [" ".join([*FILLERS[: 1 + i % 8], "cat"]) for i in range(count)]
+    return [TextExample(f"{i}", p, ("dog", "bird", "the cat"), i % 2, ("A", "B", "C")) for i, p in enumerate(prompts)]
+
+
+class Calls:
+    """Shapes that reach a model's embedding [B, N], its last MLP and its head [B, R, H]; and backward passes."""
+
+    def __init__(self, model: nn.Module):
+        network = model.base_model.model
+        self.inputs, self.mlp, self.head, self.backward = [], [], [], []
+        network.model.embed_tokens.register_forward_pre_hook(lambda _, x: self.inputs.append(tuple(x[0].shape)))
+        network.model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: self.mlp.append(tuple(x[0].shape[:2])))
+        network.lm_head.register_forward_pre_hook(lambda _, x: self.head.append(tuple(x[0].shape[:2])))
+        network.lm_head.register_full_backward_hook(lambda *_: self.backward.append(1))
+
+
+def fused(layers: int) -> nn.Module:
+    model = add_adapter(tiny_llama(layers), seed=1, rank=2)
+    fuse(model)
+    return model
+
+
+def test_fine_tuning_passes_once_a_batch_and_reads_one_row_an_answer_token(task):
+    model = fused(2)
+    calls = Calls(model)
+    fit(task, model, examples(40), epochs=1, batch_size=16, learning_rate=1e-3, seed=0)
+    assert len(calls.inputs) == len(calls.backward) == 3
+    assert sorted(calls.head) == [(8, 1), (16, 1), (16, 1)]
+    assert calls.mlp == calls.head
+
+
+def test_distillation_makes_one_pass_of_each_model_a_batch(task):
+    slm, llm = fused(2), fused(3)
+    both = Calls(slm), Calls(llm)
+    distil_mutually(task, slm, llm, examples(40), epochs=2, batch_size=16, learning_rate=1e-3, seed=0)
+    for calls in both:
+        assert len(calls.inputs) == len(calls.backward) == 6
+        assert sum(batch * rows for batch, rows in calls.head) == 80
+    assert both[0].inputs == both[1].inputs
+
+
+def test_scoring_reads_each_prompt_once(task):
+    model = fused(2)
+    calls = Calls(model)
+    evaluate(task, model, examples(32), batch_size=16)
+    # sorted: 2 to 5 words, then 6 to 9, and the first word of the third choice; the prompt's last column and that one
+    assert calls.inputs == [(16, 6), (16, 10)]
+    assert calls.head == calls.mlp == [(16, 2), (16, 2)]
+
+
+def test_padding_of_batches_of_like_size(task):
+    some = examples(128)
+    batches = list(minibatches(task, some, 16, random.Random(0)))
+    widths = [batch.inputs["input_ids"].numel() for batch in batches]
+    real = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    assert real == 16 * (2 + 3 + 4 + 5 + 6 + 7 + 8 + 9)
+    assert sum(widths) == real  # 16 of each length in a window of 128: none is padded
+
+
+def test_rows_are_widened_to_float32_in_parts(task, monkeypatch):
+    model, widened = fused(2).bfloat16(), []
+    original = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: widened.append(tuple(x.shape)) or original(x))
+    evaluate(task, model, examples(64), batch_size=64)
+    assert max(shape[0] for shape in widened if len(shape) == 2 and shape[1] == 16) == 64  # of 64 x 2 rows
