@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -226,10 +227,7 @@ def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str
     say("measuring: a few batches of the clients' training")
     task, model, batch_size = federation.task, federation.server.slm, config.client.batch_size
     rate = config.client.learning_rate
-
-    def train(examples: Sequence[Any]) -> None:
-        fit(task, model, examples, epochs=1, batch_size=batch_size, learning_rate=rate, seed=0, where="measuring")
-
+    train = partial(fit, task, model, epochs=1, batch_size=batch_size, learning_rate=rate, seed=0, where="measuring")
     unit = _seconds_a_unit(task, [x for part in private.values() for x in part], batch_size, train)
     sizes = {client: [task.size(x) for x in part] for client, part in private.items()}
     return {client: unit * padded_work(part, batch_size, shuffled=True) for client, part in sizes.items()}
@@ -241,23 +239,20 @@ def _distillation_seconds(federation: Federation) -> float:
     if llm is None:
         return 0.0
     say("measuring: a few batches of the distillation")
-
-    def distil(examples: Sequence[Any]) -> None:
-        distil_mutually(
-            federation.task,
-            server.slm,
-            llm,
-            examples,
-            epochs=1,
-            batch_size=server.batch_size,
-            learning_rate=server.learning_rate,
-            seed=0,
-            weight=server.weight,
-            llm_weight=server.llm_weight,
-            temperature=server.temperature,
-            kind=server.kind,
-        )
-
+    distil = partial(
+        distil_mutually,
+        federation.task,
+        server.slm,
+        llm,
+        epochs=1,
+        batch_size=server.batch_size,
+        learning_rate=server.learning_rate,
+        seed=0,
+        weight=server.weight,
+        llm_weight=server.llm_weight,
+        temperature=server.temperature,
+        kind=server.kind,
+    )
     unit = _seconds_a_unit(federation.task, server.public, server.batch_size, distil)
     sizes = [federation.task.size(x) for x in server.public]
     return unit * padded_work(sizes, server.batch_size, shuffled=True)
@@ -267,13 +262,10 @@ def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, flo
     """Role to seconds of its scoring on the test examples."""
     say("measuring: a few batches of the scoring")
     task, test, batch_size = federation.task, federation.split.test, config.evaluation.batch_size
-    work = padded_work([task.size(x) for x in test], batch_size, shuffled=False)
-
-    def score(model: Any) -> Callable[[Sequence[Any]], object]:
-        return lambda examples: evaluate(task, model, examples, batch_size, "measuring")
-
     models = federation.server.models()
-    return {role: work * _seconds_a_unit(task, test, batch_size, score(model)) for role, model in models.items()}
+    work = padded_work([task.size(x) for x in test], batch_size, shuffled=False)
+    score = {role: partial(evaluate, task, model, batch_size=batch_size) for role, model in models.items()}
+    return {role: work * _seconds_a_unit(task, test, batch_size, scored) for role, scored in score.items()}
 
 
 def _seconds_a_unit(
