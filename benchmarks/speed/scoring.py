@@ -48,7 +48,7 @@ def _case(data: str, items: int, dtype: str, form: str, layers: int | None = Non
         "items": items,
         "layers": layers,
         "dtype": dtype,
-        "attention": "eager" if data == "icd10" else "auto",
+        "peer_attention": "eager" if data == "icd10" else "sdpa",
         "batch_size": _BATCH_SIZES[data][0],
         "peer_batch_size": _BATCH_SIZES[data][1],
     }
@@ -85,13 +85,13 @@ def examples_of(case: dict) -> list[Any]:
     return list(test or ())[: case["items"]]
 
 
-def base_model(case: dict) -> Any:
+def base_model(case: dict, attention: str) -> Any:
     """The frozen base network of a case, with float32 products as `fedcollm run` sets them."""
     from fedcollm.pretrained import base_directory, load_causal_lm
 
     torch.set_float32_matmul_precision("medium" if case["dtype"] == "bfloat16" else "highest")
     place = base_directory("smollm2-135m", case["layers"])
-    return load_causal_lm(place, getattr(torch, case["dtype"]), case["attention"])
+    return load_causal_lm(place, getattr(torch, case["dtype"]), attention)
 
 
 def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -103,13 +103,15 @@ def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
 def ours(case: dict) -> Callable[[], dict]:
     """`evaluate` on a fresh task, so that every repetition tokenises."""
     from fedcollm.build_models import text_models
+    from fedcollm.fusion import fuse
     from fedcollm.loading import load_config
     from fedcollm.models import add_adapter, read_adapter, write_adapter
     from fedcollm.tasks.text import TextTask
     from fedcollm.training import evaluate
 
     examples, facts = examples_of(case), text_models(load_config("icd10"))
-    model = add_adapter(base_model(case))
+    model = add_adapter(base_model(case, "auto"))
+    fuse(model)  # as `build_model` does
     write_adapter(model, adapter_values({name: tensor.shape for name, tensor in read_adapter(model).items()}))
 
     def fresh() -> TextTask:
@@ -157,7 +159,7 @@ def lm_eval(case: dict) -> Callable[[], dict]:
     os.environ.setdefault("TQDM_DISABLE", "1")
     examples = examples_of(case)
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = peft.get_peft_model(base_model(case), config)
+    model = peft.get_peft_model(base_model(case, case["peer_attention"]), config)
     state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     peft.set_peft_model_state_dict(model, adapter_values({name: tensor.shape for name, tensor in state.items()}))
     harness = harness_model(model, load_tokenizer("smollm2-135m"), case["peer_batch_size"])

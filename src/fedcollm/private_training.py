@@ -58,39 +58,27 @@ def fit_privately(
         NonFiniteError: the adapter became NaN or infinite.
         UserError: opacus is not installed, or can't give this adapter's gradients.
     """
+    stream = stream or SecureStream()
     with unfused(model):  # opacus' hooks are on single layers
-        _fit(task, model, examples, privacy, batch_size, learning_rate, where, stream or SecureStream())
+        hooks, optimizer = _private(model, learning_rate, privacy, stream)
+        model.train()
+        try:
+            for _ in track(range(privacy.steps), where, total=privacy.steps):
+                drawn: list[int] = np.flatnonzero(stream.uniform(len(examples)) < privacy.sampling_rate).tolist()
+                near = sorted(drawn, key=lambda i: task.size(examples[i]))
+                chunks = [near[i : i + batch_size] for i in range(0, len(near), batch_size)] or [[]]
+                for number, chunk in enumerate(chunks, start=1):
+                    _backward(task, model, [examples[i] for i in chunk])
+                    optimizer.signal_skip_step(number < len(chunks))
+                    with _exact_products():
+                        optimizer.step()
+                    optimizer.zero_grad()
+        finally:
+            hooks.cleanup()
+            for parameter in optimizer.params:
+                del parameter.summed_grad
+            model.eval()
     check_finite_weights(where, model)
-
-
-def _fit(
-    task: Task,
-    model: nn.Module,
-    examples: Sequence[Any],
-    privacy: ExamplePrivacy,
-    batch_size: int,
-    learning_rate: float,
-    where: str,
-    stream: SecureStream,
-) -> None:
-    hooks, optimizer = _private(model, learning_rate, privacy, stream)
-    model.train()
-    try:
-        for _ in track(range(privacy.steps), where, total=privacy.steps):
-            drawn: list[int] = np.flatnonzero(stream.uniform(len(examples)) < privacy.sampling_rate).tolist()
-            near = sorted(drawn, key=lambda i: task.size(examples[i]))
-            chunks = [near[i : i + batch_size] for i in range(0, len(near), batch_size)] or [[]]
-            for number, chunk in enumerate(chunks, start=1):
-                _backward(task, model, [examples[i] for i in chunk])
-                optimizer.signal_skip_step(number < len(chunks))
-                with _exact_products():
-                    optimizer.step()
-                optimizer.zero_grad()
-    finally:
-        hooks.cleanup()
-        for parameter in optimizer.params:
-            del parameter.summed_grad
-        model.eval()
 
 
 def _private(model: nn.Module, learning_rate: float, privacy: ExamplePrivacy, stream: SecureStream) -> tuple[Any, Any]:
