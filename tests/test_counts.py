@@ -7,6 +7,7 @@ import torch
 from tests.conftest import tiny_llama
 from torch import nn
 
+from fedcollm.attention import GROUPED
 from fedcollm.distillation import distil_mutually
 from fedcollm.fusion import fuse
 from fedcollm.models import add_adapter
@@ -28,19 +29,20 @@ def examples(count: int) -> list[TextExample]:
 
 
 class Calls:
-    """Shapes that reach a model's embedding [B, N], its last MLP and its head [B, R, H]; and backward passes."""
+    """Shapes that reach a model's embedding [1, T] and its head [1, P, H]; and backward passes."""
 
     def __init__(self, model: nn.Module):
         network = model.base_model.model
-        self.inputs, self.mlp, self.head, self.backward = [], [], [], []
+        self.inputs, self.head, self.backward = [], [], []
         network.model.embed_tokens.register_forward_pre_hook(lambda _, x: self.inputs.append(tuple(x[0].shape)))
-        network.model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: self.mlp.append(tuple(x[0].shape[:2])))
         network.lm_head.register_forward_pre_hook(lambda _, x: self.head.append(tuple(x[0].shape[:2])))
         network.lm_head.register_full_backward_hook(lambda *_: self.backward.append(1))
 
 
 def fused(layers: int) -> nn.Module:
-    model = add_adapter(tiny_llama(layers), seed=1, rank=2)
+    network = tiny_llama(layers)
+    network.set_attn_implementation(GROUPED)
+    model = add_adapter(network, seed=1, rank=2)
     fuse(model)
     return model
 
@@ -50,8 +52,7 @@ def test_fine_tuning_passes_once_a_batch_and_reads_one_row_an_answer_token(task)
     calls = Calls(model)
     fit(task, model, examples(40), epochs=1, batch_size=16, learning_rate=1e-3, seed=0)
     assert len(calls.inputs) == len(calls.backward) == 3
-    assert sorted(calls.head) == [(8, 1), (16, 1), (16, 1)]
-    assert calls.mlp == calls.head
+    assert sorted(calls.head) == [(1, 8), (1, 16), (1, 16)]
 
 
 def test_distillation_makes_one_pass_of_each_model_a_batch(task):
@@ -68,9 +69,10 @@ def test_scoring_reads_each_prompt_once(task):
     model = fused(2)
     calls = Calls(model)
     evaluate(task, model, examples(32), batch_size=16)
-    # sorted: 2 to 5 words, then 6 to 9, and the first word of the third choice; the prompt's last column and that one
-    assert calls.inputs == [(16, 6), (16, 10)]
-    assert calls.head == calls.mlp == [(16, 2), (16, 2)]
+    # sorted: 4 prompts each of 2 to 5 words, then of 6 to 9, and the first word of the third choice: 72 and 136 tokens,
+    # filled up to multiples of 16; the head sees the prompt's last token and that one
+    assert calls.inputs == [(1, 80), (1, 144)]
+    assert calls.head == [(1, 32), (1, 32)]
 
 
 def test_padding_of_batches_of_like_size(task):

@@ -1,6 +1,7 @@
 """Fused layers against PEFT's own, and how many products a step makes: counts don't depend on the machine."""
 
 import copy
+import functools
 
 import peft
 import pytest
@@ -8,16 +9,33 @@ import torch
 from tests.conftest import tiny_llama
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from fedcollm.fusion import LoraStack, fuse, product, unfused
+from fedcollm.attention import GROUPED
+from fedcollm.fusion import fuse, unfused
+from fedcollm.lora_stack import LoraStack
 from fedcollm.models import add_adapter, read_adapter
+from fedcollm.tasks.text import TextBatch, TextExample, TextTask
 
 
-def pair(dtype: torch.dtype = torch.float32, **adapter) -> tuple[peft.PeftModel, peft.PeftModel]:
+def pair(
+    dtype: torch.dtype = torch.float32, attention: str = "sdpa", **adapter
+) -> tuple[peft.PeftModel, peft.PeftModel]:
     """The same model twice, the second one fused; B is not zero."""
     models = []
     for _ in range(2):
-        model = add_adapter(tiny_llama().to(dtype), seed=3, rank=4, **adapter)
+        network = tiny_llama().to(dtype)
+        network.set_attn_implementation(attention)
+        model = add_adapter(network, seed=3, rank=4, **adapter)
         torch.manual_seed(5)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -47,14 +65,6 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss(model).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def test_product_by_hand():
-    x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
-    assert product(x, weight).tolist() == [[11.0, 17.0, 23.0]]
-    assert product(x, weight, torch.tensor([1.0, 0.0, -1.0])).tolist() == [[12.0, 17.0, 22.0]]
-    assert product(torch.tensor([[1.0, 0.0, 2.0]]), weight.t()).tolist() == [[17.0, 20.0]]
-    assert product(torch.empty(0, 2), weight).shape == (0, 3)
 
 
 def test_one_layer_by_hand():
@@ -164,18 +174,58 @@ def test_model_that_changed_its_dtype_is_left_to_peft():
     torch.testing.assert_close(loss(fused.bfloat16()), loss(plain.bfloat16()), atol=1e-2, rtol=1e-2)
 
 
-def test_last_layer_computes_what_is_read_and_nothing_changes():
-    plain, fused = pair()
-    assert fused.reads_last_columns
-    assert not hasattr(plain, "reads_last_columns")
-    last, seen = fused.base_model.model.model.layers[-1].mlp, []
-    last.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    columns = torch.arange(-2, 0)
-    rows = fused(TOKENS, logits_to_keep=columns, last_columns=2).logits
-    torch.testing.assert_close(rows, plain(TOKENS).logits[:, 2:])
-    with unfused(fused):  # as hooks on single layers see it: the argument means nothing
-        torch.testing.assert_close(fused(TOKENS, logits_to_keep=columns, last_columns=2).logits, rows)
-    assert seen == [(2, 2, 16), (2, 4, 16)]
+def batch(task: TextTask) -> TextBatch:
+    """Answers of one and two tokens after prompts of four lengths."""
+    prompts = {"the cat is :": "red", "a :": "good dog", "the red bird is a good animal :": "bad", "is :": "a cat"}
+    return task.collate([TextExample(p, p, (answer,), 0, ("",)) for p, answer in prompts.items()])
+
+
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig),
+    "mistral": (MistralForCausalLM, MistralConfig),
+    "mistral, windowed": (MistralForCausalLM, functools.partial(MistralConfig, sliding_window=3)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config),  # with biases
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config),  # with norms of queries and keys
+}
+
+
+@pytest.mark.parametrize("attention", [GROUPED, "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_and_gradients_are_those_of_peft_on_a_padded_batch(family, attention, tokenizer):
+    task, results = TextTask("toy", tokenizer, 16, 32), []
+    network, shape = FAMILIES[family]
+    options = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "head_dim": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    mistral = {} if family.endswith("windowed") or "mistral" not in family else {"sliding_window": None}
+    torch.manual_seed(0)
+    base = network(shape(**options, **heads, **mistral, pad_token_id=0)).eval()
+    for parameter in base.parameters():
+        if parameter.ndim == 1:  # norms and biases that are not trivial
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    for fused in (False, True):
+        model = add_adapter(copy.deepcopy(base), seed=3, rank=4)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.uniform_(parameter, -0.3, 0.3, generator=torch.Generator().manual_seed(len(name)))
+        if fused:
+            model.base_model.model.set_attn_implementation(attention)
+            fuse(model)
+        logits = task.logits(model, batch(task))
+        logits.mul(torch.linspace(-1, 1, logits.numel()).view(logits.shape)).sum().backward()
+        results.append((logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    (expected, wanted), (got, found) = results
+    assert expected.shape == (6, 16)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    for name, value in wanted.items():
+        assert value.abs().max() > 0
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_which_models_read_packed_tokens():
+    assert pair(attention=GROUPED)[1].reads_packed(4)
+    assert not hasattr(
+        pair(attention=GROUPED, targets=["q_proj", "v_proj"])[1], "reads_packed"
+    )  # not all of a layer is in stacks
 
 
 class Products(TorchDispatchMode):
@@ -213,3 +263,11 @@ def test_largest_tensor_of_a_step_is_the_output_of_gate_and_up():
     # 8 tokens, 2 * 32 outputs and 2 * 4 rows of A; nothing as large as a weight times anything
     _, fused = pair()
     assert products(fused)[1] == 8 * (2 * 32 + 2 * 4)
+
+
+def test_no_frozen_weight_stays_in_the_file_that_it_was_read_from(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    model = add_adapter(LlamaForCausalLM.from_pretrained(tmp_path), seed=3, rank=4)
+    places = {name: p.data_ptr() for name, p in model.named_parameters() if not p.requires_grad}
+    fuse(model)
+    assert all(p.data_ptr() != places[name] for name, p in model.named_parameters() if name in places)

@@ -19,9 +19,13 @@ from benchmarks.speed.lm_harness import harness_evaluate, harness_model, harness
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
-#: Largest difference of a choice's log-likelihood between the two sides, in nats a token; in bfloat16 two steps of the
-#: logits, which lie between 16 and 32.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
+#: Largest root of the mean squared difference between the two sides' log-likelihoods of choices, in nats a token; in
+#: bfloat16 one step of the logits, which lie between 16 and 32. Against float32 both sides err alike there (rms .068 and
+#: .069 nats a token of 64 `icd10` items), the largest of thousands of differences being up to .44.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.125}
+
+#: Gap of two choices, in nats a token, within which bfloat16 may pick either.
+TIE = 0.5
 
 _SIDES = {
     "ours": "benchmarks.speed.scoring:ours",
@@ -208,14 +212,16 @@ def same(ours: dict, peer: dict) -> str:
         if any(abs(side[metric] - side["right"][metric]) > 1e-9 for metric in ("acc", "acc_norm")):
             raise ValueError(f"reported {side['acc']}, {side['acc_norm']} and predicted {side['right']}")
     tolerance, rows = TOLERANCE[ours["dtype"]], (ours["values"]["acc"], peer["values"]["acc"], ours["slack"]["acc"])
-    largest = max(abs(p - q) / n for row in zip(*rows, strict=True) for p, q, n in zip(*row, strict=True))
-    if largest > tolerance:
-        raise ValueError(f"log-likelihoods differ by {largest:.3g} nats a token, more than {tolerance:g}")
-    told = [_compare_picks(metric, ours, peer, tolerance) for metric in ("acc", "acc_norm")]
-    return f"log-likelihoods within {largest:.2g} nats a token (tolerance {tolerance:g}); " + "; ".join(told)
+    apart = [abs(p - q) / n for row in zip(*rows, strict=True) for p, q, n in zip(*row, strict=True)]
+    rms = (sum(value * value for value in apart) / len(apart)) ** 0.5
+    if not rms <= tolerance:
+        raise ValueError(f"log-likelihoods differ by {rms:.3g} nats a token (rms), more than {tolerance:g}")
+    told = [_compare_picks(metric, ours, peer) for metric in ("acc", "acc_norm")]
+    said = f"log-likelihoods {rms:.2g} nats a token apart (rms; tolerance {tolerance:g}; largest {max(apart):.2g})"
+    return "; ".join([said, *told])
 
 
-def _compare_picks(metric: str, ours: dict, peer: dict, tolerance: float) -> str:
+def _compare_picks(metric: str, ours: dict, peer: dict) -> str:
     """How many items are picked otherwise, and how close the two picks of those are at most, by either side."""
     pairs = list(zip(ours["picked"][metric], peer["picked"][metric], strict=True))
     differing = [(i, p, q) for i, (p, q) in enumerate(pairs) if p != q]
@@ -227,6 +233,6 @@ def _compare_picks(metric: str, ours: dict, peer: dict, tolerance: float) -> str
         for i, p, q in differing
         for side in (ours, peer)
     ]
-    if ours["dtype"] == "float32" or max(gaps) > tolerance:
+    if ours["dtype"] == "float32" or max(gaps) > TIE:
         raise ValueError(f"{metric}: {len(differing)} of {len(pairs)} picks differ, up to {max(gaps):.3g} a token")
     return f"{metric}: {len(differing)} of {len(pairs)} picks differ, all of them ties within {max(gaps):.2g} a token"

@@ -23,34 +23,53 @@ LONGEST = 1024
 SUPPORTED = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """softmax(q kᵀ + mask) v, without a record for gradients.
+
+    Args:
+        query: [B, H, N, d], scaled already.
+        key: [B, H / g, M, d], and value alike.
+        value: see key.
+        mask: [B, 1, N, M], added to the scores.
+
+    Returns:
+        [B, H, N, d], and what `attend_backward` needs.
+    """
+    batch, heads, length, width = query.shape
+    groups = batch * key.shape[1]
+    q = query.reshape(groups, -1, width)  # [groups, query heads of a group * N, d]
+    k, v = key.reshape(groups, -1, width), value.reshape(groups, -1, width)  # [groups, M, d]
+    scores = torch.bmm(q, k.transpose(1, 2))
+    if mask is not None:
+        scores.view(batch, heads, length, -1).add_(mask)
+    weights = torch.softmax(scores, dim=-1)
+    return torch.bmm(weights, v).view(query.shape), (q, k, v, weights)
+
+
+def attend_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of q, k and v in the shapes that `attend` kept, for a gradient [B, H, N, d] of its output."""
+    gradient = gradient.reshape(q.shape)
+    of_weights = torch.bmm(gradient, v.transpose(1, 2))
+    of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+    of_v = torch.bmm(weights.transpose(1, 2), gradient)
+    return torch.bmm(of_scores, k), torch.bmm(of_scores.transpose(1, 2), q), of_v
+
+
 class _Grouped(torch.autograd.Function):
     """Attention with its gradients of q, k and v."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        batch, heads, length, width = query.shape
-        groups = batch * key.shape[1]
-        q = (query * scale).reshape(groups, -1, width)  # [groups, heads a group * length, width]
-        k, v = key.reshape(groups, -1, width), value.reshape(groups, -1, width)  # [groups, columns, width]
-        scores = torch.bmm(q, k.transpose(1, 2))
-        if mask is not None:
-            scores.view(batch, heads, length, -1).add_(mask)
-        weights = torch.softmax(scores, dim=-1)
-        ctx.save_for_backward(q, k, v, weights)
+        output, kept = attend(query * scale, key, value, mask)
+        ctx.save_for_backward(*kept)
         ctx.shapes, ctx.scale = (query.shape, key.shape), scale
-        return torch.bmm(weights, v).view(query.shape)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        q, k, v, weights = ctx.saved_tensors
+        of_q, of_k, of_v = attend_backward(gradient, *ctx.saved_tensors)
         queries, keys = ctx.shapes
-        gradient = gradient.reshape(q.shape)
-        of_weights = torch.bmm(gradient, v.transpose(1, 2))
-        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_q = torch.bmm(of_scores, k).mul_(ctx.scale)
-        of_k = torch.bmm(of_scores.transpose(1, 2), q)
-        of_v = torch.bmm(weights.transpose(1, 2), gradient)
-        return of_q.view(queries), of_k.view(keys), of_v.view(keys), None, None
+        return of_q.mul_(ctx.scale).view(queries), of_k.view(keys), of_v.view(keys), None, None
 
 
 def grouped_attention(

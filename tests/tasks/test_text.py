@@ -10,7 +10,7 @@ from torch import nn
 from fedcollm.attention import GROUPED
 from fedcollm.errors import UserError
 from fedcollm.tasks.base import UNLABELLED, Task
-from fedcollm.tasks.text import TextExample, TextTask, branch, reads_branches
+from fedcollm.tasks.text import TextExample, TextTask
 from fedcollm.training import cross_entropy
 
 WORDS = "<pad> <unk> red green blue cat dog bird is a the : colour animal good bad".split()  # noqa: SIM905
@@ -352,37 +352,10 @@ def test_shared_prompt_gives_what_one_sequence_a_choice_gives(task, model, atten
     assert greedy.tolist() == [likeliest.item() for _, likeliest in apart]
 
 
-def test_branches_by_hand():
-    # prompt of two tokens, answers of two and three: columns pad, prompt, prompt, one, two, two
-    made = branch(torch.tensor([[0, 1, 1, 1, 1, 1]]), [((1, 2), [(3, 4), (5, 6, 7)])], torch.float32)
-    assert made["position_ids"].tolist() == [[0, 0, 1, 2, 2, 3]]
-    assert (made["attention_mask"][0, 0] == 0).int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [0, 1, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0],
-        [0, 1, 1, 0, 1, 0],
-        [0, 1, 1, 0, 1, 1],
-    ]
-
-
 def test_prompt_is_read_once_for_all_choices(task):
     model = after_colon({})
     task.score(model, [example("a :", "the cat", "a dog bird", "bad")])
     assert model.widths == [1]
-
-
-@pytest.mark.parametrize(
-    ("settings", "branches"),
-    [
-        ({"_attn_implementation": "sdpa"}, True),
-        ({"_attn_implementation": "flash_attention_2"}, False),
-        ({"_attn_implementation": "grouped", "sliding_window": 512}, False),
-        ({"_attn_implementation": "grouped", "sliding_window": 512, "use_sliding_window": False}, True),
-    ],
-)
-def test_prompts_are_shared_only_where_attention_follows_any_mask(settings, branches):
-    assert reads_branches(SimpleNamespace(config=SimpleNamespace(**settings))) is branches
 
 
 def test_choices_that_cut_the_prompt_differently_are_read_apart(tokenizer, model):

@@ -1,9 +1,7 @@
 """Text: multiple choice and prompt -> completion, on causal language models.
 
-A row of `logits` is one answer token: the prompt and the padding never reach the LM head. Inputs are
-padded on the left, so that every answer ends at the last column and the head can be asked for the
-last few columns only. When choices are scored, they follow their prompt one after the other, each
-blind to the others, so that the prompt is read once.
+A row of `logits` is one answer token: the prompt never reaches the LM head. When choices are scored,
+they follow their prompt one after the other, each blind to the others, so that the prompt is read once.
 """
 
 from collections.abc import Sequence
@@ -16,8 +14,7 @@ from torch import Tensor, nn
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.tasks.base import UNLABELLED
-
-Tokens = tuple[int, ...]
+from fedcollm.tasks.reading import Branched, Tokens, branch, logits_of, pad_left, reads_branches
 
 #: Rows of logits that are widened to float32 at once when choices are scored.
 _ROWS_AT_ONCE = 64
@@ -166,29 +163,14 @@ class TextTask:
         return TextBatch(self._padded([prompt + answer[:-1] for prompt, answer in pairs]), rows, targets)
 
     def _padded(self, sequences: Sequence[Tokens]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `position_ids`, each [B, N] int64, padded on the left."""
-        width = max(map(len, sequences))
-        tokens = torch.full((len(sequences), width), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(tokens)
-        for i, sequence in enumerate(sequences):
-            tokens[i, width - len(sequence) :] = torch.tensor(sequence)
-            mask[i, width - len(sequence) :] = 1
-        return {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        return pad_left(sequences, self.tokenizer.pad_token_id or 0)
 
     def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
-        """[P, V]: the head is applied to the last R columns only, and rows are picked from those."""
-        columns = self._last_columns(model, batch.inputs, batch.rows.shape[1])
-        return columns[batch.rows.to(columns.device)].float()
+        """[P, V]: the head sees supervised positions only, or, where the model can't do that, the last R columns."""
+        return self._rows(model, batch.inputs, batch.rows).float()
 
-    def _last_columns(self, model: nn.Module, inputs: dict[str, Tensor], kept: int) -> Tensor:
-        """[B, kept, V]: logits of the last columns, in the model's dtype."""
-        device = next(model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence; from
-        # the end, so that they are right too where the model's last layer drops the other columns by itself
-        columns = torch.arange(-kept, 0, device=device)
-        trim = {"last_columns": kept} if getattr(model, "reads_last_columns", False) else {}
-        return model(**inputs, **trim, use_cache=False, logits_to_keep=columns).logits[..., : self.vocabulary_size]
+    def _rows(self, model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
+        return logits_of(model, inputs, rows, seen)[:, : self.vocabulary_size]
 
     def targets(self, batch: TextBatch) -> Tensor:
         """[P] int64: the answer tokens, sequence by sequence."""
@@ -240,21 +222,24 @@ class TextTask:
                 values[index][choices], greedy[index][choices] = likelihoods, likeliest
         return list(zip(values, greedy, strict=True))
 
-    def _read(self, model: nn.Module, branched: Sequence[tuple[Tokens, list[Tokens]]]) -> list[tuple[Tensor, Tensor]]:
+    def _read(self, model: nn.Module, branched: Sequence[Branched]) -> list[tuple[Tensor, Tensor]]:
         """One forward pass over prompts with several answers each: as `_likelihoods`, on the CPU."""
-        inputs = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched])
+        inputs, seen = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched]), None
         if any(len(answers) > 1 and max(map(len, answers)) > 1 for _, answers in branched):
-            inputs |= branch(inputs["attention_mask"], branched, next(model.parameters()).dtype)
-        kept = 1 + max(sum(len(answer) - 1 for answer in answers) for _, answers in branched)
-        logits = self._last_columns(model, inputs, kept).flatten(0, 1)  # [B * kept, V]
+            seen, inputs["position_ids"] = branch(inputs["attention_mask"], branched)
+        read = [1 + sum(len(answer) - 1 for answer in answers) for _, answers in branched]
+        columns = torch.arange(-max(read), 0)
+        logits = self._rows(model, inputs, columns >= -torch.tensor(read)[:, None], seen)  # [P, V]
         rows, tokens = [], []  # of every answer token: the row that predicts it, and the token
-        for i, (_, answers) in enumerate(branched):
-            first = column = (i + 1) * kept - 1 - sum(len(answer) - 1 for answer in answers)  # the prompt's last
+        first = 0  # row of the prompt's last token
+        for _, answers in branched:
+            row = first
             for answer in answers:
-                rows += [first, *range(column + 1, column + len(answer))]
-                column += len(answer) - 1
+                rows += [first, *range(row + 1, row + len(answer))]
+                row += len(answer) - 1
                 tokens += answer
-        normal = torch.cat([some.float().logsumexp(-1) for some in logits.split(_ROWS_AT_ONCE)])  # [B * kept]
+            first = row + 1
+        normal = torch.cat([some.float().logsumexp(-1) for some in logits.split(_ROWS_AT_ONCE)])  # [P]
         chosen, at = logits[rows, tokens].float(), torch.tensor(rows, device=logits.device)
         likelihoods, likeliest = (chosen - normal[at]).cpu(), (chosen == logits.amax(-1)[at].float()).cpu()
         lengths = [len(answer) for _, answers in branched for answer in answers]
@@ -262,37 +247,3 @@ class TextTask:
         all_likeliest = torch.stack([part.all() for part in likeliest.split(lengths)])
         counts = [len(answers) for _, answers in branched]
         return list(zip(sums.split(counts), all_likeliest.split(counts), strict=True))
-
-
-def reads_branches(model: nn.Module) -> bool:
-    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance."""
-    config = getattr(model, "config", None)
-    kind = getattr(config, "_attn_implementation", None) or "eager"
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return kind in ("grouped", "eager", "sdpa") and not windowed
-
-
-def branch(mask: Tensor, branched: Sequence[tuple[Tokens, list[Tokens]]], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Attention and positions of answers that share a prompt: each sees the prompt and itself, as if it were alone.
-
-    Args:
-        mask: [B, N], 0 where there is padding on the left.
-        branched: prompts and answers; in the columns stand the prompt and each answer but for its last token.
-        dtype: of the attention mask.
-
-    Returns:
-        `attention_mask`, [B, 1, N, N], added to the scores: 0 or the lowest number. `position_ids`, [B, N].
-    """
-    owner = mask - 1  # -1: padding; 0: prompt; 1, 2, ...: the answers
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    for i, (prompt, answers) in enumerate(branched):
-        column = mask.shape[1] - sum(len(answer) - 1 for answer in answers)
-        for number, answer in enumerate(answers, start=1):
-            here = slice(column, column + len(answer) - 1)
-            owner[i, here] = number
-            positions[i, here] = torch.arange(len(prompt), len(prompt) + len(answer) - 1)
-            column = here.stop
-    queries, keys = owner[:, :, None], owner[:, None, :]  # [B, N, 1], [B, 1, N]
-    seen = ((keys == queries) | (keys == 0)).tril()
-    lowest = torch.finfo(dtype).min
-    return {"attention_mask": (~seen)[:, None].to(dtype) * lowest, "position_ids": positions}

@@ -1,0 +1,112 @@
+"""Sequences through a causal language model, and only what is needed of what comes out.
+
+Inputs are padded on the left, so that every sequence ends at the last column and the head can be asked for the last few
+columns only. A model that reads packed tokens (`fedcollm.fusion`) is given no padding at all, and its head sees nothing
+but the rows that are read.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Tokens = tuple[int, ...]
+
+#: Packed tokens are filled up to a multiple of this with padding, if there is any: oneDNN compiles and keeps its
+#: products anew for every number of rows, some 10 MB for the layers of one model.
+_MULTIPLE = 16
+
+#: A prompt and several answers to it.
+Branched = tuple[Tokens, list[Tokens]]
+
+
+def pad_left(sequences: Sequence[Tokens], padding: int) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `position_ids`, each [B, N] int64, padded on the left."""
+    width = max(map(len, sequences))
+    tokens = torch.full((len(sequences), width), padding)
+    mask = torch.zeros_like(tokens)
+    for i, sequence in enumerate(sequences):
+        tokens[i, width - len(sequence) :] = torch.tensor(sequence)
+        mask[i, width - len(sequence) :] = 1
+    return {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
+    """[P, V] in the model's dtype: one row for each of `rows` that is true, sequence by sequence.
+
+    Args:
+        model: a causal language model of transformers, or around one.
+        inputs: as `pad_left` makes them.
+        rows: [B, R] bool, which of the last R columns are read; none of them is padding.
+        seen: [B, N, N] bool, what each column attends to; None: those before it and itself.
+    """
+    parameter = next(model.parameters())
+    reads_packed = getattr(model, "reads_packed", None)
+    inputs = {name: tensor.to(parameter.device) for name, tensor in inputs.items()}
+    rows = rows.to(parameter.device)
+    if reads_packed is not None and reads_branches(model) and reads_packed(inputs["input_ids"].shape[1]):
+        return _packed(model, inputs, rows, seen, parameter.dtype)
+    if seen is not None:
+        inputs["attention_mask"] = _added(seen.to(parameter.device), parameter.dtype)
+    # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
+    kept = torch.arange(-rows.shape[1], 0, device=parameter.device)
+    return model(**inputs, use_cache=False, logits_to_keep=kept).logits[rows]
+
+
+def _packed(
+    model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """`logits_of`, without padding."""
+    mask = inputs["attention_mask"].bool()
+    if seen is None:
+        seen = mask[:, None, :] & mask.new_ones(mask.shape[1], mask.shape[1]).tril()
+    index = _kept(mask.flatten())  # [T]: places of the tokens among all B N
+    read = torch.zeros_like(mask)
+    read[:, mask.shape[1] - rows.shape[1] :] = rows
+    packed = index, read.flatten()[index].nonzero().squeeze(1)
+    tokens, positions = (inputs[name].flatten()[index][None] for name in ("input_ids", "position_ids"))
+    result = model(tokens, _added(seen, dtype), position_ids=positions, packed=packed, use_cache=False)
+    return result.logits[0]
+
+
+def _kept(mask: Tensor) -> Tensor:
+    """Where a mask is true, and as many other places as it takes to a multiple of `_MULTIPLE`, in order."""
+    kept = mask.clone()
+    kept[(~mask).nonzero().squeeze(1)[: -int(mask.sum()) % _MULTIPLE]] = True
+    return kept.nonzero().squeeze(1)
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, N, N], to be added to the scores: 0 or the lowest number."""
+    return (~seen)[:, None].to(dtype) * torch.finfo(dtype).min
+
+
+def reads_branches(model: nn.Module) -> bool:
+    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "_attn_implementation", None) or "eager"
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return kind in ("grouped", "eager", "sdpa") and not windowed
+
+
+def branch(mask: Tensor, branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:
+    """Attention and positions of answers that share a prompt: each sees the prompt and itself, as if it were alone.
+
+    Args:
+        mask: [B, N], 0 where there is padding on the left.
+        branched: prompts and answers; in the columns stand the prompt and each answer but for its last token.
+
+    Returns:
+        [B, N, N] bool, what each column attends to; and `position_ids`, [B, N].
+    """
+    owner = mask - 1  # -1: padding; 0: prompt; 1, 2, ...: the answers
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    for i, (prompt, answers) in enumerate(branched):
+        column = mask.shape[1] - sum(len(answer) - 1 for answer in answers)
+        for number, answer in enumerate(answers, start=1):
+            here = slice(column, column + len(answer) - 1)
+            owner[i, here] = number
+            positions[i, here] = torch.arange(len(prompt), len(prompt) + len(answer) - 1)
+            column = here.stop
+    queries, keys = owner[:, :, None], owner[:, None, :]  # [B, N, 1], [B, 1, N]
+    return ((keys == queries) | (keys == 0)).tril(), positions
