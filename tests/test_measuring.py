@@ -1,6 +1,7 @@
 import json
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,9 +14,9 @@ from fedcollm.measuring import (
     Plan,
     chosen_batches,
     measure,
-    padded_work,
     part_seconds,
     scored_rounds,
+    work,
 )
 from fedcollm.runner import rounds
 
@@ -30,7 +31,7 @@ def changed(config: RunConfig, **sections) -> RunConfig:
 @pytest.fixture
 def by_hand(monkeypatch):
     """Every part takes a millisecond a padded token: predictions without a clock."""
-    monkeypatch.setattr(measuring, "_seconds_a_unit", lambda task, examples, batch_size, run: 1e-3)
+    monkeypatch.setattr(measuring, "_seconds_a_unit", lambda task, model, examples, batch_size, run: 1e-3)
 
 
 ONCE = Passes(fit={"a": 1.0, "b": 3.0, "c": 10.0}, distillation=5.0, scoring={"slm": 0.5, "llm": 2.0})
@@ -72,10 +73,12 @@ def test_batches_are_spread_from_the_smallest_to_the_largest():
 def test_work_counts_padding():
     sizes = [7, 1, 3, 2, 5]
     # in order of size: (1, 2), (3, 5), (7)
-    assert padded_work(sizes, 2, shuffled=False) == 2 * 2 + 2 * 5 + 7
+    assert work(None, sizes, 2, shuffled=False) == 2 * 2 + 2 * 5 + 7
     # five examples are one window, sorted before it is cut: the same batches
-    assert padded_work(sizes, 2, shuffled=True) == 21
-    assert padded_work([], 2, shuffled=False) == 0
+    assert work(None, sizes, 2, shuffled=True) == 21
+    assert work(None, [], 2, shuffled=False) == 0
+    assert work(SimpleNamespace(reads_packed=lambda columns: columns <= 7), sizes, 2, shuffled=True) == 18
+    assert work(SimpleNamespace(reads_packed=lambda columns: columns < 7), sizes, 2, shuffled=True) == 21
 
 
 def test_every_part_is_measured_and_nothing_is_left(tiny_config, tmp_path, monkeypatch):

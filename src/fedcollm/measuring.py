@@ -170,17 +170,20 @@ class _Sizes:
         return len(examples) * max(*examples, 1)
 
 
-def padded_work(sizes: Sequence[int], batch_size: int, shuffled: bool) -> int:
-    """Cost of one pass in units of `Task.size`, padding included.
+def work(model: Any, sizes: Sequence[int], batch_size: int, shuffled: bool) -> int:
+    """Cost of one pass in units of `Task.size`, padding included where the model must have it.
 
     Args:
+        model: whether it takes packed tokens counts, nothing else.
         sizes: of the examples.
         batch_size: examples a batch.
         shuffled: batches as training cuts them, else in order of size, as scoring does.
 
-    >>> padded_work([5, 1, 4, 2], 2, shuffled=False)
+    >>> work(None, [5, 1, 4, 2], 2, shuffled=False)
     14
     """
+    if hasattr(model, "reads_packed") and model.reads_packed(max(sizes, default=0)):
+        return sum(sizes)
     task, order = _Sizes(), sorted(sizes)
     if shuffled:
         return sum(minibatches(cast(Task, task), sizes, batch_size, random.Random(0)))
@@ -228,9 +231,9 @@ def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str
     task, model, batch_size = federation.task, federation.server.slm, config.client.batch_size
     rate = config.client.learning_rate
     train = partial(fit, task, model, epochs=1, batch_size=batch_size, learning_rate=rate, seed=0, where="measuring")
-    unit = _seconds_a_unit(task, [x for part in private.values() for x in part], batch_size, train)
+    unit = _seconds_a_unit(task, model, [x for part in private.values() for x in part], batch_size, train)
     sizes = {client: [task.size(x) for x in part] for client, part in private.items()}
-    return {client: unit * padded_work(part, batch_size, shuffled=True) for client, part in sizes.items()}
+    return {client: unit * work(model, part, batch_size, shuffled=True) for client, part in sizes.items()}
 
 
 def _distillation_seconds(federation: Federation) -> float:
@@ -253,25 +256,26 @@ def _distillation_seconds(federation: Federation) -> float:
         temperature=server.temperature,
         kind=server.kind,
     )
-    unit = _seconds_a_unit(federation.task, server.public, server.batch_size, distil)
+    unit = _seconds_a_unit(federation.task, server.slm, server.public, server.batch_size, distil)
     sizes = [federation.task.size(x) for x in server.public]
-    return unit * padded_work(sizes, server.batch_size, shuffled=True)
+    return unit * work(server.slm, sizes, server.batch_size, shuffled=True)
 
 
 def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, float]:
     """Role to seconds of its scoring on the test examples."""
     say("measuring: a few batches of the scoring")
     task, test, batch_size = federation.task, federation.split.test, config.evaluation.batch_size
-    models = federation.server.models()
-    work = padded_work([task.size(x) for x in test], batch_size, shuffled=False)
-    score = {role: partial(evaluate, task, model, batch_size=batch_size) for role, model in models.items()}
-    return {role: work * _seconds_a_unit(task, test, batch_size, scored) for role, scored in score.items()}
+    sizes, found = [task.size(x) for x in test], {}
+    for role, model in federation.server.models().items():
+        unit = _seconds_a_unit(task, model, test, batch_size, partial(evaluate, task, model, batch_size=batch_size))
+        found[role] = unit * work(model, sizes, batch_size, shuffled=False)
+    return found
 
 
 def _seconds_a_unit(
-    task: Task, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
+    task: Task, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
 ) -> float:
-    """Seconds a unit of `Task.size`, padding included, timed after a warm-up on the largest and a middle batch."""
+    """Seconds a unit of `work`, timed after a warm-up on the largest and a middle batch."""
     sizes = [task.size(example) for example in examples]
     largest = [examples[i] for i in sorted(range(len(examples)), key=lambda i: sizes[i])[-batch_size:]]
     run(largest)  # the peak of memory, too
@@ -280,7 +284,7 @@ def _seconds_a_unit(
     start = time.perf_counter()
     run(timed)
     seconds = time.perf_counter() - start
-    return seconds / padded_work([task.size(example) for example in timed], batch_size, shuffled=False)
+    return seconds / work(model, [task.size(example) for example in timed], batch_size, shuffled=False)
 
 
 def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
