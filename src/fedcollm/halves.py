@@ -16,7 +16,7 @@ from fedcollm.lora_stack import LoraStack
 
 
 def normalise(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """X / √(mean(x²) + ε) (Zhang and Sennrich, arXiv 1910.07467, eq. 4) in x's dtype, and 1 / √... in float32."""
+    """Norm x / √(mean(x²) + ε) (Zhang and Sennrich, arXiv 1910.07467, eq. 4); and 1 / √... in float32."""
     wide = x.float()
     mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     inverse = mean.add_(epsilon).rsqrt_()
@@ -131,8 +131,7 @@ class AttentionHalf(Half):
         grid = Grid(batch, columns, index)
         cos, sin = (values.expand(*x.shape[:2], -1).reshape(-1, 1, values.shape[-1]) for values in positions)
         half = cos.shape[-1] // 2
-        turn = cos[..., :half].contiguous(), sin[..., :half].contiguous()
-        return _Attention.apply(x, self, mask, grid, *turn, *self.adapters())  # pyright: ignore[reportReturnType]
+        return _Attention.apply(x, self, mask, grid, cos[..., :half], sin[..., :half], *self.adapters())  # pyright: ignore[reportReturnType]
 
 
 class _Mlp(torch.autograd.Function):
@@ -152,19 +151,15 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         half: MlpHalf = ctx.half
         normal, inverse, y, inner, inner_last = ctx.saved_tensors
-        flat = gradient.reshape(len(normal), -1)
         gate, up = y.split(half.first.widths, dim=1)
         gated = functional.silu(gate)
-        both, (part,) = half.last.room(normal)
-        part.copy_(flat)
-        of_middle, of_last = half.last.backward(both, gated * up, inner_last)
+        of_middle, of_last = half.last.backward(half.last.joined(normal, [gradient]), gated * up, inner_last)
         assert of_middle is not None
         both, (of_gate, of_up) = half.first.room(normal)
         torch.mul(of_middle, gated, out=of_up)
         torch.ops.aten.silu_backward.grad_input(of_middle.mul_(up), gate, grad_input=of_gate)
-        wanted = ctx.needs_input_grad[0]
-        of_first = _through_norm(half, both, flat, normal, inverse, inner, wanted)
-        return None if of_first[0] is None else of_first[0].view(gradient.shape), None, *of_first[1], *of_last
+        of_x, of_first = _through_norm(half, both, gradient, normal, inverse, inner, ctx.needs_input_grad[0])
+        return of_x, None, *of_first, *of_last
 
 
 class _Attention(torch.autograd.Function):
@@ -190,10 +185,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         half, grid, width = ctx.half, ctx.grid, ctx.half.module.head_dim
         normal, inverse, cos, sin, context, inner, inner_last, *attended = ctx.saved_tensors
-        flat = gradient.reshape(len(normal), -1)
-        both, (part,) = half.last.room(normal)
-        part.copy_(flat)
-        of_context, of_last = half.last.backward(both, context, inner_last)
+        of_context, of_last = half.last.backward(half.last.joined(normal, [gradient]), context, inner_last)
         of_qkv = attend_backward(grid.heads(grid.spread(of_context), width), *attended)
         joint = normal.new_empty(grid.batch * grid.columns, half.first.outputs)
         for place, value in zip(joint.split(half.first.widths, dim=1), of_qkv, strict=True):
@@ -203,10 +195,8 @@ class _Attention(torch.autograd.Function):
         joint[:, : half.first.widths[0]].mul_(half.module.scaling)
         both, _ = half.first.room(normal)
         _turn(joint, both[:, : half.first.outputs], cos, sin, half, -1)
-        wanted = ctx.needs_input_grad[0]
-        of_first = _through_norm(half, both, flat, normal, inverse, inner, wanted)
-        of_x = None if of_first[0] is None else of_first[0].view(gradient.shape)
-        return of_x, None, None, None, None, None, *of_first[1], *of_last
+        of_x, of_first = _through_norm(half, both, gradient, normal, inverse, inner, ctx.needs_input_grad[0])
+        return of_x, None, None, None, None, None, *of_first, *of_last
 
 
 def _turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, half: AttentionHalf, direction: int) -> None:
@@ -218,11 +208,12 @@ def _turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor, half: AttentionHalf,
 
 
 def _through_norm(
-    half: Half, both: Tensor, residual: Tensor, normal: Tensor, inverse: Tensor, inner: Tensor, of_x: bool
+    half: Half, both: Tensor, gradient: Tensor, normal: Tensor, inverse: Tensor, inner: Tensor, of_x: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Gradient of a half's input, with what comes past it by the residual; and gradients of its first stack."""
+    """Gradient of a half's input, that of its output being added by the residual; and those of its first stack."""
     weight = half.norm.weight
     of_normal, of_adapters = half.first.backward(both, normal * weight, inner, of_x)
     if of_normal is None:
         return None, of_adapters
-    return normalise_backward(of_normal.mul_(weight), normal, inverse).add_(residual), of_adapters
+    of_flat = normalise_backward(of_normal.mul_(weight), normal, inverse)
+    return of_flat.view(gradient.shape).add_(gradient), of_adapters

@@ -98,6 +98,13 @@ class LoraStack:
         both = x.new_empty(len(x), len(self.matrix))
         return both, both[:, : self.outputs].split(self.widths, dim=1)
 
+    def joined(self, x: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+        """`room`, with these gradients of the outputs, each [..., n], copied in."""
+        both, parts = self.room(x)
+        for part, gradient in zip(parts, gradients, strict=True):
+            part.copy_(gradient.reshape(len(x), -1))
+        return both
+
     def backward(self, both: Tensor, x: Tensor, inner: Tensor, of_x: bool = True) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of x, [T, K], if it is asked for, and of `adapters()`.
 
@@ -144,8 +151,6 @@ class _Stacked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         flat, inner = ctx.saved_tensors
-        both, parts = ctx.stack.room(flat)
-        for part, gradient in zip(parts, gradients, strict=True):
-            part.copy_(gradient.reshape(len(flat), -1))
+        both = ctx.stack.joined(flat, gradients)
         of_x, of_adapters = ctx.stack.backward(both, flat, inner, ctx.needs_input_grad[0])
         return None if of_x is None else of_x.view(ctx.shape), None, *of_adapters

@@ -22,7 +22,8 @@ def test_padding_by_hand():
 
 def test_branches_by_hand():
     # prompt of two tokens, answers of two and three: columns pad, prompt, prompt, one, two, two
-    seen, positions = branch(torch.tensor([[0, 1, 1, 1, 1, 1]]), [((1, 2), [(3, 4), (5, 6, 7)])])
+    inputs = {name: values[1:] for name, values in pad_left([(0,) * 6, (1, 2, 3, 5, 6)], 0).items()}
+    seen, positions = branch(inputs, [((1, 2), [(3, 4), (5, 6, 7)])])
     assert positions.tolist() == [[0, 0, 1, 2, 2, 3]]
     assert seen[0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],

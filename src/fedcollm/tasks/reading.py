@@ -89,20 +89,20 @@ def reads_branches(model: nn.Module) -> bool:
     return kind in ("grouped", "eager", "sdpa") and not windowed
 
 
-def branch(mask: Tensor, branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:
+def branch(inputs: dict[str, Tensor], branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:
     """Attention and positions of answers that share a prompt: each sees the prompt and itself, as if it were alone.
 
     Args:
-        mask: [B, N], 0 where there is padding on the left.
+        inputs: as `pad_left` makes them.
         branched: prompts and answers; in the columns stand the prompt and each answer but for its last token.
 
     Returns:
         [B, N, N] bool, what each column attends to; and `position_ids`, [B, N].
     """
-    owner = mask - 1  # -1: padding; 0: prompt; 1, 2, ...: the answers
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    owner = inputs["attention_mask"] - 1  # -1: padding; 0: prompt; 1, 2, ...: the answers
+    positions = inputs["position_ids"].clone()
     for i, (prompt, answers) in enumerate(branched):
-        column = mask.shape[1] - sum(len(answer) - 1 for answer in answers)
+        column = owner.shape[1] - sum(len(answer) - 1 for answer in answers)
         for number, answer in enumerate(answers, start=1):
             here = slice(column, column + len(answer) - 1)
             owner[i, here] = number

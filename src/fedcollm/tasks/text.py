@@ -226,7 +226,7 @@ class TextTask:
         """One forward pass over prompts with several answers each: as `_likelihoods`, on the CPU."""
         inputs, seen = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched]), None
         if any(len(answers) > 1 and max(map(len, answers)) > 1 for _, answers in branched):
-            seen, inputs["position_ids"] = branch(inputs["attention_mask"], branched)
+            seen, inputs["position_ids"] = branch(inputs, branched)
         read = [1 + sum(len(answer) - 1 for answer in answers) for _, answers in branched]
         columns = torch.arange(-max(read), 0)
         logits = self._rows(model, inputs, columns >= -torch.tensor(read)[:, None], seen)  # [P, V]
