@@ -75,6 +75,23 @@ def test_scoring_reads_each_prompt_once(task):
     assert calls.head == [(1, 32), (1, 32)]
 
 
+def test_choices_of_an_item_are_tokenised_by_one_call(tokenizer):
+    texts = []
+
+    class Recording:
+        pad_token_id = tokenizer.pad_token_id
+
+        def __call__(self, some: list[str], add_special_tokens: bool):
+            texts.append(some)
+            return tokenizer(some, add_special_tokens=add_special_tokens)
+
+    task, one = TextTask("toy", Recording(), 16, 32), examples(1)
+    task.score(fused(1), one)
+    assert texts == [["the cat", "the cat dog", "the cat bird", "the cat the cat"]]
+    task.score(fused(1), one)
+    assert len(texts) == 1
+
+
 def test_padding_of_batches_of_like_size(task):
     some = examples(128)
     batches = list(minibatches(task, some, 16, random.Random(0)))

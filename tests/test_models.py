@@ -200,9 +200,9 @@ def test_adapter_that_does_not_fit_is_refused_and_the_model_unchanged(llama, spo
 
 def test_refusal_names_the_tensor(llama):
     model = adapted(llama)
-    with pytest.raises(ValueError, match="1 tensors missing or unknown, such as another"):
+    with pytest.raises(ValueError, match="tensor another is unknown"):
         write_adapter(model, with_another(read_adapter(model)))
-    with pytest.raises(ValueError, match=r"down_proj.lora_B.weight is \(8, 16\), not \(16, 8\)"):
+    with pytest.raises(ValueError, match=r"down_proj.lora_B.weight is \[\(8, 16\), .*, not \[\(16, 8\)"):
         write_adapter(model, with_last_transposed(read_adapter(model)))
 
 

@@ -1,9 +1,10 @@
 """B3: multiple-choice scoring, `fedcollm.training.evaluate` beside lm-evaluation-harness's `hf` model.
 
 The same items, prompts, weights and dtype; a repetition is all that a caller waits for: tokenising, forward passes,
-metrics. The harness keeps its cache of one-token answers (its default), skips bootstrapping, and has the batch size
-that was its fastest of 4, 8, 16, 32 and 64. It is timed with its default softmax, which in bfloat16 is the faster one
-but rounds log-probabilities to 8 bits; its predictions are those of an untimed pass with `softmax_dtype="float32"`.
+metrics. Each side has the batch size that was its fastest of 4, 8, 16, 32 and 64. The harness keeps its cache of
+one-token answers (its default) and skips bootstrapping. It is timed with its default softmax, which in bfloat16 is the
+faster one but rounds log-probabilities to 8 bits; its predictions are those of an untimed pass with
+`softmax_dtype="float32"`.
 """
 
 import operator
@@ -35,8 +36,8 @@ _SIDES = {
 }
 
 
-#: Sequences a forward pass: examples for ours.
-_BATCH_SIZES = {"icd10": (32, 32), "arc_challenge": (32, 8), "pubmedqa": (8, 4)}
+#: Sequences a forward pass, ours (examples) and the harness's.
+_BATCH_SIZES = {"icd10": (64, 32), "arc_challenge": (32, 8), "pubmedqa": (8, 4)}
 
 
 def _case(data: str, items: int, dtype: str, form: str, layers: int | None = None) -> dict:

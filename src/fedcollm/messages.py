@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,12 @@ def adapter_bytes(adapter: Adapter) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
 
 
-def misfit(adapter: Adapter, expected: Adapter) -> str | None:
+def norm(tensor: Tensor) -> float:
+    """L2 norm, summed in float64: of float32 values, finite if and only if they are."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+def misfit(adapter: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """In what way an adapter from elsewhere differs from the expected form; None if in none."""
     if odd := sorted(adapter.keys() ^ expected.keys()):
         return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
@@ -32,7 +38,7 @@ def misfit(adapter: Adapter, expected: Adapter) -> str | None:
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             here, there = ([tuple(t.shape), str(t.dtype)] for t in (tensor, expected[name]))
             return f"tensor {name} is {here}, not {there}"
-        if not tensor.isfinite().all():
+        if not math.isfinite(norm(tensor)):
             return f"tensor {name} is not finite"
     return None
 

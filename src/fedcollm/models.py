@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedcollm.errors import UserError
-from fedcollm.messages import Adapter
+from fedcollm.messages import Adapter, misfit
 
 _ACTIVE = ".default"  # PEFT's name of the adapter inside parameter names; its files leave it out
 
@@ -143,17 +143,11 @@ def write_adapter(model: nn.Module, adapter: Adapter) -> None:
     """Set every trainable tensor.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape; the model is then unchanged.
+        ValueError: a tensor is missing, unknown, of another shape or dtype, or not finite; the model is then unchanged.
     """
     parameters = _trainable(model)
-    if parameters.keys() != adapter.keys():
-        odd = sorted(parameters.keys() ^ adapter.keys())
-        raise ValueError(f"adapter does not fit the model: {len(odd)} tensors missing or unknown, such as {odd[0]}")
-    for name, parameter in parameters.items():
-        if parameter.shape != adapter[name].shape:
-            raise ValueError(
-                f"adapter does not fit the model: {name} is {tuple(adapter[name].shape)}, not {tuple(parameter.shape)}"
-            )
+    if reason := misfit(adapter, parameters):
+        raise ValueError(f"the adapter does not fit the model: {reason}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(adapter[name])

@@ -141,7 +141,7 @@ def changed(adapter: Adapter, name: str, tensor: torch.Tensor) -> Adapter:
 )
 def test_adapter_that_does_not_fit_is_refused_and_the_model_stays(task, slm, change, reason):
     before = read_adapter(slm)
-    with pytest.raises(RefusalError, match=f"does not fit this client's SLM: .*{reason}"):
+    with pytest.raises(RefusalError, match=f"client a: the adapter does not fit the model: .*{reason}"):
         client(task, slm).train(TrainRequest(1, change(before, next(iter(before)))))
     assert equal(read_adapter(slm), before)
 

@@ -72,14 +72,17 @@ class Longest:
         self.pieces = sorted(pieces, key=len, reverse=True)
         self.pad_token_id = 0
 
-    def __call__(self, text: str, add_special_tokens: bool):
+    def __call__(self, texts: list[str], add_special_tokens: bool):
         assert not add_special_tokens
+        return SimpleNamespace(input_ids=[self.cut(text) for text in texts])
+
+    def cut(self, text: str) -> list[str]:
         tokens = []
         while text:
             piece = next(p for p in self.pieces if text.startswith(p))
             tokens.append(piece)
             text = text[len(piece) :]
-        return SimpleNamespace(input_ids=tokens)
+        return tokens
 
 
 @pytest.mark.parametrize("prompt", ["x:", "x: ", "x:  \n"])

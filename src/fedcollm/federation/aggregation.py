@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, readable
+from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
 
 NO_UPDATE = "no client's update could be used; the last good state is kept: --resume tries again"
 
@@ -100,9 +100,9 @@ def _objection(
         return f"an update for round {answer.round_index}, not {request.round_index}"
     if reason := _odd_numbers(answer, private) or misfit(answer.adapter, request.adapter):
         return reason
-    squares = sum(float((t.double() - request.adapter[n].double()).square().sum()) for n, t in answer.adapter.items())
-    if squares > largest_change**2:
-        return f"the adapter changed by {math.sqrt(squares):.4g} (L2 norm), more than {largest_change:g}"
+    change = math.hypot(*(norm(tensor - request.adapter[name]) for name, tensor in answer.adapter.items()))
+    if change > largest_change:
+        return f"the adapter changed by {change:.4g} (L2 norm), more than {largest_change:g}"
     return None
 
 
@@ -147,9 +147,10 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
     for update in updates:
         weight = 1.0 if uniform else float(update.examples or 0)
         for name, tensor in update.adapter.items():
-            term = tensor.double() * weight
-            sums[name] = term if name not in sums else sums[name].add_(term)
             dtypes[name] = tensor.dtype
+            if name not in sums:
+                sums[name] = torch.zeros_like(tensor, dtype=torch.float64)
+            sums[name].add_(tensor, alpha=weight)
         total += weight
         examples += update.examples or 0
         loss += (update.loss or 0.0) * (update.examples or 0)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import ClientUpdate, Request, TrainRequest, misfit
+from fedcollm.messages import ClientUpdate, Request, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.private_training import fit_privately
@@ -78,12 +78,13 @@ class Client:
         """
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
-        if reason := misfit(request.adapter, read_adapter(self.slm)):
-            raise RefusalError(f"the adapter to tune does not fit this client's SLM: {reason}")
         where = f"client {self.id}, round {request.round_index}"
         start = time.perf_counter()
+        try:
+            write_adapter(self.slm, request.adapter)
+        except ValueError as error:
+            raise RefusalError(f"client {self.id}: {error}") from error
         self._spend()
-        write_adapter(self.slm, request.adapter)
         loss = self._fit(request.round_index, where)
         adapter = read_adapter(self.slm)
         if self.privacy:

@@ -108,34 +108,40 @@ class TextTask:
         Raises:
             UserError: the answer alone is longer than the context.
         """
-        key = (prompt, answer)
-        if key not in self._encoded:
-            context = prompt.rstrip()
-            whole = self._ids(context + " " + answer)
-            prefix = self._ids(context)
-            continuation = whole[len(prefix) :] or whole[-1:]
-            prefix = prefix or [self._start()]
-            room = self.context_length - len(continuation) + 1  # the last answer token is never an input
-            if room < 1:
-                tokens, limit = len(continuation), self.context_length
-                raise UserError(
-                    f"an answer of {tokens} tokens does not fit the models' context of {limit}: {answer[:60]!r}. "
-                    "Shorten it, or take models with a longer context."
-                )
-            if len(prefix) > room:
-                self._truncated.add(prompt)
-                prefix = prefix[-room:]
-            self._encoded[key] = tuple(prefix), tuple(continuation)
-        return self._encoded[key]
+        if (prompt, answer) not in self._encoded:
+            self._encode(prompt, [answer])
+        return self._encoded[prompt, answer]
+
+    def _encode(self, prompt: str, answers: Sequence[str]) -> None:
+        """Keep what `encode` returns, for all of these answers by one call of the tokenizer."""
+        new = [answer for answer in answers if (prompt, answer) not in self._encoded]
+        if not new:
+            return
+        context = prompt.rstrip()
+        texts = [context, *(f"{context} {answer}" for answer in new)]
+        prefix, *wholes = map(tuple, self.tokenizer(texts, add_special_tokens=False).input_ids)
+        for answer, whole in zip(new, wholes, strict=True):
+            self._encoded[prompt, answer] = self._split(prompt, answer, prefix, whole)
+
+    def _split(self, prompt: str, answer: str, prefix: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
+        continuation = whole[len(prefix) :] or whole[-1:]
+        prefix = prefix or (self._start(),)
+        room = self.context_length - len(continuation) + 1  # the last answer token is never an input
+        if room < 1:
+            tokens, limit = len(continuation), self.context_length
+            raise UserError(
+                f"an answer of {tokens} tokens does not fit the models' context of {limit}: {answer[:60]!r}. "
+                "Shorten it, or take models with a longer context."
+            )
+        if len(prefix) > room:
+            self._truncated.add(prompt)
+        return prefix[-room:], continuation
 
     def _start(self) -> int:
         """What an empty prompt is replaced by, as lm-evaluation-harness does: a token to predict the first one from."""
         special = self.tokenizer
         tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
         return next((token for token in tokens if token is not None), 0)
-
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def size(self, example: TextExample) -> int:
         """Tokens of the prompt and the first choice."""
@@ -207,6 +213,7 @@ class TextTask:
         shared = reads_branches(model)
         parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
         for index, example in enumerate(examples):
+            self._encode(example.prompt, example.choices)
             by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
             for choice, (prompt, answer) in enumerate(self.encode(example.prompt, text) for text in example.choices):
                 one = by_prompt.setdefault(prompt if shared else choice, (index, [], prompt, []))
@@ -242,8 +249,8 @@ class TextTask:
         normal = torch.cat([some.float().logsumexp(-1) for some in logits.split(_ROWS_AT_ONCE)])  # [P]
         chosen, at = logits[rows, tokens].float(), torch.tensor(rows, device=logits.device)
         likelihoods, likeliest = (chosen - normal[at]).cpu(), (chosen == logits.amax(-1)[at].float()).cpu()
-        lengths = [len(answer) for _, answers in branched for answer in answers]
-        sums = torch.stack([part.sum() for part in likelihoods.split(lengths)])
-        all_likeliest = torch.stack([part.all() for part in likeliest.split(lengths)])
+        lengths = torch.tensor([len(answer) for _, answers in branched for answer in answers])
+        sums = torch.segment_reduce(likelihoods, "sum", lengths=lengths)
+        all_likeliest = torch.segment_reduce(likeliest.float(), "min", lengths=lengths).bool()
         counts = [len(answers) for _, answers in branched]
         return list(zip(sums.split(counts), all_likeliest.split(counts), strict=True))
