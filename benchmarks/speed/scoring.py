@@ -24,7 +24,9 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TOLERANCE = 1e-3
 
 #: In bfloat16 both round; ours may err by this factor more than the peer against float32, root mean square for both.
-ERROR_FACTOR = 1.25
+#: Three attentions that round alike (ours, ours with float32 scores, torch's fused one) err by .053, .043, .054 nats a
+#: token on 100 items of `arc_challenge` and by .087, .092, .107 on 40 of `pubmedqa`: up to 1.25 is chance.
+ERROR_FACTOR = 1.5
 
 #: Gap of two choices, in nats a token, within which bfloat16 may pick either.
 TIE = 0.5
