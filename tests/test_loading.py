@@ -34,8 +34,9 @@ def test_preset_loads_and_describes_itself(name):
 
 
 def test_default_preset_is_icd10_the_default_configuration_but_for_what_it_tunes():
+    evaluation = {"clients": "last", "batch_size": 64}
     tuned = RunConfig.model_validate(
-        {"client": {"learning_rate": 3e-3}, "slm": {"layers": 10}, "evaluation": {"clients": "last"}}
+        {"client": {"learning_rate": 3e-3}, "slm": {"layers": 10}, "evaluation": evaluation}
     )
     assert load_config() == load_config("icd10") == tuned
 
