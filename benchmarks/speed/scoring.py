@@ -1,10 +1,10 @@
 """B3: multiple-choice scoring, `fedcollm.training.evaluate` beside lm-evaluation-harness's `hf` model.
 
 The same items, prompts, weights and dtype; a repetition is all that a caller waits for: tokenising, forward passes,
-metrics. Each side has the batch size that was its fastest of 4, 8, 16, 32 and 64. The harness keeps its cache of
-one-token answers (its default) and skips bootstrapping. It is timed with its default softmax, which in bfloat16 is the
-faster one but rounds log-probabilities to 8 bits; its predictions are those of an untimed pass with
-`softmax_dtype="float32"`.
+metrics. The harness keeps its cache of one-token answers (its default), skips bootstrapping, and has the batch size
+that was its fastest of 4, 8, 16, 32 and 64; ours has that of the preset on `icd10`, and was not swept elsewhere. The
+harness is timed with its default softmax, which in bfloat16 is the faster one but rounds log-probabilities to 8 bits;
+its predictions are those of an untimed pass with `softmax_dtype="float32"`.
 """
 
 import operator
@@ -25,7 +25,8 @@ TOLERANCE = 1e-3
 
 #: In bfloat16 both round; ours may err by this factor more than the peer against float32, root mean square for both.
 #: Three attentions that round alike (ours, ours with float32 scores, torch's fused one) err by .053, .043, .054 nats a
-#: token on 100 items of `arc_challenge` and by .087, .092, .107 on 40 of `pubmedqa`: up to 1.25 is chance.
+#: token on 100 items of `arc_challenge` and by .087, .092, .107 on 40 of `pubmedqa`: factors up to 1.25 are chance, and
+#: the largest seen against the peer, 1.33, is not far from it.
 ERROR_FACTOR = 1.5
 
 #: Gap of two choices, in nats a token, within which bfloat16 may pick either.
