@@ -3,9 +3,10 @@ import math
 import pytest
 
 import fedcollm
-from fedcollm.comparison import METHODS, Row, plan
+from fedcollm.comparison import Row, plan
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
+from fedcollm.methods import PAPER, changed
 from fedcollm.report.scores import interval
 
 
@@ -24,7 +25,7 @@ def test_row_text():
 
 
 def test_every_method_is_a_configuration_of_the_same_loop(tiny_config):
-    configs = dict(plan(tiny_config, list(METHODS), [3]))
+    configs = dict(plan(tiny_config, list(PAPER), [3]))
     assert configs.keys() == {
         "fedcollm/seed-3",
         "fedavg/seed-3",
@@ -53,8 +54,7 @@ def test_llm_on_all_data_is_tuned_as_the_server_tunes_it(tiny_config):
 
 @pytest.mark.parametrize("method", ["standalone", "centralized", "centralized_llm"])
 def test_method_of_a_single_party_has_no_secure_aggregation(tiny_config, method):
-    federation = tiny_config.federation.model_copy(update={"secure_aggregation": True})
-    secure = tiny_config.model_copy(update={"federation": federation})
+    secure = changed(tiny_config, {"federation.secure_aggregation": True, "task.clients": 3})
     assert not any(config.federation.secure_aggregation for _, config in plan(secure, [method], [0]))
     assert all(config.federation.secure_aggregation for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
 
@@ -63,7 +63,7 @@ def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_c
     privacy = {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5, "sampling_rate": 0.1}
     values = tiny_config.model_dump()
     values["federation"] |= {"privacy": privacy, "aggregation": "uniform"}
-    configs = plan(RunConfig.model_validate(values), list(METHODS), [0])
+    configs = plan(RunConfig.model_validate(values), list(PAPER), [0])
     private = {place.split("/")[0] for place, config in configs if config.federation.privacy}
     assert private == {"fedcollm", "fedavg", "fedavg_ce"}
     for _, config in configs:
@@ -71,8 +71,8 @@ def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_c
 
 
 def test_unknown_method_is_refused(tiny_config):
-    with pytest.raises(UserError, match="unknown method 'fedprox'"):
-        plan(tiny_config, ["fedprox"], [0])
+    with pytest.raises(UserError, match="unknown method 'fedpox'"):
+        plan(tiny_config, ["fedpox"], [0])
 
 
 def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path, monkeypatch):

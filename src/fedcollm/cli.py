@@ -53,7 +53,9 @@ def run(
 @app.command()
 def compare(
     source: Source = "icd10",
-    methods: Annotated[str | None, typer.Option("--methods", help="comma-separated; default: all")] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="comma-separated; default: the paper's, and controls")
+    ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="comma-separated")] = "0",
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="directory of all runs; default: runs/compare-NAME")] = None,
@@ -62,15 +64,16 @@ def compare(
 ) -> None:
     """Run the method, the baselines and the controls, and print the paper's table. Goes on where it was stopped."""
     from fedcollm import views
-    from fedcollm.comparison import METHODS, comparing, tabulate
+    from fedcollm.comparison import comparing, tabulate
     from fedcollm.loading import load_config, parse_settings
+    from fedcollm.methods import PAPER
     from fedcollm.progress import shown
     from fedcollm.report import write_report
     from fedcollm.run_directory import REPORT
     from fedcollm.terminal import interruptible, screen
 
     config = load_config(source, **parse_settings(settings or []))
-    chosen, numbers = methods.split(",") if methods else list(METHODS), _integers(seeds)
+    chosen, numbers = methods.split(",") if methods else list(PAPER), _integers(seeds)
     directory = out or Path("runs") / f"compare-{config.name}"
     with shown(screen(quiet or as_json)) as live, interruptible("the same command"):
         for place, record in comparing(config, directory, chosen, numbers):

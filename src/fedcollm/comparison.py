@@ -1,87 +1,16 @@
 """The paper's table: every baseline and control as a configuration of the same loop."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedcollm import run_directory as directories
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
+from fedcollm.methods import METHODS, NAMES, PAPER
 from fedcollm.report.scores import interval
 from fedcollm.runner import rounds
-
-#: Where nothing leaves the one place that the data is in, there is nobody to hide it from.
-_ALONE: Mapping[str, Any] = {"secure_aggregation": False, "privacy": None}
-
-
-def _with(config: RunConfig, **overrides: Mapping[str, Any]) -> RunConfig:
-    """A copy with some keys of some sections replaced."""
-    sections = {name: getattr(config, name).model_copy(update=dict(values)) for name, values in overrides.items()}
-    return config.model_copy(update=sections)
-
-
-def _no_distillation(config: RunConfig) -> RunConfig:
-    return _with(config, server={"epochs": 0})
-
-
-def _weights(config: RunConfig, weight: float, llm_weight: float) -> RunConfig:
-    distillation = config.server.distillation.model_copy(update={"weight": weight, "llm_weight": llm_weight})
-    return _with(config, server={"distillation": distillation})
-
-
-def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
-    partition = config.task.partition.model_copy(update={"kind": "pooled", "with_public": with_public})
-    alone = _with(config, task={"partition": partition}, federation=_ALONE)
-    return _no_distillation(alone)
-
-
-def fedcollm(config: RunConfig) -> dict[str, RunConfig]:
-    """The method itself."""
-    return {"": config}
-
-
-def fedavg(config: RunConfig) -> dict[str, RunConfig]:
-    """FedAvg (McMahan et al. 2017): no distillation."""
-    return {"": _no_distillation(config)}
-
-
-def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
-    """FedAvg, and plain cross-entropy on D_a for both roles (λ = 0): what labelled public data gives alone.
-
-    Its LLM is the control "LLM on D_a only": with λ = 0 nothing of the clients reaches it.
-    """
-    return {"": _weights(config, 0.0, 0.0)}
-
-
-def standalone(config: RunConfig) -> dict[str, RunConfig]:
-    """Each client alone: as many runs as clients."""
-    alone = _with(_no_distillation(config), federation=_ALONE)
-    return {f"client-{k}": _with(alone, federation={"participants": [str(k)]}) for k in range(config.task.clients)}
-
-
-def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
-    """One-way distillation from the LLM on D_a, no federation."""
-    one_way = _weights(config, config.server.distillation.weight or 1.0, 0.0)
-    return {"": _with(one_way, federation={"participants": [], "privacy": None})}
-
-
-def centralized(config: RunConfig) -> dict[str, RunConfig]:
-    """The SLM tuned on all private data in one place."""
-    return {"": _pooled(config, with_public=False)}
-
-
-def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
-    """The LLM tuned on all private data and the labelled part of D_a in one place, with the server's learning rate."""
-    server = {"learning_rate": config.server.learning_rate, "batch_size": config.server.batch_size}
-    return {"": _pooled(_with(config.model_copy(update={"slm": config.llm}), client=server), with_public=True)}
-
-
-METHODS: Mapping[str, Callable[[RunConfig], dict[str, RunConfig]]] = {
-    method.__name__: method
-    for method in (fedcollm, fedavg, fedavg_ce, standalone, llm2slm, centralized, centralized_llm)
-}
 
 
 @dataclass(frozen=True)
@@ -169,7 +98,7 @@ def compare(
     config: RunConfig,
     out: str | Path | None = None,
     *,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = tuple(PAPER),
     seeds: Sequence[int] = (0,),
 ) -> Comparison:
     """Run every method with every seed, and tabulate.
@@ -192,18 +121,7 @@ def tabulate(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> C
     rows = []
     if zero := [_zero_shot(directory, methods, seed) for seed in seeds]:
         rows.append(_row("zero-shot", zero))
-    names = {
-        "standalone": "standalone (mean of clients)",
-        "fedavg": "FedAvg",
-        "fedavg_ce": "FedAvg + CE on D_a (LLM: D_a only)",
-        "llm2slm": "LLM2SLM (one-way, no federation)",
-        "fedcollm": "FedCoLLM",
-        "centralized": "centralized SLM (private data)",
-        "centralized_llm": "centralized LLM (private + D_a)",
-    }
-    for method, name in names.items():
-        if method in final:
-            rows.append(_row(name, final[method]))
+    rows += [_row(name, final[method]) for method, name in NAMES.items() if method in final]
     return Comparison(directory, rows, list(seeds))
 
 

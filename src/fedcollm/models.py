@@ -60,6 +60,7 @@ def add_adapter(
     dropout: float = 0.0,
     targets: str | Sequence[str] = "auto",
     options: Mapping[str, Any] | None = None,
+    freeze_a: bool = False,
     seed: int = 0,
     causal_lm: bool = True,
     base_name: str | None = None,
@@ -75,6 +76,8 @@ def add_adapter(
         targets: module names; `auto` is every linear layer but the head, or PEFT's own choice for
             methods without a rank.
         options: further fields of the PEFT config.
+        freeze_a: keep LoRA's A at its random start, so that B alone is trained and travels (FFA-LoRA, Sun et al.,
+            arXiv 2403.12313): the mean of B_k A is then (mean of B_k) A, exactly. Parties share A by its seed.
         seed: of the adapter's initial values.
         causal_lm: whether PEFT's task type is CAUSAL_LM.
         base_name: where the base can be loaded from, written to the adapter's files.
@@ -82,6 +85,8 @@ def add_adapter(
     Raises:
         UserError: unknown method, field or target.
     """
+    if freeze_a and kind.lower() != "lora":
+        raise UserError(f"adapter.freeze_a: {kind} has no A to freeze; set adapter.kind: lora, or freeze_a: false.")
     config = _peft_config(kind, rank, alpha, dropout, targets, dict(options or {}))
     config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
     torch.manual_seed(seed)
@@ -97,6 +102,9 @@ def add_adapter(
         raise UserError(
             f"adapter.targets: {targets!r} does not fit this model ({error}). Its linear layers: {', '.join(names)}"
         ) from error
+    for name, parameter in model.named_parameters():
+        if freeze_a and "lora_A" in name:
+            parameter.requires_grad_(False)
     model.peft_config["default"].base_model_name_or_path = base_name
     return model.eval()  # pyright: ignore[reportReturnType]
 
