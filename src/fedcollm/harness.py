@@ -6,15 +6,15 @@ ships with the harness: prompts, choices and metrics are the harness's own. Noth
 
 import contextlib
 import copy
+import importlib.util
 import io
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -34,20 +34,10 @@ TASK_FILES: Mapping[str, str] = {
     "commonsense_qa": "commonsense_qa/default.yaml",
 }
 
+#: The one task of a directory that `write_task` made.
+_TASK = "fedcollm_test"
+
 _REQUESTS_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What one scorer says of N examples.
-
-    Attributes:
-        metrics: `acc`, and `acc_norm` where the task has it: means over the examples.
-        likelihoods: N tensors [C], the log-likelihood of each choice, in nats.
-    """
-
-    metrics: dict[str, float]
-    likelihoods: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,26 +45,26 @@ class Parity:
     """The harness beside the scorer of the loop.
 
     Attributes:
+        task: its name.
         version: of lm-evaluation-harness.
-        examples: N.
-        harness: its metrics and log-likelihoods.
-        ours: those of `TextTask`.
-        differing: metric to the number of examples whose picks differ.
+        examples: how many were scored.
+        harness: its means, `acc` and, where its task has it, `acc_norm`.
+        ours: means of `TextTask`.
+        differing: metric of the harness to the number of examples whose picks differ.
         largest_difference: of the log-likelihoods of one choice, in nats.
     """
 
+    task: str
     version: str
     examples: int
-    harness: Scored
-    ours: Scored
+    harness: dict[str, float]
+    ours: dict[str, float]
     differing: dict[str, int]
     largest_difference: float
 
 
 def evaluate_with_harness(directory: Path, role: str) -> Parity:
-    """Score the adapter that a run left on disk with the harness, and with the scorer of the loop.
-
-    The harness's task file and data are left in `directory / "harness"`.
+    """Score the adapter that a run left on disk with both; the harness's files stay in its directory `harness`.
 
     Args:
         directory: a run directory with at least one finished round.
@@ -86,105 +76,116 @@ def evaluate_with_harness(directory: Path, role: str) -> Parity:
     name = directories.read_config(directory).task.name
     if name not in TASK_FILES:
         raise UserError(
-            f"task.name: {name!r} is no task of lm-evaluation-harness. --harness knows {', '.join(TASK_FILES)}; "
-            "evaluate this run without it."
+            f"task.name: --harness scores {', '.join(TASK_FILES)}, not {name}. Evaluate this run without --harness."
         )
-    _simple_evaluate()
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--harness needs lm-evaluation-harness. Install it: pip install 'fedcollm[evaluation]'")
     config, federation = restore(directory, role)
-    model, task = federation.server.models()[role], federation.task
+    task, model, test = federation.task, federation.server.models()[role], federation.split.test
     assert isinstance(task, TextTask)
-    return compare(task, model, federation.split.test, directory / "harness", config.evaluation.batch_size)
+    return compare(task, model, test, directory / "harness", config.evaluation.batch_size)
 
 
 def compare(
     task: TextTask, model: nn.Module, examples: Sequence[TextExample], directory: Path, batch_size: int
 ) -> Parity:
-    """Both scorers on the same examples.
+    """Score N labelled examples with both.
 
     Args:
         task: one of `TASK_FILES`.
-        model: a causal language model of transformers, with PEFT around it or not.
+        model: a causal language model of transformers, or PEFT's around one.
         examples: labelled ones.
         directory: for the harness's task file, data and cache; replaced as a whole.
         batch_size: sequences (harness) or examples (ours) a forward pass.
     """
     with directories.writing(directory):
         write_task(task.name, examples, directory)
-    harness = score_with_harness(task, model, examples, directory, batch_size)
+    harness, theirs = score_with_harness(task, model, directory, batch_size)
     ours = score(task, model, examples, batch_size)
-    pairs = list(zip(examples, harness.likelihoods, ours.likelihoods, strict=True))
-    chosen = [(picks(example, theirs), picks(example, own)) for example, theirs, own in pairs]
+    chosen = [(picks(e, a), picks(e, b), e.answer) for e, a, b in zip(examples, theirs, ours, strict=True)]
     return Parity(
+        task=task.name,
         version=metadata.version("lm_eval"),
         examples=len(examples),
         harness=harness,
-        ours=ours,
-        differing={m: sum(theirs[m] != own[m] for theirs, own in chosen) for m in harness.metrics},
-        largest_difference=max(float((theirs - own).abs().max()) for _, theirs, own in pairs),
+        ours={metric: sum(b[metric] == answer for _, b, answer in chosen) / len(chosen) for metric in harness},
+        differing={metric: sum(a[metric] != b[metric] for a, b, _ in chosen) for metric in harness},
+        largest_difference=max(float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True)),
     )
 
 
-def score(task: TextTask, model: nn.Module, examples: Sequence[TextExample], batch_size: int) -> Scored:
-    """The scorer of the loop, example by example: batches of like size, as `training.evaluate` makes them."""
+def score(task: TextTask, model: nn.Module, examples: Sequence[TextExample], batch_size: int) -> list[Tensor]:
+    """The scorer of the loop: each example's log-likelihoods [C], from batches such as `training.evaluate` makes."""
     order = sorted(range(len(examples)), key=lambda i: task.size(examples[i]))
-    likelihoods = [torch.empty(0)] * len(examples)
-    starts = range(0, len(order), batch_size)
-    model.eval()
+    starts, scored = range(0, len(order), batch_size), {}
     with torch.inference_mode():
         for start in track(starts, "scoring", total=len(starts)):
             batch = order[start : start + batch_size]
-            for i, values in zip(batch, task.likelihoods(model, [examples[i] for i in batch]), strict=True):
-                likelihoods[i] = values.double()
-    chosen = [picks(example, values) for example, values in zip(examples, likelihoods, strict=True)]
-    right = {
-        metric: sum(picked[metric] == example.answer for example, picked in zip(examples, chosen, strict=True))
-        for metric in ("acc", "acc_norm")
-    }
-    return Scored({metric: count / len(examples) for metric, count in right.items()}, likelihoods)
+            scored |= dict(zip(batch, task.likelihoods(model.eval(), [examples[i] for i in batch]), strict=True))
+    return [scored[i] for i in range(len(examples))]
 
 
 def score_with_harness(
-    task: TextTask, model: Any, examples: Sequence[TextExample], directory: Path, batch_size: int
-) -> Scored:
-    """The harness on the task file that `write_task` wrote.
+    task: TextTask, model: Any, directory: Path, batch_size: int
+) -> tuple[dict[str, float], list[Tensor]]:
+    """The harness on what `write_task` wrote: means of its metrics, and each example's log-likelihoods [C].
 
-    No token begins a sequence that the adapter was not tuned with (`add_bos_token`), contexts are cut where ours are,
-    and log-probabilities are taken in float32.
+    It adds no token before a prompt, as the adapter was tuned without one, cuts long prompts where the task does, and
+    takes log-probabilities in float32.
     """
-    simple_evaluate = _simple_evaluate()
+    import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    make_model, simple_evaluate = cast(Any, HFLM), cast(Any, lm_eval.simple_evaluate)  # decorators hide parameters
     say("scoring with lm-evaluation-harness")
     with _quiet_and_offline():
-        lm = HFLM(
+        lm = make_model(
             pretrained=model,
             tokenizer=copy.deepcopy(task.tokenizer),  # the harness gives it a padding token if it has none
             max_length=task.context_length,
             batch_size=batch_size,
             softmax_dtype="float32",
             add_bos_token=False,
-            prefix_token_id=task.start_token(),
+            prefix_token_id=task.start_token(),  # it needs one, even for a tokenizer that has no special tokens
         )
         vars(lm)["_loglikelihood_tokens"] = _tracked(lm._loglikelihood_tokens)
-        results = simple_evaluate(
-            model=lm,
-            tasks=[_task_name(task.name)],
-            task_manager=TaskManager(include_path=str(directory), include_defaults=False),
-            bootstrap_iters=0,
-            random_seed=None,  # pyright: ignore[reportArgumentType]
-            numpy_random_seed=None,  # pyright: ignore[reportArgumentType]
-            torch_random_seed=None,  # pyright: ignore[reportArgumentType]
-            fewshot_random_seed=None,  # pyright: ignore[reportArgumentType]
-        )
-    values = results["results"][_task_name(task.name)]
-    samples = sorted(results["samples"][_task_name(task.name)], key=lambda sample: sample["doc_id"])
-    likelihoods = [torch.tensor([v for v, _ in s["filtered_resps"]], dtype=torch.double) for s in samples]
-    return Scored({m: float(values[f"{m},none"]) for m in ("acc", "acc_norm") if f"{m},none" in values}, likelihoods)
+        seeds = dict.fromkeys(("random_seed", *(f"{kind}_random_seed" for kind in ("numpy", "torch", "fewshot"))))
+        manager = TaskManager(include_path=str(directory), include_defaults=False)
+        results = simple_evaluate(lm, tasks=[_TASK], task_manager=manager, bootstrap_iters=0, **seeds)
+    means = {name.removesuffix(",none"): value for name, value in results["results"][_TASK].items()}
+    samples = sorted(results["samples"][_TASK], key=lambda sample: sample["doc_id"])
+    likelihoods = [torch.tensor([value for value, _ in sample["filtered_resps"]]) for sample in samples]
+    return {name: float(means[name]) for name in ("acc", "acc_norm") if name in means}, likelihoods
+
+
+def _tracked(likelihoods_of: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """The harness's log-likelihoods of its requests, with our progress instead of its bar."""
+
+    def tracked(requests: list[Any], **_: Any) -> list[Any]:
+        parts = [requests[start : start + _REQUESTS_AT_ONCE] for start in range(0, len(requests), _REQUESTS_AT_ONCE)]
+        shown = track(parts, "scoring with lm-evaluation-harness", total=len(parts))
+        return [answer for part in shown for answer in likelihoods_of(part, disable_tqdm=True)]
+
+    return tracked
+
+
+@contextlib.contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """Keep the harness's bars and log from standard error, and `datasets` from the network."""
+    from datasets import config
+
+    offline = config.HF_HUB_OFFLINE
+    try:
+        config.HF_HUB_OFFLINE = True
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        config.HF_HUB_OFFLINE = offline
 
 
 def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> None:
-    """Write the examples and a task file for the harness; the directory is replaced as a whole.
+    """Write a task for the harness: the examples, and a file that includes the harness's own.
 
     Raises:
         UserError: this version of the harness has no such task, or an example does not fit its template.
@@ -193,21 +194,19 @@ def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> N
 
     own = Path(lm_eval.tasks.__file__).parent / TASK_FILES[name]
     if not own.is_file():
-        raise UserError(
-            f"lm-eval {metadata.version('lm_eval')} has no {TASK_FILES[name]}. Install one that was tried: "
-            "pip install 'lm-eval==0.4.13'"
-        )
+        version = metadata.version("lm_eval")
+        raise UserError(f"lm-eval {version} has no {TASK_FILES[name]}. Install another: pip install 'lm-eval==0.4.13'")
     lines = [json.dumps(original_row(name, example)) + "\n" for example in examples]
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    data = directory.resolve() / f"{name}.jsonl"
+    data, cache = (directory.resolve() / place for place in (f"{name}.jsonl", "cache"))
     data.write_text("".join(lines), encoding="utf-8")
     settings = {
         "include": str(own),
-        "task": _task_name(name),
+        "task": _TASK,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(directory.resolve() / "cache")},
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(cache)},
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
@@ -219,77 +218,19 @@ def original_row(name: str, example: TextExample) -> dict[str, Any]:
     """An example in the columns of its data set on the Hugging Face hub: the inverse of `tasks.qa`.
 
     Raises:
-        UserError: a question of `commonsense_qa` does not have the five choices of the harness's template.
+        UserError: a question of `commonsense_qa` without the five choices of the harness's template.
     """
     question, texts = example.prompt, list(example.choices)
+    if name != "openbookqa":
+        question = question.removeprefix("Question: ").removesuffix("\nAnswer:")
     if name == "commonsense_qa":
         if len(texts) != 5:
-            raise UserError(
-                f"example {example.id}: {len(texts)} choices. The harness's commonsense_qa takes questions with five; "
-                "evaluate this run without --harness."
-            )
-        question, texts = _parts(example)
-    elif name != "openbookqa":
-        question = question.removeprefix("Question: ").removesuffix("\nAnswer:")
+            raise UserError(f"example {example.id} has {len(texts)} choices; the harness's commonsense_qa wants five.")
+        for index, label in reversed(list(enumerate(example.labels))):  # the prompt lists them: "A. ...", a line each
+            question, _, texts[index] = question.rpartition(f"\n{label}. ")
     return {
         "id": example.id,
         "question_stem" if name == "openbookqa" else "question": question,
         "choices": {"text": texts, "label": list(example.labels)},
         "answerKey": example.label,
     }
-
-
-def _parts(example: TextExample) -> tuple[str, list[str]]:
-    """Question and choices of a prompt that lists them: `Question: ...`, `A. ...`, ..., `Answer:`."""
-    rest, texts = example.prompt.removeprefix("Question: ").removesuffix("\nAnswer:"), []
-    for label in reversed(example.labels):
-        rest, _, text = rest.rpartition(f"\n{label}. ")
-        texts.insert(0, text)
-    return rest, texts
-
-
-def _task_name(name: str) -> str:
-    return f"fedcollm_{name}"
-
-
-def _simple_evaluate() -> Callable[..., Any]:
-    """The harness's entry point.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        from lm_eval import simple_evaluate
-    except ImportError as error:
-        raise UserError(
-            "--harness needs lm-evaluation-harness. Install it: pip install 'fedcollm[evaluation]'"
-        ) from error
-    return simple_evaluate
-
-
-def _tracked(score_tokens: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """The harness's log-likelihoods of many requests, some at a time, with progress of our kind."""
-
-    def tracked(requests: list[Any], **_: Any) -> list[Any]:
-        parts = [requests[i : i + _REQUESTS_AT_ONCE] for i in range(0, len(requests), _REQUESTS_AT_ONCE)]
-        done = track(parts, "lm-evaluation-harness", total=len(parts))
-        return [answer for part in done for answer in score_tokens(part, disable_tqdm=True)]
-
-    return tracked
-
-
-@contextlib.contextmanager
-def _quiet_and_offline() -> Iterator[None]:
-    """Keep the harness's bars and log from standard error, and `datasets` from the network."""
-    from datasets import config
-
-    log, offline = logging.getLogger("lm_eval"), config.HF_HUB_OFFLINE
-    level = log.level
-    try:
-        config.HF_HUB_OFFLINE = True
-        log.setLevel(logging.ERROR)
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        config.HF_HUB_OFFLINE = offline
-        log.setLevel(level)
