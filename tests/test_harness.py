@@ -190,6 +190,7 @@ def test_the_command_prints_both_and_leaves_the_harness_a_task(tiny_run, monkeyp
     out, err = command("--role", "slm", "--json")
     values = json.loads(out)
     assert err == ""
+    assert values["dtype"] == "float32"
     assert values["differing"] == {"acc": 0, "acc_norm": 0}
     assert values["ours"]["acc"] == evaluate_run(tiny_run, "slm").mean("acc")
     file = yaml.safe_load((tiny_run / "harness" / "arc_easy.yaml").read_text())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import torch
 import yaml
@@ -52,6 +53,7 @@ class Parity:
         ours: means of `TextTask`.
         differing: metric of the harness to the number of examples whose picks differ.
         largest_difference: of the log-likelihoods of one choice, in nats.
+        dtype: that the base computes in.
     """
 
     task: str
@@ -61,6 +63,7 @@ class Parity:
     ours: dict[str, float]
     differing: dict[str, int]
     largest_difference: float
+    dtype: str
 
 
 def evaluate_with_harness(directory: Path, role: str) -> Parity:
@@ -111,6 +114,7 @@ def compare(
         ours={metric: sum(b[metric] == answer for _, b, answer in chosen) / len(chosen) for metric in harness},
         differing={metric: sum(a[metric] != b[metric] for a, b, _ in chosen) for metric in harness},
         largest_difference=max(float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True)),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
     )
 
 
@@ -172,16 +176,17 @@ def _tracked(likelihoods_of: Callable[..., list[Any]]) -> Callable[..., list[Any
 
 @contextlib.contextmanager
 def _quiet_and_offline() -> Iterator[None]:
-    """Keep the harness's bars and log from standard error, and `datasets` from the network."""
-    from datasets import config
+    """Keep the harness's bars and log, and git's word on the working directory, from standard error; and the network.
 
-    offline = config.HF_HUB_OFFLINE
-    try:
-        config.HF_HUB_OFFLINE = True
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        config.HF_HUB_OFFLINE = offline
+    It asks git for a commit to name in its results, which are not kept.
+    """
+    from datasets import config
+    from lm_eval import evaluator
+
+    offline = mock.patch.object(config, "HF_HUB_OFFLINE", True)
+    no_commit = mock.patch.object(evaluator, "get_git_commit_hash", str, create=True)
+    with contextlib.redirect_stderr(io.StringIO()), offline, no_commit:
+        yield
 
 
 def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> None:

@@ -101,7 +101,10 @@ def parity_table(role: str, parity: Parity) -> Table:
         table.add_row(name, *(f"{means[metric]:.4f}" for metric in parity.harness))
     table.add_section()
     table.add_row("examples whose picks differ", *map(str, parity.differing.values()))
-    table.caption = f"log-likelihoods differ by up to {parity.largest_difference:.2g} nats"
+    lines = [f"log-likelihoods in {parity.dtype} differ by up to {parity.largest_difference:.2g} nats"]
+    if any(parity.differing.values()) and parity.dtype != "float32":
+        lines.append("near ties fall either way, as with another batch size; in float32 hardly any do")
+    table.caption = "\n".join(lines)
     table.caption_justify = "left"
     return table
 
