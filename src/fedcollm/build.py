@@ -9,7 +9,7 @@ import peft
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
 
-from fedcollm.build_models import build_model, set_matmul_precision, text_models
+from fedcollm.build_models import build_model, kept_layers, set_matmul_precision, text_models
 from fedcollm.config import RunConfig, asked_clients
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation.client import Client
@@ -18,6 +18,7 @@ from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server, Transport
+from fedcollm.federation.server_steps import Step
 from fedcollm.messages import Session, default_threshold
 from fedcollm.models import parameter_counts
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
@@ -128,6 +129,7 @@ def build_client(
         build_privacy(config),
         config.federation.rounds,
         spent,
+        config.client.proximal,
     )
 
 
@@ -163,6 +165,11 @@ def _server(
         llm_weight=distillation.llm_weight,
         temperature=distillation.temperature,
         kind=distillation.divergence,
+        selective=distillation.selective,
+        ramp=distillation.ramp,
+        step=Step(**dict(config.federation.step)),
+        transplant=config.server.transplant,
+        kept=kept_layers(config, llm) if llm and config.server.transplant else (),
         evaluation_batch_size=config.evaluation.batch_size,
         seed=config.seed,
         run=run,

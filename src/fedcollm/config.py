@@ -113,8 +113,24 @@ class RunConfig(Section):
                 f"level example needs gradients of single examples, which slm.adapter.kind: {adapter.kind} does not "
                 "give; set slm.adapter.kind: lora"
             )
+        if privacy.level == "example" and self.client.proximal:
+            reasons.append(
+                f"client.proximal {self.client.proximal:g} is not part of DP-SGD's step; set client.proximal: 0"
+            )
         if reasons:
             raise ValueError("federation.privacy: " + "; ".join(reasons))
+        return self
+
+    @model_validator(mode="after")
+    def _transplant_fits(self) -> "RunConfig":
+        cut = self.slm.source == self.llm.source and self.llm.layers is None
+        adapters = self.slm.adapter == self.llm.adapter and self.slm.adapter.kind.lower() == "lora"
+        if self.server.transplant and not (cut and adapters and not self.slm.adapter.freeze_a):
+            raise ValueError(
+                f"server.transplant {self.server.transplant:g} needs an SLM that was cut from the LLM by layers "
+                "(slm.source as llm.source, llm.layers null) and the same adapter for both, of kind lora and without "
+                "freeze_a. Set those, or server.transplant: 0"
+            )
         return self
 
     @model_validator(mode="after")

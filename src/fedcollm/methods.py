@@ -93,7 +93,7 @@ DEPARTURES: Mapping[str, Mapping[str, Any]] = {
     "skew_reverse_kl": {"server.distillation.divergence": "skew_reverse_kl"},
     "selective": {"server.distillation.selective": True},
     "ramp": {"server.distillation.ramp": 4},
-    "transplant": {"server.transplant": True},
+    "transplant": {"server.transplant": 1.0},
     "fedprox": {"client.proximal": 0.01},
     "fedavgm": {"federation.step.kind": "fedavgm", "federation.step.momentum": 0.5},
     "fedadam": {"federation.step.kind": "fedadam", "federation.step.rate": 0.01},

@@ -143,8 +143,8 @@ class ServerConfig(Section):
     batch_size: Positive = 16
     learning_rate: PositiveFloat = 1.0e-3
     distillation: DistillationConfig = DistillationConfig()
-    transplant: bool = False
-    """where the SLM was cut from the LLM (same source, fewer layers): move the clients' mean change into the LLM too"""
+    transplant: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """share of the clients' mean change that goes into the LLM's own layers, where the SLM was cut from it by layers"""
 
 
 class EvaluationConfig(Section):

@@ -33,6 +33,7 @@ class Client:
         epochs: local epochs a round.
         batch_size: examples a step.
         learning_rate: of the local AdamW.
+        proximal: μ of FedProx; 0: none.
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
         run: the only run that this client takes part in.
@@ -55,6 +56,7 @@ class Client:
     privacy: Privacy | None = None
     rounds: int | None = None
     spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
+    proximal: float = 0.0
 
     def answer(self, request: Request) -> ClientUpdate:
         """Train; that is all that a client without secure aggregation does.
@@ -115,4 +117,6 @@ class Client:
         if isinstance(self.privacy, ExamplePrivacy):
             return fit_privately(self.task, self.slm, self.examples, privacy=self.privacy, **settings)
         seed = derive_seed(self.seed, "client", self.id, round_index)
-        return fit(self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, **settings)
+        return fit(
+            self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, proximal=self.proximal, **settings
+        )
