@@ -243,10 +243,9 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
     """
     config = directories.read_config(directory)
     state = directories.load_round(directory)
-    if state is None or role not in state[1]:
-        raise UserError(
-            f"{directory} has no {role} adapter. Roles there: {', '.join(state[1]) if state else 'none yet'}."
-        )
+    roles = [name for name in ("slm", "llm") if state and name in state[1]]
+    if state is None or role not in roles:
+        raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
     federation = build_federation(config, directory / "base")
     federation.server.restore(state[1])
     if write_examples:
