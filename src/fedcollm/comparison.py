@@ -4,9 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fedcollm import run_directory as directories
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
+from fedcollm.loading import explain
 from fedcollm.messages import RoundRecord
 from fedcollm.methods import METHODS, NAMES, PAPER
 from fedcollm.report.scores import interval
@@ -61,7 +64,7 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
     """Relative run directory and configuration of every run of a comparison, seed by seed.
 
     Raises:
-        UserError: unknown method.
+        UserError: unknown method, or one that does not fit the configuration.
     """
     for method in methods:
         if method not in METHODS:
@@ -70,7 +73,11 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
     for seed in seeds:
         for method in methods:
             seeded = config.model_copy(update={"seed": seed, "name": method})
-            runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in METHODS[method](seeded).items()]
+            try:
+                parts = METHODS[method](seeded)
+            except ValidationError as error:
+                raise UserError(f"--methods: {method} does not fit this configuration: {explain(error)}") from error
+            runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in parts.items()]
     return runs
 
 
