@@ -91,7 +91,7 @@ def divergence(
         taught: [P] bool, rows that count; the others stay in the mean as zeros. None: all.
 
     Returns:
-        A scalar; exactly 0 for equal logits, and for no rows.
+        A scalar; 0 for no rows and for equal logits: exactly so for the two KL, up to rounding for the mixtures.
     """
     log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = functional.log_softmax(student / temperature, dim=-1)
