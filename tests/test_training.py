@@ -315,7 +315,9 @@ def test_proximal_term_keeps_an_adapter_near_its_start(task, model):
     for proximal in (0.0, 10.0):
         tuned = copy.deepcopy(model)
         fit(task, tuned, FACTS, epochs=10, batch_size=2, learning_rate=1e-2, seed=0, proximal=proximal)
-        distances.append(math.dist(*(torch.cat([t.flatten() for t in a.values()]) for a in (start, read_adapter(tuned)))))
+        distances.append(
+            math.dist(*(torch.cat([t.flatten() for t in a.values()]) for a in (start, read_adapter(tuned))))
+        )
     assert 0 < distances[1] < 0.5 * distances[0]
 
 
