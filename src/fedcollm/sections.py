@@ -53,7 +53,7 @@ class TaskConfig(Section):
     """The data and how it is split."""
 
     name: str = "icd10"
-    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, digits, or custom (your own files)"""
+    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, professions, digits, or custom (your own files)"""
     path: Path | None = None
     """directory with train, dev, test files, for tasks read from files; null: the hub or the package"""
     format: FormatConfig | None = None
