@@ -8,6 +8,7 @@ from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.methods import PAPER, changed
 from fedcollm.report.scores import interval
+from fedcollm.run_directory import read_config
 
 
 def test_confidence_interval_by_hand():
@@ -73,6 +74,27 @@ def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_c
 def test_unknown_method_is_refused(tiny_config):
     with pytest.raises(UserError, match="unknown method 'fedpox'"):
         plan(tiny_config, ["fedpox"], [0])
+
+
+def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_config):
+    # the SLM of tiny_config is a model of its own
+    with pytest.raises(
+        UserError, match=r"--methods: transplant does not fit.*1 error\n  server\.transplant 1 needs an SLM"
+    ):
+        plan(tiny_config, ["fedcollm", "transplant"], [0])
+
+
+def test_departures_are_planned_and_named_in_the_table(tiny_config, tmp_path):
+    methods = ["fedcollm", "ffa_lora", "fedadam"]
+    comparison = fedcollm.compare(tiny_config, tmp_path, methods=methods)
+    assert [row.name for row in comparison.rows] == [
+        "zero-shot",
+        "FedCoLLM",
+        "FedCoLLM, FedAdam server",
+        "FedCoLLM, FFA-LoRA",
+    ]
+    assert all(len(row.values["slm"]) == len(row.values["llm"]) == 1 for row in comparison.rows)
+    assert read_config(tmp_path / "fedadam" / "seed-0").federation.step.kind == "fedadam"
 
 
 def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def whole_numbers(tensors: dict[str, torch.Tensor], seed: int, factor: int = 1) 
 def test_frozen_a_leaves_b_alone_to_train_and_to_send(llama):
     model = adapted(llama, rank=8, freeze_a=True)
     base = sum(parameter.numel() for parameter in llama.parameters())
-    # B of a layer, rank 8: q, k, v, o 8 * 16 = 128 each; gate, up 8 * 32 = 256 each; down 128: 5 * 128 + 2 * 256 = 1152.
+    # B of a layer, rank 8: q, k, v, o and down 8 * 16 = 128 each, gate and up 8 * 32 = 256: 5 * 128 + 2 * 256 = 1152.
     # A of a layer: 2176 - 1152 = 1024. Two layers:
     assert parameter_counts(model) == (2304, base + 2048)
     adapter = read_adapter(model)
