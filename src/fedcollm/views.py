@@ -149,4 +149,4 @@ def _data_line(cost: Cost) -> str:
     rest = ", ".join(
         f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
     )
-    return f"data: private {sizes}, public {public}, {rest}"
+    return "; ".join([f"data: private {sizes}, public {public}, {rest}", *cost.data["notes"]])

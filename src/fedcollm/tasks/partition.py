@@ -106,14 +106,14 @@ def _check_sizes(
     train: int, public: int | None, removed: int, config: TaskConfig, clients: int, test_from_train: bool
 ) -> None:
     """Whether there are enough examples for all parts; `public` is None if these come from the training data too."""
-    private = {f"task.clients {clients} × task.private_size {config.private_size}": clients * config.private_size}
+    needed = clients * config.private_size
+    private = {f"task.clients {clients} × task.private_size {config.private_size}": needed} if clients else {}
     shared = {f"task.{key} {getattr(config, key)}": getattr(config, key) for key in ("public_size", "unlabelled_size")}
     test = {f"task.test_size {config.test_size}": config.test_size} if test_from_train else {}
-    own = private if clients else {}
     if public is None:
-        _check_size("training", train, own | shared | test, removed, config.name)
+        _check_size("training", train, private | shared | test, removed, config.name)
     else:
-        _check_size("training", train, own | test, removed, config.name)
+        _check_size("training", train, private | test, removed, config.name)
         _check_size("public", public, shared, removed, config.name)
 
 
