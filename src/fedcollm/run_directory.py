@@ -9,6 +9,7 @@
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     base/{slm,llm}/         base models, only if this run made them (`warm_up`)
     confusion.json          role -> [true label, predicted label, examples], of the last round
+    harness/                test examples and task file, written by `evaluate --harness`
     report.html             written by `report`
 
 The checkpoint is replaced atomically once a round, and everything else is derived from it, so a process

@@ -230,13 +230,12 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
     }
 
 
-def evaluate_run(directory: Path, role: str, write_examples: Path | None = None) -> Score:
-    """Score the adapter that a run left on disk on the run's own test examples.
+def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
+    """A run's configuration, data and models, with the adapters that it left on disk.
 
     Args:
         directory: a run directory with at least one finished round.
-        role: `slm` or `llm`.
-        write_examples: write the test examples to this file, one JSON object a line (text tasks).
+        role: the one that is asked for, `slm` or `llm`.
 
     Raises:
         UserError: no run, no such role, or no finished round.
@@ -248,6 +247,21 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
         raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
     federation = build_federation(config, directory / "base")
     federation.server.restore(state[1])
+    return config, federation
+
+
+def evaluate_run(directory: Path, role: str, write_examples: Path | None = None) -> Score:
+    """Score the adapter that a run left on disk on the run's own test examples.
+
+    Args:
+        directory: a run directory with at least one finished round.
+        role: `slm` or `llm`.
+        write_examples: write the test examples to this file, one JSON object a line (text tasks).
+
+    Raises:
+        UserError: no run, no such role, or no finished round.
+    """
+    config, federation = restore(directory, role)
     if write_examples:
         with directories.writing(write_examples.parent):
             directories.write_atomically(write_examples, example_lines(federation.split.test))

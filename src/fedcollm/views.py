@@ -8,6 +8,7 @@ from rich.table import Table
 from fedcollm import run_directory as directories
 from fedcollm.checking import Cost
 from fedcollm.comparison import Comparison
+from fedcollm.harness import Parity
 from fedcollm.measuring import Measured
 from fedcollm.messages import RoundRecord
 from fedcollm.report.formats import byte_count, duration
@@ -87,6 +88,21 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in comparison.rows:
         table.add_row(row.name, row.text("slm"), row.text("clients"), row.text("llm"))
+    return table
+
+
+def parity_table(role: str, parity: Parity) -> Table:
+    """lm-evaluation-harness beside the scorer of the loop."""
+    table = Table(title=f"{role} on {parity.examples} test examples of {parity.task}", title_justify="left")
+    table.add_column("")
+    for metric in parity.harness:
+        table.add_column(metric, justify="right")
+    for name, means in ((f"lm-evaluation-harness {parity.version}", parity.harness), ("fedcollm", parity.ours)):
+        table.add_row(name, *(f"{means[metric]:.4f}" for metric in parity.harness))
+    table.add_section()
+    table.add_row("examples whose picks differ", *map(str, parity.differing.values()))
+    table.caption = f"log-likelihoods differ by up to {parity.largest_difference:.2g} nats"
+    table.caption_justify = "left"
     return table
 
 

@@ -71,6 +71,17 @@ class TextBatch:
     targets: Tensor
 
 
+def picks(example: TextExample, likelihoods: Tensor) -> dict[str, int]:
+    """The choice that each metric takes: the likeliest (`acc`), and the likeliest a character (`acc_norm`).
+
+    Args:
+        example: C choices.
+        likelihoods: [C], their log-likelihoods.
+    """
+    lengths = torch.tensor([len(choice) for choice in example.choices])
+    return {"acc": int(likelihoods.argmax()), "acc_norm": int((likelihoods / lengths).argmax())}
+
+
 class TextTask:
     """Answers to prompts, trained on answer tokens and scored by their log-likelihood.
 
@@ -125,7 +136,7 @@ class TextTask:
 
     def _split(self, prompt: str, answer: str, prefix: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
         continuation = whole[len(prefix) :] or whole[-1:]
-        prefix = prefix or (self._start(),)
+        prefix = prefix or (self.start_token(),)
         room = self.context_length - len(continuation) + 1  # the last answer token is never an input
         if room < 1:
             tokens, limit = len(continuation), self.context_length
@@ -137,7 +148,7 @@ class TextTask:
             self._truncated.add(prompt)
         return prefix[-room:], continuation
 
-    def _start(self) -> int:
+    def start_token(self) -> int:
         """What an empty prompt is replaced by, as lm-evaluation-harness does: a token to predict the first one from."""
         special = self.tokenizer
         tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
@@ -197,13 +208,16 @@ class TextTask:
                 sums["acc"] += float(greedy[0])
                 sums["acc_norm"] += float(greedy[0])
                 continue
-            lengths = torch.tensor([len(choice) for choice in example.choices])
-            best = int(likelihoods.argmax())
-            sums["acc"] += best == answer
-            sums["acc_norm"] += int((likelihoods / lengths).argmax()) == answer
-            pair = (example.labels[answer], example.labels[best])
+            chosen = picks(example, likelihoods)
+            for metric, choice in chosen.items():
+                sums[metric] += choice == answer
+            pair = (example.labels[answer], example.labels[chosen["acc"]])
             confusion[pair] = confusion.get(pair, 0) + 1
         return Score(sums, len(examples), confusion)
+
+    def likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
+        """[C] log-likelihoods, in nats, of each example's choices."""
+        return [values for values, _ in self._likelihoods(model, examples)]
 
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
         """Each example's choices: log-likelihood [C], and whether greedy decoding would give it [C].
