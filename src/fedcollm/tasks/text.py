@@ -190,20 +190,21 @@ class TextTask:
         token is the most likely one (its `is_greedy`).
         """
         sums = {self.main_metric: 0.0, "acc": 0.0, "acc_norm": 0.0}
+        outcomes: dict[str, float] = {}
         confusion: dict[tuple[str, str], int] = {}
         for example, (likelihoods, greedy) in zip(examples, self._likelihoods(model, examples), strict=True):
             answer = example.answer or 0
             if len(example.choices) == 1:
-                sums["acc"] += float(greedy[0])
-                sums["acc_norm"] += float(greedy[0])
-                continue
-            lengths = torch.tensor([len(choice) for choice in example.choices])
-            best = int(likelihoods.argmax())
-            sums["acc"] += best == answer
-            sums["acc_norm"] += int((likelihoods / lengths).argmax()) == answer
-            pair = (example.labels[answer], example.labels[best])
-            confusion[pair] = confusion.get(pair, 0) + 1
-        return Score(sums, len(examples), confusion)
+                right = dict.fromkeys(("acc", "acc_norm"), float(greedy[0]))
+            else:
+                lengths = torch.tensor([len(choice) for choice in example.choices])
+                best, best_norm = int(likelihoods.argmax()), int((likelihoods / lengths).argmax())
+                right = {"acc": float(best == answer), "acc_norm": float(best_norm == answer)}
+                pair = (example.labels[answer], example.labels[best])
+                confusion[pair] = confusion.get(pair, 0) + 1
+            sums = {metric: sums[metric] + right[metric] for metric in sums}
+            outcomes[example.id] = right[self.main_metric]
+        return Score(sums, len(examples), confusion, outcomes)
 
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
         """Each example's choices: log-likelihood [C], and whether greedy decoding would give it [C].
