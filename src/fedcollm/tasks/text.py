@@ -195,7 +195,7 @@ class TextTask:
         for example, (likelihoods, greedy) in zip(examples, self._likelihoods(model, examples), strict=True):
             answer = example.answer or 0
             if len(example.choices) == 1:
-                right = dict.fromkeys(("acc", "acc_norm"), float(greedy[0]))
+                right: dict[str, float] = dict.fromkeys(("acc", "acc_norm"), float(greedy[0]))
             else:
                 lengths = torch.tensor([len(choice) for choice in example.choices])
                 best, best_norm = int(likelihoods.argmax()), int((likelihoods / lengths).argmax())
