@@ -1,12 +1,15 @@
 import math
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import fedcollm
-from fedcollm.comparison import Row, plan
+from fedcollm.comparison import Plan, plan
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.methods import PAPER, changed
+from fedcollm.report.compared import Row
 from fedcollm.report.scores import interval
 from fedcollm.run_directory import read_config
 
@@ -71,9 +74,21 @@ def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_c
         assert RunConfig.model_validate(config.model_dump()) == config
 
 
-def test_unknown_method_is_refused(tiny_config):
+def test_unknown_method_is_refused(tiny_config, tmp_path):
     with pytest.raises(UserError, match="unknown method 'fedpox'"):
-        plan(tiny_config, ["fedpox"], [0])
+        Plan(tmp_path, [tiny_config], ["fedpox"], [0])
+
+
+def test_two_tasks_of_one_name_are_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="two configurations with the name 'tiny'"):
+        Plan(tmp_path, [tiny_config, tiny_config], ["fedavg"], [0])
+
+
+def test_several_tasks_have_a_folder_each(tiny_config, tmp_path):
+    other = tiny_config.model_copy(update={"name": "other"})
+    jobs = Plan(tmp_path, [tiny_config, other], ["fedavg"], [0, 1]).jobs()
+    assert [job.place for job in jobs] == [f"{task}/fedavg/seed-{s}" for task in ("tiny", "other") for s in (0, 1)]
+    assert [job.place for job in Plan(tmp_path, [other], ["fedavg"], [0]).jobs()] == ["fedavg/seed-0"]
 
 
 def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_config):
@@ -107,8 +122,10 @@ def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path
     assert fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1]).rows == comparison.rows
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("rounds.jsonl")} == finished
     row = rows["FedCoLLM"]
-    line = f"| FedCoLLM | {row.text('slm')} | {row.text('clients')} | {row.text('llm')} |"
+    line = f"| FedCoLLM | {row.text('slm')} | {row.text('clients')} | {row.text('llm')} | 12 | 12 |"
     assert line in comparison.to_markdown().splitlines()
+    assert {role: set(known) for role, known in row.differences.items()} == {"slm": {"fedavg_ce"}, "llm": {"fedavg_ce"}}
+    assert row.differences["slm"]["fedavg_ce"].examples == 2 * 48
 
 
 def test_pooled_client_holds_exactly_the_clients_examples(tiny_config):
@@ -123,3 +140,15 @@ def test_pooled_client_holds_exactly_the_clients_examples(tiny_config):
     public = {e.id for e in splits["fedavg/seed-0"].public}
     assert {e.id for e in splits["centralized_llm/seed-0"].private["0"]} == union | public
     assert [e.id for e in splits["centralized/seed-0"].test] == [e.id for e in splits["fedavg/seed-0"].test]
+
+
+def test_processes_give_the_same_bits_and_failures_stop_nothing_else(tiny_config, tmp_path):
+    broken = changed(tiny_config, {"name": "broken", "slm.source": str(tmp_path / "nowhere")})
+    good = changed(tiny_config, {"federation.rounds": 1})
+    alone = fedcollm.compare(good, tmp_path / "one", methods=["fedavg"], seeds=[0])
+    with pytest.raises(UserError, match=r"broken/fedavg/seed-0: .*nowhere"):
+        fedcollm.compare([broken, good], tmp_path / "two", methods=["fedavg"], seeds=[0], jobs=2)
+    one, two = (load_file(tmp_path / at / "fedavg/seed-0/checkpoint.safetensors") for at in ("one", "two/tiny"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert Plan(tmp_path / "two", [broken, good], ["fedavg"], [0]).tabulate().tasks[1].rows == alone.rows

@@ -51,6 +51,20 @@ def test_run_writes_a_whole_run_directory(tiny_config, tmp_path):
     assert sum(data["clients"]["0"].values()) == 40
     confusion = run_directory.read_json(tmp_path / "run", run_directory.CONFUSION)
     assert sum(count for _, _, count in confusion["llm"]) == 48
+    outcomes = run_directory.read_json(tmp_path / "run", run_directory.OUTCOMES)
+    assert {role: sum(values.values()) / len(values) for role, values in outcomes.items()} == {
+        role: result.records[2].scores[role] for role in ("slm", "llm")
+    }
+    assert {len(values) for values in outcomes.values()} == {48}
+
+
+def test_outcomes_lost_after_the_last_round_are_found_again(tiny_config, tmp_path):
+    fedcollm.run(with_rounds(tiny_config, 1), tmp_path / "run")
+    outcomes = tmp_path / "run" / run_directory.OUTCOMES
+    before = outcomes.read_text()
+    outcomes.unlink()
+    fedcollm.run(with_rounds(tiny_config, 1), tmp_path / "run", resume=True)
+    assert outcomes.read_text() == before
 
 
 def test_both_roles_learn_the_toy_task(tiny_config, tmp_path):

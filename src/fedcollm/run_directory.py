@@ -9,6 +9,7 @@
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     base/{slm,llm}/         base models, only if this run made them (`warm_up`)
     confusion.json          role -> [true label, predicted label, examples], of the last round
+    outcomes.json           role -> {test example's id: its main metric}, of the last scored round
     harness/                test examples and task file, written by `evaluate --harness`
     report.html             written by `report`
 
@@ -33,7 +34,8 @@ from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
 
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
-ROUNDS, CHECKPOINT, CONFUSION, REPORT = "rounds.jsonl", "checkpoint.safetensors", "confusion.json", "report.html"
+ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
+CONFUSION, OUTCOMES = "confusion.json", "outcomes.json"
 
 
 @contextlib.contextmanager

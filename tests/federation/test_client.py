@@ -118,7 +118,7 @@ def test_randomness_comes_from_client_round_and_seed(task, slm, change):
 def test_client_scores_its_tuned_model_only_if_asked(task, slm):
     start = read_adapter(slm)
     update = client(task, slm).train(TrainRequest(1, start, evaluate=True))
-    assert update.score.count == 8
+    assert (update.score.count, update.score.outcomes) == (8, {})
     assert client(task, slm).train(TrainRequest(1, start, evaluate=False)).score is None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import ClientUpdate, Request, TrainRequest
+from fedcollm.messages import ClientUpdate, Request, Score, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.private_training import fit_privately
@@ -95,6 +95,7 @@ class Client:
         score = None
         if request.evaluate and self.test:
             score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
+            score = Score(score.sums, score.count)
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
 
