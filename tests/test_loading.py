@@ -283,3 +283,28 @@ def test_public_part_at_a_client_needs_the_pooled_partition():
 def test_configuration_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 3
+
+
+# --- combinations that are refused ---
+
+NOISE = {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-4, "sampling_rate": 0.1}
+PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
+
+
+@pytest.mark.parametrize("upload", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("hidden", "why"),
+    [
+        ({"federation.secure_aggregation": True}, "secure_aggregation: its masks and sums are words of 32 bits"),
+        ({"federation.masking.rehearse": True}, "masking.rehearse: it rounds as secure aggregation does"),
+        (PRIVATE, "privacy: an update travels as its noise was added"),
+    ],
+)
+def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
+    message = refused(**hidden, **{"federation.upload": upload})
+    assert f"federation.upload {upload} with federation.{why}" in message
+    assert "Set federation.upload: float32" in message
+
+
+def test_unknown_upload_dtype_is_refused():
+    assert "federation.upload: 'int8' is not allowed" in refused(**{"federation.upload": "int8"})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
 
@@ -19,6 +20,7 @@ from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server, Transport
 from fedcollm.federation.server_steps import Step
+from fedcollm.federation.uploads import Upload
 from fedcollm.messages import Session, default_threshold
 from fedcollm.models import parameter_counts
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
@@ -130,7 +132,14 @@ def build_client(
         config.federation.rounds,
         spent,
         config.client.proximal,
+        build_upload(config),
     )
+
+
+def build_upload(config: RunConfig) -> Upload:
+    """The form that a client's adapter travels in."""
+    name = config.federation.upload
+    return Upload(None if name == "float32" else getattr(torch, name))
 
 
 def _server(
@@ -158,6 +167,7 @@ def _server(
         minimum=config.federation.minimum_clients,
         private=config.federation.privacy is not None,
         largest_change=config.federation.largest_change,
+        uploads={client: build_upload(config) for client in clients},
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,

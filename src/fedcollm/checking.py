@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, ViTForImageClassification
 
-from fedcollm.build import build_privacy
+from fedcollm.build import build_privacy, build_upload
 from fedcollm.build_models import VISION_MODELS, vision_config
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
+from fedcollm.federation.uploads import WHOLE, Upload
+from fedcollm.messages import Adapter, adapter_bytes
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
 from fedcollm.pretrained import even_layers, load_config
 from fedcollm.tasks.catalogue import is_text, load_pool
@@ -28,8 +30,9 @@ class RoleCost:
         source: where the base comes from.
         base_parameters: frozen.
         adapter_parameters: trainable; all that travels.
-        adapter_bytes: on the wire, one way.
+        adapter_bytes: of its values, as they are trained and as a client receives them.
         base_bytes: in memory.
+        upload_bytes: of its values, as a client sends them.
     """
 
     source: str
@@ -37,11 +40,17 @@ class RoleCost:
     adapter_parameters: int
     adapter_bytes: int
     base_bytes: int
+    upload_bytes: int
 
     @property
     def share(self) -> float:
         """Adapter parameters over the base's."""
         return self.adapter_parameters / self.base_parameters
+
+    @property
+    def upload_share(self) -> float:
+        """Bytes that a client sends over those of the base in memory."""
+        return self.upload_bytes / self.base_bytes
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,9 @@ def check(config: RunConfig) -> Cost:
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
     roles, activations = {}, 0
     for role, model in models.items():
-        roles[role], shape = _role_cost(model, is_text(config.task.name), resolve_dtype(model.dtype, device))
-        activations = max(activations, _activation_bytes(shape, config))
+        dtype = resolve_dtype(model.dtype, device)
+        roles[role] = role_cost(model, is_text(config.task.name), dtype, build_upload(config))
+        activations = max(activations, _activation_bytes(_shape(model), config))
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values()) + activations
     try:
         data, note = describe(split(load_pool(config.task, config.seed), config.task, config.seed)), ""
@@ -89,14 +99,23 @@ def check(config: RunConfig) -> Cost:
     return Cost(roles, memory, data, note, epsilon, delta)
 
 
-def _role_cost(model: ModelConfig, text: bool, dtype: torch.dtype) -> tuple[RoleCost, Any]:
-    """Parameters of a role, counted on a model without storage."""
+def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, upload: Upload = WHOLE) -> RoleCost:
+    """A role's size, counted on a model without storage.
+
+    Args:
+        model: base and adapter.
+        text: whether it is a causal language model, else an image classifier.
+        dtype: of the base.
+        upload: the form that a client's adapter travels in.
+    """
     shape = _shape(model)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(shape) if text else ViTForImageClassification(shape)
     network = add_adapter(base, **dict(model.adapter), causal_lm=text)
     trainable, frozen = parameter_counts(network)
-    return RoleCost(model.source, frozen, trainable, 4 * trainable, frozen * dtype.itemsize), shape
+    adapter: Adapter = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    sizes = adapter_bytes(adapter), adapter_bytes(upload.expected(adapter))
+    return RoleCost(model.source, frozen, trainable, sizes[0], frozen * dtype.itemsize, sizes[1])
 
 
 def _shape(model: ModelConfig) -> Any:

@@ -122,6 +122,13 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _single_updates_are_seen(self) -> "RunConfig":
+        reasons = self.federation.objections
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        return self
+
+    @model_validator(mode="after")
     def _transplant_fits(self) -> "RunConfig":
         cut = self.slm.source == self.llm.source and self.llm.layers is None
         adapters = self.slm.adapter == self.llm.adapter and self.slm.adapter.kind.lower() == "lora"

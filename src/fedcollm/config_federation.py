@@ -89,6 +89,8 @@ class FederationConfig(Section):
     """restrict the federation to these client ids; []: no clients (server only); null: all"""
     aggregation: Literal["mean", "uniform"] = "mean"
     """mean: weighted by number of examples; uniform: the paper's 1/K"""
+    upload: Literal["float32", "float16", "bfloat16"] = "float32"
+    """dtype that a client's adapter travels in, rounded to the nearest: 16 bits halve the bytes up"""
     step: StepConfig = StepConfig()
     minimum_clients: Positive = 1
     """a round with fewer updates fails; under secure aggregation masking.threshold says this"""
@@ -100,3 +102,24 @@ class FederationConfig(Section):
     masking: MaskingConfig = MaskingConfig()
     privacy: PrivacyConfig | None = None
     """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
+
+    @property
+    def objections(self) -> list[str]:
+        """Why what needs single updates as clients made them can't be had with what hides them."""
+        hiding = {
+            "secure_aggregation": self.secure_aggregation,
+            "masking.rehearse": self.masking.rehearse,
+            "privacy": self.privacy is not None,
+        }
+        why = {
+            "secure_aggregation": "its masks and sums are words of 32 bits",
+            "masking.rehearse": "it rounds as secure aggregation does, to words of 32 bits",
+            "privacy": "an update travels as its noise was added, in 32 bits",
+        }
+        hidden = [name for name, is_on in hiding.items() if is_on]
+        if hidden and self.upload != "float32":
+            name = hidden[0]
+            return [
+                f"federation.upload {self.upload} with federation.{name}: {why[name]}. Set federation.upload: float32"
+            ]
+        return []

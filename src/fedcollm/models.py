@@ -195,6 +195,10 @@ def load_adapter(model: peft.PeftModel, directory: Path) -> None:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(parameters of the adapter, parameters of the frozen base)."""
+    """(parameters of the adapter that are trained, parameters of the frozen base); a frozen A is neither."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters()) - trainable
+    return trainable, sum(p.numel() for name, p in model.named_parameters() if not _is_adapter(name, p))
+
+
+def _is_adapter(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad or _ACTIVE in name

@@ -3,12 +3,13 @@
 import contextlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedcollm.errors import RoundFailedError
+from fedcollm.federation.uploads import WHOLE, Upload, widened
 from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
 
 NO_UPDATE = "no client's update could be used; the last good state is kept: --resume tries again"
@@ -60,8 +61,9 @@ def admitted(
     largest_change: float,
     lost: dict[str, str],
     private: bool = False,
+    uploads: Mapping[str, Upload] | None = None,
 ) -> Iterator[ClientUpdate]:
-    """The updates that answer a request; `lost` gets the reason for every other answer, and for every one missing.
+    """The updates that answer a request, in its dtypes; `lost` gets the reason for every other one, or missing one.
 
     Args:
         answers: of a transport, from clients that may be faulty or hostile.
@@ -70,20 +72,23 @@ def admitted(
         largest_change: bound of the L2 norm of θ_k − θ.
         lost: client id to reason; filled here, completely once the iterator is at its end.
         private: updates come without numbers of examples and losses.
+        uploads: client id to the form of its adapter, where that is not θ's own.
     """
-    waited_for = set(ids)
+    waited_for, forms = set(ids), uploads or {}
     for answer in answers:
-        if reason := _objection(answer, request, waited_for, ids, largest_change, private):
+        expected = forms.get(answer.client, WHOLE).expected(request.adapter)
+        if reason := _objection(answer, request, expected, waited_for, ids, largest_change, private):
             lost[answer.client] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
-            yield answer
+            yield replace(answer, adapter=widened(answer.adapter, request.adapter))
     lost.update({client: "no answer" for client in ids if client in waited_for and client not in lost})
 
 
 def _objection(
     answer: Answer,
     request: TrainRequest,
+    expected: Adapter,
     waited_for: Collection[str],
     ids: Collection[str],
     largest_change: float,
@@ -98,7 +103,7 @@ def _objection(
         return "not an update"
     if answer.round_index != request.round_index:
         return f"an update for round {answer.round_index}, not {request.round_index}"
-    if reason := _odd_numbers(answer, private) or misfit(answer.adapter, request.adapter):
+    if reason := _odd_numbers(answer, private) or misfit(answer.adapter, expected):
         return reason
     change = math.hypot(*(norm(tensor - request.adapter[name]) for name, tensor in answer.adapter.items()))
     if change > largest_change:
