@@ -14,7 +14,7 @@ from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
 from fedcollm.federation.uploads import WHOLE, Upload
 from fedcollm.messages import Adapter, adapter_bytes
-from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
+from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.pretrained import even_layers, load_config
 from fedcollm.tasks.catalogue import is_text, load_pool
 from fedcollm.tasks.partition import describe, split
@@ -100,7 +100,7 @@ def check(config: RunConfig) -> Cost:
 
 
 def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, upload: Upload = WHOLE) -> RoleCost:
-    """A role's size, counted on a model without storage.
+    """A role's size.
 
     Args:
         model: base and adapter.
@@ -108,14 +108,19 @@ def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, upload: Upload
         dtype: of the base.
         upload: the form that a client's adapter travels in.
     """
+    frozen, adapter = outline(model, text)
+    count = sum(tensor.numel() for tensor in adapter.values())
+    sent = adapter_bytes(upload.expected(adapter))
+    return RoleCost(model.source, frozen, count, adapter_bytes(adapter), frozen * dtype.itemsize, sent)
+
+
+def outline(model: ModelConfig, text: bool) -> tuple[int, Adapter]:
+    """Parameters of the frozen base, and the adapter's tensors, on a model without storage."""
     shape = _shape(model)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(shape) if text else ViTForImageClassification(shape)
     network = add_adapter(base, **dict(model.adapter), causal_lm=text)
-    trainable, frozen = parameter_counts(network)
-    adapter: Adapter = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    sizes = adapter_bytes(adapter), adapter_bytes(upload.expected(adapter))
-    return RoleCost(model.source, frozen, trainable, sizes[0], frozen * dtype.itemsize, sizes[1])
+    return parameter_counts(network)[1], {name: tensor.detach() for name, tensor in trainable(network).items()}
 
 
 def _shape(model: ModelConfig) -> Any:

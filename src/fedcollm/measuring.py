@@ -198,7 +198,7 @@ def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
 
 
 def _bytes(federation: Federation, asked: Sequence[Sequence[str]]) -> tuple[int | None, int | None, int | None]:
-    """What a client sends, and receives, in a round, on average, and all of the run's; None under secure aggregation."""
+    """What a client sends and receives in a round, on average, and all of the run; None under secure aggregation."""
     server, clients = federation.server, federation.server.transport.clients()
     if not clients:
         return 0, 0, 0
