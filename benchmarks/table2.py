@@ -51,7 +51,7 @@ VARIANTS: Sequence[Variant] = (
 def cost(preset: str, variant: Variant) -> RoleCost:
     """The SLM's size, its base in float32."""
     config = load_config(preset, **{"slm.adapter.freeze_a": variant.freeze_a})
-    return role_cost(config.slm, True, torch.float32, Upload(variant.dtype))
+    return role_cost(config.slm, True, torch.float32, {"0": Upload(variant.dtype)})
 
 
 def message_bytes(preset: str, variant: Variant) -> int:

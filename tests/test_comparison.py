@@ -101,3 +101,15 @@ def test_pooled_client_holds_exactly_the_clients_examples(tiny_config):
     public = {e.id for e in splits["fedavg/seed-0"].public}
     assert {e.id for e in splits["centralized_llm/seed-0"].private["0"]} == union | public
     assert [e.id for e in splits["centralized/seed-0"].test] == [e.id for e in splits["fedavg/seed-0"].test]
+
+
+def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_config):
+    config = changed(tiny_config, {"client.ranks": [2, 4], "federation.upload": "float16", "llm.adapter.rank": 1})
+    configs = dict(plan(config, list(PAPER), [0]))
+    ranks = {place.removesuffix("/seed-0"): one.client.ranks for place, one in configs.items()}
+    assert ranks["standalone/seed-0/client-0"] == [2]
+    assert ranks["standalone/seed-0/client-1"] == [4]
+    assert ranks["fedavg"] == ranks["fedcollm"] == [2, 4]
+    assert ranks["centralized"] is ranks["centralized_llm"] is None
+    assert configs["standalone/seed-0/client-1"].federation.upload == "float32"
+    assert configs["fedavg/seed-0"].federation.upload == "float16"

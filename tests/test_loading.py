@@ -295,9 +295,9 @@ PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
 @pytest.mark.parametrize(
     ("hidden", "why"),
     [
-        ({"federation.secure_aggregation": True}, "secure_aggregation: its masks and sums are words of 32 bits"),
-        ({"federation.masking.rehearse": True}, "masking.rehearse: it rounds as secure aggregation does"),
-        (PRIVATE, "privacy: an update travels as its noise was added"),
+        ({"federation.secure_aggregation": True}, "secure_aggregation: masks and sums are 32-bit words"),
+        ({"federation.masking.rehearse": True}, "masking.rehearse: it does as secure aggregation"),
+        (PRIVATE, "privacy: its noise was worked out"),
     ],
 )
 def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
@@ -308,3 +308,29 @@ def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
 
 def test_unknown_upload_dtype_is_refused():
     assert "federation.upload: 'int8' is not allowed" in refused(**{"federation.upload": "int8"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"client.ranks": [4, 16]},
+            "client.ranks [4, 16] go up to 16, and the adapter that they are parts of has rank 8",
+        ),
+        ({"client.ranks": [4], "slm.adapter.kind": "dora"}, "client.ranks [4] needs LoRA's A and B alone"),
+        (
+            {"client.ranks": [4], "slm.adapter.options": {"use_dora": True}},
+            "client.ranks [4] needs LoRA's A and B alone",
+        ),
+        ({"client.ranks": [4], "slm.adapter.freeze_a": True}, "client.ranks [4] needs both A and B to travel"),
+        (
+            {"client.ranks": [4], "federation.secure_aggregation": True},
+            "as many at each client. Set client.ranks: null",
+        ),
+        ({"client.ranks": [4]} | PRIVATE, "client.ranks [4] with federation.privacy"),
+        ({"client.ranks": []}, "client.ranks: [] is not allowed"),
+        ({"client.ranks": [0]}, "client.ranks.0: 0 is not allowed"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(changes, message):
+    assert message in refused(**changes)

@@ -1,6 +1,7 @@
 """What a configuration would cost, from the models' configurations alone: nothing is trained or downloaded."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -8,11 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, ViTForImageClassification
 
-from fedcollm.build import build_privacy, build_upload
+from fedcollm.build import build_privacy, build_uploads
 from fedcollm.build_models import VISION_MODELS, vision_config
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
-from fedcollm.federation.uploads import WHOLE, Upload
+from fedcollm.federation.uploads import Upload
 from fedcollm.messages import Adapter, adapter_bytes
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.pretrained import even_layers, load_config
@@ -32,7 +33,7 @@ class RoleCost:
         adapter_parameters: trainable; all that travels.
         adapter_bytes: of its values, as they are trained and as a client receives them.
         base_bytes: in memory.
-        upload_bytes: of its values, as a client sends them.
+        upload_bytes: of its values, as a client sends them, on average.
     """
 
     source: str
@@ -82,10 +83,12 @@ def check(config: RunConfig) -> Cost:
     """
     device = resolve_device(config.device)
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
+    named = config.federation.participants
+    uploads = build_uploads(config, [str(k) for k in range(config.task.clients)] if named is None else named)
     roles, activations = {}, 0
     for role, model in models.items():
         dtype = resolve_dtype(model.dtype, device)
-        roles[role] = role_cost(model, is_text(config.task.name), dtype, build_upload(config))
+        roles[role] = role_cost(model, is_text(config.task.name), dtype, uploads)
         activations = max(activations, _activation_bytes(_shape(model), config))
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values()) + activations
     try:
@@ -99,19 +102,20 @@ def check(config: RunConfig) -> Cost:
     return Cost(roles, memory, data, note, epsilon, delta)
 
 
-def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, upload: Upload = WHOLE) -> RoleCost:
+def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, uploads: Mapping[str, Upload]) -> RoleCost:
     """A role's size.
 
     Args:
         model: base and adapter.
         text: whether it is a causal language model, else an image classifier.
         dtype: of the base.
-        upload: the form that a client's adapter travels in.
+        uploads: client id to the form that its adapter travels in.
     """
     frozen, adapter = outline(model, text)
     count = sum(tensor.numel() for tensor in adapter.values())
-    sent = adapter_bytes(upload.expected(adapter))
-    return RoleCost(model.source, frozen, count, adapter_bytes(adapter), frozen * dtype.itemsize, sent)
+    sent = [adapter_bytes(upload.expected(adapter)) for upload in uploads.values()] or [0]
+    mean = sum(sent) // len(sent)
+    return RoleCost(model.source, frozen, count, adapter_bytes(adapter), frozen * dtype.itemsize, mean)
 
 
 def outline(model: ModelConfig, text: bool) -> tuple[int, Adapter]:

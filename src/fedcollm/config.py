@@ -122,8 +122,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _single_updates_are_seen(self) -> "RunConfig":
+    def _uploads_fit(self) -> "RunConfig":
+        ranks, adapter = self.client.ranks, self.slm.adapter
         reasons = self.federation.objections
+        if ranks is not None:
+            reasons += self.federation.needs_single_updates("client.ranks", ranks, "null")
+            reasons += adapter.not_plain_lora(f"client.ranks {ranks}")
+        if ranks is not None and max(ranks) > adapter.rank:
+            reasons.append(
+                f"client.ranks {ranks} go up to {max(ranks)}, and the adapter that they are parts of has rank "
+                f"{adapter.rank}. Raise slm.adapter.rank, or lower client.ranks"
+            )
         if reasons:
             raise ValueError("; ".join(reasons))
         return self

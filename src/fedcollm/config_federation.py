@@ -105,21 +105,23 @@ class FederationConfig(Section):
 
     @property
     def objections(self) -> list[str]:
-        """Why what needs single updates as clients made them can't be had with what hides them."""
-        hiding = {
-            "secure_aggregation": self.secure_aggregation,
-            "masking.rehearse": self.masking.rehearse,
-            "privacy": self.privacy is not None,
-        }
+        """What is wrong with the section by itself."""
+        if self.upload == "float32":
+            return []
+        return self.needs_single_updates("federation.upload", self.upload, "float32")
+
+    def needs_single_updates(self, key: str, value: object, instead: str) -> list[str]:
+        """Why a key that makes single updates another shape or size can't be had with what hides or rounds them.
+
+        Args:
+            key: with its section.
+            value: that it has.
+            instead: value that is always allowed.
+        """
         why = {
-            "secure_aggregation": "its masks and sums are words of 32 bits",
-            "masking.rehearse": "it rounds as secure aggregation does, to words of 32 bits",
-            "privacy": "an update travels as its noise was added, in 32 bits",
+            "secure_aggregation": (self.secure_aggregation, "masks and sums are 32-bit words, as many at each client"),
+            "masking.rehearse": (self.masking.rehearse, "it does as secure aggregation, whose sums are 32-bit words"),
+            "privacy": (self.privacy is not None, "its noise was worked out for a whole update in 32 bits"),
         }
-        hidden = [name for name, is_on in hiding.items() if is_on]
-        if hidden and self.upload != "float32":
-            name = hidden[0]
-            return [
-                f"federation.upload {self.upload} with federation.{name}: {why[name]}. Set federation.upload: float32"
-            ]
-        return []
+        hiding = [(name, reason) for name, (is_on, reason) in why.items() if is_on][:1]
+        return [f"{key} {value} with federation.{name}: {reason}. Set {key}: {instead}" for name, reason in hiding]

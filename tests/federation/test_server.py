@@ -255,6 +255,23 @@ def test_uploads_in_sixteen_bits_are_half_as_long_and_only_rounded(server, dtype
     assert not equal(server.adapter, exact)
 
 
+def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_those_that_have_them(server):
+    server.llm, start, clients = None, server.adapter, server.transport._clients
+    server.uploads = {"a": Upload(rank=2), "b": Upload(rank=4), "c": Upload(rank=2)}
+    server.transport = Spy({n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()})
+    record = server.run_round(1)
+    assert record.lost == {}
+    # a rank-8 adapter has 17408 bytes: 2, 4 and 2 of 8 components
+    assert record.bytes_up == (4352 + 8704 + 4352) // 3
+    assert [adapter_bytes(update.adapter) for update in server.transport.updates] == [4352, 8704, 4352]
+    a, b, c = (update.adapter for update in server.transport.updates)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    expected = (3 * a[name].double() + 2 * b[name][:2] + 2 * c[name]) / 7
+    assert torch.allclose(server.adapter[name][:2], expected.float(), atol=1e-7)
+    assert torch.equal(server.adapter[name][2:4], b[name][2:])
+    assert torch.equal(server.adapter[name][4:], start[name][4:])
+
+
 def test_client_part_of_the_record_is_the_mean_of_the_updates(server):
     record = server.run_round(1)
     losses = [update.loss for update in server.transport.updates]

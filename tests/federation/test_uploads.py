@@ -5,7 +5,7 @@ import torch
 
 from fedcollm.errors import UserError
 from fedcollm.federation.aggregation import admitted, aggregate
-from fedcollm.federation.uploads import WHOLE, Upload, rounded, widened
+from fedcollm.federation.uploads import WHOLE, Upload, first, rounded, truncated, widened
 from fedcollm.messages import ClientUpdate, TrainRequest, adapter_bytes
 from fedcollm.wire import decode, encode
 
@@ -105,3 +105,63 @@ def test_infinite_value_in_sixteen_bits_is_refused():
 
 def test_change_is_measured_in_thetas_dtype():
     assert "the adapter changed by 200 (L2 norm)" in reasons(update([200.0, 0.0, 0.0], torch.float16), {"a": HALF})["a"]
+
+
+# --- ranks ---
+
+A = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])  # rank 3, 2 inputs
+B = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # 2 outputs, rank 3
+LORA = {"q.lora_A.weight": A, "q.lora_B.weight": B, "q.lora_B.bias": torch.tensor([7.0, 8.0, 9.0, 10.0])}
+
+
+@pytest.mark.parametrize(
+    ("rank", "a", "b"),
+    [
+        (1, [[1.0, 2.0]], [[1.0], [4.0]]),
+        (2, [[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [4.0, 5.0]]),
+        (3, A.tolist(), B.tolist()),
+        (9, A.tolist(), B.tolist()),
+    ],
+)
+def test_first_components_are_rows_of_a_and_columns_of_b(rank, a, b):
+    part = first(LORA, rank)
+    assert (part["q.lora_A.weight"].tolist(), part["q.lora_B.weight"].tolist()) == (a, b)
+    assert part["q.lora_B.bias"].tolist() == [7.0, 8.0, 9.0, 10.0]
+
+
+def test_truncated_adapter_has_zeros_in_the_place_of_the_rest():
+    whole = truncated(LORA, 1)
+    assert whole["q.lora_A.weight"].tolist() == [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
+    assert whole["q.lora_B.weight"].tolist() == [[1.0, 0.0, 0.0], [4.0, 0.0, 0.0]]
+    assert whole["q.lora_B.bias"].tolist() == [7.0, 8.0, 9.0, 10.0]
+    assert A[1, 0] == 3.0
+
+
+def test_truncated_product_is_that_of_the_first_components():
+    whole, part = truncated(LORA, 2), first(LORA, 2)
+    assert torch.equal(
+        whole["q.lora_B.weight"] @ whole["q.lora_A.weight"], part["q.lora_B.weight"] @ part["q.lora_A.weight"]
+    )
+
+
+def test_lower_rank_in_sixteen_bits_sends_both_fewer_and_shorter_values():
+    upload = Upload(torch.bfloat16, 1)
+    sent = upload.pack(LORA)
+    assert adapter_bytes(sent) == adapter_bytes(upload.expected(LORA)) == 2 * (2 + 2 + 4)
+    assert sent["q.lora_B.weight"].dtype == torch.bfloat16
+
+
+def test_update_of_another_rank_than_agreed_is_refused():
+    theta = {"q.lora_A.weight": A}
+    answer = ClientUpdate("a", 1, first(theta, 2), 1, 0.0)
+    lost: dict[str, str] = {}
+    request, uploads = TrainRequest(1, theta), {"a": Upload(rank=1)}
+    assert list(admitted([answer], request, ["a"], 100.0, lost, uploads=uploads)) == []
+    assert lost == {"a": "tensor q.lora_A.weight is [(2, 2), 'torch.float32'], not [(1, 2), 'torch.float32']"}
+
+
+def test_change_of_a_lower_rank_is_measured_from_the_components_that_were_sent():
+    theta = {"q.lora_A.weight": A}
+    answer = ClientUpdate("a", 1, first({"q.lora_A.weight": A + 1}, 1), 1, 0.0)
+    request, uploads = TrainRequest(1, theta), {"a": Upload(rank=1)}
+    assert list(admitted([answer], request, ["a"], 1.5, {}, uploads=uploads))  # √2

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
-from fedcollm.federation.uploads import WHOLE, Upload
+from fedcollm.federation.uploads import WHOLE, Upload, truncated
 from fedcollm.messages import ClientUpdate, Request, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
@@ -41,7 +41,7 @@ class Client:
         privacy: what its update must hide; None: nothing. An update under privacy comes without any number beside it.
         rounds: under privacy, how often it trains; None: as often as it is asked.
         spent: under privacy, `rounds` to how often it did, kept as long as its data is the same.
-        upload: the form that its adapter travels in.
+        upload: the form that its adapter travels in; if that is of a lower rank, it trains those components only.
     """
 
     id: str
@@ -90,6 +90,8 @@ class Client:
             write_adapter(self.slm, request.adapter)
         except ValueError as error:
             raise RefusalError(f"client {self.id}: {error}") from error
+        if self.upload.rank is not None:
+            write_adapter(self.slm, truncated(request.adapter, self.upload.rank))
         self._spend()
         loss = self._fit(request.round_index, where)
         adapter = self.upload.pack(read_adapter(self.slm))

@@ -15,6 +15,7 @@ from fedcollm.distillation import Divergence, distil_mutually, ramp
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
 from fedcollm.federation.fixed_point import FixedPoint
+from fedcollm.federation.means import ComponentMean, Mean
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
 from fedcollm.federation.server_steps import PLAIN, Memory, Step
 from fedcollm.federation.transplant import carried, rooted
@@ -211,7 +212,7 @@ class Server:
             if self.rehearsal:
                 mean = rehearse(ordered, request, self.rehearsal, self.uniform)
             else:
-                mean = aggregate(ordered, self.uniform)
+                mean = aggregate(ordered, self.uniform, self._mean(request.adapter))
             if len(mean.participants) < self.minimum:
                 raise RoundFailedError(
                     f"round {request.round_index}: {len(mean.participants)} of {len(ids)} clients gave an update, and "
@@ -219,6 +220,11 @@ class Server:
                 )
         down = adapter_bytes(request.adapter)
         return dataclasses.replace(mean, lost=lost, bytes_up=self.bytes_up(ids), bytes_down=down)
+
+    def _mean(self, theta: Adapter) -> Mean | None:
+        """The kind of mean that the clients' uploads need; None: of every value."""
+        ranks = any(upload.rank is not None for upload in self.uploads.values())
+        return ComponentMean(theta) if ranks else None
 
     def bytes_up(self, ids: Sequence[str]) -> int:
         """Bytes that a plain update of one of these clients has, on average."""
