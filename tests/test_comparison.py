@@ -152,3 +152,15 @@ def test_processes_give_the_same_bits_and_failures_stop_nothing_else(tiny_config
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert Plan(tmp_path / "two", [broken, good], ["fedavg"], [0]).tabulate().tasks[1].rows == alone.rows
+
+
+def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_config):
+    config = changed(tiny_config, {"client.ranks": [2, 4], "federation.upload": "float16", "llm.adapter.rank": 1})
+    configs = dict(plan(config, list(PAPER), [0]))
+    ranks = {place.removesuffix("/seed-0"): one.client.ranks for place, one in configs.items()}
+    assert ranks["standalone/seed-0/client-0"] == [2]
+    assert ranks["standalone/seed-0/client-1"] == [4]
+    assert ranks["fedavg"] == ranks["fedcollm"] == [2, 4]
+    assert ranks["centralized"] is ranks["centralized_llm"] is None
+    assert configs["standalone/seed-0/client-1"].federation.upload == "float32"
+    assert configs["fedavg/seed-0"].federation.upload == "float16"

@@ -325,3 +325,54 @@ def test_public_part_at_a_client_needs_the_pooled_partition():
 def test_configuration_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 3
+
+
+# --- combinations that are refused ---
+
+NOISE = {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-4, "sampling_rate": 0.1}
+PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
+
+
+@pytest.mark.parametrize("upload", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("hidden", "why"),
+    [
+        ({"federation.secure_aggregation": True}, "secure_aggregation: masks and sums are 32-bit words"),
+        ({"federation.masking.rehearse": True}, "masking.rehearse: it does as secure aggregation"),
+        (PRIVATE, "privacy: its noise was worked out"),
+    ],
+)
+def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
+    message = refused(**hidden, **{"federation.upload": upload})
+    assert f"federation.upload {upload} with federation.{why}" in message
+    assert "Set federation.upload: float32" in message
+
+
+def test_unknown_upload_dtype_is_refused():
+    assert "federation.upload: 'int8' is not allowed" in refused(**{"federation.upload": "int8"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"client.ranks": [4, 16]},
+            "client.ranks [4, 16] go up to 16, and the adapter that they are parts of has rank 8",
+        ),
+        ({"client.ranks": [4], "slm.adapter.kind": "dora"}, "client.ranks [4] needs LoRA's A and B alone"),
+        (
+            {"client.ranks": [4], "slm.adapter.options": {"use_dora": True}},
+            "client.ranks [4] needs LoRA's A and B alone",
+        ),
+        ({"client.ranks": [4], "slm.adapter.freeze_a": True}, "client.ranks [4] needs both A and B to travel"),
+        (
+            {"client.ranks": [4], "federation.secure_aggregation": True},
+            "as many at each client. Set client.ranks: null",
+        ),
+        ({"client.ranks": [4]} | PRIVATE, "client.ranks [4] with federation.privacy"),
+        ({"client.ranks": []}, "client.ranks: [] is not allowed"),
+        ({"client.ranks": [0]}, "client.ranks.0: 0 is not allowed"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(changes, message):
+    assert message in refused(**changes)

@@ -67,6 +67,13 @@ def test_adapter_has_as_many_parameters_as_counted_by_hand(llama, kind, count):
     assert sum(tensor.numel() for tensor in read_adapter(model).values()) == count
 
 
+def test_frozen_a_is_neither_trained_nor_part_of_the_base(llama):
+    base = sum(parameter.numel() for parameter in llama.parameters())
+    model = adapted(llama, rank=8, freeze_a=True)
+    # B alone, rank 8: q, k, v, o 8 * 16 each, gate and up 8 * 32, down 8 * 16: 1152 a layer
+    assert parameter_counts(model) == (2304, base)
+
+
 def test_lora_of_a_tiny_llama_has_two_matrices_a_linear_layer(llama):
     adapter = read_adapter(adapted(llama, rank=4))
     assert len(adapter) == 2 * 7 * 2

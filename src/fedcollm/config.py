@@ -122,6 +122,22 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _uploads_fit(self) -> "RunConfig":
+        ranks, adapter = self.client.ranks, self.slm.adapter
+        reasons = self.federation.objections
+        if ranks is not None:
+            reasons += self.federation.needs_single_updates("client.ranks", ranks, "null")
+            reasons += adapter.not_plain_lora(f"client.ranks {ranks}")
+        if ranks is not None and max(ranks) > adapter.rank:
+            reasons.append(
+                f"client.ranks {ranks} go up to {max(ranks)}, and the adapter that they are parts of has rank "
+                f"{adapter.rank}. Raise slm.adapter.rank, or lower client.ranks"
+            )
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        return self
+
+    @model_validator(mode="after")
     def _transplant_fits(self) -> "RunConfig":
         cut = self.slm.source == self.llm.source and self.llm.layers is None
         cut = cut and not self.slm.warm_up + self.llm.warm_up  # each role would be warmed up by itself

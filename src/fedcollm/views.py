@@ -123,8 +123,11 @@ def cost_table(cost: Cost, trained: bool = False) -> Table:
     table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
     table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
     table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
-    wire = [byte_count(role.adapter_bytes) if name == "slm" else "none" for name, role in cost.roles.items()]
-    table.add_row("bytes up, and down, a client a round", *wire)
+    slm = cost.roles["slm"]
+    others = ["none"] * (len(roles) - 1)
+    table.add_row("bytes down, a client a round", byte_count(slm.adapter_bytes), *others)
+    table.add_row("bytes up, a client a round", byte_count(slm.upload_bytes), *others)
+    table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
     lines = [f"memory of one process, estimated: {byte_count(cost.memory_bytes)}", _data_line(cost)]
     if cost.epsilon is not None:

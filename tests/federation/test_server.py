@@ -15,7 +15,8 @@ from fedcollm.federation.aggregation import aggregate
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server, peak_memory_bytes, sample
 from fedcollm.federation.server_steps import Step
-from fedcollm.messages import Adapter, Answer, Request
+from fedcollm.federation.uploads import Upload
+from fedcollm.messages import Adapter, Answer, Request, adapter_bytes
 from fedcollm.models import add_adapter, read_adapter
 from fedcollm.pretrained import load_causal_lm, prune_layers
 from fedcollm.seeding import derive_seed
@@ -415,6 +416,43 @@ def test_record_by_hand(server):
     assert record.scores.keys() == {"slm", "llm", "clients"}
     assert record.losses.keys() == {"client", "slm", "llm", "kl"}
     assert record.peak_memory_bytes > 50_000_000  # torch alone takes more
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_uploads_in_sixteen_bits_are_half_as_long_and_only_rounded(server, dtype):
+    server.llm, start = None, server.adapter
+    server.run_round(1)
+    exact, server.adapter = server.adapter, start
+    whole = [update.adapter for update in server.transport.updates]
+    upload, clients = Upload(dtype), server.transport._clients
+    server.transport = Spy({name: dataclasses.replace(client, upload=upload) for name, client in clients.items()})
+    server.uploads = dict.fromkeys(clients, upload)
+    record = server.run_round(1)
+    assert (record.bytes_up, record.bytes_down) == (8704, 17408)
+    assert sum(adapter_bytes(update.adapter) for update in server.transport.updates) == 3 * record.bytes_up
+    for sent, before in zip(server.transport.updates, whole, strict=True):
+        assert equal(sent.adapter, {name: tensor.to(dtype) for name, tensor in before.items()})
+    assert all(tensor.dtype == torch.float32 for tensor in server.adapter.values())
+    step = torch.finfo(dtype).eps
+    assert all(torch.allclose(server.adapter[name], exact[name], rtol=0, atol=step) for name in exact)
+    assert not equal(server.adapter, exact)
+
+
+def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_those_that_have_them(server):
+    server.llm, start, clients = None, server.adapter, server.transport._clients
+    server.uploads = {"a": Upload(rank=2), "b": Upload(rank=4), "c": Upload(rank=2)}
+    server.transport = Spy({n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()})
+    record = server.run_round(1)
+    assert record.lost == {}
+    # a rank-8 adapter has 17408 bytes: 2, 4 and 2 of 8 components
+    assert record.bytes_up == (4352 + 8704 + 4352) // 3
+    assert [adapter_bytes(update.adapter) for update in server.transport.updates] == [4352, 8704, 4352]
+    a, b, c = (update.adapter for update in server.transport.updates)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    expected = (3 * a[name].double() + 2 * b[name][:2] + 2 * c[name]) / 7
+    assert torch.allclose(server.adapter[name][:2], expected.float(), atol=1e-7)
+    assert torch.equal(server.adapter[name][2:4], b[name][2:])
+    assert torch.equal(server.adapter[name][4:], start[name][4:])
 
 
 def test_client_part_of_the_record_is_the_mean_of_the_updates(server):
