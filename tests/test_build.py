@@ -1,4 +1,4 @@
-"""What a configuration says of stage-by-stage options reaches the parts that obey it."""
+"""What a configuration says of the options of a method reaches the parts that obey it."""
 
 import pytest
 import torch

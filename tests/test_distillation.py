@@ -266,6 +266,7 @@ HALF, SURE = [0.0, 0.0], [LN3, 0.0]  # (1/2, 1/2) and (3/4, 1/4)
         (HALF, SURE, 1, True),
         (SURE, HALF, UNLABELLED, True),  # entropy 0.5623351 against ln 2
         (HALF, SURE, UNLABELLED, False),
+        ([0.0, LN3], HALF, UNLABELLED, True),  # whichever answer it is sure of
         (SURE, SURE, 0, False),
         (SURE, SURE, UNLABELLED, False),
         ([0.0, LN3], SURE, UNLABELLED, False),  # equally sure, of different answers
