@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
 
-from fedcollm.build_models import build_model, set_matmul_precision, text_models
+from fedcollm.build_models import build_model, kept_layers, set_matmul_precision, text_models
 from fedcollm.config import RunConfig, asked_clients
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation.client import Client
@@ -18,6 +19,8 @@ from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server, Transport
+from fedcollm.federation.server_steps import Step
+from fedcollm.federation.uploads import Upload
 from fedcollm.messages import Session, default_threshold
 from fedcollm.models import parameter_counts
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
@@ -111,8 +114,21 @@ def build_client(
     examples: Sequence[Any],
     test: Sequence[Any],
     spent: MutableMapping[str, int],
+    ids: Sequence[str],
 ) -> Client:
-    """One client of a run, here or at its owner's; `spent` counts the rounds that it spent privacy on."""
+    """One client of a run, here or at its owner's.
+
+    Args:
+        config: of the run.
+        run: its identity.
+        name: the client's id.
+        task: the modality.
+        slm: base SLM with an adapter.
+        examples: D_k.
+        test: examples to score on.
+        spent: counts the rounds that it spent privacy on.
+        ids: of all clients of the federation, in its order.
+    """
     return Client(
         name,
         task,
@@ -128,7 +144,16 @@ def build_client(
         build_privacy(config),
         config.federation.rounds,
         spent,
+        config.client.proximal,
+        build_uploads(config, ids)[name],
     )
+
+
+def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, Upload]:
+    """Client id to the form that its adapter travels in; ids are of all clients of the federation, in its order."""
+    name, ranks = config.federation.upload, config.client.ranks or [None]
+    dtype = None if name == "float32" else getattr(torch, name)
+    return {client: Upload(dtype, ranks[k % len(ranks)]) for k, client in enumerate(ids)}
 
 
 def _server(
@@ -156,6 +181,7 @@ def _server(
         minimum=config.federation.minimum_clients,
         private=config.federation.privacy is not None,
         largest_change=config.federation.largest_change,
+        uploads=build_uploads(config, clients),
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
@@ -163,6 +189,11 @@ def _server(
         llm_weight=distillation.llm_weight,
         temperature=distillation.temperature,
         kind=distillation.divergence,
+        selective=distillation.selective,
+        ramp=distillation.ramp,
+        step=Step(**dict(config.federation.step)),
+        transplant=config.server.transplant,
+        kept=kept_layers(config, llm) if llm and config.server.transplant else (),
         evaluation_batch_size=config.evaluation.batch_size,
         seed=config.seed,
         run=run,
@@ -184,9 +215,10 @@ def _in_this_process(
     config: RunConfig, run: str, task: Task, slm: nn.Module, split: Split
 ) -> tuple[LocalTransport, SecureSettings | None]:
     """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
+    parts = _participating(split.private, config.federation.participants)
     clients = {
-        name: build_client(config, run, name, task, slm, examples, split.test, {})
-        for name, examples in _participating(split.private, config.federation.participants).items()
+        name: build_client(config, run, name, task, slm, examples, split.test, {}, list(parts))
+        for name, examples in parts.items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}

@@ -13,7 +13,7 @@ from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
 from fedcollm.fusion import fuse
 from fedcollm.models import add_adapter, resolve_device, resolve_dtype
-from fedcollm.pretrained import base_directory, load_causal_lm, load_config, load_tokenizer
+from fedcollm.pretrained import base_directory, even_layers, load_causal_lm, load_config, load_tokenizer
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
@@ -92,6 +92,12 @@ def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.d
         return network.to(dtype), str(made)
     place = str(made) if made.is_dir() else base_directory(model.source, model.layers)
     return load_causal_lm(place, dtype, model.attention, resolve_device(config.device).type), place
+
+
+def kept_layers(config: RunConfig, llm: nn.Module) -> list[int]:
+    """Index in the LLM of every layer of the SLM, which was cut from it."""
+    layers = cast(Any, llm).config.num_hidden_layers
+    return even_layers(layers, config.slm.layers or layers)
 
 
 def vision_config(source: str) -> ViTConfig:

@@ -9,8 +9,9 @@ Models", arXiv 2411.11707, eq. 4-6 and Algorithm 1:
 Both models take their step on the same batch from the same pair of forward passes.
 """
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,29 +20,114 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedcollm.progress import track
-from fedcollm.tasks.base import Task
+from fedcollm.tasks.base import UNLABELLED, Task
 from fedcollm.training import batch_count, check_finite, check_finite_weights, cross_entropy, minibatches, optimiser
 
-Divergence = Literal["forward_kl", "reverse_kl"]
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
+
+#: α of the skewed divergences, the value that DistiLLM recommends (arXiv 2402.03898, section 4).
+SKEW = 0.1
 
 
-def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0, kind: Divergence = "forward_kl") -> Tensor:
-    """τ² KL between softened distributions, mean over rows; the teacher gets no gradient.
+def _kl(first: Tensor, second: Tensor) -> Tensor:
+    """KL(first ‖ second), a row: [P] from log-probabilities [P, V]."""
+    return (first.exp() * (first - second)).sum(-1)
+
+
+def _mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """log(share p + (1 - share) q) from log p and log q."""
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
+
+
+def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(p ‖ q) of teacher p and student q, the paper's eq. 5: [P] from log-probabilities [P, V]."""
+    return _kl(teacher, student)
+
+
+def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(q ‖ p): the student seeks one mode of the teacher (MiniLLM, Gu et al., arXiv 2306.08543)."""
+    return _kl(student, teacher)
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
+    """(KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2 (GKD, Agarwal et al., arXiv 2306.13649, with β = 1/2)."""
+    middle = _mixed(teacher, student, 0.5)
+    return (_kl(teacher, middle) + _kl(student, middle)) / 2
+
+
+def skew_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(p ‖ α p + (1 - α) q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, eq. 4)."""
+    return _kl(teacher, _mixed(teacher, student, SKEW))
+
+
+def skew_reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(q ‖ (1 - α) p + α q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, section 3.1)."""
+    return _kl(student, _mixed(student, teacher, SKEW))
+
+
+_DIVERGENCES: Mapping[Divergence, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+}
+
+
+def divergence(
+    teacher: Tensor,
+    student: Tensor,
+    temperature: float = 1.0,
+    kind: Divergence = "forward_kl",
+    taught: Tensor | None = None,
+) -> Tensor:
+    """τ² times the divergence between softened distributions, mean over rows; the teacher gets no gradient.
 
     Args:
         teacher: [P, V] logits; detached here.
         student: [P, V] logits.
         temperature: τ; the factor τ² keeps the gradient's scale (Hinton et al., arXiv 1503.02531).
-        kind: `forward_kl` is KL(teacher ‖ student), as in eq. 5; `reverse_kl` is KL(student ‖ teacher).
+        kind: name of one of the functions above.
+        taught: [P] bool, rows that count; the others stay in the mean as zeros. None: all.
 
     Returns:
-        A scalar; exactly 0 for equal logits, and for no rows.
+        A scalar; 0 for no rows and for equal logits: exactly so for the two KL, up to rounding for the mixtures.
     """
     log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = functional.log_softmax(student / temperature, dim=-1)
-    first, second = (log_teacher, log_student) if kind == "forward_kl" else (log_student, log_teacher)
-    total = (first.exp() * (first - second)).sum()
-    return temperature**2 * total / max(len(student), 1)
+    rows = _DIVERGENCES[kind](log_teacher, log_student)
+    if taught is not None:
+        rows = rows * taught
+    return temperature**2 * rows.sum() / max(len(student), 1)
+
+
+def knows_better(first: Tensor, second: Tensor, targets: Tensor) -> Tensor:
+    """[P] bool: rows where `first` should teach `second`; nobody teaches where they are equal.
+
+    Labelled rows are judged by the label's cross-entropy (DualMinCE of FedMKT, Fan et al., arXiv 2406.02224,
+    section 3.3), unlabelled ones by confidence: the one with the lower entropy teaches.
+
+    Args:
+        first: [P, V] logits.
+        second: [P, V] logits.
+        targets: [P] int64, `UNLABELLED` where there is none.
+    """
+    logs = [functional.log_softmax(logits.detach(), dim=-1) for logits in (first, second)]
+    labelled = targets != UNLABELLED
+    columns = targets.clamp(min=0)[:, None]
+    losses = [torch.where(labelled, -log.gather(-1, columns)[:, 0], -(log.exp() * log).sum(-1)) for log in logs]
+    return losses[0] < losses[1]
+
+
+def ramp(round_index: int, rounds: int) -> float:
+    """Factor of λ in a round: linear from 1 / `rounds` to 1, and 1 from then on.
+
+    >>> [ramp(index, 4) for index in (1, 2, 4, 5)]
+    [0.25, 0.5, 1.0, 1.0]
+    >>> ramp(1, 0)
+    1.0
+    """
+    return min(1.0, round_index / rounds) if rounds else 1.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +149,7 @@ def mutual_losses(
     llm_weight: float | None = None,
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
+    selective: bool = False,
 ) -> Losses:
     """Eq. 4-6 for both roles.
 
@@ -74,6 +161,7 @@ def mutual_losses(
         llm_weight: λ of the LLM's loss; None means the same as `weight`.
         temperature: τ.
         kind: the divergence.
+        selective: a role is taught only where the other one knows better (`knows_better`).
 
     Returns:
         CE of each role, the SLM's KL, and the total to backpropagate: since each role's KL detaches
@@ -82,11 +170,13 @@ def mutual_losses(
     llm_weight = weight if llm_weight is None else llm_weight
     slm_loss, llm_loss = cross_entropy(slm_logits, targets), cross_entropy(llm_logits, targets)
     total, kl = slm_loss + llm_loss, torch.zeros(())
+    slm_taught = knows_better(llm_logits, slm_logits, targets) if selective else None
+    llm_taught = knows_better(slm_logits, llm_logits, targets) if selective else None
     if weight:
-        kl = divergence(llm_logits, slm_logits, temperature, kind)
+        kl = divergence(llm_logits, slm_logits, temperature, kind, slm_taught)
         total = total + weight * kl
     if llm_weight:
-        total = total + llm_weight * divergence(slm_logits, llm_logits, temperature, kind)
+        total = total + llm_weight * divergence(slm_logits, llm_logits, temperature, kind, llm_taught)
     return Losses(slm_loss, llm_loss, kl, total)
 
 
@@ -104,6 +194,7 @@ def distil_mutually(
     llm_weight: float | None = None,
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
+    selective: bool = False,
 ) -> dict[str, float]:
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
@@ -120,6 +211,7 @@ def distil_mutually(
         llm_weight: λ of the LLM's loss, if it differs.
         temperature: τ.
         kind: the divergence.
+        selective: teach a role only where the other one knows better.
 
     Returns:
         Means over the steps of the last epoch: `slm` and `llm` (cross-entropy), `kl`.
@@ -145,6 +237,7 @@ def distil_mutually(
             llm_weight=llm_weight,
             temperature=temperature,
             kind=kind,
+            selective=selective,
         )
         for optimizer in optimizers:
             optimizer.zero_grad()

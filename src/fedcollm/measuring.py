@@ -101,15 +101,15 @@ def measure(config: RunConfig) -> Measured:
     plan, notes = _plan(config, asked), tuple(_uncovered(config, federation))
     totals = part_seconds(passes, plan)
     first = loading + sum(passes.scoring.values())
-    size = _bytes_one_way(federation)
+    up, down, both = _bytes(federation, asked)
     return Measured(
         round_seconds={part: seconds / len(asked) for part, seconds in totals.items()},
         start_seconds=first,
         run_seconds=None if notes else first + sum(totals.values()),
         peak_memory_bytes=peak,
-        bytes_up=size,
-        bytes_down=size,
-        run_bytes=None if size is None else 2 * size * sum(map(len, asked)),
+        bytes_up=up,
+        bytes_down=down,
+        run_bytes=both,
         notes=notes,
     )
 
@@ -197,12 +197,15 @@ def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
     return [sample(ids, server.fraction, server.seed, index) for index in rounds]
 
 
-def _bytes_one_way(federation: Federation) -> int | None:
-    """What a client sends, and receives, in a round; None under secure aggregation."""
-    server = federation.server
+def _bytes(federation: Federation, asked: Sequence[Sequence[str]]) -> tuple[int | None, int | None, int | None]:
+    """What a client sends and receives in a round, on average, and all of the run; None under secure aggregation."""
+    server, clients = federation.server, federation.server.transport.clients()
+    if not clients:
+        return 0, 0, 0
     if server.secure:
-        return None
-    return adapter_bytes(server.adapter) if server.transport.clients() else 0
+        return None, None, None
+    down = adapter_bytes(server.adapter)
+    return server.bytes_up(clients), down, sum(len(ids) * (server.bytes_up(ids) + down) for ids in asked)
 
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]]) -> Plan:

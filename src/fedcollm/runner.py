@@ -135,6 +135,9 @@ def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Itera
     _announce(config, directory, privacy, done)
     if state:
         server.restore(state[1])
+        if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
+            server.scores()
+            _publish(directory, federation)
         yield from directories.read_records(directory)
     else:
         first = RoundRecord(0, server.scores(), epsilon=0.0 if privacy else None)
@@ -146,6 +149,7 @@ def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Itera
         epsilon = _spend(directory, privacy, index) if privacy else None
         record = server.run_round(index, score, score_clients=last or config.evaluation.clients == "every")
         record = replace(record, epsilon=epsilon)
+        (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
         yield record
@@ -179,7 +183,7 @@ def _spend(directory: Path, privacy: Privacy, index: int) -> float:
 
 
 def _publish(directory: Path, federation: Federation) -> None:
-    """Write what is derived from the checkpoint: PEFT's files, confusion tables, notes on the data."""
+    """Write what is derived from the checkpoint: PEFT's files, confusion tables, outcomes, notes on the data."""
     server = federation.server
     with directories.writing(directory):
         (directory / "adapters").mkdir(exist_ok=True)
@@ -191,6 +195,8 @@ def _publish(directory: Path, federation: Federation) -> None:
         for role, score in server.scored.items()
     }
     directories.write_json(directory, directories.CONFUSION, confusion)
+    outcomes = {role: dict(score.outcomes) for role, score in server.scored.items()}
+    directories.write_json(directory, directories.OUTCOMES, outcomes)
     if truncated := getattr(federation.task, "truncated", 0):
         data = describe(federation.split)
         data["notes"] = [
@@ -242,10 +248,9 @@ def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
     """
     config = directories.read_config(directory)
     state = directories.load_round(directory)
-    if state is None or role not in state[1]:
-        raise UserError(
-            f"{directory} has no {role} adapter. Roles there: {', '.join(state[1]) if state else 'none yet'}."
-        )
+    roles = [name for name in ("slm", "llm") if state and name in state[1]]
+    if state is None or role not in roles:
+        raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
     federation = build_federation(config, directory / "base")
     federation.server.restore(state[1])
     return config, federation

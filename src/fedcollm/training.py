@@ -3,7 +3,7 @@
 import math
 import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,13 @@ def check_finite_weights(where: str, model: nn.Module) -> None:
         )
 
 
+def pull_back(anchors: Iterable[tuple[nn.Parameter, Tensor]], proximal: float) -> None:
+    """Add the gradient of μ/2 ‖θ − θ₀‖², which is μ (θ − θ₀), to pairs of θ and θ₀."""
+    for parameter, anchor in anchors:
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
+
+
 def fit(
     task: Task,
     model: nn.Module,
@@ -100,6 +107,7 @@ def fit(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    proximal: float = 0.0,
     where: str = "training",
 ) -> float:
     """Tune the trainable parameters on labelled examples (Algorithm 1, client side).
@@ -112,6 +120,8 @@ def fit(
         batch_size: examples a step.
         learning_rate: of AdamW, constant.
         seed: decides order and dropout, together with nothing else.
+        proximal: μ of FedProx (Li et al., arXiv 1812.06127, eq. 2): μ/2 ‖θ − θ₀‖² is added to the loss, θ₀ being the
+            parameters at the start; what is returned is without it.
         where: for progress and error messages.
 
     Returns:
@@ -126,12 +136,14 @@ def fit(
     count = batch_count(examples, batch_size)
     batches = (batch for _ in range(epochs) for batch in minibatches(task, examples, batch_size, generator))
     losses, rows = [], []
+    anchors = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad] if proximal else []
     model.train()
     for batch in track(batches, where, total=epochs * count):
         logits, targets = task.logits(model, batch), task.targets(batch)
         loss = cross_entropy(logits, targets.to(logits.device))
         optimizer.zero_grad()
         loss.backward()
+        pull_back(anchors, proximal)
         losses.append(loss.item())
         rows.append(int((targets != UNLABELLED).sum()))
         check_finite(where, training=losses[-1])

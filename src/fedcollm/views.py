@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from fedcollm import run_directory as directories
@@ -11,6 +12,8 @@ from fedcollm.comparison import Comparison
 from fedcollm.harness import Parity
 from fedcollm.measuring import Measured
 from fedcollm.messages import RoundRecord
+from fedcollm.report import tables
+from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.formats import byte_count, duration
 from fedcollm.report.tables import full_model_bytes
 
@@ -78,16 +81,18 @@ def deployment_table(run: str, services: Mapping[str, bool], clients: Mapping[st
     return table
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The paper's table."""
-    table = Table(
-        title=f"{comparison.directory}: seeds {', '.join(map(str, comparison.seeds))}; mean ± 95 % CI",
-        title_justify="left",
-    )
-    for column in ("method", "SLM", "clients' SLMs", "LLM"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in comparison.rows:
-        table.add_row(row.name, row.text("slm"), row.text("clients"), row.text("llm"))
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """The paper's tables."""
+    return [_plain_table(table) for table in all_tables(comparison.tasks)]
+
+
+def _plain_table(source: tables.Table) -> Table:
+    """A report's table for the terminal."""
+    table = Table(title=escape(source.caption), title_justify="left")
+    for column in source.header:
+        table.add_column(escape(column), justify="left" if column == source.header[0] else "right")
+    for row in source.rows:
+        table.add_row(*map(escape, row))
     return table
 
 
@@ -121,8 +126,11 @@ def cost_table(cost: Cost, trained: bool = False) -> Table:
     table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
     table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
     table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
-    wire = [byte_count(role.adapter_bytes) if name == "slm" else "none" for name, role in cost.roles.items()]
-    table.add_row("bytes up, and down, a client a round", *wire)
+    slm = cost.roles["slm"]
+    others = ["none"] * (len(roles) - 1)
+    table.add_row("bytes down, a client a round", byte_count(slm.adapter_bytes), *others)
+    table.add_row("bytes up, a client a round", byte_count(slm.upload_bytes), *others)
+    table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
     lines = [f"memory of one process, estimated: {byte_count(cost.memory_bytes)}", _data_line(cost)]
     if cost.epsilon is not None:
@@ -168,4 +176,4 @@ def _data_line(cost: Cost) -> str:
     rest = ", ".join(
         f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
     )
-    return f"data: private {sizes}, public {public}, {rest}"
+    return "; ".join([f"data: private {sizes}, public {public}, {rest}", *cost.data["notes"]])

@@ -300,7 +300,9 @@ def test_acc_takes_the_likeliest_choice_and_acc_norm_the_likeliest_a_character(t
 
 def test_normalised_task_is_scored_by_acc_norm(tokenizer):
     task = TextTask("toy", tokenizer, 16, 32, normalised=True)
-    assert task.score(long_or_likely(), [LONG_OR_LIKELY]).value == 1.0
+    score = task.score(long_or_likely(), [LONG_OR_LIKELY])
+    assert score.value == 1.0
+    assert score.outcomes == {LONG_OR_LIKELY.id: 1.0}
 
 
 def test_confusion_counts_true_and_predicted_labels(task):

@@ -104,7 +104,8 @@ def build_answering(directory: Path, data: Path) -> Answering:
     task = TextTask(config.task.name, tokenizer, membership.vocabulary_size, membership.context_length)
     slm = build_model(config, "slm", config.slm, task, [], state / "base")
     spent: Remembered[int] = Remembered(state / "spent.json")
-    client: Any = build_client(config, membership.run, membership.client, task, slm, examples, test, spent)
+    run, name = membership.run, membership.client
+    client: Any = build_client(config, run, name, task, slm, examples, test, spent, list(roster))
     settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")

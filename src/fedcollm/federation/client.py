@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import ClientUpdate, Request, TrainRequest
+from fedcollm.federation.uploads import WHOLE, Upload, truncated
+from fedcollm.messages import ClientUpdate, Request, Score, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.private_training import fit_privately
@@ -33,12 +34,14 @@ class Client:
         epochs: local epochs a round.
         batch_size: examples a step.
         learning_rate: of the local AdamW.
+        proximal: μ of FedProx; 0: none.
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
         run: the only run that this client takes part in.
         privacy: what its update must hide; None: nothing. An update under privacy comes without any number beside it.
         rounds: under privacy, how often it trains; None: as often as it is asked.
         spent: under privacy, `rounds` to how often it did, kept as long as its data is the same.
+        upload: the form that its adapter travels in; if that is of a lower rank, it trains those components only.
     """
 
     id: str
@@ -55,6 +58,8 @@ class Client:
     privacy: Privacy | None = None
     rounds: int | None = None
     spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
+    proximal: float = 0.0
+    upload: Upload = WHOLE
 
     def answer(self, request: Request) -> ClientUpdate:
         """Train; that is all that a client without secure aggregation does.
@@ -75,6 +80,7 @@ class Client:
 
         Raises:
             RefusalError: another run, an adapter that does not fit this client's SLM, or the privacy is spent.
+            UserError: a value does not fit `upload`; nothing was sent.
         """
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
@@ -84,15 +90,18 @@ class Client:
             write_adapter(self.slm, request.adapter)
         except ValueError as error:
             raise RefusalError(f"client {self.id}: {error}") from error
+        if self.upload.rank is not None:
+            write_adapter(self.slm, truncated(request.adapter, self.upload.rank))
         self._spend()
         loss = self._fit(request.round_index, where)
-        adapter = read_adapter(self.slm)
+        adapter = self.upload.pack(read_adapter(self.slm))
         if self.privacy:
             return ClientUpdate(self.id, request.round_index, adapter)
         tuned = time.perf_counter()
         score = None
         if request.evaluate and self.test:
             score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
+            score = Score(score.sums, score.count)
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
 
@@ -115,4 +124,6 @@ class Client:
         if isinstance(self.privacy, ExamplePrivacy):
             return fit_privately(self.task, self.slm, self.examples, privacy=self.privacy, **settings)
         seed = derive_seed(self.seed, "client", self.id, round_index)
-        return fit(self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, **settings)
+        return fit(
+            self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, proximal=self.proximal, **settings
+        )

@@ -11,11 +11,15 @@ from typing import Any, Protocol
 import peft
 
 from fedcollm.config import asked_clients
-from fedcollm.distillation import Divergence, distil_mutually
+from fedcollm.distillation import Divergence, distil_mutually, ramp
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
 from fedcollm.federation.fixed_point import FixedPoint
+from fedcollm.federation.means import ComponentMean, Mean
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
+from fedcollm.federation.server_steps import PLAIN, Memory, Step
+from fedcollm.federation.transplant import carried, rooted
+from fedcollm.federation.uploads import WHOLE, Upload
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
@@ -66,6 +70,7 @@ class Server:
         minimum: a round with fewer updates fails.
         private: clients send adapters alone, without numbers of examples, losses, scores and seconds.
         largest_change: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
+        uploads: client id to the form that its adapter comes in; those that are not named send all as it is.
         epochs: passes over D_a a round.
         batch_size: examples a distillation step.
         learning_rate: of both models' AdamW.
@@ -73,10 +78,16 @@ class Server:
         llm_weight: λ of the LLM's loss; None: same.
         temperature: τ.
         kind: divergence.
+        selective: each role is taught only where the other one knows better.
+        ramp: rounds over which λ grows to its full weight; 0: none.
+        step: what is done with the clients' mean.
+        transplant: share of the clients' mean change that is moved into the LLM's own layers.
+        kept: for `transplant`: index in the LLM of every layer of the SLM.
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
         run: identity of the run, which its clients know.
         adapter: θ, the global adapter, as it is broadcast next.
+        memory: of `step`.
         scored: each role's score when it was last scored, with its confusion table.
     """
 
@@ -93,6 +104,7 @@ class Server:
     minimum: int = 1
     private: bool = False
     largest_change: float = 1e3
+    uploads: Mapping[str, Upload] = field(default_factory=dict)
     epochs: int = 1
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -100,24 +112,33 @@ class Server:
     llm_weight: float | None = None
     temperature: float = 1.0
     kind: Divergence = "forward_kl"
+    selective: bool = False
+    ramp: int = 0
+    step: Step = PLAIN
+    transplant: float = 0.0
+    kept: Sequence[int] = ()
     evaluation_batch_size: int = 32
     seed: int = 0
     run: str = ""
     adapter: Adapter = field(init=False, repr=False)
+    memory: Memory = field(init=False, repr=False, default_factory=dict)
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.adapter = read_adapter(self.slm)
+        if self.llm and self.transplant:
+            write_adapter(self.llm, rooted(read_adapter(self.llm), self.adapter, self.kept))
 
     def adapters(self) -> dict[str, Adapter]:
-        """θ and, where there is an LLM, ω: all that the next round depends on."""
-        return {"slm": self.adapter} | ({"llm": read_adapter(self.llm)} if self.llm else {})
+        """θ, where there is an LLM ω, and the memory of `step`: all that the next round depends on."""
+        return {"slm": self.adapter} | ({"llm": read_adapter(self.llm)} if self.llm else {}) | self.memory
 
     def restore(self, adapters: Mapping[str, Adapter]) -> None:
         """Go on from the adapters of an earlier round."""
         for role, model in self.models().items():
             write_adapter(model, adapters[role])
         self.adapter = adapters["slm"]
+        self.memory = {role: adapter for role, adapter in adapters.items() if role not in self.models()}
 
     def run_round(self, round_index: int, score: bool = True, score_clients: bool = True) -> RoundRecord:
         """Broadcast, local fine-tuning, aggregation, mutual distillation, scoring.
@@ -133,7 +154,7 @@ class Server:
         ids = sample(self.transport.clients(), self.fraction, self.seed, round_index)
         request = TrainRequest(round_index, self.adapter, score and score_clients, run=self.run)
         tuned = self._aggregate(request, ids) if ids else None
-        write_adapter(self.slm, tuned.adapter if tuned else self.adapter)
+        memory = self._take_up(tuned.adapter) if tuned else self.memory
         start = time.perf_counter()
         losses = self._distil(self.llm, round_index) if self.llm else {}
         seconds = dict(tuned.seconds) if tuned else {"clients": 0.0}
@@ -142,7 +163,7 @@ class Server:
         scores = self.scores() if score else {}
         evaluation = time.perf_counter() - start - seconds["distillation"]
         seconds["evaluation"] = seconds.get("evaluation", 0.0) + evaluation
-        self.adapter = adapter
+        self.adapter, self.memory = adapter, memory
         if tuned:
             losses = ({"client": tuned.loss} if tuned.loss is not None else {}) | losses
             scores |= {"clients": tuned.clients_score} if tuned.clients_score is not None else {}
@@ -156,6 +177,14 @@ class Server:
             bytes_up=tuned.bytes_up,
             bytes_down=tuned.bytes_down,
         )
+
+    def _take_up(self, mean: Adapter) -> Memory:
+        """Write the clients' mean into the SLM and, where it was cut from the LLM, into that; returns the memory."""
+        adapter, memory = self.step(self.adapter, mean, self.memory)
+        write_adapter(self.slm, adapter)
+        if self.llm and self.transplant:
+            write_adapter(self.llm, carried(read_adapter(self.llm), self.adapter, adapter, self.kept, self.transplant))
+        return memory
 
     def scores(self) -> dict[str, float]:
         """Main metric of the global SLM and the LLM on the test examples."""
@@ -177,22 +206,33 @@ class Server:
             return aggregate_securely(self.transport.ask, request, ids, self.secure)
         lost: dict[str, str] = {}
         answers = self.transport.ask(dict.fromkeys(ids, request))
-        updates = admitted(answers, request, ids, self.largest_change, lost, self.private)
-        size = adapter_bytes(request.adapter)
+        updates = admitted(answers, request, ids, self.largest_change, lost, self.private, self.uploads)
         with explained(lost):
             ordered = in_order(updates, ids)
             if self.rehearsal:
                 mean = rehearse(ordered, request, self.rehearsal, self.uniform)
             else:
-                mean = aggregate(ordered, self.uniform)
+                mean = aggregate(ordered, self.uniform, self._mean(request.adapter))
             if len(mean.participants) < self.minimum:
                 raise RoundFailedError(
                     f"round {request.round_index}: {len(mean.participants)} of {len(ids)} clients gave an update, and "
                     f"{self.minimum} are needed. The last good state is kept: bring the clients back, and resume."
                 )
-        return dataclasses.replace(mean, lost=lost, bytes_up=size, bytes_down=size)
+        down = adapter_bytes(request.adapter)
+        return dataclasses.replace(mean, lost=lost, bytes_up=self.bytes_up(ids), bytes_down=down)
+
+    def _mean(self, theta: Adapter) -> Mean | None:
+        """The kind of mean that the clients' uploads need; None: of every value."""
+        ranks = any(upload.rank is not None for upload in self.uploads.values())
+        return ComponentMean(theta) if ranks else None
+
+    def bytes_up(self, ids: Sequence[str]) -> int:
+        """Bytes that a plain update of one of these clients has, on average."""
+        forms = (self.uploads.get(client, WHOLE).expected(self.adapter) for client in ids)
+        return sum(map(adapter_bytes, forms)) // len(ids)
 
     def _distil(self, llm: peft.PeftModel, round_index: int) -> dict[str, float]:
+        share = ramp(round_index, self.ramp)
         return distil_mutually(
             self.task,
             self.slm,
@@ -202,10 +242,11 @@ class Server:
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             seed=derive_seed(self.seed, "server", round_index),
-            weight=self.weight,
-            llm_weight=self.llm_weight,
+            weight=self.weight * share,
+            llm_weight=None if self.llm_weight is None else self.llm_weight * share,
             temperature=self.temperature,
             kind=self.kind,
+            selective=self.selective,
         )
 
 

@@ -83,12 +83,14 @@ class Pool:
     """Examples as a task's source delivers them, before they are split.
 
     Attributes:
-        train: examples for the public part and the private parts.
+        train: examples for the private parts, and for the public part unless it has a source of its own.
         test: examples for scoring, or None if they are to be taken from `train`.
+        public: examples for D_a, where its source is another than the private parts'.
     """
 
     train: Sequence[Any]
     test: Sequence[Any] | None = None
+    public: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)

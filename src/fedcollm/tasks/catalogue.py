@@ -10,12 +10,13 @@ from fedcollm.errors import UserError
 from fedcollm.tasks.base import Pool, Task
 from fedcollm.tasks.files import load_custom
 from fedcollm.tasks.icd10 import CHAPTERS, load_icd10
+from fedcollm.tasks.professions import load_professions
 from fedcollm.tasks.qa import QA_TASKS, load_qa
 from fedcollm.tasks.text import TextTask
 from fedcollm.tasks.vision import ImageTask, load_digit_images
 
 IMAGE_TASKS = ("digits",)
-TASK_NAMES = ("icd10", *QA_TASKS, *IMAGE_TASKS, "custom")
+TASK_NAMES = ("icd10", *QA_TASKS, "professions", *IMAGE_TASKS, "custom")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def load_pool(config: TaskConfig, seed: int) -> Pool:
         return load_icd10(math.ceil(needed / len(CHAPTERS)), seed)
     if config.name in QA_TASKS:
         return load_qa(config.name, config.path)
+    if config.name == "professions":
+        return load_professions(config.path)
     if config.path is None or config.format is None:
         raise UserError(
             "task.name: custom needs task.path (a file or directory) and task.format (prompt, answer, choices)."

@@ -46,7 +46,12 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
     rows = rows.to(parameter.device)
     if reads_packed is not None and reads_branches(model) and reads_packed(inputs["input_ids"].shape[1]):
         return _packed(model, inputs, rows, seen, parameter.dtype)
+    mask = inputs["attention_mask"].bool()
+    if seen is None and reads_branches(model) and not mask.all():
+        seen = _before(mask)
     if seen is not None:
+        # finite numbers, not a mask of true and false: of padding that sees nothing, torch's fused attention on a GPU
+        # makes numbers that are none
         inputs["attention_mask"] = _added(seen.to(parameter.device), parameter.dtype)
     # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
     kept = torch.arange(-rows.shape[1], 0, device=parameter.device)
@@ -59,7 +64,7 @@ def _packed(
     """`logits_of`, without padding."""
     mask = inputs["attention_mask"].bool()
     if seen is None:
-        seen = mask[:, None, :] & mask.new_ones(mask.shape[1], mask.shape[1]).tril()
+        seen = _before(mask)
     index = _kept(mask.flatten())  # [T]: places of the tokens among all B N
     read = torch.zeros_like(mask)
     read[:, mask.shape[1] - rows.shape[1] :] = rows
@@ -67,6 +72,11 @@ def _packed(
     tokens, positions = (inputs[name].flatten()[index][None] for name in ("input_ids", "position_ids"))
     result = model(tokens, _added(seen, dtype), position_ids=positions, packed=packed, use_cache=False)
     return result.logits[0]
+
+
+def _before(mask: Tensor) -> Tensor:
+    """[B, N, N] bool, what each column attends to: those before it and itself, but no padding, from [B, N]."""
+    return mask[:, None, :] & mask.new_ones(mask.shape[1], mask.shape[1]).tril()
 
 
 def _kept(mask: Tensor) -> Tensor:

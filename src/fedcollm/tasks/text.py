@@ -201,19 +201,20 @@ class TextTask:
         token is the most likely one (its `is_greedy`).
         """
         sums = {self.main_metric: 0.0, "acc": 0.0, "acc_norm": 0.0}
+        outcomes: dict[str, float] = {}
         confusion: dict[tuple[str, str], int] = {}
         for example, (likelihoods, greedy) in zip(examples, self._likelihoods(model, examples), strict=True):
             answer = example.answer or 0
             if len(example.choices) == 1:
-                sums["acc"] += float(greedy[0])
-                sums["acc_norm"] += float(greedy[0])
-                continue
-            chosen = picks(example, likelihoods)
-            for metric, choice in chosen.items():
-                sums[metric] += choice == answer
-            pair = (example.labels[answer], example.labels[chosen["acc"]])
-            confusion[pair] = confusion.get(pair, 0) + 1
-        return Score(sums, len(examples), confusion)
+                right: dict[str, float] = dict.fromkeys(("acc", "acc_norm"), float(greedy[0]))
+            else:
+                chosen = picks(example, likelihoods)
+                right = {metric: float(choice == answer) for metric, choice in chosen.items()}
+                pair = (example.labels[answer], example.labels[chosen["acc"]])
+                confusion[pair] = confusion.get(pair, 0) + 1
+            sums = {metric: sums[metric] + right[metric] for metric in sums}
+            outcomes[example.id] = right[self.main_metric]
+        return Score(sums, len(examples), confusion, outcomes)
 
     def likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
         """[C] log-likelihoods, in nats, of each example's choices."""
