@@ -6,7 +6,8 @@ Models", arXiv 2411.11707, eq. 4-6 and Algorithm 1:
     L_g = CE(z_g, y) + λ τ² KL(p_f ‖ p_g)      p_f detached
     L_f = CE(z_f, y) + λ τ² KL(p_g ‖ p_f)      p_g detached
 
-Both models take their step on the same batch from the same pair of forward passes.
+Both models take their step on the same batch from the same pair of forward passes. Where they have different
+tokenizers, the KL is that of the outcomes which they share (`tasks/bridge.py`), each CE that of their own tokens.
 """
 
 import random
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from fedcollm.progress import track
 from fedcollm.tasks.base import Task
+from fedcollm.tasks.bridge import Bridge, Common
 from fedcollm.training import batch_count, check_finite, check_finite_weights, cross_entropy, minibatches, optimiser
 
 Divergence = Literal["forward_kl", "reverse_kl"]
@@ -63,6 +65,8 @@ def mutual_losses(
     llm_weight: float | None = None,
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
+    llm_targets: Tensor | None = None,
+    common: Common | None = None,
 ) -> Losses:
     """Eq. 4-6 for both roles.
 
@@ -74,13 +78,18 @@ def mutual_losses(
         llm_weight: λ of the LLM's loss; None means the same as `weight`.
         temperature: τ.
         kind: the divergence.
+        llm_targets: [Q], where the LLM has rows of its own, `llm_logits` [Q, W]; None: `targets`.
+        common: what the two are compared by instead of their logits, where they have different tokenizers.
 
     Returns:
         CE of each role, the SLM's KL, and the total to backpropagate: since each role's KL detaches
         the other, the gradients of L_g + L_f are those of L_g and L_f apart.
     """
     llm_weight = weight if llm_weight is None else llm_weight
-    slm_loss, llm_loss = cross_entropy(slm_logits, targets), cross_entropy(llm_logits, targets)
+    slm_loss = cross_entropy(slm_logits, targets)
+    llm_loss = cross_entropy(llm_logits, targets if llm_targets is None else llm_targets)
+    if common is not None:
+        slm_logits, llm_logits = common.slm, common.llm
     total, kl = slm_loss + llm_loss, torch.zeros(())
     if weight:
         kl = divergence(llm_logits, slm_logits, temperature, kind)
@@ -104,11 +113,12 @@ def distil_mutually(
     llm_weight: float | None = None,
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
+    bridge: Bridge | None = None,
 ) -> dict[str, float]:
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
     Args:
-        task: the modality.
+        task: the modality, in the SLM's tokens.
         slm: g with adapter θ; left in evaluation mode.
         llm: f with adapter ω; left in evaluation mode.
         public: D_a, labelled and unlabelled examples.
@@ -120,6 +130,7 @@ def distil_mutually(
         llm_weight: λ of the LLM's loss, if it differs.
         temperature: τ.
         kind: the divergence.
+        bridge: to the LLM's own task, where it has another tokenizer.
 
     Returns:
         Means over the steps of the last epoch: `slm` and `llm` (cross-entropy), `kl`.
@@ -130,17 +141,14 @@ def distil_mutually(
     generator = random.Random(seed)
     torch.manual_seed(seed)
     optimizers = [optimiser(model, learning_rate) for model in (slm, llm)]
-    batches = (batch for _ in range(epochs) for batch in minibatches(task, public, batch_size, generator))
+    batches = (batch for _ in range(epochs) for batch in minibatches(bridge or task, public, batch_size, generator))
     count = batch_count(public, batch_size)
     history: list[dict[str, float]] = []
     slm.train()
     llm.train()
     for batch in track(batches, "distillation", total=epochs * count):
-        slm_logits, llm_logits = task.logits(slm, batch), task.logits(llm, batch)
         losses = mutual_losses(
-            slm_logits,
-            llm_logits.to(slm_logits.device),
-            task.targets(batch).to(slm_logits.device),
+            **_outputs(task, slm, llm, batch, bridge),
             weight=weight,
             llm_weight=llm_weight,
             temperature=temperature,
@@ -159,3 +167,20 @@ def distil_mutually(
     check_finite_weights("distillation, LLM", llm)
     last = history[-count:]
     return {name: sum(entry[name] for entry in last) / max(len(last), 1) for name in ("slm", "llm", "kl")}
+
+
+def _outputs(task: Task, slm: nn.Module, llm: nn.Module, batch: Any, bridge: Bridge | None) -> dict[str, Any]:
+    """What `mutual_losses` compares on one batch, on the SLM's device."""
+    own, other = (batch.slm, batch.llm) if bridge else (batch, batch)
+    slm_logits = task.logits(slm, own)
+    device = slm_logits.device
+    llm_logits = (bridge.llm if bridge else task).logits(llm, other).to(device)
+    outputs: dict[str, Any] = {
+        "slm_logits": slm_logits,
+        "llm_logits": llm_logits,
+        "targets": task.targets(own).to(device),
+    }
+    if bridge:
+        outputs["llm_targets"] = bridge.llm.targets(other).to(device)
+        outputs["common"] = bridge.common(batch, slm_logits, llm_logits)
+    return outputs
