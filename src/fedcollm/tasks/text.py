@@ -222,12 +222,15 @@ class TextTask:
 
         A prompt is read once for all its choices, where the model's attention allows that.
         """
-        shared = reads_branches(model)
-        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
-        for index, example in enumerate(examples):
+        for example in examples:
             self._encode(example.prompt, example.choices)
+        encoded = [[self.encode(example.prompt, text) for text in example.choices] for example in examples]
+        longest = max(max(len(p) for p, _ in pairs) + sum(len(a) for _, a in pairs) for pairs in encoded)
+        shared = reads_branches(model, longest)
+        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
+        for index, pairs in enumerate(encoded):
             by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
-            for choice, (prompt, answer) in enumerate(self.encode(example.prompt, text) for text in example.choices):
+            for choice, (prompt, answer) in enumerate(pairs):
                 one = by_prompt.setdefault(prompt if shared else choice, (index, [], prompt, []))
                 one[1].append(choice)
                 one[3].append(answer)
