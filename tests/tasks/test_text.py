@@ -245,6 +245,15 @@ def test_logits_of_a_half_precision_model_are_float32(task, llama):
     assert logits.dtype == torch.float32
 
 
+def test_start_stands_before_every_prompt_however_much_of_it_is_cut(tokenizer):
+    task = TextTask("toy", tokenizer, 16, context_length=5, start=(1,))
+    assert task.encode("the cat :", "red") == ((1, *ids("the cat :")), ids("red"))
+    assert task.encode("", "red") == ((1,), ids("red"))
+    assert task.encode("the blue bird is :", "red") == ((1, *ids("blue bird is :")), ids("red"))
+    assert task.encode("the cat :", "red good bad dog bird") == ((1,), ids("red good bad dog bird"))
+    assert task.truncated == 2
+
+
 # --- scores by hand: a model that knows the next word by the last one alone ---
 
 
