@@ -148,6 +148,14 @@ def test_unlabelled_row_has_no_right_outcome(bridge):
     assert common.slm_targets.tolist() == common.llm_targets.tolist() == [UNLABELLED]
 
 
+def test_batch_without_a_pair_of_rows_has_no_divergence(bridge):
+    batch = bridge.collate([example("red :", "strange")])
+    rows = len(batch.llm.targets)
+    common = bridge.common(batch, torch.zeros(1, 16), torch.zeros(rows, 24))
+    assert common.slm.shape == common.llm.shape == (0, 13)
+    assert divergence(common.llm, common.slm).item() == 0.0
+
+
 def test_between_models_of_one_tokenizer_it_is_the_plain_divergence(tokenizer):
     task = TextTask("toy", tokenizer, 16, 32)
     bridge = Bridge(task, task)
