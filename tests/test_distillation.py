@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fedcollm.distillation import distil_mutually, divergence, knows_better, mutual_losses
+from fedcollm.distillation import distil_mutually, divergence, lacking, mutual_losses
 from fedcollm.errors import NonFiniteError
 from fedcollm.models import add_adapter, read_adapter
 from fedcollm.tasks.base import UNLABELLED
@@ -273,13 +273,14 @@ HALF, SURE = [0.0, 0.0], [LN3, 0.0]  # (1/2, 1/2) and (3/4, 1/4)
     ],
 )
 def test_who_knows_better_by_hand(first, second, target, teaches):
-    rows = torch.tensor([first]), torch.tensor([second])
-    assert knows_better(*rows, torch.tensor([target])).tolist() == [teaches]
+    ours, theirs = (lacking(torch.tensor([row]), torch.tensor([target])) for row in (first, second))
+    assert (ours < theirs).tolist() == [teaches]
 
 
 def test_each_row_has_its_own_teacher_and_no_gradient_flows_through_the_choice():
     slm, llm = (torch.tensor(rows, requires_grad=True) for rows in ([SURE, SURE, HALF], [HALF, HALF, SURE]))
-    chosen = knows_better(slm, llm, torch.tensor([0, 1, UNLABELLED]))
+    targets = torch.tensor([0, 1, UNLABELLED])
+    chosen = lacking(slm, targets) < lacking(llm, targets)
     assert chosen.tolist() == [True, False, False]
     assert not chosen.requires_grad
 

@@ -300,3 +300,27 @@ def test_own_task_and_data_can_be_passed_in(tiny_config, tmp_path, tokenizer):
     task = TextTask("mine", tokenizer, vocabulary_size=16, context_length=32)
     result = fedcollm.run(config, tmp_path / "run", task=task, pool=Pool(examples))
     assert result.records[-1].round == 2
+
+
+def test_pair_with_two_tokenizers_tunes_both_roles_and_resumes_bit_for_bit(pair_config, tmp_path):
+    interrupted = rounds(pair_config, tmp_path / "parts")
+    assert next(interrupted).round == 0
+    before = run_directory.load_round(tmp_path / "parts")[1]
+    assert next(interrupted).round == 1
+    interrupted.close()
+    records = list(rounds(None, tmp_path / "parts", resume=True))
+    assert records[-1].losses["kl"] > 0
+    after = run_directory.load_round(tmp_path / "parts")[1]
+    for role in ("slm", "llm"):
+        assert not any(torch.equal(before[role][name], after[role][name]) for name in before[role])
+        assert evaluate_run(tmp_path / "parts", role).value == records[-1].scores[role]
+    fedcollm.run(pair_config, tmp_path / "whole")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_both_roles_of_a_pair_with_two_tokenizers_learn_the_toy_task(pair_config, tmp_path):
+    records = fedcollm.run(with_rounds(pair_config, 8), tmp_path / "run").records
+    assert records[-1].scores["slm"] > 0.8  # chance is 0.5
+    assert records[-1].scores["llm"] > 0.8
+    notes = run_directory.read_json(tmp_path / "run", run_directory.DATA)["notes"]
+    assert not any("oldest tokens" in note for note in notes)

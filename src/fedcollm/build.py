@@ -26,6 +26,7 @@ from fedcollm.models import parameter_counts
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
 from fedcollm.tasks.base import Pool, Split, Task
+from fedcollm.tasks.bridge import Bridge
 from fedcollm.tasks.catalogue import build_task, load_pool
 from fedcollm.tasks.partition import split as split_pool
 from fedcollm.transports.local import LocalTransport
@@ -85,11 +86,12 @@ def build_federation(
     say(f"loading the data of {config.task.name}")
     pool = pool or load_pool(config.task, config.seed)
     split = split_pool(pool, config.task, config.seed, private=remote is None)
-    task = task or build_task(config.task.name, lambda: text_models(config))
+    task, bridge = (task, None) if task else build_task(config.task.name, lambda: text_models(config))
+    llm_task = bridge.llm if bridge else task
     say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
     set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split.public, base)
-    llm = build_model(config, "llm", config.llm, task, split.public, base) if config.server.epochs else None
+    llm = build_model(config, "llm", config.llm, llm_task, split.public, base) if config.server.epochs else None
     privacy = build_privacy(config)
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
@@ -97,7 +99,7 @@ def build_federation(
     else:
         transport = remote.transport
         secure = secured(config, remote.roster, parameter_counts(slm)[0])
-    server = _server(config, run, task, slm, llm, split, transport, secure)
+    server = _server(config, run, task, slm, llm, split, transport, secure, bridge)
     models = server.models()
     counts = {role: parameter_counts(model) for role, model in models.items()}
     parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
@@ -165,6 +167,7 @@ def _server(
     split: Split,
     transport: Transport,
     secure: SecureSettings | None,
+    bridge: Bridge | None,
 ) -> Server:
     distillation, clients = config.server.distillation, transport.clients()
     return Server(
@@ -172,6 +175,7 @@ def _server(
         slm=slm,
         llm=llm,
         transport=transport,
+        bridge=bridge,
         public=split.public,
         test=split.test,
         fraction=config.federation.fraction,

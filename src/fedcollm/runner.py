@@ -197,7 +197,7 @@ def _publish(directory: Path, federation: Federation) -> None:
     directories.write_json(directory, directories.CONFUSION, confusion)
     outcomes = {role: dict(score.outcomes) for role, score in server.scored.items()}
     directories.write_json(directory, directories.OUTCOMES, outcomes)
-    if truncated := getattr(federation.task, "truncated", 0):
+    if truncated := max(getattr(server.task_of(role), "truncated", 0) for role in server.models()):
         data = describe(federation.split)
         data["notes"] = [
             *data["notes"],
@@ -272,4 +272,5 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
         with directories.writing(write_examples.parent):
             directories.write_atomically(write_examples, example_lines(federation.split.test))
     model = federation.server.models()[role]
-    return evaluate(federation.task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")
+    task = federation.server.task_of(role)
+    return evaluate(task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")

@@ -40,8 +40,20 @@ class Example(Protocol):
         ...
 
 
+class Collator(Protocol):
+    """How examples become batches of like size."""
+
+    def size(self, example: Any) -> int:
+        """Cost of one example (tokens, frames); batches group examples of like size."""
+        ...
+
+    def collate(self, examples: Sequence[Any]) -> Any:
+        """One batch for both models, on the CPU."""
+        ...
+
+
 @runtime_checkable
-class Task(Protocol):
+class Task(Collator, Protocol):
     """A modality: how examples become a batch, logits and a score.
 
     `Batch` is opaque to the loop: whatever `collate` returns goes to `logits` and `targets`.
@@ -55,14 +67,6 @@ class Task(Protocol):
     @property
     def metric(self) -> str:
         """Name of the main metric, for reports (`accuracy`)."""
-        ...
-
-    def size(self, example: Any) -> int:
-        """Cost of one example (tokens, frames); batches group examples of like size."""
-        ...
-
-    def collate(self, examples: Sequence[Any]) -> Any:
-        """One batch for both models, on the CPU."""
         ...
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:

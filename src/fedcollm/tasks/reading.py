@@ -5,6 +5,7 @@ columns only. A model that reads packed tokens (`fedcollm.fusion`) is given no p
 but the rows that are read.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -91,12 +92,17 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return (~seen)[:, None].to(dtype) * torch.finfo(dtype).min
 
 
-def reads_branches(model: nn.Module) -> bool:
-    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance."""
+def reads_branches(model: nn.Module, columns: float = math.inf) -> bool:
+    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance.
+
+    Args:
+        model: a causal language model of transformers, or around one.
+        columns: no sequence is longer; a window that wide hides nothing.
+    """
     config = getattr(model, "config", None)
     kind = getattr(config, "_attn_implementation", None) or "eager"
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return kind in ("grouped", "eager", "sdpa") and not windowed
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return kind in ("grouped", "eager", "sdpa") and columns <= (window or math.inf)
 
 
 def branch(inputs: dict[str, Tensor], branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:

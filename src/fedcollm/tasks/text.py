@@ -87,21 +87,32 @@ class TextTask:
 
     Args:
         name: name of the task, for reports.
-        tokenizer: a transformers tokenizer, common to both models.
-        vocabulary_size: size of the output space common to both models; logits are cut to it.
+        tokenizer: a transformers tokenizer, common to the models that the task serves.
+        vocabulary_size: size of the output space common to these models; logits are cut to it.
         context_length: longest sequence that both models take, in tokens. Longer prompts lose their
             oldest tokens, never the answer; `truncated` counts the examples.
         normalised: score by length-normalised log-likelihood (`acc_norm`) instead of `acc`.
+        start: tokens that every prompt begins with, however much of it is cut: what the tokenizer itself puts before a
+            text (Gemma, Llama 2 and OPT do), as in lm-evaluation-harness.
     """
 
     metric = "accuracy"
 
-    def __init__(self, name: str, tokenizer: Any, vocabulary_size: int, context_length: int, normalised: bool = False):
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        vocabulary_size: int,
+        context_length: int,
+        normalised: bool = False,
+        start: Tokens = (),
+    ):
         self.name = name
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
         self.main_metric = "acc_norm" if normalised else "acc"
+        self.start = start
         self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._truncated: set[str] = set()
 
@@ -136,7 +147,7 @@ class TextTask:
 
     def _split(self, prompt: str, answer: str, prefix: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
         continuation = whole[len(prefix) :] or whole[-1:]
-        prefix = prefix or (self.start_token(),)
+        start = self.start or (() if prefix else (self.start_token(),))
         room = self.context_length - len(continuation) + 1  # the last answer token is never an input
         if room < 1:
             tokens, limit = len(continuation), self.context_length
@@ -144,9 +155,10 @@ class TextTask:
                 f"an answer of {tokens} tokens does not fit the models' context of {limit}: {answer[:60]!r}. "
                 "Shorten it, or take models with a longer context."
             )
-        if len(prefix) > room:
+        if len(start + prefix) > room:
             self._truncated.add(prompt)
-        return prefix[-room:], continuation
+            prefix = prefix[max(len(start + prefix) - room, 0) :]
+        return (start + prefix)[-room:], continuation
 
     def start_token(self) -> int:
         """What an empty prompt is replaced by, as lm-evaluation-harness does: a token to predict the first one from."""
@@ -225,12 +237,15 @@ class TextTask:
 
         A prompt is read once for all its choices, where the model's attention allows that.
         """
-        shared = reads_branches(model)
-        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
-        for index, example in enumerate(examples):
+        for example in examples:
             self._encode(example.prompt, example.choices)
+        encoded = [[self.encode(example.prompt, text) for text in example.choices] for example in examples]
+        longest = max(max(len(p) for p, _ in pairs) + sum(len(a) for _, a in pairs) for pairs in encoded)
+        shared = reads_branches(model, longest)
+        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
+        for index, pairs in enumerate(encoded):
             by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
-            for choice, (prompt, answer) in enumerate(self.encode(example.prompt, text) for text in example.choices):
+            for choice, (prompt, answer) in enumerate(pairs):
                 one = by_prompt.setdefault(prompt if shared else choice, (index, [], prompt, []))
                 one[1].append(choice)
                 one[3].append(answer)
