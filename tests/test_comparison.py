@@ -8,10 +8,12 @@ import fedcollm
 from fedcollm.comparison import Plan, plan
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
+from fedcollm.federation.client import Client
+from fedcollm.federation.server import Server
 from fedcollm.methods import PAPER, changed
 from fedcollm.report.compared import Row
 from fedcollm.report.scores import interval
-from fedcollm.run_directory import read_config
+from fedcollm.run_directory import read_config, read_records
 
 
 def test_confidence_interval_by_hand():
@@ -164,3 +166,29 @@ def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_con
     assert ranks["centralized"] is ranks["centralized_llm"] is None
     assert configs["standalone/seed-0/client-1"].federation.upload == "float32"
     assert configs["fedavg/seed-0"].federation.upload == "float16"
+
+
+def test_what_methods_share_is_done_once_and_changes_no_bit(tiny_config, tmp_path, monkeypatch):
+    trained, scored = [], []
+    train, score = Client.train, Server.score
+    monkeypatch.setattr(Client, "train", lambda self, asked: trained.append(asked.round_index) or train(self, asked))
+    monkeypatch.setattr(Server, "score", lambda self, role: scored.append(role) or score(self, role))
+    fedcollm.compare(tiny_config, tmp_path / "shared", methods=["fedavg", "fedcollm"])
+    assert trained == [1, 1, 2, 2, 2, 2]  # two clients: round 1 for both methods at once, round 2 for each
+    assert scored == ["slm"] * 3 + ["llm", *("slm", "llm") * 2]  # round 0 of the SLM for both at once
+    for method, config in plan(tiny_config, ["fedavg", "fedcollm"], [0]):
+        fedcollm.run(config, tmp_path / "alone" / method)
+        one, two = (load_file(tmp_path / at / method / "checkpoint.safetensors") for at in ("shared", "alone"))
+        assert all(torch.equal(one[name], two[name]) for name in two)
+        for name in ("outcomes.json", "confusion.json", "data.json"):
+            assert (tmp_path / "shared" / method / name).read_text() == (tmp_path / "alone" / method / name).read_text()
+        records = [read_records(tmp_path / at / method) for at in ("shared", "alone")]
+        assert [(r.scores, r.losses, r.bytes_up) for r in records[0]] == [
+            (r.scores, r.losses, r.bytes_up) for r in records[1]
+        ]
+
+
+def test_nothing_is_shared_under_secure_aggregation(tiny_config, tmp_path):
+    values = {"federation.secure_aggregation": True, "task.clients": 3, "federation.rounds": 1}
+    fedcollm.compare(changed(tiny_config, values), tmp_path, methods=["fedavg"])
+    assert [folder.name for folder in (tmp_path / ".shared").iterdir()] == ["round-0"]

@@ -1,6 +1,6 @@
 """What a person reads in the terminal."""
 
-from fedcollm.checking import Cost
+from fedcollm.checking import Cost, RoleCost
 from fedcollm.messages import RoundRecord
 from fedcollm.views import cost_table, round_line
 
@@ -35,7 +35,9 @@ def test_a_check_says_which_client_holds_what():
         "duplicates_removed": 7,
         "notes": ["client 0 holds bank", "client 1 holds court"],
     }
-    assert str(cost_table(Cost({}, 10**9, data)).caption).splitlines()[1] == (
+    assert str(cost_table(Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, data)).caption).splitlines()[
+        1
+    ] == (
         "data: private {'0': 3, '1': 4}, public 5, unlabelled 0, test 6, duplicates removed 7; client 0 holds bank; "
         "client 1 holds court"
     )

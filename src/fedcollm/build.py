@@ -25,6 +25,7 @@ from fedcollm.messages import Session, default_threshold
 from fedcollm.models import parameter_counts
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
+from fedcollm.sharing import remembering
 from fedcollm.tasks.base import Pool, Split, Task
 from fedcollm.tasks.bridge import Bridge
 from fedcollm.tasks.catalogue import build_task, load_pool
@@ -69,7 +70,12 @@ class Remote:
 
 
 def build_federation(
-    config: RunConfig, base: Path, task: Task | None = None, pool: Pool | None = None, remote: Remote | None = None
+    config: RunConfig,
+    base: Path,
+    task: Task | None = None,
+    pool: Pool | None = None,
+    remote: Remote | None = None,
+    shared: Path | None = None,
 ) -> Federation:
     """Load data and models and connect the clients.
 
@@ -79,6 +85,7 @@ def build_federation(
         task: the user's own task, instead of `config.task.name`.
         pool: the user's own data.
         remote: the clients are elsewhere; by default they are in this process.
+        shared: directory of what several runs have in common.
 
     Raises:
         UserError: data, models or options don't fit.
@@ -96,6 +103,8 @@ def build_federation(
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
         transport, secure = _in_this_process(config, run, task, slm, split)
+        if shared and not (secure or privacy):  # what those send is new every time
+            transport = remembering(config, transport, task, split, shared)
     else:
         transport = remote.transport
         secure = secured(config, remote.roster, parameter_counts(slm)[0])

@@ -25,6 +25,9 @@ from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.tasks.catalogue import is_text
 
+#: Folder of what the runs of a comparison have in common.
+SHARED = ".shared"
+
 Jobs = int | Literal["auto"]
 
 
@@ -108,7 +111,7 @@ class Plan:
             home = self.home(config)
             for place, run_config in plan(config, self.methods, self.seeds):
                 path = home / place
-                found.append(Job(str(path.relative_to(self.directory)), run_config, path))
+                found.append(Job(str(path.relative_to(self.directory)), run_config, path, self.directory / SHARED))
         return found
 
     def tabulate(self) -> Comparison:

@@ -37,26 +37,29 @@ class Job:
         place: its name, and its directory relative to that of the comparison.
         config: of the run.
         directory: of the run.
+        shared: directory of what several runs have in common.
     """
 
     place: str
     config: RunConfig
     directory: Path
+    shared: Path
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps([self.place, self.config.model_dump(mode="json"), str(self.directory.absolute())])
+        paths = [str(path.absolute()) for path in (self.directory, self.shared)]
+        return json.dumps([self.place, self.config.model_dump(mode="json"), *paths])
 
     @classmethod
     def from_json(cls, line: str) -> "Job":
         """Inverse of `to_json`."""
-        place, config, directory = json.loads(line)
-        return cls(place, RunConfig.model_validate(config), Path(directory))
+        place, config, directory, shared = json.loads(line)
+        return cls(place, RunConfig.model_validate(config), Path(directory), Path(shared))
 
     def records(self) -> Iterator[RoundRecord]:
         """Do the run in this process, from where it stopped; its records as they come, the old ones first."""
         exists = (self.directory / directories.CONFIG).exists()
-        yield from rounds(self.config, self.directory, resume=exists)
+        yield from rounds(self.config, self.directory, resume=exists, shared=self.shared)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fedcollm.messages import RoundRecord, Score
 from fedcollm.models import resolve_device, save_adapter
 from fedcollm.privacy import Privacy
 from fedcollm.progress import say
+from fedcollm.sharing import zero_shot
 from fedcollm.tasks.base import Pool, Task
 from fedcollm.tasks.partition import describe
 from fedcollm.tasks.stored import example_lines
@@ -96,6 +97,7 @@ def rounds(
     task: Task | None = None,
     pool: Pool | None = None,
     remote: Remote | None = None,
+    shared: Path | None = None,
 ) -> Iterator[RoundRecord]:
     """Run, and yield each record once its round is safe on disk; with `resume`, the old ones first.
 
@@ -106,6 +108,7 @@ def rounds(
         task: your own task.
         pool: your own data.
         remote: the clients are elsewhere.
+        shared: directory of what several runs have in common; it changes no result.
     """
     if resume:
         config = _resumed_config(config, directory)
@@ -116,7 +119,7 @@ def rounds(
     fresh = not directory.exists()
     with directories.locked(directory):
         try:
-            federation = build_federation(config, directory / "base", task, pool, remote)
+            federation = build_federation(config, directory / "base", task, pool, remote, shared)
         except BaseException:
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -125,10 +128,12 @@ def rounds(
             directories.start(directory, config)
         directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
         directories.write_json(directory, directories.DATA, describe(federation.split))
-        yield from _rounds(config, directory, federation)
+        yield from _rounds(config, directory, federation, shared)
 
 
-def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Iterator[RoundRecord]:
+def _rounds(
+    config: RunConfig, directory: Path, federation: Federation, shared: Path | None = None
+) -> Iterator[RoundRecord]:
     server, privacy = federation.server, federation.privacy
     state = directories.load_round(directory)
     done = state[0].round if state else 0
@@ -140,7 +145,8 @@ def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Itera
             _publish(directory, federation)
         yield from directories.read_records(directory)
     else:
-        first = RoundRecord(0, server.scores(), epsilon=0.0 if privacy else None)
+        scores = zero_shot(config, server, shared) if shared else server.scores()
+        first = RoundRecord(0, scores, epsilon=0.0 if privacy else None)
         directories.save_round(directory, first, server.adapters())
         yield first
     for index in range(done + 1, config.federation.rounds + 1):

@@ -99,11 +99,11 @@ def test_methods_are_folders_of_seeds_and_clients(make_run, make_record):
         make_run("b/standalone/seed-0/client-1", [make_record(0, 0.0), make_record(1, 0.4)]),
     ]
     methods = main_first(group(map(read_run, runs)))
-    assert [method.name for method in methods] == ["fedcollm", "fedavg", "standalone"]
-    assert [method.federated for method in methods] == [True, True, False]
-    assert finals(methods[2], "slm") == {0: pytest.approx(0.3)}  # the mean over clients, not a seed each
-    assert curve(methods[2], "slm") == [Point(0, 0.0), Point(1, pytest.approx(0.3))]
-    first, second = curve(methods[1], "slm")
+    assert [method.name for method in methods] == ["fedcollm", "standalone", "fedavg"]
+    assert [method.federated for method in methods] == [True, False, True]
+    assert finals(methods[1], "slm") == {0: pytest.approx(0.3)}  # the mean over clients, not a seed each
+    assert curve(methods[1], "slm") == [Point(0, 0.0), Point(1, pytest.approx(0.3))]
+    first, second = curve(methods[2], "slm")
     assert (first.mean, first.half_width) == (pytest.approx(0.1), pytest.approx(0.0))
     assert (second.mean, second.half_width) == (pytest.approx(0.4), pytest.approx(12.7062 * 0.1, rel=1e-5))
 

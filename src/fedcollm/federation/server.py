@@ -191,10 +191,14 @@ class Server:
 
     def scores(self) -> dict[str, float]:
         """Main metric of the global SLM and the LLM on the test examples."""
-        for role, model in self.models().items():
-            task = self.task_of(role)
-            self.scored[role] = evaluate(task, model, self.test, self.evaluation_batch_size, f"scoring {role}")
+        for role in self.models():
+            self.scored[role] = self.score(role)
         return {role: score.value for role, score in self.scored.items()}
+
+    def score(self, role: str) -> Score:
+        """Of one role on the test examples."""
+        model, where = self.models()[role], f"scoring {role}"
+        return evaluate(self.task_of(role), model, self.test, self.evaluation_batch_size, where)
 
     def task_of(self, role: str) -> Task:
         """The task in a role's own tokens."""

@@ -126,6 +126,17 @@ def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence
     return Compared(name, rows, list(seeds), next(iter(whole), None))
 
 
+def found_in(directory: Path) -> Compared | None:
+    """The table of a directory that holds `METHOD/seed-S` of at least two methods; None of any other directory."""
+    methods = [name for name in NAMES if any((directory / name).glob("seed-*"))]
+    names = {path.name for name in methods for path in (directory / name).glob("seed-*")}
+    seeds = sorted(int(number) for name in names if (number := name.removeprefix("seed-")).isdecimal())
+    if len(methods) < 2:
+        return None
+    compared = tabulate(directory, directory.resolve().name, methods, seeds)
+    return compared if compared.rows else None
+
+
 def _last(config: RunConfig, records: Sequence[RoundRecord]) -> bool:
     return bool(records) and records[-1].round == config.federation.rounds
 
@@ -149,6 +160,8 @@ def _result(method: str, directory: Path) -> _Result | None:
     found = [directories.read_json(part, directories.OUTCOMES) or {} for part in parts]
     outcomes = {role: mean_by_key([one.get(role, {}) for one in found]) for role in ("slm", "llm")}
     data = [directories.read_json(part, directories.DATA) for part in parts]
+    if not all(data):
+        return None
     total = sum((steps(*one) for one in zip(configs, data, strict=True)), start=Steps(0, 0))
     return _Result(_by_true_role(method, scores), _by_true_role(method, outcomes), total, sizes(data[0]))
 

@@ -40,7 +40,7 @@ def difference_table(compared: Compared) -> Table | None:
         for row in compared.rows
         if row.differences
     ]
-    header = ("method", *(f"{_ROLES[role]} − {_SHORT[reference]}’s" for role, reference in columns))
+    header = ("method", *(f"{_ROLES[role]} above {_SHORT[reference]}’s" for role, reference in columns))
     caption = (
         f"{compared.name}: differences in percentage points on the same test examples [95 % interval], p: paired "
         "bootstrap, 10,000 resamples of the examples within each seed; what other seeds would change is not in it"
@@ -59,7 +59,7 @@ def summary_table(tasks: Sequence[Compared], role: str) -> Table:
         means = [known[0] for row in found if row and (known := row.mean(role))]
         whole = f"{math.fsum(means) / len(means):.3f}" if len(means) == len(tasks) else "–"
         rows.append((name, *(row.text(role) if row else "–" for row in found), whole))
-    caption = f"{COLUMNS[role]} by task: {_interval_words(tasks[0])}"
+    caption = f"{COLUMNS[role].replace('clients', 'Clients')} by task: {_interval_words(tasks[0])}"
     return Table(caption, ("method", *(compared.name for compared in tasks), "mean"), rows)
 
 

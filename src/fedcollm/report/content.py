@@ -7,7 +7,7 @@ from typing import Any
 
 from fedcollm.config import RunConfig, ServerConfig
 from fedcollm.report.formats import byte_count, count, duration, percent, share
-from fedcollm.report.runs import COMPARED, Method
+from fedcollm.report.runs import Method, described
 from fedcollm.report.scores import ROLES, curve, finals, interval, role_scores, sampling_half_width
 from fedcollm.report.tables import PARTS, Summary, Table
 
@@ -175,7 +175,7 @@ def departures(config: RunConfig) -> list[str]:
 
 def explained(methods: Sequence[Method]) -> list[tuple[str, str]]:
     """Names of compared methods with what they are, as far as it is known."""
-    return [(method.name, COMPARED[method.name]) for method in methods if method.name in COMPARED]
+    return [(method.name, words) for method in methods if (words := described(method.name))]
 
 
 def differences(methods: Sequence[Method]) -> Table:

@@ -53,6 +53,8 @@ class Difference:
         p: two-sided p-value of no difference.
         examples: number of pairs.
         seeds: number of seeds that they come from.
+        seeds_half_width: of the 95% interval of the mean over seeds (Student's t): what training anew would change;
+            None with one seed.
     """
 
     mean: float
@@ -61,6 +63,7 @@ class Difference:
     p: float
     examples: int
     seeds: int
+    seeds_half_width: float | None = None
 
 
 def role_scores(records: Sequence[RoundRecord], role: str) -> RoleScores:
@@ -136,8 +139,9 @@ def paired_bootstrap(
     means, none = sums / total, 1e-12
     low, high = numpy.quantile(means, [0.025, 0.975])
     tail = 1 + min(int((means <= none).sum()), int((means >= -none).sum()))
-    mean = math.fsum(float(part.sum()) for part in parts) / total
-    return Difference(mean, float(low), float(high), min(1.0, 2 * tail / (resamples + 1)), total, len(parts))
+    mean, p = math.fsum(float(part.sum()) for part in parts) / total, min(1.0, 2 * tail / (resamples + 1))
+    between = interval([float(part.mean()) for part in parts])[1]
+    return Difference(mean, float(low), float(high), p, total, len(parts), between)
 
 
 def finals(method: Method, role: str) -> dict[int, float]:
