@@ -206,7 +206,7 @@ def test_options_of_distillation_reach_it(server, monkeypatch):
         setattr(server, name, value)
     server.run_round(1, score=False)
     seed = derive_seed(0, "server", 1)
-    assert seen == options | {"seed": seed, "models": (server.slm, server.llm), "public": PUBLIC}
+    assert seen == options | {"seed": seed, "models": (server.slm, server.llm), "public": PUBLIC, "bridge": None}
 
 
 @pytest.mark.parametrize(
