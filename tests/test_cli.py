@@ -75,6 +75,32 @@ def test_report_of_several_runs(command, config_file, tmp_path):
     assert Path(out.strip()).exists()
 
 
+def test_compare_shows_what_is_finished_and_then_what_failed(command, config_file, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(
+        config_file.read_text().replace("name: tiny", "name: broken", 1).replace("words.jsonl", "no.jsonl")
+    )
+    arguments = ("compare", config_file, broken, "--methods", "fedavg_ce,fedcollm", "--set", "federation.rounds=1")
+    code, out, err = command(*arguments, "--out", tmp_path / "all", "--json")
+    assert code == 2
+    assert err.startswith("error: broken/fedavg_ce/seed-0: ")
+    assert err.endswith("Failed too: broken/fedcollm/seed-0.\n")
+    tables = json.loads(out)
+    assert [row["method"] for row in tables["tiny"]["rows"]] == [None, "fedavg_ce", "fedcollm"]
+    assert tables["tiny"]["rows"][2]["differences"]["slm"]["fedavg_ce"]["examples"] == 48
+    assert tables["tiny"]["sizes"]["test"] == 48
+    assert tables["broken"]["rows"] == []
+    for name in ("table.md", "table.tex", "comparison.json", "tiny/report.html"):
+        assert (tmp_path / "all" / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize("jobs", ["0", "all", "-1"])
+def test_compare_refuses_a_number_of_jobs_that_is_none(command, config_file, tmp_path, jobs):
+    code, _, err = command("compare", config_file, "--jobs", jobs, "--out", tmp_path / "all")
+    assert (code, "--jobs" in err) == (2, True)
+    assert not (tmp_path / "all").exists()
+
+
 def test_init_prints_a_configuration_that_runs(command, tmp_path):
     code, out, _ = command("init", "icd10")
     assert code == 0

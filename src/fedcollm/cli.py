@@ -69,36 +69,14 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Run the method, the baselines and the controls, and print the paper's tables. Goes on where it was stopped."""
-    from fedcollm import views
-    from fedcollm.comparison import Plan, comparing, default_directory
+    from fedcollm.comparison import Plan, default_directory
     from fedcollm.loading import load_config, parse_settings
     from fedcollm.methods import PAPER
-    from fedcollm.parallel import Failed, raise_for
-    from fedcollm.progress import shown
-    from fedcollm.report import write_report
-    from fedcollm.run_directory import REPORT
-    from fedcollm.terminal import interruptible, screen
+    from fedcollm.terminal import show_comparison
 
     configs = [load_config(source, **parse_settings(settings or [])) for source in sources or ["icd10"]]
     chosen, numbers = methods.split(",") if methods else list(PAPER), _integers(seeds)
-    plan = Plan(out or default_directory(configs), configs, chosen, numbers)
-    failed: list[Failed] = []
-    with shown(screen(quiet or as_json)) as live, interruptible("the same command"):
-        for place, record in comparing(plan, failed, _jobs(jobs)):
-            live.print(f"{place:32} {views.round_line(record)}", soft_wrap=True)
-    comparison = plan.tabulate()
-    if failed and not any(compared.rows for compared in comparison.tasks):
-        raise_for(failed)
-    comparison.write()
-    homes = [plan.home(config) for config, compared in zip(configs, comparison.tasks, strict=True) if compared.rows]
-    reports = [write_report([home], home / REPORT) for home in homes]
-    if as_json:
-        print(json.dumps(comparison.to_dict()))
-    elif not quiet:
-        for table in views.comparison_tables(comparison):
-            Console().print(table)
-        print("\n".join(f"report: {file}" for file in reports))
-    raise_for(failed)
+    show_comparison(Plan(out or default_directory(configs), configs, chosen, numbers), _jobs(jobs), quiet, as_json)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Commands in a terminal: progress while they run, what they leave when they end, and Ctrl-C."""
 
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,8 +10,10 @@ from pathlib import Path
 from rich.console import Console
 
 from fedcollm import views
+from fedcollm.comparison import Jobs, Plan, comparing
 from fedcollm.errors import Interrupted
 from fedcollm.messages import RoundRecord
+from fedcollm.parallel import Failed, raise_for
 from fedcollm.progress import shown
 from fedcollm.report import write_report
 from fedcollm.run_directory import REPORT
@@ -51,3 +54,34 @@ def show_rounds(records: Iterable[RoundRecord], directory: Path, again: str, qui
     elif not quiet:
         Console().print(views.summary_table(directory))
         print(f"report: {directory / REPORT}")
+
+
+def show_comparison(plan: Plan, jobs: Jobs, quiet: bool, as_json: bool) -> None:
+    """Show the rounds of all runs as they end, then the tables, and write both tables and reports.
+
+    Args:
+        plan: what is compared.
+        jobs: runs at once.
+        quiet: print nothing.
+        as_json: print all numbers as one line of JSON, and nothing else on standard output.
+
+    Raises:
+        UserError: runs failed; what the others came to is shown and written all the same.
+        RuntimeError: the same, where a fault of fedcollm is the reason.
+    """
+    failed: list[Failed] = []
+    with shown(screen(quiet or as_json)) as live, interruptible("the same command"):
+        for place, record in comparing(plan, failed, jobs):
+            live.print(f"{place:32} {views.round_line(record)}", soft_wrap=True, markup=False)
+    comparison = plan.tabulate()
+    homes = [plan.home(one) for one, table in zip(plan.configs, comparison.tasks, strict=True) if table.rows]
+    if homes:
+        comparison.write()
+        reports = [write_report([home], home / REPORT) for home in homes]
+        if as_json:
+            print(json.dumps(comparison.to_dict()))
+        elif not quiet:
+            for table in views.comparison_tables(comparison):
+                Console().print(table)
+            print("\n".join(f"report: {file}" for file in reports))
+    raise_for(failed)

@@ -18,7 +18,11 @@ _ROLES = {"slm": "SLM", "llm": "LLM"}
 def score_table(compared: Compared) -> Table:
     """Scores of every method, and the optimiser steps that it took."""
     rows = [
-        (row.name, *(row.text(column) for column in COLUMNS), *(_steps(row, part) for part in ("client", "server")))
+        (
+            _name(row, compared),
+            *(row.text(column) for column in COLUMNS),
+            *(_steps(row, part) for part in ("client", "server")),
+        )
         for row in compared.rows
     ]
     header = ("method", *COLUMNS.values(), "client steps", "server steps")
@@ -70,6 +74,12 @@ def all_tables(tasks: Sequence[Compared]) -> list[Table]:
         differences = difference_table(compared)
         tables += [score_table(compared)] + ([differences] if differences else [])
     return tables
+
+
+def _name(row: Row, compared: Compared) -> str:
+    """The method's name, and how many seeds there are where some are missing."""
+    seeds = max(map(len, row.values.values()), default=0)
+    return row.name if seeds == len(compared.seeds) else f"{row.name} ({seeds} of {len(compared.seeds)} seeds)"
 
 
 def _steps(row: Row, part: str) -> str:
