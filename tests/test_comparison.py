@@ -104,7 +104,15 @@ def test_pooled_client_holds_exactly_the_clients_examples(tiny_config):
 
 
 def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_config):
-    config = changed(tiny_config, {"client.ranks": [2, 4], "federation.upload": "float16", "llm.adapter.rank": 1})
+    config = changed(
+        tiny_config,
+        {
+            "federation.aggregation": "product",
+            "client.ranks": [2, 4],
+            "federation.upload": "float16",
+            "llm.adapter.kind": "ia3",
+        },
+    )
     configs = dict(plan(config, list(PAPER), [0]))
     ranks = {place.removesuffix("/seed-0"): one.client.ranks for place, one in configs.items()}
     assert ranks["standalone/seed-0/client-0"] == [2]

@@ -176,6 +176,7 @@ def _server(
         test=split.test,
         fraction=config.federation.fraction,
         uniform=config.federation.aggregation == "uniform",
+        product=config.federation.aggregation == "product",
         secure=secure,
         rehearsal=fixed_point(config, len(clients)) if config.federation.masking.rehearse and clients else None,
         minimum=config.federation.minimum_clients,

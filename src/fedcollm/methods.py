@@ -6,7 +6,7 @@ from typing import Any
 from fedcollm.config import RunConfig
 
 #: Where nothing leaves the one place that the data is in, there is nobody to hide it from, and nothing to send.
-_ALONE: Mapping[str, Any] = {"secure_aggregation": False, "privacy": None, "upload": "float32"}
+_ALONE: Mapping[str, Any] = {"secure_aggregation": False, "privacy": None, "upload": "float32", "aggregation": "mean"}
 
 Method = Callable[[RunConfig], dict[str, RunConfig]]
 
@@ -102,6 +102,8 @@ DEPARTURES: Mapping[str, Mapping[str, Any]] = {
     "fedavgm": {"federation.step.kind": "fedavgm", "federation.step.momentum": 0.5},
     "fedadam": {"federation.step.kind": "fedadam", "federation.step.rate": 0.01},
     "ffa_lora": {"slm.adapter.freeze_a": True},
+    "product": {"federation.aggregation": "product"},
+    "half_upload": {"federation.upload": "bfloat16"},
 }
 
 
@@ -135,4 +137,6 @@ NAMES: Mapping[str, str] = {
     "fedavgm": "FedCoLLM, FedAvgM server",
     "fedadam": "FedCoLLM, FedAdam server",
     "ffa_lora": "FedCoLLM, FFA-LoRA",
+    "product": "FedCoLLM, mean of products",
+    "half_upload": "FedCoLLM, 16-bit uploads",
 }

@@ -94,7 +94,7 @@ class AdapterConfig(Section):
         if self.kind.lower() != "lora" or self.options.get("use_dora"):
             return [f"{what} needs LoRA's A and B alone. Set slm.adapter.kind: lora, without use_dora"]
         if self.freeze_a:
-            return [f"{what} needs both A and B to travel. Set slm.adapter.freeze_a: false"]
+            return [f"{what} needs both A and B to travel. Set slm.adapter.freeze_a: false (with it a mean is exact)"]
         return []
 
 

@@ -272,6 +272,26 @@ def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_t
     assert torch.equal(server.adapter[name][4:], start[name][4:])
 
 
+@pytest.mark.parametrize("ranks", [None, (8, 4, 2)], ids=["one rank", "ranks"])
+def test_product_of_the_global_adapter_is_the_closest_to_the_mean_of_the_clients_products(server, ranks):
+    server.llm, server.product, clients = None, True, server.transport._clients
+    if ranks:
+        server.uploads = {name: Upload(rank=rank) for name, rank in zip(clients, ranks, strict=True)}
+        replaced = {n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()}
+        server.transport = Spy(replaced)
+    server.run_round(1)
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
+    products = [
+        u.adapter[name.format("B")].double() @ u.adapter[name.format("A")].double() for u in server.transport.updates
+    ]
+    dense = sum(w * p for w, p in zip((3, 2, 2), products, strict=True)) / 7
+    u, sigma, vt = torch.linalg.svd(dense)
+    kept = server.adapter[name.format("B")].double() @ server.adapter[name.format("A")].double()
+    assert torch.allclose(kept, u[:, :8] @ torch.diag(sigma[:8]) @ vt[:8], atol=1e-6)
+    assert float(kept.norm()) > 1e-3
+    server.run_round(2)
+
+
 def test_client_part_of_the_record_is_the_mean_of_the_updates(server):
     record = server.run_round(1)
     losses = [update.loss for update in server.transport.updates]

@@ -72,8 +72,9 @@ def test_run_with_sixteen_bit_uploads_equals_the_one_in_this_process_bit_for_bit
     assert [adapter_bytes(answer.adapter) for answer in sent] == [here[0].bytes_up] * 2
 
 
-def test_run_with_ranks_of_their_own_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path):
-    small = make(**{"client.ranks": [2, 4, 8]})
+@pytest.mark.parametrize("aggregation", ["mean", "product"])
+def test_run_with_ranks_of_their_own_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path, aggregation):
+    small = make(**{"client.ranks": [2, 4, 8], "federation.aggregation": aggregation})
     small.run(tmp_path / "network")
     run(small.config, tmp_path / "local")
     here, there = last(tmp_path / "network"), last(tmp_path / "local")

@@ -16,6 +16,7 @@ from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.means import ComponentMean, Mean
+from fedcollm.federation.product_mean import ProductMean
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
 from fedcollm.federation.server_steps import PLAIN, Memory, Step
 from fedcollm.federation.transplant import carried, rooted
@@ -65,6 +66,7 @@ class Server:
         test: examples for scoring both roles.
         fraction: share of the clients drawn in each round.
         uniform: aggregate with weight 1/K instead of n_k / n.
+        product: aggregate the products of LoRA's factors, not the factors.
         secure: aggregate securely; None: see each update.
         rehearsal: without `secure`, round as secure aggregation with this encoding does.
         minimum: a round with fewer updates fails.
@@ -99,6 +101,7 @@ class Server:
     test: Sequence[Any] = field(repr=False)
     fraction: float = 1.0
     uniform: bool = False
+    product: bool = False
     secure: SecureSettings | None = None
     rehearsal: FixedPoint | None = None
     minimum: int = 1
@@ -222,7 +225,9 @@ class Server:
         return dataclasses.replace(mean, lost=lost, bytes_up=self.bytes_up(ids), bytes_down=down)
 
     def _mean(self, theta: Adapter) -> Mean | None:
-        """The kind of mean that the clients' uploads need; None: of every value."""
+        """The kind of mean that is asked for, or that the clients' uploads need; None: of every value."""
+        if self.product:
+            return ProductMean(theta)
         ranks = any(upload.rank is not None for upload in self.uploads.values())
         return ComponentMean(theta) if ranks else None
 
