@@ -50,8 +50,8 @@ def standalone(config: RunConfig) -> dict[str, RunConfig]:
     alone = changed(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
     runs, ranks = {}, config.client.ranks
     for k in range(config.task.clients):
-        rank = None if ranks is None else [ranks[k % len(ranks)]]
-        runs[f"client-{k}"] = changed(alone, {"federation.participants": [str(k)], "client.ranks": rank})
+        own = {"client.ranks": None if ranks is None else [ranks[k % len(ranks)]], "client.personal": False}
+        runs[f"client-{k}"] = changed(alone, {"federation.participants": [str(k)]} | own)
     return runs
 
 
@@ -64,7 +64,7 @@ def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
 
 def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
     values = {"server.epochs": 0, "task.partition.kind": "pooled", "task.partition.with_public": with_public}
-    values["client.ranks"] = None
+    values |= {"client.ranks": None, "client.personal": False}
     return changed(config, values | {f"federation.{key}": value for key, value in _ALONE.items()})
 
 

@@ -124,6 +124,8 @@ class ClientConfig(Section):
     """μ of FedProx: adds μ/2 ‖θ_k − θ‖² to a client's loss; 0: none"""
     ranks: Annotated[list[Positive], Field(min_length=1)] | None = None
     """ranks of the clients' adapters, in turn: client k trains and sends the first ranks[k] components; null: all"""
+    personal: bool = False
+    """after the last round each client tunes the final adapter once more, and keeps the result"""
 
 
 class DistillationConfig(Section):

@@ -7,6 +7,7 @@ from fedcollm.errors import UserError
 from fedcollm.federation.aggregation import aggregate
 from fedcollm.federation.means import WeightedMean
 from fedcollm.federation.product_mean import ProductMean, closest, stacked
+from fedcollm.federation.uploads import first
 from fedcollm.messages import Adapter, ClientUpdate
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
@@ -96,19 +97,24 @@ def test_product_of_zero_keeps_rows_that_can_be_trained():
     assert torch.allclose(kept[A].norm(dim=1), torch.ones(2))
 
 
-def test_clients_of_different_ranks():
+def test_components_weights_are_over_the_clients_that_have_it():
     theta = lora([[9.0, 9.0]] * 2, [[9.0] * 2] * 2)
-    large = lora([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 6.0]])  # diag(2, 6)
-    kept = mean(theta, (FIRST, 1.0), (large, 1.0))  # diag(2, 3)
-    assert torch.allclose(product(kept), torch.diag(torch.tensor([2.0, 3.0])).double(), atol=1e-6)
+    large = lora([[1.0, 0.0], [0.0, 1.0]], [[4.0, 0.0], [0.0, 6.0]])  # diag(4, 6), component by component
+    kept = mean(theta, (FIRST, 1.0), (large, 3.0))  # (1 * 2 + 3 * 4) / 4, and 6 as it is
+    assert torch.allclose(product(kept), torch.diag(torch.tensor([3.5, 6.0])).double(), atol=1e-6)
 
 
-def test_components_that_nobody_has_get_thetas_row_and_no_column():
+def test_component_that_few_have_does_not_shrink_round_by_round():
+    theta = start = lora([[1.0, 0.0], [0.0, 1.0]], [[5.0, 0.0], [0.0, 3.0]])
+    for _ in range(5):
+        theta = mean(theta, *((first(theta, rank), 1.0) for rank in (1, 1, 1, 2)))
+    assert torch.allclose(product(theta), product(start), atol=1e-5)
+
+
+def test_components_that_nobody_has_stay_as_they_were():
     theta = lora([[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]])
-    kept = mean(theta, (FIRST, 1.0))
-    assert product(kept).tolist() == [[2.0, 0.0], [0.0, 0.0]]
-    assert kept[A][1].tolist() == [3.0, 4.0]
-    assert kept[B][:, 1].tolist() == [0.0, 0.0]
+    kept = mean(theta, (FIRST, 1.0))  # [[2, 0], [0, 0]] + [[6], [8]] [[3, 4]]
+    assert torch.allclose(product(kept), torch.tensor([[20.0, 24.0], [24.0, 32.0]]).double(), atol=1e-5)
 
 
 def test_rank_above_the_matrixs_own_is_kept_as_a_shape():
@@ -138,7 +144,8 @@ def test_convolutions_are_refused():
 
 
 def test_stacked_factors_give_the_weighted_mean():
-    left, right = stacked([FIRST[B], SECOND[B]], [FIRST[A], SECOND[A]], [1.0, 3.0])
+    pairs = [(one[B], one[A]) for one in (FIRST, SECOND)]
+    left, right = stacked(pairs, [1.0, 3.0], (RANK_1[B], RANK_1[A]))
     assert (left @ right).tolist() == [[0.5, 0.0], [0.0, 3.0]]
     b, a = closest(left, right, 1)
     assert torch.allclose(b @ a, torch.tensor([[0.0, 0.0], [0.0, 3.0]]).double())

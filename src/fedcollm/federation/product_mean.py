@@ -1,8 +1,12 @@
 """The mean of what LoRA's clients learnt, B_k A_k, instead of the means of B_k and of A_k.
 
 Mean(B_k) mean(A_k) is not mean(B_k A_k). FlexLoRA (Bai et al., arXiv 2402.11505) takes the latter and gives it back by
-truncated SVD: of all adapters of the rank the closest, which FedEx-LoRA (Singhal et al., arXiv 2410.09432) calls the best
-inexact approximation. Here the product is never made: its factors, stacked, are enough.
+truncated SVD: of all adapters of the rank the closest, which FedEx-LoRA (Singhal et al., arXiv 2410.09432) calls the
+best inexact approximation. Here the product is never made: its factors, stacked, are enough.
+
+Where clients have different ranks, weights over all of them would let each component that some lack shrink, round by
+round ("rank collapse", Wu et al., arXiv 2602.13486). Their remedy is used: a component's weights are over those that
+have it.
 """
 
 from collections.abc import Sequence
@@ -19,8 +23,8 @@ from fedcollm.messages import Adapter
 class ProductMean:
     """Of every pair of A and B the adapter closest to Σ w_k B_k A_k / Σ w_k, of other tensors the plain mean.
 
-    Clients may have any rank. All factors that were added are held until the end. B's columns come out orthogonal, the
-    longest first, and A's rows orthonormal, so that a component of length zero can still be trained.
+    Clients may have any rank, see `stacked`. All factors that were added are held until the end. B's columns come out
+    orthogonal, the longest first, and A's rows orthonormal, so that a component of length zero can still be trained.
 
     Args:
         theta: θ, as it was sent; its tensors' shapes say the rank.
@@ -52,28 +56,34 @@ class ProductMean:
         mean = self._others.value()
         for name_b in (name for name in self._factors if component_axis(name) == 1):
             name_a = name_b.replace("lora_B", "lora_A")
-            left, right = stacked(self._factors[name_b], self._factors[name_a], self._weights)
-            theta_a = self._theta[name_a]
-            b, a = closest(left, right, len(theta_a))
-            mean[name_b] = _filled(b, torch.zeros_like(self._theta[name_b]), 1)
+            theta_b, theta_a = self._theta[name_b], self._theta[name_a]
+            pairs = list(zip(self._factors[name_b], self._factors[name_a], strict=True))
+            b, a = closest(*stacked(pairs, self._weights, (theta_b, theta_a)), len(theta_a))
+            mean[name_b] = _filled(b, torch.zeros_like(theta_b), 1)
             mean[name_a] = _filled(a, theta_a, 0)
         return {name: mean[name] for name in self._theta}
 
 
-def stacked(bs: Sequence[Tensor], factors_a: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """L and R with L R = Σ w_k B_k A_k / Σ w_k.
+def stacked(
+    pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float], theta: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """L and R with L R = Σ_c Σ_k w_k b_kc a_kc / Σ_k w_k, where k are the clients that have component c.
 
     Args:
-        bs: B_k, each [N, r_k].
-        factors_a: A_k, each [r_k, K].
+        pairs: B_k, [N, r_k], and A_k, [r_k, K], whose components are the columns b_kc and the rows a_kc.
         weights: w_k.
+        theta: B, [N, r], and A, [r, K], whose last components stand in where no client has them.
 
     Returns:
-        L, [N, Σ r_k], and R, [Σ r_k, K], in float64.
+        L, [N, R], and R, [R, K], in float64; R is Σ r_k, and what stands in.
     """
-    total = sum(weights)
-    left = torch.cat([b.double() * (weight / total) for b, weight in zip(bs, weights, strict=True)], dim=1)
-    return left, torch.cat([a.double() for a in factors_a])
+    totals = torch.zeros(theta[0].shape[1], dtype=torch.float64)
+    for (b, _), weight in zip(pairs, weights, strict=True):
+        totals[: b.shape[1]] += weight
+    largest = max(b.shape[1] for b, _ in pairs)
+    scaled = [b.double() * (weight / totals[: b.shape[1]]) for (b, _), weight in zip(pairs, weights, strict=True)]
+    left = torch.cat([*scaled, theta[0][:, largest:].double()], dim=1)
+    return left, torch.cat([*(a.double() for _, a in pairs), theta[1][largest:].double()])
 
 
 def closest(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.means import ComponentMean, Mean
+from fedcollm.federation.personal import with_personal
 from fedcollm.federation.product_mean import ProductMean
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
 from fedcollm.federation.server_steps import PLAIN, Memory, Step
@@ -188,6 +189,13 @@ class Server:
         if self.llm and self.transplant:
             write_adapter(self.llm, carried(read_adapter(self.llm), self.adapter, adapter, self.kept, self.transplant))
         return memory
+
+    def personalise(self, record: RoundRecord) -> tuple[RoundRecord, dict[str, float]]:
+        """After the last round: let every client tune θ once more and keep the result; see `with_personal`."""
+        request, ids = TrainRequest(record.round + 1, self.adapter, run=self.run, keep=True), self.transport.clients()
+        told = with_personal(record, request, ids, self.transport.ask(dict.fromkeys(ids, request)))
+        write_adapter(self.slm, self.adapter)
+        return told
 
     def scores(self) -> dict[str, float]:
         """Main metric of the global SLM and the LLM on the test examples."""
