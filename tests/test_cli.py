@@ -88,7 +88,7 @@ def test_presets_lists_all(command):
     code, out, _ = command("presets")
     assert code == 0
     names = {line.split()[0] for line in out.splitlines()}
-    expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa digits gpt2 opt llama2 smollm2 qwen"
+    expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa professions digits gpt2 opt llama2 smollm2 qwen"
     assert names == set(expected.split())
 
 
@@ -161,6 +161,7 @@ def test_models_that_share_no_tokenizer_are_refused(command, config_file, tmp_pa
     code, _, err = command("run", config_file, "--set", f"llm.source={other}", "--out", tmp_path / "run")
     assert code == 2
     assert "don't share a tokenizer" in err
+    assert "server.distillation.across_tokenizers: true" in err
 
 
 def test_broken_line_of_the_data_is_named(command, config_file, tmp_path, word_data):

@@ -1,13 +1,19 @@
 import math
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import fedcollm
-from fedcollm.comparison import Row, plan
+from fedcollm.comparison import Plan, plan
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
+from fedcollm.federation.client import Client
+from fedcollm.federation.server import Server
 from fedcollm.methods import PAPER, changed
+from fedcollm.report.compared import Row
 from fedcollm.report.scores import interval
+from fedcollm.run_directory import read_config, read_records
 
 
 def test_confidence_interval_by_hand():
@@ -70,9 +76,42 @@ def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_c
         assert RunConfig.model_validate(config.model_dump()) == config
 
 
-def test_unknown_method_is_refused(tiny_config):
+def test_unknown_method_is_refused(tiny_config, tmp_path):
     with pytest.raises(UserError, match="unknown method 'fedpox'"):
-        plan(tiny_config, ["fedpox"], [0])
+        Plan(tmp_path, [tiny_config], ["fedpox"], [0])
+
+
+def test_two_tasks_of_one_name_are_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="two configurations with the name 'tiny'"):
+        Plan(tmp_path, [tiny_config, tiny_config], ["fedavg"], [0])
+
+
+def test_several_tasks_have_a_folder_each(tiny_config, tmp_path):
+    other = tiny_config.model_copy(update={"name": "other"})
+    jobs = Plan(tmp_path, [tiny_config, other], ["fedavg"], [0, 1]).jobs()
+    assert [job.place for job in jobs] == [f"{task}/fedavg/seed-{s}" for task in ("tiny", "other") for s in (0, 1)]
+    assert [job.place for job in Plan(tmp_path, [other], ["fedavg"], [0]).jobs()] == ["fedavg/seed-0"]
+
+
+def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_config):
+    # the SLM of tiny_config is a model of its own
+    with pytest.raises(
+        UserError, match=r"--methods: transplant does not fit.*1 error\n  server\.transplant 1 needs an SLM"
+    ):
+        plan(tiny_config, ["fedcollm", "transplant"], [0])
+
+
+def test_departures_are_planned_and_named_in_the_table(tiny_config, tmp_path):
+    methods = ["fedcollm", "ffa_lora", "fedadam"]
+    comparison = fedcollm.compare(tiny_config, tmp_path, methods=methods)
+    assert [row.name for row in comparison.rows] == [
+        "zero-shot",
+        "FedCoLLM",
+        "FedCoLLM, FedAdam server",
+        "FedCoLLM, FFA-LoRA",
+    ]
+    assert all(len(row.values["slm"]) == len(row.values["llm"]) == 1 for row in comparison.rows)
+    assert read_config(tmp_path / "fedadam" / "seed-0").federation.step.kind == "fedadam"
 
 
 def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path, monkeypatch):
@@ -85,8 +124,10 @@ def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path
     assert fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1]).rows == comparison.rows
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("rounds.jsonl")} == finished
     row = rows["FedCoLLM"]
-    line = f"| FedCoLLM | {row.text('slm')} | {row.text('clients')} | {row.text('llm')} |"
+    line = f"| FedCoLLM | {row.text('slm')} | {row.text('clients')} | {row.text('llm')} | 12 | 12 |"
     assert line in comparison.to_markdown().splitlines()
+    assert {role: set(known) for role, known in row.differences.items()} == {"slm": {"fedavg_ce"}, "llm": {"fedavg_ce"}}
+    assert row.differences["slm"]["fedavg_ce"].examples == 2 * 48
 
 
 def test_pooled_client_holds_exactly_the_clients_examples(tiny_config):
@@ -101,6 +142,18 @@ def test_pooled_client_holds_exactly_the_clients_examples(tiny_config):
     public = {e.id for e in splits["fedavg/seed-0"].public}
     assert {e.id for e in splits["centralized_llm/seed-0"].private["0"]} == union | public
     assert [e.id for e in splits["centralized/seed-0"].test] == [e.id for e in splits["fedavg/seed-0"].test]
+
+
+def test_processes_give_the_same_bits_and_failures_stop_nothing_else(tiny_config, tmp_path):
+    broken = changed(tiny_config, {"name": "broken", "slm.source": str(tmp_path / "nowhere")})
+    good = changed(tiny_config, {"federation.rounds": 1})
+    alone = fedcollm.compare(good, tmp_path / "one", methods=["fedavg"], seeds=[0])
+    with pytest.raises(UserError, match=r"broken/fedavg/seed-0: .*nowhere"):
+        fedcollm.compare([broken, good], tmp_path / "two", methods=["fedavg"], seeds=[0], jobs=2)
+    one, two = (load_file(tmp_path / at / "fedavg/seed-0/checkpoint.safetensors") for at in ("one", "two/tiny"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert Plan(tmp_path / "two", [broken, good], ["fedavg"], [0]).tabulate().tasks[1].rows == alone.rows
 
 
 def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_config):
@@ -121,3 +174,39 @@ def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_con
     assert ranks["centralized"] is ranks["centralized_llm"] is None
     assert configs["standalone/seed-0/client-1"].federation.upload == "float32"
     assert configs["fedavg/seed-0"].federation.upload == "float16"
+
+
+def test_what_methods_share_is_done_once_and_changes_no_bit(tiny_config, tmp_path, monkeypatch):
+    trained, scored = [], []
+    train, score = Client.train, Server.score
+    monkeypatch.setattr(Client, "train", lambda self, asked: trained.append(asked.round_index) or train(self, asked))
+    monkeypatch.setattr(Server, "score", lambda self, role: scored.append(role) or score(self, role))
+    fedcollm.compare(tiny_config, tmp_path / "shared", methods=["fedavg", "fedcollm"])
+    assert trained == [1, 1, 2, 2, 2, 2]  # two clients: round 1 for both methods at once, round 2 for each
+    assert scored == ["slm"] * 3 + ["llm", *("slm", "llm") * 2]  # round 0 of the SLM for both at once
+    for method, config in plan(tiny_config, ["fedavg", "fedcollm"], [0]):
+        fedcollm.run(config, tmp_path / "alone" / method)
+        one, two = (load_file(tmp_path / at / method / "checkpoint.safetensors") for at in ("shared", "alone"))
+        assert all(torch.equal(one[name], two[name]) for name in two)
+        for name in ("outcomes.json", "confusion.json", "data.json"):
+            assert (tmp_path / "shared" / method / name).read_text() == (tmp_path / "alone" / method / name).read_text()
+        records = [read_records(tmp_path / at / method) for at in ("shared", "alone")]
+        assert [(r.scores, r.losses, r.bytes_up) for r in records[0]] == [
+            (r.scores, r.losses, r.bytes_up) for r in records[1]
+        ]
+
+
+def test_uploads_of_another_form_are_not_shared(tiny_config, tmp_path):
+    config = changed(tiny_config, {"client.ranks": [8, 2], "federation.rounds": 1})
+    fedcollm.compare(config, tmp_path, methods=["fedavg", "standalone", "half_upload"])
+    lost = [record.lost for place, _ in plan(config, ["fedavg", "standalone", "half_upload"], [0])
+            for record in read_records(tmp_path / place)]  # fmt: skip
+    assert lost == [{}] * 8  # four runs of a round, and round 0 of each
+    # two clients in 32 bits, which those alone share with FedAvg's, and two in 16
+    assert len(list((tmp_path / ".shared" / "round-1").glob("*.safetensors"))) == 4
+
+
+def test_nothing_is_shared_under_secure_aggregation(tiny_config, tmp_path):
+    values = {"federation.secure_aggregation": True, "task.clients": 3, "federation.rounds": 1}
+    fedcollm.compare(changed(tiny_config, values), tmp_path, methods=["fedavg"])
+    assert [folder.name for folder in (tmp_path / ".shared").iterdir()] == ["round-0"]

@@ -31,8 +31,13 @@ def test_scores_merge_exactly():
     assert merged.value == 0.8  # (1 + 3) / (2 + 3), not the mean 0.75 of 1/2 and 3/3
 
 
+def test_outcomes_of_parts_stand_together():
+    merged = Score({"acc": 1.0}, 1, outcomes={"a": 1.0}) + Score({"acc": 0.0}, 1, outcomes={"b": 0.0})
+    assert merged.outcomes == {"a": 1.0, "b": 0.0}
+
+
 def test_empty_score_is_neutral_on_either_side():
-    score = Score({"acc": 1.0}, 2, {("a", "a"): 1})
+    score = Score({"acc": 1.0}, 2, {("a", "a"): 1}, {"x": 1.0, "y": 0.0})
     assert Score({}, 0) + score == score
     assert score + Score({}, 0) == score
 

@@ -64,12 +64,14 @@ def test_update_under_privacy_has_no_numbers():
     assert (back.examples, back.loss, back.score, back.seconds) == (None, None, None, {})
 
 
-def test_confusion_table_stays_at_home():
-    score = Score({"acc": 2.0}, 7, {("yes", "no"): 4})
+def test_confusion_table_and_outcomes_stay_at_home():
+    score = Score({"acc": 2.0}, 7, {("yes", "no"): 4}, {"case 17": 1.0})
     back = decode(encode(ClientUpdate("b", 2, {}, 5, 0.0, score)), LIMIT)
     assert isinstance(back, ClientUpdate)
     assert back.score == Score({"acc": 2.0}, 7)
-    assert b"yes" not in encode(ClientUpdate("b", 2, {}, 5, 0.0, score))
+    sent = encode(ClientUpdate("b", 2, {}, 5, 0.0, score))
+    assert b"yes" not in sent
+    assert b"17" not in sent
 
 
 @pytest.mark.parametrize(

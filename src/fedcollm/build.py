@@ -26,7 +26,9 @@ from fedcollm.models import parameter_counts, save_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
 from fedcollm.run_directory import writing
+from fedcollm.sharing import remembering
 from fedcollm.tasks.base import Pool, Split, Task
+from fedcollm.tasks.bridge import Bridge
 from fedcollm.tasks.catalogue import build_task, load_pool
 from fedcollm.tasks.partition import split as split_pool
 from fedcollm.transports.local import LocalTransport
@@ -74,6 +76,7 @@ def build_federation(
     task: Task | None = None,
     pool: Pool | None = None,
     remote: Remote | None = None,
+    shared: Path | None = None,
     personal: Path | None = None,
 ) -> Federation:
     """Load data and models and connect the clients.
@@ -84,6 +87,7 @@ def build_federation(
         task: the user's own task, instead of `config.task.name`.
         pool: the user's own data.
         remote: the clients are elsewhere; by default they are in this process.
+        shared: directory of what several runs have in common.
         personal: directory for adapters that clients in this process keep for themselves.
 
     Raises:
@@ -92,19 +96,22 @@ def build_federation(
     say(f"loading the data of {config.task.name}")
     pool = pool or load_pool(config.task, config.seed)
     split = split_pool(pool, config.task, config.seed, private=remote is None)
-    task = task or build_task(config.task.name, lambda: text_models(config))
+    task, bridge = (task, None) if task else build_task(config.task.name, lambda: text_models(config))
+    llm_task = bridge.llm if bridge else task
     say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
     set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split.public, base)
-    llm = build_model(config, "llm", config.llm, task, split.public, base) if config.server.epochs else None
+    llm = build_model(config, "llm", config.llm, llm_task, split.public, base) if config.server.epochs else None
     privacy = build_privacy(config)
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
         transport, secure = _in_this_process(config, run, task, slm, split, personal)
+        if shared and not (secure or privacy):  # what those send is new every time
+            transport = remembering(config, transport, task, split, shared)
     else:
         transport = remote.transport
         secure = secured(config, remote.roster, parameter_counts(slm)[0])
-    server = _server(config, run, task, slm, llm, split, transport, secure)
+    server = _server(config, run, task, slm, llm, split, transport, secure, bridge)
     models = server.models()
     counts = {role: parameter_counts(model) for role, model in models.items()}
     parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
@@ -160,9 +167,9 @@ def _store(slm: peft.PeftModel, directory: Path, adapter: Adapter) -> None:
 
 def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, Upload]:
     """Client id to the form that its adapter travels in; ids are of all clients of the federation, in its order."""
-    name, ranks = config.federation.upload, config.client.ranks or [None]
+    name = config.federation.upload
     dtype = None if name == "float32" else getattr(torch, name)
-    return {client: Upload(dtype, ranks[k % len(ranks)]) for k, client in enumerate(ids)}
+    return {client: Upload(dtype, config.client.rank(k)) for k, client in enumerate(ids)}
 
 
 def _server(
@@ -174,6 +181,7 @@ def _server(
     split: Split,
     transport: Transport,
     secure: SecureSettings | None,
+    bridge: Bridge | None,
 ) -> Server:
     distillation, clients = config.server.distillation, transport.clients()
     return Server(
@@ -181,6 +189,7 @@ def _server(
         slm=slm,
         llm=llm,
         transport=transport,
+        bridge=bridge,
         public=split.public,
         test=split.test,
         fraction=config.federation.fraction,

@@ -4,7 +4,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -52,40 +52,53 @@ def run(
 
 @app.command()
 def compare(
-    source: Source = "icd10",
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG|PRESET]...", help="YAML files or presets, one a task; default: icd10"),
+    ] = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="comma-separated; default: the paper's, and controls")
     ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="comma-separated")] = "0",
+    jobs: Annotated[
+        str, typer.Option("--jobs", help="runs at once, each a process; auto: as many as memory and cores allow")
+    ] = "1",
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option("--out", help="directory of all runs; default: runs/compare-NAME")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run the method, the baselines and the controls, and print the paper's table. Goes on where it was stopped."""
+    """Run the method, the baselines and the controls, and print the paper's tables. Goes on where it was stopped."""
     from fedcollm import views
-    from fedcollm.comparison import comparing, tabulate
+    from fedcollm.comparison import Plan, comparing, default_directory
     from fedcollm.loading import load_config, parse_settings
     from fedcollm.methods import PAPER
+    from fedcollm.parallel import Failed, raise_for
     from fedcollm.progress import shown
     from fedcollm.report import write_report
     from fedcollm.run_directory import REPORT
     from fedcollm.terminal import interruptible, screen
 
-    config = load_config(source, **parse_settings(settings or []))
+    configs = [load_config(source, **parse_settings(settings or [])) for source in sources or ["icd10"]]
     chosen, numbers = methods.split(",") if methods else list(PAPER), _integers(seeds)
-    directory = out or Path("runs") / f"compare-{config.name}"
+    plan = Plan(out or default_directory(configs), configs, chosen, numbers)
+    failed: list[Failed] = []
     with shown(screen(quiet or as_json)) as live, interruptible("the same command"):
-        for place, record in comparing(config, directory, chosen, numbers):
+        for place, record in comparing(plan, failed, _jobs(jobs)):
             live.print(f"{place:32} {views.round_line(record)}", soft_wrap=True)
-    comparison = tabulate(directory, chosen, numbers)
-    (directory / "table.md").write_text(comparison.to_markdown(), encoding="utf-8")
-    write_report([directory], directory / REPORT)
+    comparison = plan.tabulate()
+    if failed and not any(compared.rows for compared in comparison.tasks):
+        raise_for(failed)
+    comparison.write()
+    homes = [plan.home(config) for config, compared in zip(configs, comparison.tasks, strict=True) if compared.rows]
+    reports = [write_report([home], home / REPORT) for home in homes]
     if as_json:
-        print(json.dumps({row.name: {c: list(v) for c, v in row.values.items()} for row in comparison.rows}))
+        print(json.dumps(comparison.to_dict()))
     elif not quiet:
-        Console().print(views.comparison_table(comparison))
-        print(f"report: {directory / REPORT}")
+        for table in views.comparison_tables(comparison):
+            Console().print(table)
+        print("\n".join(f"report: {file}" for file in reports))
+    raise_for(failed)
 
 
 @app.command()
@@ -139,6 +152,9 @@ def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
     role: Annotated[str, typer.Option("--role", help="slm or llm")] = "slm",
     examples: Annotated[Path | None, typer.Option("--write-examples", help="write the test examples as JSONL")] = None,
+    harness: Annotated[
+        bool, typer.Option("--harness", help="run lm-evaluation-harness itself, and compare item by item")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -147,6 +163,9 @@ def evaluate(
     from fedcollm.runner import evaluate_run
     from fedcollm.terminal import screen
 
+    if harness:
+        _evaluate_with_harness(run_dir, role, examples, quiet, as_json)
+        return
     with shown(screen(quiet or as_json)):
         score = evaluate_run(run_dir, role, examples)
     values = {name: score.mean(name) for name in score.sums}
@@ -158,6 +177,24 @@ def evaluate(
             + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             + f" on {score.count} examples"
         )
+
+
+def _evaluate_with_harness(run_dir: Path, role: str, examples: Path | None, quiet: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fedcollm import views
+    from fedcollm.harness import evaluate_with_harness
+    from fedcollm.progress import shown
+    from fedcollm.terminal import screen
+
+    if examples:
+        raise UserError(f"--harness writes the test examples to {run_dir / 'harness'}; leave --write-examples out.")
+    with shown(screen(quiet or as_json)):
+        parity = evaluate_with_harness(run_dir, role)
+    if as_json:
+        print(json.dumps({"role": role} | asdict(parity)))
+    else:
+        Console().print(views.parity_table(role, parity))
 
 
 @app.command()
@@ -175,6 +212,12 @@ def init(source: Source = "icd10") -> None:
     from fedcollm.loading import commented_yaml, load_config
 
     print(commented_yaml(load_config(source)), end="")
+
+
+def _jobs(text: str) -> int | Literal["auto"]:
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise UserError(f"--jobs {text!r}: give a number of runs at once, or auto")
+    return "auto" if text == "auto" else int(text)
 
 
 def _integers(text: str) -> list[int]:

@@ -60,11 +60,13 @@ class Score:
         sums: metric name to its sum over examples; the first one is the task's main metric.
         count: number of examples.
         confusion: (true label, predicted label) to number of examples; empty if it means nothing.
+        outcomes: example id to its value of the main metric, for paired statistics; never sent by a client.
     """
 
     sums: Mapping[str, float]
     count: int
     confusion: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    outcomes: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def value(self) -> float:
@@ -79,7 +81,7 @@ class Score:
         names = self.sums or other.sums
         sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names}
         confusion = dict(Counter(self.confusion) + Counter(other.confusion))
-        return Score(sums, self.count + other.count, confusion)
+        return Score(sums, self.count + other.count, confusion, {**self.outcomes, **other.outcomes})
 
 
 def payload_digest(adapter: Adapter, *settings: object) -> str:

@@ -48,9 +48,10 @@ def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client alone: as many runs as clients."""
     alone = changed(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
-    runs, ranks = {}, config.client.ranks
+    runs = {}
     for k in range(config.task.clients):
-        own = {"client.ranks": None if ranks is None else [ranks[k % len(ranks)]], "client.personal": False}
+        rank = config.client.rank(k)
+        own = {"client.ranks": None if rank is None else [rank], "client.personal": False}
         runs[f"client-{k}"] = changed(alone, {"federation.participants": [str(k)]} | own)
     return runs
 

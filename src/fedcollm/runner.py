@@ -19,6 +19,7 @@ from fedcollm.messages import RoundRecord, Score
 from fedcollm.models import resolve_device, save_adapter
 from fedcollm.privacy import Privacy
 from fedcollm.progress import say
+from fedcollm.sharing import zero_shot
 from fedcollm.tasks.base import Pool, Task
 from fedcollm.tasks.partition import describe
 from fedcollm.tasks.stored import example_lines
@@ -99,6 +100,7 @@ def rounds(
     task: Task | None = None,
     pool: Pool | None = None,
     remote: Remote | None = None,
+    shared: Path | None = None,
 ) -> Iterator[RoundRecord]:
     """Run, and yield each record once its round is safe on disk; with `resume`, the old ones first.
 
@@ -109,6 +111,7 @@ def rounds(
         task: your own task.
         pool: your own data.
         remote: the clients are elsewhere.
+        shared: directory of what several runs have in common; it changes no result.
     """
     if resume:
         config = _resumed_config(config, directory)
@@ -120,7 +123,7 @@ def rounds(
     with directories.locked(directory):
         try:
             personal = directory / "adapters" / "clients"
-            federation = build_federation(config, directory / "base", task, pool, remote, personal)
+            federation = build_federation(config, directory / "base", task, pool, remote, shared, personal)
         except BaseException:
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -129,20 +132,26 @@ def rounds(
             directories.start(directory, config)
         directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
         directories.write_json(directory, directories.DATA, describe(federation.split))
-        yield from _rounds(config, directory, federation)
+        yield from _rounds(config, directory, federation, shared)
 
 
-def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Iterator[RoundRecord]:
+def _rounds(
+    config: RunConfig, directory: Path, federation: Federation, shared: Path | None = None
+) -> Iterator[RoundRecord]:
     server, privacy = federation.server, federation.privacy
     state = directories.load_round(directory)
     done = state[0].round if state else 0
     _announce(config, directory, privacy, done)
     if state:
         server.restore(state[1])
+        if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
+            server.scores()
+            _publish(directory, federation)
         _personalise(config, directory, server)
         yield from directories.read_records(directory)
     else:
-        first = RoundRecord(0, server.scores(), epsilon=0.0 if privacy else None)
+        scores = zero_shot(config, server, shared) if shared else server.scores()
+        first = RoundRecord(0, scores, epsilon=0.0 if privacy else None)
         directories.save_round(directory, first, server.adapters())
         yield first
     for index in range(done + 1, config.federation.rounds + 1):
@@ -151,6 +160,7 @@ def _rounds(config: RunConfig, directory: Path, federation: Federation) -> Itera
         epsilon = _spend(directory, privacy, index) if privacy else None
         record = server.run_round(index, score, score_clients=last or config.evaluation.clients == "every")
         record = replace(record, epsilon=epsilon)
+        (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
         yield _personalise(config, directory, server) or record
@@ -196,7 +206,7 @@ def _spend(directory: Path, privacy: Privacy, index: int) -> float:
 
 
 def _publish(directory: Path, federation: Federation) -> None:
-    """Write what is derived from the checkpoint: PEFT's files, confusion tables, notes on the data."""
+    """Write what is derived from the checkpoint: PEFT's files, confusion tables, outcomes, notes on the data."""
     server = federation.server
     with directories.writing(directory):
         (directory / "adapters").mkdir(exist_ok=True)
@@ -208,7 +218,9 @@ def _publish(directory: Path, federation: Federation) -> None:
         for role, score in server.scored.items()
     }
     directories.write_json(directory, directories.CONFUSION, confusion)
-    if truncated := getattr(federation.task, "truncated", 0):
+    outcomes = {role: dict(score.outcomes) for role, score in server.scored.items()}
+    directories.write_json(directory, directories.OUTCOMES, outcomes)
+    if truncated := max(getattr(server.task_of(role), "truncated", 0) for role in server.models()):
         data = describe(federation.split)
         data["notes"] = [
             *data["notes"],
@@ -247,6 +259,26 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
     }
 
 
+def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
+    """A run's configuration, data and models, with the adapters that it left on disk.
+
+    Args:
+        directory: a run directory with at least one finished round.
+        role: the one that is asked for, `slm` or `llm`.
+
+    Raises:
+        UserError: no run, no such role, or no finished round.
+    """
+    config = directories.read_config(directory)
+    state = directories.load_round(directory)
+    roles = [name for name in ("slm", "llm") if state and name in state[1]]
+    if state is None or role not in roles:
+        raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
+    federation = build_federation(config, directory / "base")
+    federation.server.restore(state[1])
+    return config, federation
+
+
 def evaluate_run(directory: Path, role: str, write_examples: Path | None = None) -> Score:
     """Score the adapter that a run left on disk on the run's own test examples.
 
@@ -258,16 +290,10 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
     Raises:
         UserError: no run, no such role, or no finished round.
     """
-    config = directories.read_config(directory)
-    state = directories.load_round(directory)
-    if state is None or role not in state[1]:
-        raise UserError(
-            f"{directory} has no {role} adapter. Roles there: {', '.join(state[1]) if state else 'none yet'}."
-        )
-    federation = build_federation(config, directory / "base")
-    federation.server.restore(state[1])
+    config, federation = restore(directory, role)
     if write_examples:
         with directories.writing(write_examples.parent):
             directories.write_atomically(write_examples, example_lines(federation.split.test))
     model = federation.server.models()[role]
-    return evaluate(federation.task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")
+    task = federation.server.task_of(role)
+    return evaluate(task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")

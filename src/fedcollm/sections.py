@@ -53,7 +53,7 @@ class TaskConfig(Section):
     """The data and how it is split."""
 
     name: str = "icd10"
-    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, digits, or custom (your own files)"""
+    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, professions, digits, or custom (your own files)"""
     path: Path | None = None
     """directory with train, dev, test files, for tasks read from files; null: the hub or the package"""
     format: FormatConfig | None = None
@@ -126,6 +126,10 @@ class ClientConfig(Section):
     """ranks of the clients' adapters, in turn: client k trains and sends the first ranks[k] components; null: all"""
     personal: bool = False
     """after the last round each client tunes the final adapter once more, and keeps the result"""
+
+    def rank(self, position: int) -> int | None:
+        """The rank of the client at a position in the federation's order; None: the whole adapter's."""
+        return None if self.ranks is None else self.ranks[position % len(self.ranks)]
 
 
 class DistillationConfig(Section):

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from fedcollm.run_directory import REPORT
 
 
 def screen(silent: bool) -> Console:
-    """Progress goes to standard error, so that standard output can be piped."""
-    return Console(stderr=True, quiet=silent, highlight=False)
+    """Progress goes to what is standard error now, so that standard output can be piped."""
+    return Console(file=sys.stderr, quiet=silent, highlight=False)
 
 
 @contextlib.contextmanager

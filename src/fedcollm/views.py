@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from fedcollm import run_directory as directories
 from fedcollm.checking import Cost
 from fedcollm.comparison import Comparison
+from fedcollm.harness import Parity
 from fedcollm.measuring import Measured
 from fedcollm.messages import RoundRecord
+from fedcollm.report import tables
+from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.formats import byte_count, duration
 from fedcollm.report.tables import full_model_bytes
 
@@ -82,16 +86,36 @@ def deployment_table(run: str, services: Mapping[str, bool], clients: Mapping[st
     return table
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The paper's table."""
-    table = Table(
-        title=f"{comparison.directory}: seeds {', '.join(map(str, comparison.seeds))}; mean ± 95 % CI",
-        title_justify="left",
-    )
-    for column in ("method", "SLM", "clients' SLMs", "LLM"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in comparison.rows:
-        table.add_row(row.name, row.text("slm"), row.text("clients"), row.text("llm"))
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """The paper's tables."""
+    return [_plain_table(table) for table in all_tables(comparison.tasks)]
+
+
+def _plain_table(source: tables.Table) -> Table:
+    """A report's table for the terminal."""
+    table = Table(title=escape(source.caption), title_justify="left")
+    for column in source.header:
+        table.add_column(escape(column), justify="left" if column == source.header[0] else "right")
+    for row in source.rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def parity_table(role: str, parity: Parity) -> Table:
+    """lm-evaluation-harness beside the scorer of the loop."""
+    table = Table(title=f"{role} on {parity.examples} test examples of {parity.task}", title_justify="left")
+    table.add_column("")
+    for metric in parity.harness:
+        table.add_column(metric, justify="right")
+    for name, means in ((f"lm-evaluation-harness {parity.version}", parity.harness), ("fedcollm", parity.ours)):
+        table.add_row(name, *(f"{means[metric]:.4f}" for metric in parity.harness))
+    table.add_section()
+    table.add_row("examples whose picks differ", *map(str, parity.differing.values()))
+    lines = [f"log-likelihoods in {parity.dtype} differ by up to {parity.largest_difference:.2g} nats"]
+    if any(parity.differing.values()) and parity.dtype != "float32":
+        lines.append("near ties fall either way, as with another batch size; in float32 hardly any do")
+    table.caption = "\n".join(lines)
+    table.caption_justify = "left"
     return table
 
 
@@ -157,4 +181,4 @@ def _data_line(cost: Cost) -> str:
     rest = ", ".join(
         f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
     )
-    return f"data: private {sizes}, public {public}, {rest}"
+    return "; ".join([f"data: private {sizes}, public {public}, {rest}", *cost.data["notes"]])

@@ -71,7 +71,7 @@ def longest_message(adapter_bytes: int = 0) -> int:
 
 
 def encode(message: Request | Answer) -> bytes:
-    """One message as bytes; a score travels without its confusion table."""
+    """One message as bytes; a score travels without its confusion table and outcomes."""
     match message:
         case Train(round_index, adapter, evaluate, session, run, keep):
             header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=session, run=run, keep=keep)

@@ -61,6 +61,17 @@ def test_training_changes_every_tensor_of_the_adapter(task, slm):
     assert [name for name in before if torch.equal(before[name], update.adapter[name])] == []
 
 
+def test_proximal_term_keeps_the_update_near_the_broadcast_adapter(task, slm):
+    start = read_adapter(slm)
+
+    def moved(proximal: float) -> float:
+        update = client(task, slm, epochs=5, proximal=proximal).train(TrainRequest(1, start))
+        return sum(float((update.adapter[name] - start[name]).square().sum()) for name in start)
+
+    assert client(task, slm).proximal == 0
+    assert 0 < moved(10.0) < 0.5 * moved(0.0)
+
+
 def test_request_is_not_changed(task, slm):
     before = read_adapter(slm)
     kept = copy.deepcopy(before)
@@ -110,7 +121,7 @@ def test_randomness_comes_from_client_round_and_seed(task, slm, change):
 def test_client_scores_its_tuned_model_only_if_asked(task, slm):
     start = read_adapter(slm)
     update = client(task, slm).train(TrainRequest(1, start, evaluate=True))
-    assert update.score.count == 8
+    assert (update.score.count, update.score.outcomes) == (8, {})
     assert client(task, slm).train(TrainRequest(1, start, evaluate=False)).score is None
 
 

@@ -7,7 +7,7 @@ from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.report import find_runs, summary
 from fedcollm.report.labels import confusion_labels, confusion_table, data_table, parts
-from fedcollm.report.runs import group, main_first, read_run, with_true_roles
+from fedcollm.report.runs import Method, group, main_first, read_run, with_true_roles
 from fedcollm.report.scores import Point, RoleScores, curve, finals, interval, sampling_half_width
 from fedcollm.report.tables import byte_table, comparison, loss_table, score_table, time_table
 
@@ -99,11 +99,11 @@ def test_methods_are_folders_of_seeds_and_clients(make_run, make_record):
         make_run("b/standalone/seed-0/client-1", [make_record(0, 0.0), make_record(1, 0.4)]),
     ]
     methods = main_first(group(map(read_run, runs)))
-    assert [method.name for method in methods] == ["fedcollm", "fedavg", "standalone"]
-    assert [method.federated for method in methods] == [True, True, False]
-    assert finals(methods[2], "slm") == {0: pytest.approx(0.3)}  # the mean over clients, not a seed each
-    assert curve(methods[2], "slm") == [Point(0, 0.0), Point(1, pytest.approx(0.3))]
-    first, second = curve(methods[1], "slm")
+    assert [method.name for method in methods] == ["fedcollm", "standalone", "fedavg"]
+    assert [method.federated for method in methods] == [True, False, True]
+    assert finals(methods[1], "slm") == {0: pytest.approx(0.3)}  # the mean over clients, not a seed each
+    assert curve(methods[1], "slm") == [Point(0, 0.0), Point(1, pytest.approx(0.3))]
+    first, second = curve(methods[2], "slm")
     assert (first.mean, first.half_width) == (pytest.approx(0.1), pytest.approx(0.0))
     assert (second.mean, second.half_width) == (pytest.approx(0.4), pytest.approx(12.7062 * 0.1, rel=1e-5))
 
@@ -173,3 +173,13 @@ def test_tables_of_labels(make_run, make_record):
         ("cat", "4", "75.0%", "dog (1)"),
         ("dog", "2", "100.0%", "–"),
     ]
+
+
+def test_what_clients_keep_has_a_column_only_where_there_is_some(make_run, make_record):
+    plain = [make_record(0, 0.1), make_record(1, 0.5)]
+    kept = [plain[0], dataclasses.replace(plain[1], scores={**plain[1].scores, "personal": 0.75})]
+    runs = [Method(name, (read_run(make_run(name, records)),)) for name, records in (("a", plain), ("b", kept))]
+    assert "Clients’ own" not in comparison(runs[:1]).header
+    table = comparison(runs)
+    column = table.header.index("Clients’ own")
+    assert [row[column] for row in table.rows] == ["–", "75.0%"]

@@ -1,5 +1,6 @@
 """Images: one row of logits each, by hand on a model whose logits are the pixels."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -55,9 +56,12 @@ def test_pixels_follow_the_models_dtype_and_logits_are_float32():
 
 
 def test_score_counts_the_images_whose_largest_logit_is_their_class():
-    score = TASK.score(PixelsAreLogits(), [*IMAGES[:2], image([0.0, 0.0, 1.0], 2)])
+    images = [*IMAGES[:2], image([0.0, 0.0, 1.0], 2)]
+    images = [replace(one, id=name) for one, name in zip(images, "xyz", strict=True)]
+    score = TASK.score(PixelsAreLogits(), images)
     assert score.sums == {"acc": 2.0}
     assert score.count == 3
+    assert score.outcomes == {"x": 1.0, "y": 0.0, "z": 1.0}
     assert score.confusion == {("a", "a"): 1, ("c", "b"): 1, ("c", "c"): 1}
     assert score.value == pytest.approx(2 / 3)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.uploads import WHOLE, Upload, truncated
-from fedcollm.messages import Adapter, ClientUpdate, Request, TrainRequest
+from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.private_training import fit_privately
@@ -131,6 +131,7 @@ class Client:
         tuned, score = time.perf_counter(), None
         if request.evaluate and self.test:
             score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
+            score = Score(score.sums, score.count)
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
 

@@ -26,6 +26,7 @@ from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, Trai
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
+from fedcollm.tasks.bridge import Bridge
 from fedcollm.training import evaluate
 
 
@@ -59,7 +60,7 @@ class Server:
     """Owner of the LLM, a copy of the SLM and the public set.
 
     Attributes:
-        task: the modality.
+        task: the modality, as the SLM and the clients have it.
         slm: g with adapter θ.
         llm: f with adapter ω; None if there is no distillation.
         transport: the way to the clients.
@@ -91,6 +92,7 @@ class Server:
         run: identity of the run, which its clients know.
         adapter: θ, the global adapter, as it is broadcast next.
         memory: of `step`.
+        bridge: to the LLM's own task, where it has another tokenizer.
         scored: each role's score when it was last scored, with its confusion table.
     """
 
@@ -124,6 +126,7 @@ class Server:
     evaluation_batch_size: int = 32
     seed: int = 0
     run: str = ""
+    bridge: Bridge | None = field(default=None, repr=False)
     adapter: Adapter = field(init=False, repr=False)
     memory: Memory = field(init=False, repr=False, default_factory=dict)
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict)
@@ -199,9 +202,18 @@ class Server:
 
     def scores(self) -> dict[str, float]:
         """Main metric of the global SLM and the LLM on the test examples."""
-        for role, model in self.models().items():
-            self.scored[role] = evaluate(self.task, model, self.test, self.evaluation_batch_size, f"scoring {role}")
+        for role in self.models():
+            self.scored[role] = self.score(role)
         return {role: score.value for role, score in self.scored.items()}
+
+    def score(self, role: str) -> Score:
+        """Of one role on the test examples."""
+        model, where = self.models()[role], f"scoring {role}"
+        return evaluate(self.task_of(role), model, self.test, self.evaluation_batch_size, where)
+
+    def task_of(self, role: str) -> Task:
+        """The task in a role's own tokens."""
+        return self.bridge.llm if self.bridge and role == "llm" else self.task
 
     def models(self) -> dict[str, peft.PeftModel]:
         """Role to model, for the roles that there are."""
@@ -260,6 +272,7 @@ class Server:
             temperature=self.temperature,
             kind=self.kind,
             selective=self.selective,
+            bridge=self.bridge,
         )
 
 

@@ -12,6 +12,8 @@ from plotly.offline import get_plotlyjs
 
 from fedcollm.errors import UserError
 from fedcollm.report import content, labels, plots, tables
+from fedcollm.report.compared import found_in
+from fedcollm.report.compared_tables import difference_table, score_table
 from fedcollm.report.formats import count, share
 from fedcollm.report.runs import Method, Run, find_runs, group, main_first, read_run, with_true_roles
 from fedcollm.report.scores import ROLES, curve
@@ -55,7 +57,7 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
     """
     methods, unfinished = read_methods(directories)
     file = out / REPORT if out.is_dir() else out
-    page = render(methods, unfinished)
+    page = render(methods, unfinished, controls(directories[0]))
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, page)
@@ -82,7 +84,15 @@ def read_methods(directories: Sequence[Path]) -> tuple[list[Method], list[Path]]
     return with_true_roles(ordered), unfinished
 
 
-def render(methods: Sequence[Method], unfinished: Sequence[Path] = ()) -> str:
+def controls(directory: Path) -> list[tables.Table]:
+    """Tables of a comparison's finished methods, if it is the directory of one."""
+    compared = found_in(directory)
+    if compared is None:
+        return []
+    return [table for table in (score_table(compared), difference_table(compared)) if table]
+
+
+def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared: Sequence[tables.Table] = ()) -> str:
     """The whole page."""
     run = methods[0].runs[0]
     numbers = tables.summarise(run)
@@ -97,6 +107,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = ()) -> str:
         caution=content.caution(methods[0]),
         tiles=content.tiles(methods[0], numbers),
         comparison=tables.comparison(methods) if len(methods) > 1 or len(methods[0].by_seed) > 1 else None,
+        compared=compared,
         explained=content.explained(methods),
         differences=content.differences(methods) if len(methods) > 1 else None,
         several=len(methods[0].runs) > 1,

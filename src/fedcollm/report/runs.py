@@ -12,20 +12,9 @@ import yaml
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
+from fedcollm.methods import DEPARTURES, METHODS, NAMES
 from fedcollm.report.formats import natural
 from fedcollm.run_directory import CONFIG, CONFUSION, DATA, ENVIRONMENT, ROUNDS, read_config, read_json, read_records
-
-#: What `fedcollm compare` runs, by the name of its folder, in the order of a report.
-COMPARED = {
-    "fedcollm": "the method itself: federated tuning and mutual distillation",
-    "fedavg": "federated averaging, no distillation",
-    "fedavg_ce": "federated averaging, then both models tuned on the labelled public set without distillation; its "
-    "large model learns from the public set only",
-    "standalone": "every client alone; scores are means over clients",
-    "llm2slm": "one-way distillation from the large model on the public set, no federation",
-    "centralized": "the small model tuned on all private data in one place, which a federation avoids",
-    "centralized_llm": "the large model tuned on all private data and the labelled public set in one place",
-}
 
 
 @dataclass(frozen=True)
@@ -173,5 +162,18 @@ def _as_llm(records: Sequence[RoundRecord]) -> list[RoundRecord]:
 
 def main_first(methods: Sequence[Method]) -> list[Method]:
     """The same methods, those that `fedcollm compare` runs in front in their own order: FedCoLLM first."""
-    order = list(COMPARED)
-    return sorted(methods, key=lambda method: order.index(method.name) if method.name in COMPARED else len(order))
+    order = ["fedcollm", *(name for name in METHODS if name != "fedcollm")]
+    return sorted(methods, key=lambda method: order.index(method.name) if method.name in METHODS else len(order))
+
+
+def described(name: str) -> str | None:
+    """What one of the methods that `fedcollm compare` runs is, in a sentence; None for any other name.
+
+    >>> described("warm")
+    'FedCoLLM, τ = 2: server.distillation.temperature = 2.0'
+    """
+    if name not in METHODS:
+        return None
+    if name in DEPARTURES:
+        return f"{NAMES[name]}: " + ", ".join(f"{key} = {value}" for key, value in DEPARTURES[name].items())
+    return (METHODS[name].__doc__ or NAMES[name]).strip().splitlines()[0]

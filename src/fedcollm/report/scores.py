@@ -1,16 +1,17 @@
-"""Scores of one run and of several seeds: best and final, mean and interval."""
+"""Scores of one run and of several seeds: best and final, mean and interval, paired differences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy
 from scipy.special import stdtrit
 
 from fedcollm.messages import RoundRecord
 from fedcollm.report.runs import Method
 
 #: Roles that are scored, with the words that a reader knows them by, in the order of a report.
-ROLES = {"slm": "Small model", "llm": "Large model", "clients": "Mean of clients"}
+ROLES = {"slm": "Small model", "llm": "Large model", "clients": "Mean of clients", "personal": "Clients’ own"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,30 @@ class Point:
     half_width: float | None = None
 
 
+@dataclass(frozen=True)
+class Difference:
+    """What one method scores above another one on the same test examples.
+
+    Attributes:
+        mean: over all examples of all seeds, as a share (0.01 is one percentage point).
+        low: lower end of its 95% interval.
+        high: upper end.
+        p: two-sided p-value of no difference.
+        examples: number of pairs.
+        seeds: number of seeds that they come from.
+        seeds_half_width: of the 95% interval of the mean over seeds (Student's t): what training anew would change;
+            None with one seed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    examples: int
+    seeds: int
+    seeds_half_width: float | None = None
+
+
 def role_scores(records: Sequence[RoundRecord], role: str) -> RoleScores:
     """Zero-shot, best and final score of a role; rounds without a finite score don't count."""
     scored = {r.round: r.scores[role] for r in records if math.isfinite(r.scores.get(role, math.nan))}
@@ -64,6 +89,59 @@ def sampling_half_width(score: float, examples: int) -> float:
     """Half-width of the 95% Wilson interval of an accuracy on this many test examples."""
     z = 1.959964
     return z / (1 + z * z / examples) * math.sqrt(score * (1 - score) / examples + z * z / (4 * examples**2))
+
+
+def outcome_half_width(outcomes: Sequence[float]) -> float | None:
+    """Half-width of the 95% interval of the mean of one seed's outcomes, over the drawing of test examples.
+
+    Wilson's where every outcome is 0 or 1; else, as for means over clients, the normal approximation's.
+    """
+    count = len(outcomes)
+    if count < 2:
+        return None
+    mean = math.fsum(outcomes) / count
+    if all(value in (0, 1) for value in outcomes):
+        return sampling_half_width(mean, count)
+    return 1.959964 * math.sqrt(math.fsum((value - mean) ** 2 for value in outcomes) / (count - 1) / count)
+
+
+def paired_bootstrap(
+    ours: Sequence[Mapping[str, float]],
+    theirs: Sequence[Mapping[str, float]],
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference | None:
+    """Difference of two methods on the same test examples, by the paired bootstrap (Efron and Tibshirani 1993, ch. 16).
+
+    Within each seed as many examples as there are get drawn with replacement, each with both methods' outcomes. The
+    interval is that of the percentiles; p is twice the smaller share of resamples on either side of no difference,
+    counting one more (so that it is never 0). Seeds are taken as they are: what another seed would change beyond the
+    examples is not in the interval.
+
+    Args:
+        ours: of one method, a seed each: example id to outcome.
+        theirs: of the other one, the same seeds in the same order.
+        resamples: number of resamples.
+        seed: of the only randomness.
+
+    Returns:
+        None if the two have no example in common.
+    """
+    pairs = [[own[i] - other[i] for i in own if i in other] for own, other in zip(ours, theirs, strict=True)]
+    parts = [numpy.array(part) for part in pairs if part]
+    if not parts:
+        return None
+    generator, sums = numpy.random.default_rng(seed), numpy.zeros(resamples)
+    for part in parts:  # drawing how often each distinct value comes up is drawing examples
+        values, counts = numpy.unique(part, return_counts=True)
+        sums += generator.multinomial(len(part), counts / len(part), size=resamples) @ values
+    total = sum(map(len, parts))
+    means, none = sums / total, 1e-12
+    low, high = numpy.quantile(means, [0.025, 0.975])
+    tail = 1 + min(int((means <= none).sum()), int((means >= -none).sum()))
+    mean, p = math.fsum(float(part.sum()) for part in parts) / total, min(1.0, 2 * tail / (resamples + 1))
+    between = interval([float(part.mean()) for part in parts])[1]
+    return Difference(mean, float(low), float(high), p, total, len(parts), between)
 
 
 def finals(method: Method, role: str) -> dict[int, float]:

@@ -86,9 +86,11 @@ class ImageTask:
         """Accuracy of the most likely class."""
         batch = self.collate(examples)
         predicted = self.logits(model, batch).argmax(-1).cpu()
-        correct = float((predicted == batch.targets).sum())
+        correct = (predicted == batch.targets).tolist()
+        outcomes = {example.id: float(right) for example, right in zip(examples, correct, strict=True)}
         pairs = zip(batch.targets.tolist(), predicted.tolist(), strict=True)
-        return Score({"acc": correct}, len(examples), Counter((self.classes[t], self.classes[p]) for t, p in pairs))
+        confusion = Counter((self.classes[t], self.classes[p]) for t, p in pairs)
+        return Score({"acc": float(sum(correct))}, len(examples), confusion, outcomes)
 
 
 def load_digit_images() -> Pool:

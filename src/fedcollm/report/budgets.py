@@ -1,0 +1,80 @@
+"""What a run may spend: its optimiser steps, and the sizes of its data, from its configuration and `data.json`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedcollm.config import RunConfig
+from fedcollm.federation.server import sample
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps of a whole run.
+
+    Attributes:
+        client: of all clients together.
+        server: of each of the server's two models.
+    """
+
+    client: int
+    server: int
+
+    def __add__(self, other: "Steps") -> "Steps":
+        return Steps(self.client + other.client, self.server + other.server)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of examples.
+
+    Attributes:
+        clients: number of clients.
+        private: of all clients together.
+        labelled: labelled part of D_a.
+        unlabelled: unlabelled part of D_a.
+        test: for scoring.
+    """
+
+    clients: int
+    private: int
+    labelled: int
+    unlabelled: int
+    test: int
+
+    def to_dict(self) -> dict[str, int]:
+        """Name to number."""
+        return asdict(self)
+
+
+def sizes(data: Mapping[str, Any]) -> Sizes:
+    """Numbers of examples from `data.json`."""
+    private = [sum(labels.values()) for labels in data["clients"].values()]
+    return Sizes(len(private), sum(private), sum(data["public"].values()), data["unlabelled"], data["test"])
+
+
+def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
+    """Optimiser steps of a run, all rounds together.
+
+    Args:
+        config: of the run.
+        data: its `data.json`.
+    """
+    size = {client: sum(labels.values()) for client, labels in data["clients"].items()}
+    wanted = config.federation.participants
+    ids = [client for client in size if wanted is None or client in wanted]
+    rounds = range(1, config.federation.rounds + 1)
+    asked = [client for index in rounds for client in sample(ids, config.federation.fraction, config.seed, index)]
+    client = sum(_local_steps(config, size[client]) for client in asked)
+    public = sum(data["public"].values()) + data["unlabelled"]
+    server = config.federation.rounds * config.server.epochs * math.ceil(public / config.server.batch_size)
+    return Steps(client, server)
+
+
+def _local_steps(config: RunConfig, examples: int) -> int:
+    """Of one client in one round; under privacy of examples, batches are drawn at a rate instead."""
+    privacy = config.federation.privacy
+    if privacy is not None and privacy.sampling_rate is not None:
+        return round(config.client.epochs / privacy.sampling_rate)
+    return config.client.epochs * math.ceil(examples / config.client.batch_size)

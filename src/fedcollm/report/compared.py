@@ -1,0 +1,215 @@
+"""A finished comparison in numbers: methods x seeds of one task, with paired differences. Pure reading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedcollm import run_directory as directories
+from fedcollm.config import RunConfig
+from fedcollm.messages import RoundRecord
+from fedcollm.methods import NAMES
+from fedcollm.report.budgets import Sizes, Steps, sizes, steps
+from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
+
+#: Columns of scores.
+COLUMNS = {"slm": "SLM", "clients": "clients' SLMs", "llm": "LLM"}
+#: What a method is measured against: the control that has the same labelled public data, and the method itself.
+REFERENCES = ("fedavg_ce", "fedcollm")
+
+Outcomes = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: the method, in words.
+        values: column (`slm`, `clients`, `llm`) to one value a seed.
+        method: its name in `methods`; empty for the models before any training.
+        differences: role to reference method to how far this one is above it.
+        sampling: column to half-width of the 95% interval over test examples, where there is one seed.
+        steps: optimiser steps of a run, on average over seeds.
+    """
+
+    name: str
+    values: Mapping[str, Sequence[float]]
+    method: str = ""
+    differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    steps: Steps | None = None
+
+    def mean(self, column: str) -> tuple[float, float | None] | None:
+        """Mean over seeds and half-width of its 95% interval; None if it was never scored."""
+        values = self.values.get(column, ())
+        if not values:
+            return None
+        mean, half = interval(values)
+        return mean, self.sampling.get(column) if half is None else half
+
+    def text(self, column: str) -> str:
+        """Mean ± half-width of the 95% interval; a dash if there is nothing.
+
+        >>> Row("", {"slm": [0.5, 0.7]}).text("slm")
+        '0.600 ± 1.271'
+        """
+        known = self.mean(column)
+        if known is None:
+            return "–"
+        mean, half = known
+        return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        means = {column: known for column in COLUMNS if (known := self.mean(column))}
+        return {
+            "method": self.method or None,
+            "name": self.name,
+            "values": {column: list(values) for column, values in self.values.items() if values},
+            "mean": {column: mean for column, (mean, _) in means.items()},
+            "half_width": {column: half for column, (_, half) in means.items()},
+            "differences": {
+                role: {name: asdict(difference) for name, difference in by_reference.items()}
+                for role, by_reference in self.differences.items()
+            },
+            "steps": asdict(self.steps) if self.steps else None,
+        }
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One task's table.
+
+    Attributes:
+        name: of the task's configuration.
+        rows: best read top to bottom.
+        seeds: the seeds.
+        sizes: of the data; None if no run is finished.
+    """
+
+    name: str
+    rows: list[Row]
+    seeds: list[int]
+    sizes: Sizes | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        sized = self.sizes.to_dict() if self.sizes else None
+        return {"seeds": self.seeds, "sizes": sized, "rows": [row.to_dict() for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a method came to with one seed; `scores` and `outcomes` by role."""
+
+    scores: Mapping[str, float]
+    outcomes: Mapping[str, Outcomes]
+    steps: Steps
+    sizes: Sizes
+
+
+def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence[int]) -> Compared:
+    """Read the table off finished runs; those that are not finished are left out.
+
+    Args:
+        directory: of one task, with `METHOD/seed-S` or `METHOD/seed-S/client-K` in it.
+        name: of the task.
+        methods: names from `methods`.
+        seeds: of the runs.
+    """
+    results = {method: _results(directory / method, seeds) for method in methods}
+    done = {method: found for method, found in results.items() if found}
+    rows = [_zero_shot(directory, methods, seeds)] if done else []
+    rows += [_row(method, done) for method in NAMES if method in done]
+    whole = [r.sizes for method, found in done.items() if not method.startswith("centralized") for r in found.values()]
+    return Compared(name, rows, list(seeds), next(iter(whole), None))
+
+
+def found_in(directory: Path) -> Compared | None:
+    """The table of a directory that holds `METHOD/seed-S` of at least two methods; None of any other directory."""
+    methods = [name for name in NAMES if any((directory / name).glob("seed-*"))]
+    names = {path.name for name in methods for path in (directory / name).glob("seed-*")}
+    seeds = sorted(int(number) for name in names if (number := name.removeprefix("seed-")).isdecimal())
+    if len(methods) < 2:
+        return None
+    compared = tabulate(directory, directory.resolve().name, methods, seeds)
+    return compared if compared.rows else None
+
+
+def _last(config: RunConfig, records: Sequence[RoundRecord]) -> bool:
+    return bool(records) and records[-1].round == config.federation.rounds
+
+
+def _results(directory: Path, seeds: Sequence[int]) -> dict[int, _Result]:
+    """Seed to what a method came to, the seeds that are finished."""
+    found = {seed: _result(directory.name, directory / f"seed-{seed}") for seed in seeds}
+    return {seed: result for seed, result in found.items() if result}
+
+
+def _result(method: str, directory: Path) -> _Result | None:
+    """A method's last round; the mean over its runs if it has one a client. None if it is not finished."""
+    parts = [path for path in sorted(directory.glob("client-*")) or [directory] if path.is_dir()]
+    if not parts or not all((part / directories.CONFIG).exists() for part in parts):
+        return None
+    configs = [directories.read_config(part) for part in parts]
+    records = [directories.read_records(part) for part in parts]
+    if not all(map(_last, configs, records)) or (method == "standalone" and len(parts) < configs[0].task.clients):
+        return None
+    scores = mean_by_key([dict(one[-1].scores) for one in records])
+    found = [directories.read_json(part, directories.OUTCOMES) or {} for part in parts]
+    outcomes = {role: mean_by_key([one.get(role, {}) for one in found]) for role in ("slm", "llm")}
+    data = [directories.read_json(part, directories.DATA) for part in parts]
+    if not all(data):
+        return None
+    total = sum((steps(*one) for one in zip(configs, data, strict=True)), start=Steps(0, 0))
+    return _Result(_by_true_role(method, scores), _by_true_role(method, outcomes), total, sizes(data[0]))
+
+
+def mean_by_key(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over mappings, of the keys that all of them have."""
+    return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0] if all(key in p for p in parts)}
+
+
+def _by_true_role(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The loop trains one model where all data is in one place; it may be the LLM."""
+    if method == "centralized_llm":
+        return {"llm": values["slm"]}
+    return {"slm": values["slm"]} if method in ("standalone", "centralized") else dict(values)
+
+
+def _row(method: str, done: Mapping[str, Mapping[int, _Result]]) -> Row:
+    found = done[method]
+    values = {column: [r.scores[column] for r in found.values() if column in r.scores] for column in COLUMNS}
+    differences: dict[str, dict[str, Difference]] = {}
+    for role in ("slm", "llm"):
+        for reference in REFERENCES:
+            seeds = [seed for seed in found if seed in done.get(reference, {})]
+            ours, theirs = ([done[name][seed].outcomes.get(role, {}) for seed in seeds] for name in (method, reference))
+            if method != reference and (difference := paired_bootstrap(ours, theirs)):
+                differences.setdefault(role, {})[reference] = difference
+    total = sum((r.steps for r in found.values()), start=Steps(0, 0))
+    average = Steps(round(total.client / len(found)), round(total.server / len(found)))
+    return Row(NAMES[method], values, method, differences, _sampling(list(found.values())), average)
+
+
+def _sampling(found: Sequence[_Result]) -> dict[str, float]:
+    """Role to half-width over test examples, where there is one seed and so none over seeds."""
+    if len(found) != 1:
+        return {}
+    halves = {role: outcome_half_width(list(values.values())) for role, values in found[0].outcomes.items()}
+    return {role: half for role, half in halves.items() if half is not None}
+
+
+def _zero_shot(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> Row:
+    """Scores before any training; the LLM's from whichever method loads it."""
+    found = []
+    for seed in seeds:
+        scores: dict[str, float] = {}
+        for method in methods:
+            if method in ("standalone", "centralized_llm"):
+                continue
+            records = directories.read_records(directory / method / f"seed-{seed}")
+            scores = dict(records[0].scores) | scores if records else scores
+        found.append(scores)
+    return Row("zero-shot", {column: [scores[column] for scores in found if column in scores] for column in COLUMNS})

@@ -1,0 +1,120 @@
+"""A comparison as tables in the layout of the paper: scores and budgets, paired differences, and several tasks."""
+
+import math
+from collections.abc import Sequence
+
+from fedcollm.methods import NAMES
+from fedcollm.report.budgets import Sizes
+from fedcollm.report.compared import COLUMNS, REFERENCES, Compared, Row
+from fedcollm.report.formats import count
+from fedcollm.report.scores import Difference
+from fedcollm.report.tables import Table
+
+#: References in the heading of a column.
+_SHORT = {"fedavg_ce": "FedAvg + CE", "fedcollm": "FedCoLLM"}
+_ROLES = {"slm": "SLM", "llm": "LLM"}
+
+
+def score_table(compared: Compared) -> Table:
+    """Scores of every method, and the optimiser steps that it took."""
+    rows = [
+        (row.name, *(row.text(column) for column in COLUMNS), *(_steps(row, part) for part in ("client", "server")))
+        for row in compared.rows
+    ]
+    header = ("method", *COLUMNS.values(), "client steps", "server steps")
+    return Table(f"{compared.name}: {_interval_words(compared)}. {_size_words(compared.sizes)}".strip(), header, rows)
+
+
+def difference_table(compared: Compared) -> Table | None:
+    """How far every method is above the references, for both roles; None if nothing can be paired."""
+    columns = [
+        (role, reference)
+        for role in _ROLES
+        for reference in REFERENCES
+        if any(reference in row.differences.get(role, {}) for row in compared.rows)
+    ]
+    if not columns:
+        return None
+    rows = [
+        (row.name, *(_cells(row.differences.get(role, {}).get(reference)) for role, reference in columns))
+        for row in compared.rows
+        if row.differences
+    ]
+    header = ("method", *(f"{_ROLES[role]} above {_SHORT[reference]}’s" for role, reference in columns))
+    caption = (
+        f"{compared.name}: differences in percentage points on the same test examples [95 % interval], p: paired "
+        "bootstrap, 10,000 resamples of the examples within each seed; what other seeds would change is not in it"
+    )
+    return Table(caption, header, rows)
+
+
+def summary_table(tasks: Sequence[Compared], role: str) -> Table:
+    """One role over several tasks: rows are methods, columns are tasks, the last one their plain mean."""
+    by_task = [{row.name: row for row in compared.rows} for compared in tasks]
+    order = ["zero-shot", *NAMES.values()]
+    names = [name for name in order if any(name in known and known[name].mean(role) for known in by_task)]
+    rows = []
+    for name in names:
+        found = [known.get(name) for known in by_task]
+        means = [known[0] for row in found if row and (known := row.mean(role))]
+        whole = f"{math.fsum(means) / len(means):.3f}" if len(means) == len(tasks) else "–"
+        rows.append((name, *(row.text(role) if row else "–" for row in found), whole))
+    caption = f"{COLUMNS[role].replace('clients', 'Clients')} by task: {_interval_words(tasks[0])}"
+    return Table(caption, ("method", *(compared.name for compared in tasks), "mean"), rows)
+
+
+def all_tables(tasks: Sequence[Compared]) -> list[Table]:
+    """Every table of a comparison, the summaries of several tasks first."""
+    tables = [summary_table(tasks, role) for role in COLUMNS] if len(tasks) > 1 else []
+    for compared in tasks:
+        differences = difference_table(compared)
+        tables += [score_table(compared)] + ([differences] if differences else [])
+    return tables
+
+
+def _steps(row: Row, part: str) -> str:
+    return count(getattr(row.steps, part)) if row.steps else "–"
+
+
+def _cells(difference: Difference | None) -> str:
+    """A difference as it is read.
+
+    >>> _cells(Difference(0.012, -0.005, 0.029, 0.2143, 300, 1))
+    '+1.2 [−0.5, +2.9], p = 0.21'
+    """
+    if difference is None:
+        return "–"
+    mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in _ends(difference))
+    return f"{mean} [{low}, {high}], {p_words(difference.p)}"
+
+
+def _ends(difference: Difference) -> tuple[float, float, float]:
+    """Without negative zeros."""
+    mean, low, high = (round(value, 4) + 0.0 for value in (difference.mean, difference.low, difference.high))
+    return mean, low, high
+
+
+def p_words(p: float) -> str:
+    """A p-value with two digits.
+
+    >>> p_words(0.0002), p_words(0.0412), p_words(1.0)
+    ('p < 0.001', 'p = 0.041', 'p = 1')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def _interval_words(compared: Compared) -> str:
+    seeds = ", ".join(map(str, compared.seeds))
+    if len(compared.seeds) > 1:
+        return f"mean ± half-width of the 95 % interval over seeds {seeds} (Student’s t)"
+    return f"seed {seeds}, ± half-width of the 95 % interval over test examples"
+
+
+def _size_words(sizes: Sizes | None) -> str:
+    if sizes is None:
+        return ""
+    return (
+        f"{count(sizes.test)} test examples; {sizes.clients} clients with {count(sizes.private)} private ones in all; "
+        f"public: {count(sizes.labelled)} labelled, {count(sizes.unlabelled)} unlabelled. Steps are the optimiser’s in "
+        "a whole run: of all clients together, and of each of the server’s models."
+    )

@@ -1,0 +1,111 @@
+"""What the runs of a comparison have in common, done once: scores before training, and the clients' round 1.
+
+Each is kept under a digest of all that it depends on, so that it is bit for bit what doing it again would give.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedcollm.build_models import VISION_MODELS
+from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.federation.server import Server, Transport
+from fedcollm.messages import Score
+from fedcollm.models import resolve_device, resolve_dtype
+from fedcollm.run_directory import write_atomically, writing
+from fedcollm.tasks.base import Split, Task
+from fedcollm.transports.remembering import RememberingTransport, one_at_a_time
+
+#: Adapters that change nothing before they are trained.
+_NEUTRAL = ("lora", "dora", "ia3")
+
+
+def remembering(config: RunConfig, transport: Transport, task: Task, split: Split, shared: Path) -> Transport:
+    """The same clients; what they send in round 1 is kept, and taken from there by later runs.
+
+    Args:
+        config: of the run.
+        transport: to clients that send plain updates.
+        task: the modality.
+        split: the data.
+        shared: directory of what several runs have in common.
+    """
+    if _is_made_by_the_run(config.slm):
+        return transport
+    common = _settings(config, config.slm, task, split.test) | {
+        "model": config.slm.model_dump(mode="json"),
+        "client": config.client.model_dump(mode="json", exclude={"ranks", "personal"}),
+        "seed": config.seed,
+        "upload": config.federation.upload,
+    }
+    settings = {}
+    for position, client in enumerate(transport.clients()):
+        own = {"examples": _digest(split.private[client]), "rank": config.client.rank(position)}
+        settings[client] = json.dumps(common | own)
+    return RememberingTransport(transport, shared / "round-1", settings)
+
+
+def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, float]:
+    """Scores of the server's models before any training: of equal models on equal examples, computed once.
+
+    Args:
+        config: of the run.
+        server: scored in place, as by its `scores`.
+        shared: directory of what several runs have in common.
+    """
+    for role in server.models():
+        model = config.slm if role == "slm" else config.llm
+        if _is_made_by_the_run(model) or model.adapter.kind.lower() not in _NEUTRAL or model.adapter.options:
+            server.scored[role] = server.score(role)
+            continue
+        settings = json.dumps(_settings(config, model, server.task, server.test))
+        file = shared / "round-0" / f"{hashlib.sha256(settings.encode()).hexdigest()}.json"
+        with one_at_a_time(file):
+            if not file.exists():
+                score = server.score(role)
+                with writing(file.parent):
+                    write_atomically(file, _score_to_json(score))
+            server.scored[role] = _score_from_json(file.read_text(encoding="utf-8"))
+    return {role: score.value for role, score in server.scored.items()}
+
+
+def _is_made_by_the_run(model: ModelConfig) -> bool:
+    """Whether the base itself depends on the run: its seed, its public part."""
+    return bool(model.warm_up) or model.source in VISION_MODELS
+
+
+def _settings(config: RunConfig, model: ModelConfig, task: Task, test: Iterable[Any]) -> dict[str, Any]:
+    """What a base model's scores on the test examples depend on, down to the machine's order of summation."""
+    device = resolve_device(config.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    dtypes = [str(resolve_dtype(one.dtype, device)) for one in (model, config.slm, config.llm)]
+    base: Mapping[str, Any] = model.model_dump(mode="json", exclude={"adapter"})
+    return {
+        "base": base | {"kind": model.adapter.kind.lower(), "targets": model.adapter.targets},
+        "machine": [torch.__version__, torch.get_num_threads(), str(device), name, *dtypes],
+        "task": [task.name, *(getattr(task, known, None) for known in ("vocabulary_size", "context_length"))],
+        "scoring": [config.evaluation.batch_size, getattr(task, "main_metric", None), _digest(test)],
+    }
+
+
+def _digest(examples: Iterable[Any]) -> str:
+    """SHA-256 of all that examples hold, in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([str(example), example.content]).encode())
+    return digest.hexdigest()
+
+
+def _score_to_json(score: Score) -> str:
+    confusion = [[*pair, count] for pair, count in score.confusion.items()]
+    return json.dumps({"sums": score.sums, "count": score.count, "confusion": confusion, "outcomes": score.outcomes})
+
+
+def _score_from_json(text: str) -> Score:
+    values = json.loads(text)
+    confusion = {(true, predicted): count for true, predicted, count in values.pop("confusion")}
+    return Score(confusion=confusion, **values)
