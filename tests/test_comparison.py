@@ -157,7 +157,15 @@ def test_processes_give_the_same_bits_and_failures_stop_nothing_else(tiny_config
 
 
 def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_config):
-    config = changed(tiny_config, {"client.ranks": [2, 4], "federation.upload": "float16", "llm.adapter.rank": 1})
+    config = changed(
+        tiny_config,
+        {
+            "federation.aggregation": "product",
+            "client.ranks": [2, 4],
+            "federation.upload": "float16",
+            "llm.adapter.kind": "ia3",
+        },
+    )
     configs = dict(plan(config, list(PAPER), [0]))
     ranks = {place.removesuffix("/seed-0"): one.client.ranks for place, one in configs.items()}
     assert ranks["standalone/seed-0/client-0"] == [2]
@@ -186,6 +194,16 @@ def test_what_methods_share_is_done_once_and_changes_no_bit(tiny_config, tmp_pat
         assert [(r.scores, r.losses, r.bytes_up) for r in records[0]] == [
             (r.scores, r.losses, r.bytes_up) for r in records[1]
         ]
+
+
+def test_uploads_of_another_form_are_not_shared(tiny_config, tmp_path):
+    config = changed(tiny_config, {"client.ranks": [8, 2], "federation.rounds": 1})
+    fedcollm.compare(config, tmp_path, methods=["fedavg", "standalone", "half_upload"])
+    lost = [record.lost for place, _ in plan(config, ["fedavg", "standalone", "half_upload"], [0])
+            for record in read_records(tmp_path / place)]  # fmt: skip
+    assert lost == [{}] * 8  # four runs of a round, and round 0 of each
+    # two clients in 32 bits, which those alone share with FedAvg's, and two in 16
+    assert len(list((tmp_path / ".shared" / "round-1").glob("*.safetensors"))) == 4
 
 
 def test_nothing_is_shared_under_secure_aggregation(tiny_config, tmp_path):

@@ -337,7 +337,7 @@ PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
 @pytest.mark.parametrize(
     ("hidden", "why"),
     [
-        ({"federation.secure_aggregation": True}, "secure_aggregation: masks and sums are 32-bit words"),
+        ({"federation.secure_aggregation": True}, "secure_aggregation: the server sees a sum only, of 32-bit words"),
         ({"federation.masking.rehearse": True}, "masking.rehearse: it does as secure aggregation"),
         (PRIVATE, "privacy: its noise was worked out"),
     ],
@@ -376,3 +376,23 @@ def test_unknown_upload_dtype_is_refused():
 )
 def test_ranks_that_do_not_fit_are_refused(changes, message):
     assert message in refused(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"federation.secure_aggregation": True},
+            "product with federation.secure_aggregation: the server sees a sum only",
+        ),
+        ({"federation.masking.rehearse": True}, "Set federation.aggregation: mean or uniform"),
+        ({"federation.privacy": NOISE}, "aggregation: product weighs by the clients' numbers of examples"),
+        ({"slm.adapter.kind": "ia3"}, "federation.aggregation product needs LoRA's A and B alone"),
+        ({"slm.adapter.freeze_a": True}, "Set slm.adapter.freeze_a: false (with it a mean is exact)"),
+        ({"federation.step.kind": "fedadam"}, "product with federation.step fedadam, rate 1"),
+        ({"federation.step.rate": 0.5}, "product with federation.step average, rate 0.5"),
+        ({"server.transplant": 1.0}, "server.transplant 1 with federation.aggregation product"),
+    ],
+)
+def test_product_mean_where_it_means_nothing_is_refused(changes, message):
+    assert message in refused(**{"federation.aggregation": "product"}, **changes)

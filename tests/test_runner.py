@@ -17,6 +17,7 @@ import fedcollm
 from fedcollm import run_directory
 from fedcollm.config import RunConfig
 from fedcollm.errors import NonFiniteError, UserError
+from fedcollm.federation.server import Server
 from fedcollm.methods import changed
 from fedcollm.runner import evaluate_run, rounds
 
@@ -234,6 +235,68 @@ def test_adapters_on_disk_reproduce_the_scores_with_peft_alone(tiny_config, tmp_
         state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
         saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
         assert all(torch.equal(state[name], saved[f"{role}/{name}"]) for name in state)
+
+
+# --- adapters that clients keep ---
+
+
+@pytest.fixture
+def personal(tiny_config) -> RunConfig:
+    return changed(tiny_config, {"client.personal": True})
+
+
+def test_clients_own_adapters_are_peft_files_and_scored_once(personal, tiny_config, tmp_path, model_directories):
+    result = fedcollm.run(personal, tmp_path / "run")
+    plain = fedcollm.run(tiny_config, tmp_path / "plain")
+    assert result.adapters.keys() == {"slm", "llm", "clients/0", "clients/1"}
+    assert ["personal" in record.scores for record in result.records] == [False, False, True]
+    told = run_directory.read_json(tmp_path / "run", run_directory.PERSONAL)
+    assert told["round"] == 2
+    assert result.records[2].scores["personal"] == pytest.approx(sum(told["scores"].values()) / 2)
+    assert {k: v for k, v in result.records[2].scores.items() if k != "personal"} == plain.records[2].scores
+    base = AutoModelForCausalLM.from_pretrained(model_directories["slm"])
+    peft.PeftModel.from_pretrained(base, str(result.adapters["clients/1"]))
+    slm, own = (load_file(result.adapters[role] / "adapter_model.safetensors") for role in ("slm", "clients/1"))
+    assert slm.keys() == own.keys()
+    assert not any(torch.equal(slm[name], own[name]) for name in slm)
+
+
+@pytest.mark.parametrize("place", ["personalise", "save_round"])
+def test_run_that_ends_before_clients_keep_theirs_does_it_when_resumed(personal, tmp_path, monkeypatch, place):
+    fedcollm.run(personal, tmp_path / "whole")
+
+    def dying(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if place == "personalise":
+        monkeypatch.setattr(Server, "personalise", dying)
+    else:
+        monkeypatch.setattr(
+            Server, "personalise", lambda *args: monkeypatch.setattr(run_directory, place, dying) or (1, 2)
+        )
+    with pytest.raises(KeyboardInterrupt):
+        fedcollm.run(personal, tmp_path / "parts")
+    monkeypatch.undo()
+    assert "personal" not in untimed(tmp_path / "parts")[-1]["scores"]
+    fedcollm.run(personal, tmp_path / "parts", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = (
+        load_file(tmp_path / run / "adapters/clients/0/adapter_model.safetensors") for run in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_finished_run_is_not_personalised_again_but_one_with_more_rounds_is(personal, tmp_path, monkeypatch):
+    fedcollm.run(personal, tmp_path / "run")
+    calls, personalise = [], Server.personalise
+    monkeypatch.setattr(
+        Server, "personalise", lambda self, record: calls.append(record.round) or personalise(self, record)
+    )
+    fedcollm.run(personal, tmp_path / "run", resume=True)
+    assert calls == []
+    records = fedcollm.run(with_rounds(personal, 3), tmp_path / "run", resume=True).records
+    assert calls == [3]
+    assert ["personal" in record.scores for record in records] == [False, False, True, True]
 
 
 def test_diverging_loss_stops_the_round_and_keeps_the_last_good_state(tiny_config, tmp_path, monkeypatch):

@@ -10,6 +10,11 @@ def test_line_of_a_round_has_scores_and_seconds_by_part():
     assert round_line(record) == ("round  3  SLM 0.550  clients 0.500  LLM 0.679  23 s (clients 18, evaluation 5)")
 
 
+def test_line_has_what_clients_keep():
+    record = RoundRecord(5, {"slm": 0.5, "clients": 0.25, "personal": 0.75, "llm": 0.5})
+    assert "SLM 0.500  clients 0.250  personal 0.750  LLM 0.500" in round_line(record)
+
+
 def test_line_before_training():
     assert round_line(RoundRecord(0, {"slm": 0.05})) == "round  0  SLM 0.050  before training"
 

@@ -36,6 +36,12 @@ def test_request_to_train(session):
     assert same_tensors(back.adapter, ADAPTER)
 
 
+def test_request_to_keep_the_result():
+    back = decode(encode(TrainRequest(3, ADAPTER, True, None, "run", keep=True)), LIMIT)
+    assert isinstance(back, TrainRequest)
+    assert (back.keep, back.run) == (True, "run")
+
+
 def test_session_has_the_same_context_on_both_sides():
     back = decode(encode(TrainRequest(3, {}, True, SESSION)), LIMIT)
     assert isinstance(back, TrainRequest)

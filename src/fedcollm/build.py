@@ -1,5 +1,6 @@
 """From a configuration to models, data, clients and a server: the one place where they are put together."""
 
+import functools
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 import peft
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from torch import nn
 
 from fedcollm.build_models import build_model, kept_layers, set_matmul_precision, text_models
 from fedcollm.config import RunConfig, asked_clients
@@ -21,10 +21,11 @@ from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server, Transport
 from fedcollm.federation.server_steps import Step
 from fedcollm.federation.uploads import Upload
-from fedcollm.messages import Session, default_threshold
-from fedcollm.models import parameter_counts
+from fedcollm.messages import Adapter, Session, default_threshold
+from fedcollm.models import parameter_counts, save_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
+from fedcollm.run_directory import writing
 from fedcollm.sharing import remembering
 from fedcollm.tasks.base import Pool, Split, Task
 from fedcollm.tasks.bridge import Bridge
@@ -76,6 +77,7 @@ def build_federation(
     pool: Pool | None = None,
     remote: Remote | None = None,
     shared: Path | None = None,
+    personal: Path | None = None,
 ) -> Federation:
     """Load data and models and connect the clients.
 
@@ -86,6 +88,7 @@ def build_federation(
         pool: the user's own data.
         remote: the clients are elsewhere; by default they are in this process.
         shared: directory of what several runs have in common.
+        personal: directory for adapters that clients in this process keep for themselves.
 
     Raises:
         UserError: data, models or options don't fit.
@@ -102,7 +105,7 @@ def build_federation(
     privacy = build_privacy(config)
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
-        transport, secure = _in_this_process(config, run, task, slm, split)
+        transport, secure = _in_this_process(config, run, task, slm, split, personal)
         if shared and not (secure or privacy):  # what those send is new every time
             transport = remembering(config, transport, task, split, shared)
     else:
@@ -121,25 +124,19 @@ def build_client(
     run: str,
     name: str,
     task: Task,
-    slm: nn.Module,
+    slm: peft.PeftModel,
     examples: Sequence[Any],
     test: Sequence[Any],
     spent: MutableMapping[str, int],
     ids: Sequence[str],
+    own: Path | None = None,
 ) -> Client:
     """One client of a run, here or at its owner's.
 
-    Args:
-        config: of the run.
-        run: its identity.
-        name: the client's id.
-        task: the modality.
-        slm: base SLM with an adapter.
-        examples: D_k.
-        test: examples to score on.
-        spent: counts the rounds that it spent privacy on.
-        ids: of all clients of the federation, in its order.
+    `spent` counts the rounds that it spent privacy on, `ids` are those of all clients in the federation's order, and
+    `own` is the directory for the adapter that it keeps, where `client.personal` says so.
     """
+    store = functools.partial(_store, slm, own) if config.client.personal and own else None
     return Client(
         name,
         task,
@@ -157,14 +154,22 @@ def build_client(
         spent,
         config.client.proximal,
         build_uploads(config, ids)[name],
+        store,
     )
+
+
+def _store(slm: peft.PeftModel, directory: Path, adapter: Adapter) -> None:
+    """Put a client's own adapter away, in PEFT's format."""
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        save_adapter(slm, adapter, directory)
 
 
 def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, Upload]:
     """Client id to the form that its adapter travels in; ids are of all clients of the federation, in its order."""
-    name, ranks = config.federation.upload, config.client.ranks or [None]
+    name = config.federation.upload
     dtype = None if name == "float32" else getattr(torch, name)
-    return {client: Upload(dtype, ranks[k % len(ranks)]) for k, client in enumerate(ids)}
+    return {client: Upload(dtype, config.client.rank(k)) for k, client in enumerate(ids)}
 
 
 def _server(
@@ -189,6 +194,7 @@ def _server(
         test=split.test,
         fraction=config.federation.fraction,
         uniform=config.federation.aggregation == "uniform",
+        product=config.federation.aggregation == "product",
         secure=secure,
         rehearsal=fixed_point(config, len(clients)) if config.federation.masking.rehearse and clients else None,
         minimum=config.federation.minimum_clients,
@@ -225,12 +231,14 @@ def build_privacy(config: RunConfig) -> Privacy | None:
 
 
 def _in_this_process(
-    config: RunConfig, run: str, task: Task, slm: nn.Module, split: Split
+    config: RunConfig, run: str, task: Task, slm: peft.PeftModel, split: Split, personal: Path | None
 ) -> tuple[LocalTransport, SecureSettings | None]:
     """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
     parts = _participating(split.private, config.federation.participants)
     clients = {
-        name: build_client(config, run, name, task, slm, examples, split.test, {}, list(parts))
+        name: build_client(
+            config, run, name, task, slm, examples, split.test, {}, list(parts), personal / name if personal else None
+        )
         for name, examples in parts.items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}

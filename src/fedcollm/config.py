@@ -99,7 +99,7 @@ class RunConfig(Section):
         reasons = privacy.objections
         if federation.aggregation != "uniform":
             reasons.append(
-                "aggregation: mean weighs by the clients' numbers of examples, which are private; "
+                f"aggregation: {federation.aggregation} weighs by the clients' numbers of examples, which are private; "
                 "set federation.aggregation: uniform"
             )
         if privacy.level == "client" and not federation.secure_aggregation:
@@ -125,6 +125,13 @@ class RunConfig(Section):
     def _uploads_fit(self) -> "RunConfig":
         ranks, adapter = self.client.ranks, self.slm.adapter
         reasons = self.federation.objections
+        if self.federation.aggregation == "product":
+            reasons += adapter.not_plain_lora("federation.aggregation product")
+        if self.federation.aggregation == "product" and self.server.transplant:
+            reasons.append(
+                f"server.transplant {self.server.transplant:g} with federation.aggregation product: what is moved is "
+                "the change of A and B themselves, which the product's mean makes anew. Set one of them otherwise"
+            )
         if ranks is not None:
             reasons += self.federation.needs_single_updates("client.ranks", ranks, "null")
             reasons += adapter.not_plain_lora(f"client.ranks {ranks}")

@@ -87,8 +87,8 @@ class FederationConfig(Section):
     """share of the clients drawn in each round"""
     participants: list[str] | None = None
     """restrict the federation to these client ids; []: no clients (server only); null: all"""
-    aggregation: Literal["mean", "uniform"] = "mean"
-    """mean: weighted by number of examples; uniform: the paper's 1/K"""
+    aggregation: Literal["mean", "uniform", "product"] = "mean"
+    """mean: weighted by number of examples; uniform: the paper's 1/K; product: weighted, of LoRA's products B A"""
     upload: Literal["float32", "float16", "bfloat16"] = "float32"
     """dtype that a client's adapter travels in, rounded to the nearest: 16 bits halve the bytes up"""
     step: StepConfig = StepConfig()
@@ -106,12 +106,21 @@ class FederationConfig(Section):
     @property
     def objections(self) -> list[str]:
         """What is wrong with the section by itself."""
-        if self.upload == "float32":
-            return []
-        return self.needs_single_updates("federation.upload", self.upload, "float32")
+        reasons = []
+        if self.upload != "float32":
+            reasons += self.needs_single_updates("federation.upload", self.upload, "float32")
+        if self.aggregation == "product":
+            reasons += self.needs_single_updates("federation.aggregation", "product", "mean or uniform")
+        if self.aggregation == "product" and (self.step.kind != "average" or self.step.rate != 1):
+            reasons.append(
+                f"federation.aggregation product with federation.step {self.step.kind}, rate {self.step.rate:g}: a "
+                "step moves A and B themselves, which the product's mean makes anew in every round. Set "
+                "federation.step.kind: average and federation.step.rate: 1, or federation.aggregation: mean"
+            )
+        return reasons
 
     def needs_single_updates(self, key: str, value: object, instead: str) -> list[str]:
-        """Why a key that makes single updates another shape or size can't be had with what hides or rounds them.
+        """Why a key that needs single updates, or gives them another form, can't be had with what hides them.
 
         Args:
             key: with its section.
@@ -119,8 +128,11 @@ class FederationConfig(Section):
             instead: value that is always allowed.
         """
         why = {
-            "secure_aggregation": (self.secure_aggregation, "masks and sums are 32-bit words, as many at each client"),
-            "masking.rehearse": (self.masking.rehearse, "it does as secure aggregation, whose sums are 32-bit words"),
+            "secure_aggregation": (
+                self.secure_aggregation,
+                "the server sees a sum only, of 32-bit words, as many at each client",
+            ),
+            "masking.rehearse": (self.masking.rehearse, "it does as secure aggregation, whose sum is of 32-bit words"),
             "privacy": (self.privacy is not None, "its noise was worked out for a whole update in 32 bits"),
         }
         hiding = [(name, reason) for name, (is_on, reason) in why.items() if is_on][:1]

@@ -73,6 +73,7 @@ class Plan:
         server_epochs: over D_a a round.
         scored: the rounds, 1 for the first, after which the server's roles are scored.
         clients_scored: those in which the clients that are asked score their tuned SLMs too.
+        personal: ids of the clients that tune and score once more after the last round, for themselves.
     """
 
     asked: Sequence[Sequence[str]]
@@ -80,6 +81,7 @@ class Plan:
     server_epochs: int
     scored: Sequence[int]
     clients_scored: Sequence[int]
+    personal: Sequence[str] = ()
 
 
 def measure(config: RunConfig) -> Measured:
@@ -98,10 +100,11 @@ def measure(config: RunConfig) -> Measured:
         asked = _asked(config, federation)
         passes = _passes(config, federation)
         peak = peak_memory_bytes()
-    plan, notes = _plan(config, asked), tuple(_uncovered(config, federation))
+    personal = federation.server.transport.clients() if config.client.personal else []
+    plan, notes = _plan(config, asked, personal), tuple(_uncovered(config, federation))
     totals = part_seconds(passes, plan)
     first = loading + sum(passes.scoring.values())
-    up, down, both = _bytes(federation, asked)
+    up, down, both = _bytes(federation, asked, len(personal))
     return Measured(
         round_seconds={part: seconds / len(asked) for part, seconds in totals.items()},
         start_seconds=first,
@@ -123,10 +126,10 @@ def part_seconds(passes: Passes, plan: Plan) -> dict[str, float]:
     """
     seconds = {}
     if passes.fit is not None:
-        epochs = [passes.fit[client] for clients in plan.asked for client in clients]
+        epochs = [passes.fit[client] for clients in (*plan.asked, plan.personal) for client in clients]
         seconds["clients"] = plan.client_epochs * sum(epochs)
     seconds["distillation"] = len(plan.asked) * plan.server_epochs * passes.distillation
-    scored_clients = sum(len(plan.asked[index - 1]) for index in plan.clients_scored)
+    scored_clients = sum(len(plan.asked[index - 1]) for index in plan.clients_scored) + len(plan.personal)
     seconds["evaluation"] = len(plan.scored) * sum(passes.scoring.values())
     seconds["evaluation"] += scored_clients * passes.scoring["slm"]
     return seconds
@@ -197,7 +200,9 @@ def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
     return [sample(ids, server.fraction, server.seed, index) for index in rounds]
 
 
-def _bytes(federation: Federation, asked: Sequence[Sequence[str]]) -> tuple[int | None, int | None, int | None]:
+def _bytes(
+    federation: Federation, asked: Sequence[Sequence[str]], personal: int
+) -> tuple[int | None, int | None, int | None]:
     """What a client sends and receives in a round, on average, and all of the run; None under secure aggregation."""
     server, clients = federation.server, federation.server.transport.clients()
     if not clients:
@@ -205,16 +210,17 @@ def _bytes(federation: Federation, asked: Sequence[Sequence[str]]) -> tuple[int 
     if server.secure:
         return None, None, None
     down = adapter_bytes(server.adapter)
-    return server.bytes_up(clients), down, sum(len(ids) * (server.bytes_up(ids) + down) for ids in asked)
+    rounds = sum(len(ids) * (server.bytes_up(ids) + down) for ids in asked)
+    return server.bytes_up(clients), down, rounds + personal * down
 
 
-def _plan(config: RunConfig, asked: Sequence[Sequence[str]]) -> Plan:
+def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:
     """How often a run of this configuration makes each pass; under privacy clients send no scores."""
     scored = scored_rounds(len(asked), config.evaluation.every)
     clients_scored = scored if config.evaluation.clients == "every" else scored[-1:]
     if config.federation.privacy:
         clients_scored = []
-    return Plan(asked, config.client.epochs, config.server.epochs, scored, clients_scored)
+    return Plan(asked, config.client.epochs, config.server.epochs, scored, clients_scored, personal)
 
 
 def _passes(config: RunConfig, federation: Federation) -> Passes:

@@ -168,6 +168,7 @@ class TrainRequest:
         evaluate: whether the client scores its tuned SLM on its test examples.
         session: of secure aggregation: the client keeps its update, and answers with public keys.
         run: the run's identity; a client of another run refuses.
+        keep: after the last round: the client keeps the tuned adapter, and answers without it.
     """
 
     round_index: int
@@ -175,6 +176,7 @@ class TrainRequest:
     evaluate: bool = True
     session: Session | None = None
     run: str = ""
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class ClientUpdate:
     Attributes:
         client: the client's id.
         round_index: the round that it answers.
-        adapter: θ_k after local fine-tuning.
+        adapter: θ_k after local fine-tuning, in the form agreed; empty if the client keeps it.
         examples: n_k, the number of examples that it was tuned on; None under privacy, as all that follows.
         loss: mean training loss of the last local epoch.
         score: the tuned SLM's score on the client's test examples, where asked for.
@@ -254,11 +256,12 @@ class RoundRecord:
     Attributes:
         round: index of the round.
         scores: main metric by role: `slm` (global SLM), `llm`, `clients` (mean over participants
-            of their SLM after local tuning); roles that were not scored are absent.
+            of their SLM after local tuning), `personal` (the same of the SLMs that clients keep, after the
+            last round); roles that were not scored are absent.
         losses: `client` (mean over examples), `slm`, `llm` (CE parts), `kl` of the server.
         participants: ids of the clients whose updates are in the aggregate.
         bytes_up: bytes that one client sent in this round: its adapter, or its part of secure aggregation.
-        bytes_down: bytes that one client received in this round.
+        bytes_down: bytes that one client received in this round; the final θ, which clients tune to keep, comes on top.
         seconds: wall-clock by part: `clients`, `distillation`, `evaluation`.
         peak_memory_bytes: highest resident memory of the process so far.
         lost: client id to when it was lost, or why an answer of it was refused.

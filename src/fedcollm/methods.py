@@ -6,7 +6,13 @@ from typing import Any
 from fedcollm.config import RunConfig
 
 #: Where nothing leaves the one place that the data is in, there is nobody to hide it from, and nothing to send.
-_ALONE: Mapping[str, Any] = {"step": {}, "secure_aggregation": False, "privacy": None, "upload": "float32"}
+_ALONE: Mapping[str, Any] = {
+    "secure_aggregation": False,
+    "privacy": None,
+    "upload": "float32",
+    "aggregation": "mean",
+    "step": {},
+}
 
 Method = Callable[[RunConfig], dict[str, RunConfig]]
 
@@ -48,10 +54,11 @@ def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client alone: as many runs as clients."""
     alone = changed(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
-    runs, ranks = {}, config.client.ranks
+    runs = {}
     for k in range(config.task.clients):
-        rank = None if ranks is None else [ranks[k % len(ranks)]]
-        runs[f"client-{k}"] = changed(alone, {"federation.participants": [str(k)], "client.ranks": rank})
+        rank = config.client.rank(k)
+        own = {"client.ranks": None if rank is None else [rank], "client.personal": False}
+        runs[f"client-{k}"] = changed(alone, {"federation.participants": [str(k)]} | own)
     return runs
 
 
@@ -64,7 +71,7 @@ def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
 
 def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
     values = {"server.epochs": 0, "task.partition.kind": "pooled", "task.partition.with_public": with_public}
-    values["client.ranks"] = None
+    values |= {"client.ranks": None, "client.personal": False}
     return changed(config, values | {f"federation.{key}": value for key, value in _ALONE.items()})
 
 
@@ -108,6 +115,8 @@ DEPARTURES: Mapping[str, Mapping[str, Any]] = {
         "federation.step.kind": "fedavgm",
         "federation.step.momentum": 0.5,
     },
+    "product": {"federation.aggregation": "product"},
+    "half_upload": {"federation.upload": "bfloat16"},
 }
 
 
@@ -143,4 +152,6 @@ NAMES: Mapping[str, str] = {
     "ffa_lora": "FedCoLLM, FFA-LoRA",
     "one_way_transplant": "FedCoLLM, LLM → SLM only, half transplant",
     "fedcollm_plus": "FedCoLLM+ (selective, server momentum)",
+    "product": "FedCoLLM, mean of products",
+    "half_upload": "FedCoLLM, 16-bit uploads",
 }

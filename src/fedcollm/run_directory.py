@@ -7,6 +7,8 @@
     checkpoint.safetensors  adapters, the server step's memory, the last record: the one file that `--resume` reads
     started.json            under privacy: rounds that were started, those among them that were never finished
     adapters/{slm,llm}/     the same adapters in PEFT's own format
+    adapters/clients/ID/    with `client.personal`: what clients in this process keep after the last round
+    personal.json           with `client.personal`: the round after which they did, and each one's score
     base/{slm,llm}/         base models, only if this run made them (`warm_up`)
     confusion.json          role -> [true label, predicted label, examples], of the last round
     outcomes.json           role -> {test example's id: its main metric}, of the last scored round
@@ -35,7 +37,7 @@ from fedcollm.messages import Adapter, RoundRecord
 
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
-CONFUSION, OUTCOMES = "confusion.json", "outcomes.json"
+CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
 
 
 @contextlib.contextmanager

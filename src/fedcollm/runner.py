@@ -14,6 +14,7 @@ from fedcollm import run_directory as directories
 from fedcollm.build import Federation, Remote, build_federation
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
+from fedcollm.federation.server import Server
 from fedcollm.messages import RoundRecord, Score
 from fedcollm.models import resolve_device, save_adapter
 from fedcollm.privacy import Privacy
@@ -35,7 +36,7 @@ class RunResult:
     Attributes:
         directory: the run directory.
         records: one a round, round 0 first.
-        adapters: role to directory in PEFT's format.
+        adapters: role (`slm`, `llm`, and `clients/ID` of those that keep one) to directory in PEFT's format.
     """
 
     directory: Path
@@ -85,7 +86,9 @@ def default_directory(config: RunConfig) -> Path:
 
 def result(directory: Path) -> RunResult:
     """What a run directory holds."""
-    adapters = {path.name: path for path in sorted((directory / "adapters").glob("[!.]*"))}
+    root = directory / "adapters"
+    files = [file for place in ("", "clients/") for file in sorted(root.glob(f"{place}[!.]*/adapter_config.json"))]
+    adapters = {str(file.parent.relative_to(root)): file.parent for file in files}
     return RunResult(directory, directories.read_records(directory), adapters)
 
 
@@ -119,7 +122,8 @@ def rounds(
     fresh = not directory.exists()
     with directories.locked(directory):
         try:
-            federation = build_federation(config, directory / "base", task, pool, remote, shared)
+            personal = directory / "adapters" / "clients"
+            federation = build_federation(config, directory / "base", task, pool, remote, shared, personal)
         except BaseException:
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -143,6 +147,7 @@ def _rounds(
         if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
             server.scores()
             _publish(directory, federation)
+        _personalise(config, directory, server)
         yield from directories.read_records(directory)
     else:
         scores = zero_shot(config, server, shared) if shared else server.scores()
@@ -158,7 +163,19 @@ def _rounds(
         (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
-        yield record
+        yield _personalise(config, directory, server) or record
+
+
+def _personalise(config: RunConfig, directory: Path, server: Server) -> RoundRecord | None:
+    """After the last round let clients tune θ for themselves, once; the record with their score, if they just did."""
+    record = directories.read_records(directory)[-1]
+    done = (directories.read_json(directory, directories.PERSONAL) or {}).get("round")
+    if not config.client.personal or record.round < config.federation.rounds or done == record.round:
+        return None
+    record, scores = server.personalise(record)
+    directories.save_round(directory, record, server.adapters())
+    directories.write_json(directory, directories.PERSONAL, {"round": record.round, "scores": scores})
+    return record
 
 
 def _announce(config: RunConfig, directory: Path, privacy: Privacy | None, done: int) -> None:

@@ -94,7 +94,7 @@ class AdapterConfig(Section):
         if self.kind.lower() != "lora" or self.options.get("use_dora"):
             return [f"{what} needs LoRA's A and B alone. Set slm.adapter.kind: lora, without use_dora"]
         if self.freeze_a:
-            return [f"{what} needs both A and B to travel. Set slm.adapter.freeze_a: false"]
+            return [f"{what} needs both A and B to travel. Set slm.adapter.freeze_a: false (with it a mean is exact)"]
         return []
 
 
@@ -124,6 +124,12 @@ class ClientConfig(Section):
     """μ of FedProx: adds μ/2 ‖θ_k − θ‖² to a client's loss; 0: none"""
     ranks: Annotated[list[Positive], Field(min_length=1)] | None = None
     """ranks of the clients' adapters, in turn: client k trains and sends the first ranks[k] components; null: all"""
+    personal: bool = False
+    """after the last round each client tunes the final adapter once more, and keeps the result"""
+
+    def rank(self, position: int) -> int | None:
+        """The rank of the client at a position in the federation's order; None: the whole adapter's."""
+        return None if self.ranks is None else self.ranks[position % len(self.ranks)]
 
 
 class DistillationConfig(Section):

@@ -38,12 +38,14 @@ def remembering(config: RunConfig, transport: Transport, task: Task, split: Spli
         return transport
     common = _settings(config, config.slm, task, split.test) | {
         "model": config.slm.model_dump(mode="json"),
-        "client": config.client.model_dump(mode="json"),
+        "client": config.client.model_dump(mode="json", exclude={"ranks", "personal"}),
         "seed": config.seed,
+        "upload": config.federation.upload,
     }
-    settings = {
-        client: json.dumps(common | {"examples": _digest(split.private[client])}) for client in transport.clients()
-    }
+    settings = {}
+    for position, client in enumerate(transport.clients()):
+        own = {"examples": _digest(split.private[client]), "rank": config.client.rank(position)}
+        settings[client] = json.dumps(common | own)
     return RememberingTransport(transport, shared / "round-1", settings)
 
 

@@ -22,7 +22,7 @@ NOT_COVERED = "not covered"
 
 def round_line(record: RoundRecord) -> str:
     """One line a round, in columns of fixed width."""
-    names = {"slm": "SLM", "clients": "clients", "llm": "LLM"}
+    names = {"slm": "SLM", "clients": "clients", "personal": "personal", "llm": "LLM"}
     scores = [f"{name} {record.scores[role]:.3f}" for role, name in names.items() if role in record.scores]
     parts = {part: record.seconds.get(part, 0.0) for part in ("clients", "distillation", "evaluation")}
     spent = ", ".join(f"{part} {value:.0f}" for part, value in parts.items() if value)
@@ -43,10 +43,15 @@ def summary_table(directory: Path) -> Table:
     table = Table(title=f"{directory}: {last.round} rounds", title_justify="left")
     for column in ("", "zero-shot", "final", "gain"):
         table.add_column(column, justify="left" if not column else "right")
-    names = {"slm": "SLM (global)", "clients": "SLM (clients' mean, after local tuning)", "llm": "LLM"}
+    names = {
+        "slm": "SLM (global)",
+        "clients": "SLM (clients' mean, after local tuning)",
+        "personal": "SLM (mean of what clients keep)",
+        "llm": "LLM",
+    }
     for role, name in names.items():
         if role in last.scores:
-            start = first.scores["slm" if role == "clients" else role]
+            start = first.scores[role if role in first.scores else "slm"]
             table.add_row(name, f"{start:.3f}", f"{last.scores[role]:.3f}", f"{last.scores[role] - start:+.3f}")
     table.add_section()
     if last.bytes_up:

@@ -31,6 +31,7 @@ class _TrainHeader(_Header):
     evaluate: bool
     session: Session | None
     run: str
+    keep: bool = False
 
 
 class _PhaseHeader(_Header):
@@ -72,8 +73,8 @@ def longest_message(adapter_bytes: int = 0) -> int:
 def encode(message: Request | Answer) -> bytes:
     """One message as bytes; a score travels without its confusion table and outcomes."""
     match message:
-        case Train(round_index, adapter, evaluate, session, run):
-            header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=session, run=run)
+        case Train(round_index, adapter, evaluate, session, run, keep):
+            header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=session, run=run, keep=keep)
             tensors = adapter
         case PhaseRequest(phase, nonce, items):
             header, tensors = _PhaseHeader(phase=phase, nonce=nonce), _tensors(items)
@@ -119,7 +120,8 @@ def decode(data: bytes, limit_bytes: int) -> Request | Answer:
 def _message(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer:
     match header:
         case _TrainHeader():
-            return Train(header.round_index, dict(tensors), header.evaluate, header.session, header.run)
+            adapter, session = dict(tensors), header.session
+            return Train(header.round_index, adapter, header.evaluate, session, header.run, header.keep)
         case _PhaseHeader():
             return PhaseRequest(header.phase, header.nonce, _items(tensors))
         case _UpdateHeader():

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tests.deploy.conftest import example_rows
 from tests.transports.small_federation import shared_slm, small_config
 
@@ -13,7 +15,9 @@ from fedcollm.deploy.client import Remembered, build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.errors import UserError
-from fedcollm.messages import Failure, PhaseAnswer, PhaseRequest, Session, TrainRequest, payload_digest
+from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Session, TrainRequest, payload_digest
+from fedcollm.methods import changed
+from fedcollm.run_directory import CONFIG, config_text
 from fedcollm.tasks.catalogue import load_pool
 from fedcollm.tasks.partition import split
 from fedcollm.wire import decode, encode
@@ -266,3 +270,17 @@ def test_directory_that_is_no_servers_is_named(out):
         server.run_rounds(place, place))):  # fmt: skip
         with pytest.raises(UserError, match=r"is no server's directory: deployment.json can't be read"):
             function(out / "clients" / "1")
+
+
+def test_client_keeps_its_own_adapter_in_its_directory_and_tells_nothing_under_secure_aggregation(out, config):
+    place = out / "clients" / "1"
+    (place / "state").mkdir()
+    (place / CONFIG).write_text(config_text(changed(config, {"client.personal": True})))
+    answering = build_answering(place, place / "data.jsonl")
+    membership = directories.read(place, directories.MEMBERSHIP, Membership)
+    theta = shared_slm(config.slm.source)[1]
+    request = TrainRequest(3, theta, run=membership.run, keep=True)
+    assert decode(answering(encode(request)), answering.limit_bytes) == ClientUpdate("1", 3, {})
+    own = load_file(place / "adapter" / "adapter_model.safetensors")
+    assert own.keys() == theta.keys()
+    assert not all(torch.equal(own[name], theta[name]) for name in theta)

@@ -12,6 +12,7 @@ from fedcollm.federation.client import Client
 from fedcollm.federation.uploads import Upload, component_axis, first
 from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
 from fedcollm.models import add_adapter, read_adapter
+from fedcollm.privacy import ClientPrivacy, ExamplePrivacy
 from fedcollm.tasks.text import TextExample, TextTask
 
 
@@ -199,3 +200,51 @@ def test_client_of_a_lower_rank_trains_as_one_whose_module_has_that_rank(task):
 def test_adapter_that_does_not_fit_is_refused_by_a_client_of_a_lower_rank_too(task, slm):
     with pytest.raises(RefusalError, match="client a: the adapter does not fit the model"):
         client(task, slm, upload=Upload(rank=1)).train(TrainRequest(1, {"q.lora_A.weight": torch.tensor(1.0)}))
+
+
+# --- its own adapter ---
+
+
+def keeping(task, slm, **options) -> tuple[Client, list[Adapter]]:
+    """A client, and where its own adapter ends up."""
+    kept: list[Adapter] = []
+    return client(task, slm, store=kept.append, **options), kept
+
+
+def test_client_keeps_what_it_would_have_sent_and_sends_none_of_it(task, slm):
+    start = read_adapter(slm)
+    expected = client(task, slm).train(TrainRequest(3, start))
+    one, kept = keeping(task, slm)
+    update = one.answer(TrainRequest(3, start, keep=True))
+    assert update.adapter == {}
+    assert equal(kept[0], expected.adapter)
+    assert (update.loss, update.score, update.examples) == (expected.loss, expected.score, 3)
+
+
+def test_client_of_a_lower_rank_keeps_an_adapter_that_fits_its_model(task, slm):
+    one, kept = keeping(task, slm, upload=Upload(torch.float16, rank=1))
+    one.answer(TrainRequest(3, read_adapter(slm), keep=True))
+    assert {(t.dtype, t.shape) for t in kept[0].values()} == {(t.dtype, t.shape) for t in read_adapter(slm).values()}
+    assert all(kept[0][name].narrow(component_axis(name), 1, 1).count_nonzero() == 0 for name in kept[0])
+
+
+@pytest.mark.parametrize("privacy", [ClientPrivacy(1.0, 1.0, 1e-4), ExamplePrivacy(1.0, 50.0, 1e-4, 0.5, 2)])
+def test_under_privacy_the_own_adapter_has_no_noise_and_costs_none_and_no_number_leaves(task, slm, privacy):
+    start = read_adapter(slm)
+    expected = client(task, slm).train(TrainRequest(3, start))
+    one, kept = keeping(task, slm, privacy=privacy, rounds=0)
+    assert one.answer(TrainRequest(3, start, keep=True)) == ClientUpdate("a", 3, {})
+    assert equal(kept[0], expected.adapter)
+    assert one.spent == {}
+
+
+def test_client_that_was_not_asked_to_by_its_operator_keeps_nothing(task, slm):
+    with pytest.raises(RefusalError, match=r"client a keeps no adapter of its own: client.personal is false there"):
+        client(task, slm).answer(TrainRequest(3, read_adapter(slm), keep=True))
+
+
+def test_request_to_keep_of_another_run_is_refused(task, slm):
+    one, kept = keeping(task, slm, run="ours")
+    with pytest.raises(RefusalError, match="a request of run 'theirs'"):
+        one.answer(TrainRequest(3, read_adapter(slm), run="theirs", keep=True))
+    assert kept == []

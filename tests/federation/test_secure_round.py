@@ -1,6 +1,7 @@
 """Rounds under secure aggregation, on tiny models in one process: the same mean, and no client's update in sight."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -295,3 +296,30 @@ def test_statistics_are_sums_by_hand():
     assert list(statistics(update)) == list(STATISTICS)
     assert list(statistics(update).values()) == [1.0, 5.0, 2.5, 1.0, 0.75, 2.0, 1.0]
     assert statistics(dataclasses.replace(update, score=None))["scored"] == 0.0
+
+
+# --- adapters that clients keep ---
+
+
+def test_client_keeps_its_own_adapter_and_tells_nothing_of_it(clients):
+    kept = {}
+    for name, client in clients.items():
+        clients[name] = dataclasses.replace(client, store=functools.partial(kept.__setitem__, name))
+    secure = server(clients, on=True)
+    record = secure.run_round(1)
+    answers = len(secure.transport.answers)
+    final, scores = secure.personalise(record)
+    assert (final, scores) == (record, {})
+    assert secure.transport.answers[answers:] == [ClientUpdate(name, 2, {}) for name in IDS]
+    assert kept.keys() == set(IDS)
+    assert largest_difference(kept["a"], secure.adapter) > 1e-3
+    assert largest_difference(kept["a"], kept["b"]) > 1e-3
+
+
+def test_request_to_keep_within_a_session_is_no_way_to_an_update(clients):
+    secure = server(clients, on=True)
+    member = secure.transport._clients["a"]
+    session = Session.fresh("run", 1, IDS, payload="")
+    request = TrainRequest(1, secure.adapter, True, session, "run", keep=True)
+    with pytest.raises(RefusalError):
+        member.answer(request)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -453,6 +454,45 @@ def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_t
     assert torch.allclose(server.adapter[name][:2], expected.float(), atol=1e-7)
     assert torch.equal(server.adapter[name][2:4], b[name][2:])
     assert torch.equal(server.adapter[name][4:], start[name][4:])
+
+
+@pytest.mark.parametrize("ranks", [None, (8, 4, 2)], ids=["one rank", "ranks"])
+def test_product_of_the_global_adapter_is_the_closest_to_the_mean_of_the_clients_products(server, ranks):
+    server.llm, server.product, clients = None, True, server.transport._clients
+    if ranks:
+        server.uploads = {name: Upload(rank=rank) for name, rank in zip(clients, ranks, strict=True)}
+        replaced = {n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()}
+        server.transport = Spy(replaced)
+    server.run_round(1)
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
+    parts = [(w, u.adapter) for w, u in zip((3, 2, 2), server.transport.updates, strict=True)]
+    dense = torch.zeros(16, 32, dtype=torch.float64)
+    for component in range(8):
+        terms = [(w, a[name.format("B")][:, [component]].double() @ a[name.format("A")][[component]].double())
+                 for w, a in parts if component < len(a[name.format("A")])]  # fmt: skip
+        dense += sum(w * term for w, term in terms) / sum(w for w, _ in terms)
+    u, sigma, vt = torch.linalg.svd(dense)
+    kept = server.adapter[name.format("B")].double() @ server.adapter[name.format("A")].double()
+    assert torch.allclose(kept, u[:, :8] @ torch.diag(sigma[:8]) @ vt[:8], atol=1e-6)
+    assert float(kept.norm()) > 1e-3
+    server.run_round(2)
+
+
+def test_clients_keep_what_they_tune_from_the_distilled_adapter(server):
+    kept, clients = {}, server.transport._clients
+    stores = {name: functools.partial(kept.__setitem__, name) for name in clients}
+    server.transport = Spy({n: dataclasses.replace(client, store=stores[n]) for n, client in clients.items()})
+    record = server.run_round(1)
+    distilled = server.adapters()
+    final, scores = server.personalise(record)
+    assert equal(server.transport.requests[-1].adapter, distilled["slm"])
+    assert kept.keys() == scores.keys() == set(PRIVATE)
+    assert final.scores == record.scores | {"personal": sum(scores.values()) / 3}
+    assert (final.bytes_up, final.bytes_down, final.losses) == (record.bytes_up, record.bytes_down, record.losses)
+    assert final.seconds["clients"] > record.seconds["clients"]
+    assert equal(server.adapters()["slm"], distilled["slm"])
+    assert equal(read_adapter(server.slm), distilled["slm"])
+    assert all(changed(distilled["slm"], adapter) for adapter in kept.values())
 
 
 def test_client_part_of_the_record_is_the_mean_of_the_updates(server):

@@ -7,7 +7,7 @@ from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.report import find_runs, summary
 from fedcollm.report.labels import confusion_labels, confusion_table, data_table, parts
-from fedcollm.report.runs import group, main_first, read_run, with_true_roles
+from fedcollm.report.runs import Method, group, main_first, read_run, with_true_roles
 from fedcollm.report.scores import Point, RoleScores, curve, finals, interval, sampling_half_width
 from fedcollm.report.tables import byte_table, comparison, loss_table, score_table, time_table
 
@@ -173,3 +173,13 @@ def test_tables_of_labels(make_run, make_record):
         ("cat", "4", "75.0%", "dog (1)"),
         ("dog", "2", "100.0%", "–"),
     ]
+
+
+def test_what_clients_keep_has_a_column_only_where_there_is_some(make_run, make_record):
+    plain = [make_record(0, 0.1), make_record(1, 0.5)]
+    kept = [plain[0], dataclasses.replace(plain[1], scores={**plain[1].scores, "personal": 0.75})]
+    runs = [Method(name, (read_run(make_run(name, records)),)) for name, records in (("a", plain), ("b", kept))]
+    assert "Clients’ own" not in comparison(runs[:1]).header
+    table = comparison(runs)
+    column = table.header.index("Clients’ own")
+    assert [row[column] for row in table.rows] == ["–", "75.0%"]

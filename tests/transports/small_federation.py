@@ -83,7 +83,9 @@ class Small:
         """A client as it is without a network."""
         task = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
         slm, _ = shared_slm(self.config.slm.source)
-        return build_client(self.config, RUN, name, task, slm, self._parts[name], self._test, {}, list(self._parts))
+        return build_client(
+            self.config, RUN, name, task, slm, self._parts[name], self._test, {}, list(self._parts), self.own(name)
+        )
 
     def answering(self, name: str) -> Answering:
         """A client's process: nothing in its memory, and what was opened on its disk."""
@@ -94,6 +96,10 @@ class Small:
             opened: Remembered[list[str]] = Remembered(self.disk / f"{name}-opened.json")
             client = secure_client(self.config, client, settings, self._keys[name], opened)
         return Answering(name, client, longest_message(adapter_bytes(self.theta)))
+
+    def own(self, name: str) -> Path:
+        """Where a client keeps its own adapter."""
+        return self.disk / name / "adapter"
 
     def restart_clients(self) -> None:
         """Every client's process ends, and a new one starts."""

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.transports.memory_link import DEADLINES, Fault
 from tests.transports.small_federation import Small, difference, identical, last, small_config
 
@@ -72,8 +73,9 @@ def test_run_with_sixteen_bit_uploads_equals_the_one_in_this_process_bit_for_bit
     assert [adapter_bytes(answer.adapter) for answer in sent] == [here[0].bytes_up] * 2
 
 
-def test_run_with_ranks_of_their_own_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path):
-    small = make(**{"client.ranks": [2, 4, 8]})
+@pytest.mark.parametrize("aggregation", ["mean", "product"])
+def test_run_with_ranks_of_their_own_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path, aggregation):
+    small = make(**{"client.ranks": [2, 4, 8], "federation.aggregation": aggregation})
     small.run(tmp_path / "network")
     run(small.config, tmp_path / "local")
     here, there = last(tmp_path / "network"), last(tmp_path / "local")
@@ -81,6 +83,33 @@ def test_run_with_ranks_of_their_own_equals_the_one_in_this_process_bit_for_bit(
     assert told(here[0]) == told(there[0])
     assert here[0].participants == ALL
     assert here[0].bytes_up == baseline[0].bytes_up * (2 + 4 + 8 + 2) // (4 * 8)
+
+
+def test_clients_keep_the_same_adapters_as_in_this_process_and_send_none_of_them(make, tmp_path):
+    small = make(**{"client.personal": True})
+    records = small.run(tmp_path / "network")
+    here = run(small.config, tmp_path / "local")
+    assert told(records[-1]) == told(here.records[-1])
+    assert 0 <= records[-1].scores["personal"] <= 1
+    assert here.adapters.keys() == {"slm", *(f"clients/{client}" for client in ALL)}
+    for client in ALL:
+        own, same = (load_file(place / "adapter_model.safetensors") for place in
+                     (small.own(client), here.adapters[f"clients/{client}"]))  # fmt: skip
+        assert identical(own, same)
+        *_, answer = small.answers(client)
+        assert isinstance(answer, ClientUpdate)
+        assert (answer.adapter, answer.round_index) == ({}, 3)
+    assert not (tmp_path / "network" / "adapters" / "clients").exists()
+
+
+def test_client_that_is_gone_after_the_last_round_is_named_and_the_run_ends(make, tmp_path):
+    small = make(**{"client.personal": True, "federation.rounds": 1})
+    small.link.fault("2", "training", lambda reply: reply, Fault.DIES)
+    record = small.run(tmp_path / "run")[-1]
+    assert record.participants == ALL
+    assert record.lost == {"2": "keeps no adapter of its own: not connected for 3000 s"}
+    scores = run_directory.read_json(tmp_path / "run", run_directory.PERSONAL)["scores"]
+    assert scores.keys() == {"0", "1", "3"}
 
 
 @pytest.mark.parametrize("fault", [Fault.RESTARTS, Fault.RESTARTS_AFTER, Fault.RECONNECTS], ids=lambda f: f.name)

@@ -107,7 +107,7 @@ def build_answering(directory: Path, data: Path) -> Answering:
     slm = build_model(config, "slm", config.slm, task, [], state / "base")
     spent: Remembered[int] = Remembered(state / "spent.json")
     run, name = membership.run, membership.client
-    client: Any = build_client(config, run, name, task, slm, examples, test, spent, list(roster))
+    client: Any = build_client(config, run, name, task, slm, examples, test, spent, list(roster), directory / "adapter")
     settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")

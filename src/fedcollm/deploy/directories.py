@@ -15,6 +15,7 @@ membership.json        own id, run, the server's address, the roster of signing 
 ca.crt node.key signing.key
 systemd/
 state/                 written by the client
+adapter/               with client.personal, after the last round: its own SLM's adapter, in PEFT's format
 """
 
 from collections.abc import Mapping

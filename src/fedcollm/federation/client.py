@@ -4,7 +4,7 @@ It keeps nothing between rounds, but for the number of them that it spent privac
 """
 
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.uploads import WHOLE, Upload, truncated
-from fedcollm.messages import ClientUpdate, Request, Score, TrainRequest
+from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.private_training import fit_privately
@@ -42,6 +42,7 @@ class Client:
         rounds: under privacy, how often it trains; None: as often as it is asked.
         spent: under privacy, `rounds` to how often it did, kept as long as its data is the same.
         upload: the form that its adapter travels in; if that is of a lower rank, it trains those components only.
+        store: puts the adapter away that it keeps after the last round; None: it keeps none.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Client:
     spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
     proximal: float = 0.0
     upload: Upload = WHOLE
+    store: Callable[[Adapter], None] | None = field(default=None, repr=False)
 
     def answer(self, request: Request) -> ClientUpdate:
         """Train; that is all that a client without secure aggregation does.
@@ -69,6 +71,8 @@ class Client:
         """
         if not isinstance(request, TrainRequest) or request.session:
             raise RefusalError(f"client {self.id} was not set up for secure aggregation")
+        if request.keep:
+            return self.keep(request)
         if isinstance(self.privacy, ClientPrivacy):
             raise RefusalError(f"client {self.id} adds a share of the noise only, so that a plain update would show")
         return self.train(request)
@@ -82,23 +86,49 @@ class Client:
             RefusalError: another run, an adapter that does not fit this client's SLM, or the privacy is spent.
             UserError: a value does not fit `upload`; nothing was sent.
         """
+        where, start = f"client {self.id}, round {request.round_index}", time.perf_counter()
+        self._begin(request)
+        self._spend()
+        loss = self._fit(request.round_index, where)
+        adapter = self.upload.pack(read_adapter(self.slm))
+        return self._update(request, adapter, loss, start, where)
+
+    def keep(self, request: TrainRequest, tell: bool = True) -> ClientUpdate:
+        """Fine-tune the final adapter once more and keep the result, which never leaves and so needs no noise.
+
+        Args:
+            request: with `keep`.
+            tell: answer with loss and score, unless under privacy; else with nothing but the fact.
+
+        Raises:
+            RefusalError: this client keeps none, another run, or an adapter that does not fit this client's SLM.
+        """
+        if self.store is None:
+            raise RefusalError(f"client {self.id} keeps no adapter of its own: client.personal is false there")
+        where, start = f"client {self.id}, its own adapter", time.perf_counter()
+        self._begin(request)
+        loss = self._fit(request.round_index, where, private=False)
+        self.store(read_adapter(self.slm))
+        return self._update(request, {}, loss, start, where) if tell else ClientUpdate(self.id, request.round_index, {})
+
+    def _begin(self, request: TrainRequest) -> None:
+        """Take the adapter of a request up, as far as this client's rank goes."""
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
-        where = f"client {self.id}, round {request.round_index}"
-        start = time.perf_counter()
         try:
             write_adapter(self.slm, request.adapter)
         except ValueError as error:
             raise RefusalError(f"client {self.id}: {error}") from error
         if self.upload.rank is not None:
             write_adapter(self.slm, truncated(request.adapter, self.upload.rank))
-        self._spend()
-        loss = self._fit(request.round_index, where)
-        adapter = self.upload.pack(read_adapter(self.slm))
+
+    def _update(
+        self, request: TrainRequest, adapter: Adapter, loss: float | None, start: float, where: str
+    ) -> ClientUpdate:
+        """An adapter with the numbers beside it, of which there are none under privacy."""
         if self.privacy:
             return ClientUpdate(self.id, request.round_index, adapter)
-        tuned = time.perf_counter()
-        score = None
+        tuned, score = time.perf_counter(), None
         if request.evaluate and self.test:
             score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
             score = Score(score.sums, score.count)
@@ -114,14 +144,14 @@ class Client:
             raise RefusalError(f"client {self.id} has spent its privacy in {spent} rounds, all that it agreed to")
         self.spent["rounds"] = spent + 1
 
-    def _fit(self, round_index: int, where: str) -> float | None:
+    def _fit(self, round_index: int, where: str, private: bool = True) -> float | None:
         """Tune the SLM's adapter; returns the mean loss, which does not leave the client under privacy."""
         settings: dict[str, Any] = {
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "where": where,
         }
-        if isinstance(self.privacy, ExamplePrivacy):
+        if private and isinstance(self.privacy, ExamplePrivacy):
             return fit_privately(self.task, self.slm, self.examples, privacy=self.privacy, **settings)
         seed = derive_seed(self.seed, "client", self.id, round_index)
         return fit(

@@ -39,13 +39,15 @@ class SecureClient:
     _participant: Participant | None = field(init=False, repr=False, default=None)
     _nonce: str = field(init=False, repr=False, default="")
 
-    def answer(self, request: Request) -> PhaseAnswer:
-        """Train and advertise keys, or go on with the phases of that session.
+    def answer(self, request: Request) -> PhaseAnswer | ClientUpdate:
+        """Train and advertise keys, or go on with the phases of that session; or train and keep the result.
 
         Raises:
             RefusalError: a plain update, another session or a wrong phase is asked for.
             RangeError: the update does not fit the fixed-point range; nothing of it was sent.
         """
+        if isinstance(request, TrainRequest) and request.keep and request.session is None:
+            return self.client.keep(request, tell=False)
         if isinstance(request, TrainRequest):
             items = self._advertise(request)
         else:

@@ -16,6 +16,8 @@ from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
 from fedcollm.federation.fixed_point import FixedPoint
 from fedcollm.federation.means import ComponentMean, Mean
+from fedcollm.federation.personal import with_personal
+from fedcollm.federation.product_mean import ProductMean
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
 from fedcollm.federation.server_steps import PLAIN, Memory, Step
 from fedcollm.federation.transplant import carried, rooted
@@ -66,6 +68,7 @@ class Server:
         test: examples for scoring both roles.
         fraction: share of the clients drawn in each round.
         uniform: aggregate with weight 1/K instead of n_k / n.
+        product: aggregate the products of LoRA's factors, not the factors.
         secure: aggregate securely; None: see each update.
         rehearsal: without `secure`, round as secure aggregation with this encoding does.
         minimum: a round with fewer updates fails.
@@ -101,6 +104,7 @@ class Server:
     test: Sequence[Any] = field(repr=False)
     fraction: float = 1.0
     uniform: bool = False
+    product: bool = False
     secure: SecureSettings | None = None
     rehearsal: FixedPoint | None = None
     minimum: int = 1
@@ -189,6 +193,13 @@ class Server:
             write_adapter(self.llm, carried(read_adapter(self.llm), self.adapter, adapter, self.kept, self.transplant))
         return memory
 
+    def personalise(self, record: RoundRecord) -> tuple[RoundRecord, dict[str, float]]:
+        """After the last round: let every client tune θ once more and keep the result; see `with_personal`."""
+        request, ids = TrainRequest(record.round + 1, self.adapter, run=self.run, keep=True), self.transport.clients()
+        told = with_personal(record, request, ids, self.transport.ask(dict.fromkeys(ids, request)))
+        write_adapter(self.slm, self.adapter)
+        return told
+
     def scores(self) -> dict[str, float]:
         """Main metric of the global SLM and the LLM on the test examples."""
         for role in self.models():
@@ -234,7 +245,9 @@ class Server:
         return dataclasses.replace(mean, lost=lost, bytes_up=self.bytes_up(ids), bytes_down=down)
 
     def _mean(self, theta: Adapter) -> Mean | None:
-        """The kind of mean that the clients' uploads need; None: of every value."""
+        """The kind of mean that is asked for, or that the clients' uploads need; None: of every value."""
+        if self.product:
+            return ProductMean(theta)
         ranks = any(upload.rank is not None for upload in self.uploads.values())
         return ComponentMean(theta) if ranks else None
 

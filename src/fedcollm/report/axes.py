@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 # After Okabe and Ito: told apart with any kind of colour vision, and 3:1 against both white and near-black.
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#1a7fc1", "#d55e00", "#009e73", "#c46a9b", "#868d97"
 STACK = (BLUE, "#e69f00", GREEN, PURPLE, "#56b4e9", VERMILLION, "#a8a000", "#7a6bd0")
-ROLE_COLOURS = {"slm": BLUE, "llm": VERMILLION, "clients": GREEN}
+ROLE_COLOURS = {"slm": BLUE, "llm": VERMILLION, "clients": GREEN, "personal": PURPLE}
 
 #: Names of more rows or columns than these would overlap.
 LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 12

@@ -46,11 +46,11 @@ def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
         rounds += [point.round for point in points]
         line = {
             "color": ROLE_COLOURS[role],
-            "width": 1.75 if role == "clients" else 3,
-            "dash": "dot" if role == "clients" else "solid",
+            "width": 3 if role in ("slm", "llm") else 1.75,
+            "dash": "solid" if role in ("slm", "llm") else "dot",
         }
         _add_curve(figure, points, ROLES[role], line, "circle", rank=rank)
-    _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role != "clients"})
+    _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role in ("slm", "llm")})
     round_axis(figure, rounds)
     figure.update_yaxes(title_text="Accuracy", tickformat=".0%", rangemode="tozero")
     return figure

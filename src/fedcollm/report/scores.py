@@ -11,7 +11,7 @@ from fedcollm.messages import RoundRecord
 from fedcollm.report.runs import Method
 
 #: Roles that are scored, with the words that a reader knows them by, in the order of a report.
-ROLES = {"slm": "Small model", "llm": "Large model", "clients": "Mean of clients"}
+ROLES = {"slm": "Small model", "llm": "Large model", "clients": "Mean of clients", "personal": "Clients’ own"}
 
 
 @dataclass(frozen=True)

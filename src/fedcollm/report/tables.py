@@ -96,6 +96,7 @@ def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | No
 def comparison(methods: Sequence[Method]) -> Table:
     """Final scores, traffic and time of every method; the first one is what the others are compared with."""
     main = finals(methods[0], "slm")
+    roles = [role for role in ROLES if role != "personal" or any(finals(method, role) for method in methods)]
     rows = []
     for method in methods:
         summaries = [summarise(run) for run in method.runs]
@@ -108,7 +109,7 @@ def comparison(methods: Sequence[Method]) -> Table:
                 method.name,
                 *(
                     percent(*interval(list(values.values()))) if values else "–"
-                    for values in (finals(method, role) for role in ROLES)
+                    for values in (finals(method, role) for role in roles)
                 ),
                 points(*interval(paired)) if paired and method is not methods[0] else "–",
                 count(len(method.by_seed)),
@@ -119,7 +120,7 @@ def comparison(methods: Sequence[Method]) -> Table:
         )
     header = (
         "Method",
-        *ROLES.values(),
+        *(ROLES[role] for role in roles),
         f"Small model − {methods[0].name}’s",
         "Seeds",
         "Rounds",

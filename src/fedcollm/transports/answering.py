@@ -57,7 +57,7 @@ class Answering:
             say(_described(request))
             start = time.perf_counter()
             answer = self.client.answer(request)
-            if isinstance(request, TrainRequest):
+            if isinstance(request, TrainRequest) and not request.keep:
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
             return answer
         except RefusalError as error:
@@ -70,5 +70,5 @@ class Answering:
 
 def _described(request: Request) -> str:
     if isinstance(request, TrainRequest):
-        return f"round {request.round_index}: training"
+        return "tuning the final adapter, to keep it" if request.keep else f"round {request.round_index}: training"
     return readable(f"secure aggregation: {request.phase}")

@@ -42,7 +42,7 @@ class RememberingTransport:
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
         """One answer at a time, in the order of `requests`."""
         for client, request in requests.items():
-            if isinstance(request, TrainRequest) and request.round_index == SHARED_ROUND:
+            if isinstance(request, TrainRequest) and request.round_index == SHARED_ROUND and not request.keep:
                 yield from self._remembered(client, request)
             else:
                 yield from self._inner.ask({client: request})
