@@ -34,8 +34,8 @@ def remembering(config: RunConfig, transport: Transport, task: Task, split: Spli
         split: the data.
         shared: directory of what several runs have in common.
     """
-    if _is_made_by_the_run(config.slm):
-        return transport
+    if _is_made_by_the_run(config.slm) or config.task.partition.kind == "pooled":
+        return transport  # no other run has the same client
     common = _settings(config, config.slm, task, split.test) | {
         "model": config.slm.model_dump(mode="json"),
         "client": config.client.model_dump(mode="json"),
