@@ -2,17 +2,19 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedcollm.config import RunConfig
 from fedcollm.loading import load_config
+from fedcollm.methods import changed
 
 WORDS = [
     "<pad>",
@@ -34,6 +36,13 @@ WORDS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _exact_products() -> Iterator[None]:
+    """Whatever a run chose, the next test starts with exact float32 products."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer over WORDS."""
@@ -42,11 +51,34 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>")
 
 
-def tiny_llama(layers: int = 2, hidden: int = 16, seed: int = 0) -> LlamaForCausalLM:
+#: Another vocabulary of the same words in another order: a piece brings its space along, and two words are cut in two.
+PIECES = [
+    "<pad>",
+    "<s>",
+    *(f"▁{word}" for word in WORDS[:1:-1] if len(word) < 6),
+    "▁col",
+    "our",
+    "▁ani",
+    "mal",
+    "<unk>",
+]
+
+
+@pytest.fixture(scope="session")
+def pieces() -> PreTrainedTokenizerFast:
+    """A tokenizer over PIECES, as sentencepiece makes them, that puts <s> before every text."""
+    inner = Tokenizer(models.Unigram([(piece, -1.0) for piece in PIECES], unk_id=len(PIECES) - 1))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<s>")
+
+
+def tiny_llama(layers: int = 2, hidden: int = 16, seed: int = 0, size: int = len(WORDS)) -> LlamaForCausalLM:
     """A random Llama with 16 tokens and a context of 32."""
     torch.manual_seed(seed)
     shape = LlamaConfig(
-        vocab_size=len(WORDS),
+        vocab_size=size,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
@@ -117,3 +149,15 @@ def tiny_config(model_directories: dict[str, str], word_data: Path) -> RunConfig
         federation={"rounds": 2},
         evaluation={"clients": "every"},
     )
+
+
+@pytest.fixture
+def pair_config(
+    tiny_config: RunConfig, pieces: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> RunConfig:
+    """As `tiny_config`, with an LLM that has another tokenizer."""
+    place = tmp_path_factory.mktemp("other")
+    tiny_llama(4, 32, seed=4, size=24).save_pretrained(place)  # some columns have no token, as in padded embeddings
+    pieces.save_pretrained(place)
+    distillation = {"server.distillation.across_tokenizers": True}
+    return changed(tiny_config, {"llm.source": str(place), "task.unlabelled_size": 16} | distillation)

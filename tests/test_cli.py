@@ -114,7 +114,7 @@ def test_presets_lists_all(command):
     code, out, _ = command("presets")
     assert code == 0
     names = {line.split()[0] for line in out.splitlines()}
-    expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa digits gpt2 opt llama2 smollm2 qwen"
+    expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa professions digits gpt2 opt llama2 smollm2 qwen"
     assert names == set(expected.split())
 
 
@@ -187,6 +187,7 @@ def test_models_that_share_no_tokenizer_are_refused(command, config_file, tmp_pa
     code, _, err = command("run", config_file, "--set", f"llm.source={other}", "--out", tmp_path / "run")
     assert code == 2
     assert "don't share a tokenizer" in err
+    assert "server.distillation.across_tokenizers: true" in err
 
 
 def test_broken_line_of_the_data_is_named(command, config_file, tmp_path, word_data):
@@ -226,3 +227,14 @@ def test_check_counts_the_papers_table_2_from_configurations_alone(command, pres
     code, out, _ = command("check", preset)
     assert code == 0
     assert millions in out
+
+
+def test_check_counts_what_a_client_sends(command):
+    code, out, _ = command("check", "opt", "--set", "slm.adapter.freeze_a=true", "--set", "federation.upload=float16",
+                           "--set", "slm.dtype=float32")  # fmt: skip
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if line.count("│") > 2}
+    assert code == 0
+    assert rows["adapter parameters"] == "1.57 M"
+    assert rows["bytes down, a client a round"] == "6.29 MB"
+    assert rows["bytes up, a client a round"] == "3.15 MB"
+    assert rows["bytes up, share of the base's"] == "0.060%"

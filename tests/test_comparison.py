@@ -13,7 +13,7 @@ from fedcollm.federation.server import Server
 from fedcollm.methods import PAPER, changed
 from fedcollm.report.compared import Row
 from fedcollm.report.scores import interval
-from fedcollm.run_directory import read_records
+from fedcollm.run_directory import read_config, read_records
 
 
 def test_confidence_interval_by_hand():
@@ -93,6 +93,27 @@ def test_several_tasks_have_a_folder_each(tiny_config, tmp_path):
     assert [job.place for job in Plan(tmp_path, [other], ["fedavg"], [0]).jobs()] == ["fedavg/seed-0"]
 
 
+def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_config):
+    # the SLM of tiny_config is a model of its own
+    with pytest.raises(
+        UserError, match=r"--methods: transplant does not fit.*1 error\n  server\.transplant 1 needs an SLM"
+    ):
+        plan(tiny_config, ["fedcollm", "transplant"], [0])
+
+
+def test_departures_are_planned_and_named_in_the_table(tiny_config, tmp_path):
+    methods = ["fedcollm", "ffa_lora", "fedadam"]
+    comparison = fedcollm.compare(tiny_config, tmp_path, methods=methods)
+    assert [row.name for row in comparison.rows] == [
+        "zero-shot",
+        "FedCoLLM",
+        "FedCoLLM, FedAdam server",
+        "FedCoLLM, FFA-LoRA",
+    ]
+    assert all(len(row.values["slm"]) == len(row.values["llm"]) == 1 for row in comparison.rows)
+    assert read_config(tmp_path / "fedadam" / "seed-0").federation.step.kind == "fedadam"
+
+
 def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path, monkeypatch):
     comparison = fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1])
     rows = {row.name.split()[0]: row for row in comparison.rows}
@@ -133,6 +154,18 @@ def test_processes_give_the_same_bits_and_failures_stop_nothing_else(tiny_config
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert Plan(tmp_path / "two", [broken, good], ["fedavg"], [0]).tabulate().tasks[1].rows == alone.rows
+
+
+def test_client_alone_keeps_its_rank_and_one_with_all_data_has_them_all(tiny_config):
+    config = changed(tiny_config, {"client.ranks": [2, 4], "federation.upload": "float16", "llm.adapter.rank": 1})
+    configs = dict(plan(config, list(PAPER), [0]))
+    ranks = {place.removesuffix("/seed-0"): one.client.ranks for place, one in configs.items()}
+    assert ranks["standalone/seed-0/client-0"] == [2]
+    assert ranks["standalone/seed-0/client-1"] == [4]
+    assert ranks["fedavg"] == ranks["fedcollm"] == [2, 4]
+    assert ranks["centralized"] is ranks["centralized_llm"] is None
+    assert configs["standalone/seed-0/client-1"].federation.upload == "float32"
+    assert configs["fedavg/seed-0"].federation.upload == "float16"
 
 
 def test_what_methods_share_is_done_once_and_changes_no_bit(tiny_config, tmp_path, monkeypatch):

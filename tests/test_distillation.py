@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from fedcollm.distillation import distil_mutually, divergence, mutual_losses
+from fedcollm.distillation import distil_mutually, divergence, lacking, mutual_losses
 from fedcollm.errors import NonFiniteError
 from fedcollm.models import add_adapter, read_adapter
 from fedcollm.tasks.base import UNLABELLED
@@ -21,6 +21,9 @@ LN2, LN3, LN9 = math.log(2), math.log(3), math.log(9)
 TEACHER = torch.tensor([[0.0, 0.0], [LN9, 0.0]])
 STUDENT = torch.tensor([[LN3, 0.0], [0.0, 0.0]])
 ROW_1 = 0.1438410  # 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3)
+
+MIXTURES = ["jensen_shannon", "skew_kl", "skew_reverse_kl"]
+KINDS = ["forward_kl", "reverse_kl", *MIXTURES]
 
 
 def gradients(loss: torch.Tensor, *logits: torch.Tensor) -> list[torch.Tensor]:
@@ -37,6 +40,12 @@ def test_divergence_of_equal_logits_is_exactly_zero(kind, temperature):
     assert divergence(logits, logits.clone(), temperature, kind).item() == 0.0
 
 
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_divergence_of_equal_logits_is_zero_up_to_rounding(kind):
+    logits = torch.randn(7, 11, generator=torch.Generator().manual_seed(0)) * 20
+    assert divergence(logits, logits.clone(), kind=kind).item() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_forward_kl_by_hand():
     # row 2: 9/10 ln(9/5) + 1/10 ln(1/5) = 0.5290080 - 0.1609438 = 0.3680642; mean of both rows:
     assert divergence(TEACHER, STUDENT).item() == pytest.approx(0.2559526, abs=1e-6)
@@ -45,6 +54,82 @@ def test_forward_kl_by_hand():
 def test_reverse_kl_by_hand():
     # row 1: 3/4 ln(3/2) + 1/4 ln(1/2) = 0.1308120; row 2: 1/2 ln(5/9) + 1/2 ln 5 = 0.5108256
     assert divergence(TEACHER, STUDENT, kind="reverse_kl").item() == pytest.approx(0.3208188, abs=1e-6)
+
+
+def test_jensen_shannon_by_hand():
+    # row 1, m = (5/8, 3/8): KL(p ‖ m) = 1/2 ln(4/5) + 1/2 ln(4/3) = 0.0322693,
+    #     KL(q ‖ m) = 3/4 ln(6/5) + 1/4 ln(2/3) = 0.0353749; half their sum is 0.0338221
+    # row 2, m = (7/10, 3/10): KL(p ‖ m) = 9/10 ln(9/7) + 1/10 ln(1/3) = 0.1163218,
+    #     KL(q ‖ m) = 1/2 ln(5/7) + 1/2 ln(5/3) = 0.0871767; half their sum is 0.1017492
+    assert divergence(TEACHER, STUDENT, kind="jensen_shannon").item() == pytest.approx(0.0677857, abs=1e-6)
+
+
+def test_skew_kl_by_hand():
+    # row 1, 1/10 p + 9/10 q = (0.725, 0.275): 1/2 ln(20/29) + 1/2 ln(20/11) = 0.1131367
+    # row 2, (0.54, 0.46): 9/10 ln(5/3) + 1/10 ln(5/23) = 0.3071374
+    assert divergence(TEACHER, STUDENT, kind="skew_kl").item() == pytest.approx(0.2101371, abs=1e-6)
+
+
+def test_skew_reverse_kl_by_hand():
+    # row 1, 9/10 p + 1/10 q = (0.525, 0.475): 3/4 ln(10/7) + 1/4 ln(10/19) = 0.1070427
+    # row 2, (0.86, 0.14): 1/2 ln(25/43) + 1/2 ln(25/7) = 0.3653207
+    assert divergence(TEACHER, STUDENT, kind="skew_reverse_kl").item() == pytest.approx(0.2361817, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [
+        ("jensen_shannon", LN2),  # p and q disjoint: m holds half of each
+        ("skew_kl", 2.3025851),  # the mixture holds 1/10 of p: ln 10
+        ("skew_reverse_kl", 2.3025851),
+    ],
+)
+def test_mixtures_are_bounded_where_kl_grows_without_bound(kind, bound):
+    teacher, student = torch.tensor([[1000.0, 0.0]]), torch.tensor([[0.0, 1000.0]], requires_grad=True)
+    loss = divergence(teacher, student, kind=kind)
+    loss.backward()
+    assert loss.item() == pytest.approx(bound, abs=1e-6)
+    assert divergence(teacher, student).item() == 1000.0
+    assert student.grad.isfinite().all()
+
+
+def test_jensen_shannon_has_no_direction_and_the_others_have_one():
+    there = {kind: divergence(TEACHER, STUDENT, kind=kind).item() for kind in KINDS}
+    back = {kind: divergence(STUDENT, TEACHER, kind=kind).item() for kind in KINDS}
+    assert back["jensen_shannon"] == pytest.approx(there["jensen_shannon"], abs=1e-7)
+    assert back["forward_kl"] == pytest.approx(there["reverse_kl"], abs=1e-7)
+    # KL(p ‖ α p + (1 - α) q) with p and q exchanged
+    assert back["skew_kl"] == pytest.approx(there["skew_reverse_kl"], abs=1e-7)
+    assert back["skew_kl"] != pytest.approx(there["skew_kl"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slope"),
+    [
+        # dD/dz_0 = q_0 (g_0 - q_0 g_0 - q_1 g_1) with g = dD/dq; q = (3/4, 1/4), p = (1/2, 1/2)
+        # g = 1/2 ln(q / m) up to a constant: 1/2 * 3/4 * 1/4 * (ln(6/5) - ln(2/3))
+        ("jensen_shannon", 0.0551051),
+        # g = -9/10 p / m, m = (0.725, 0.275): 3/16 * (-0.6206897 + 1.6363636)
+        ("skew_kl", 0.1904389),
+        # g = ln(q / m) - 1/10 q / m up to a constant, m = (0.525, 0.475):
+        # 3/16 * (0.3566749 - 0.1428571 + 0.6418539 + 0.0526316)
+        ("skew_reverse_kl", 0.1703069),
+    ],
+)
+def test_gradient_of_mixtures_by_hand(kind, slope):
+    student = torch.tensor([[LN3, 0.0]], requires_grad=True)
+    (gradient,) = gradients(divergence(torch.zeros(1, 2), student, kind=kind), student)
+    torch.testing.assert_close(gradient, torch.tensor([[slope, -slope]]), atol=1e-6, rtol=0)
+
+
+def test_rows_that_are_not_taught_count_as_zeros():
+    student = STUDENT.clone().requires_grad_()
+    loss = divergence(TEACHER, student, taught=torch.tensor([True, False]))
+    assert loss.item() == pytest.approx(ROW_1 / 2, abs=1e-6)
+    (gradient,) = gradients(loss, student)
+    torch.testing.assert_close(gradient, torch.tensor([[0.125, -0.125], [0.0, 0.0]]))  # (q - p) / 2
+    assert divergence(TEACHER, STUDENT, taught=torch.tensor([False, False])).item() == 0.0
+    assert torch.equal(divergence(TEACHER, STUDENT, taught=torch.tensor([True, True])), divergence(TEACHER, STUDENT))
 
 
 def test_temperature_softens_and_scales_by_its_square():
@@ -61,13 +146,13 @@ def test_forward_kl_gradient_is_the_difference_of_probabilities(temperature):
     torch.testing.assert_close(gradient, temperature * torch.tensor([[0.25, -0.25]]))
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_divergence_moves_the_student_and_never_the_teacher(kind):
     teacher, student = TEACHER.clone().requires_grad_(), STUDENT.clone().requires_grad_()
     divergence(teacher, student, kind=kind).backward()
     assert teacher.grad is None
     assert student.grad is not None
-    assert (student.grad.abs() > 0.05).all()
+    assert (student.grad.abs() > 0.02).all()
 
 
 def test_divergence_is_a_mean_over_rows():
@@ -100,7 +185,7 @@ def test_losses_by_hand():
     torch.testing.assert_close(llm_gradient, torch.tensor([[-1.0, 1.0]]))
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_backward_gives_the_gradients_of_both_losses_apart(kind):
     generator = torch.Generator().manual_seed(1)
     slm, llm = (torch.randn(5, 7, generator=generator, requires_grad=True) for _ in range(2))
@@ -165,6 +250,62 @@ def test_weight_zero_with_llm_weight_teaches_the_llm_alone():
     slm_gradient, llm_gradient = gradients(total, slm, llm)
     torch.testing.assert_close(slm_gradient, torch.tensor([[-0.25, 0.25]]))  # p_g - y
     torch.testing.assert_close(llm_gradient, torch.tensor([[-1.0, 1.0]]))
+
+
+# --- who knows better ---
+
+HALF, SURE = [0.0, 0.0], [LN3, 0.0]  # (1/2, 1/2) and (3/4, 1/4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "target", "teaches"),
+    [
+        (SURE, HALF, 0, True),  # cross-entropy ln(4/3) against ln 2
+        (HALF, SURE, 0, False),
+        (SURE, HALF, 1, False),  # sure of what is wrong: ln 4 against ln 2
+        (HALF, SURE, 1, True),
+        (SURE, HALF, UNLABELLED, True),  # entropy 0.5623351 against ln 2
+        (HALF, SURE, UNLABELLED, False),
+        ([0.0, LN3], HALF, UNLABELLED, True),  # whichever answer it is sure of
+        (SURE, SURE, 0, False),
+        (SURE, SURE, UNLABELLED, False),
+        ([0.0, LN3], SURE, UNLABELLED, False),  # equally sure, of different answers
+    ],
+)
+def test_who_knows_better_by_hand(first, second, target, teaches):
+    ours, theirs = (lacking(torch.tensor([row]), torch.tensor([target])) for row in (first, second))
+    assert (ours < theirs).tolist() == [teaches]
+
+
+def test_each_row_has_its_own_teacher_and_no_gradient_flows_through_the_choice():
+    slm, llm = (torch.tensor(rows, requires_grad=True) for rows in ([SURE, SURE, HALF], [HALF, HALF, SURE]))
+    targets = torch.tensor([0, 1, UNLABELLED])
+    chosen = lacking(slm, targets) < lacking(llm, targets)
+    assert chosen.tolist() == [True, False, False]
+    assert not chosen.requires_grad
+
+
+def test_selective_losses_by_hand():
+    # row 1: p_g = (3/4, 1/4) knows y = 0 better than p_f = (1/2, 1/2), so that only the LLM is taught;
+    # row 2: p_f = (9/10, 1/10) knows it better than p_g = (1/2, 1/2), so that only the SLM is taught
+    slm, llm = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
+    losses = mutual_losses(slm, llm, torch.tensor([0, 0]), weight=2.0, selective=True)
+    assert losses.kl.item() == pytest.approx(0.3680642 / 2, abs=1e-6)  # KL(p_f ‖ p_g) of row 2
+    # CE (ln(4/3) + ln 2) / 2 and (ln 2 + ln(10/9)) / 2; KL(p_g ‖ p_f) of row 1 is 0.1308120
+    assert losses.total.item() == pytest.approx(0.4904147 + 0.3992538 + 2 * (0.1840321 + 0.0654060), abs=1e-6)
+    slm_gradient, llm_gradient = gradients(losses.total, slm, llm)
+    # (p - y) / 2, and where taught λ (p - p of the teacher) / 2
+    torch.testing.assert_close(slm_gradient, torch.tensor([[-0.125, 0.125], [-0.25 - 0.4, 0.25 + 0.4]]))
+    torch.testing.assert_close(llm_gradient, torch.tensor([[-0.25 - 0.25, 0.25 + 0.25], [-0.05, 0.05]]))
+
+
+def test_selective_losses_of_unlabelled_rows_go_by_confidence():
+    # entropies: SLM 0.5623351 and ln 2, LLM ln 2 and 0.3250830; with labels 1 it would be the other way round
+    losses = mutual_losses(STUDENT, TEACHER, torch.tensor([UNLABELLED, UNLABELLED]), selective=True)
+    assert losses.kl.item() == pytest.approx(0.3680642 / 2, abs=1e-6)
+    assert losses.total.item() == pytest.approx(0.1840321 + 0.0654060, abs=1e-6)
+    labelled = mutual_losses(STUDENT, TEACHER, torch.tensor([1, 1]), selective=True)
+    assert labelled.kl.item() == pytest.approx(ROW_1 / 2, abs=1e-6)
 
 
 # --- the loop ---
@@ -262,6 +403,15 @@ def test_one_way_distillation_tunes_the_llm_as_cross_entropy_alone(task, pair):
     slm_alone, llm_alone, _ = distil(task, pair, weight=0.0)
     assert equal(llm, llm_alone)
     assert not equal(slm, slm_alone)
+
+
+@pytest.mark.parametrize("option", [{"selective": True}, *({"kind": kind} for kind in KINDS[1:])], ids=str)
+def test_options_change_what_both_models_learn(task, pair, option):
+    slm, llm, losses = distil(task, pair, **option)
+    plain_slm, plain_llm, plain_losses = distil(task, pair)
+    assert not equal(slm, plain_slm)
+    assert not equal(llm, plain_llm)
+    assert 0 < losses["kl"] != plain_losses["kl"]
 
 
 def test_unlabelled_examples_move_nothing_without_kl(task, pair):

@@ -162,6 +162,16 @@ def test_disabled_adapter_and_unfused_model_compute_as_peft_does():
     torch.testing.assert_close(loss(fused), loss(plain))
 
 
+def test_frozen_a_has_no_gradient_and_b_that_of_peft():
+    plain, fused = pair(freeze_a=True)
+    assert stacks(fused) != []
+    expected, found = gradients(plain), gradients(fused)
+    assert len(expected) == 14
+    assert all("lora_B" in name for name in expected)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert all(p.grad is None for name, p in fused.named_parameters() if "lora_A" in name)
+
+
 @pytest.mark.parametrize("adapter", [{"dropout": 0.1}, {"kind": "dora"}])
 def test_adapters_that_do_more_are_left_alone(adapter):
     plain, fused = pair(**adapter)

@@ -23,8 +23,8 @@ def refused(preset: str | Path = "icd10", **overrides) -> str:
 
 
 def test_presets_are_those_that_the_design_names():
-    names = {"arc_challenge", "arc_easy", "commonsense_qa", "digits", "icd10", "openbookqa", "qwen", "smollm2"}
-    assert set(preset_names()) == names | PAPER
+    tasks = {"arc_challenge", "arc_easy", "commonsense_qa", "digits", "icd10", "openbookqa", "professions"}
+    assert set(preset_names()) == tasks | {"fedcollm_plus", "qwen", "smollm2"} | PAPER
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -229,6 +229,18 @@ def test_zero_and_negative_numbers_are_refused(key, value):
         ("server.distillation.weight", -0.5),
         ("server.distillation.weight", float("inf")),
         ("server.distillation.divergence", "js"),
+        ("server.distillation.selective", "sometimes"),
+        ("server.distillation.ramp", -1),
+        ("server.transplant", 1.5),
+        ("server.transplant", -0.5),
+        ("client.proximal", -0.1),
+        ("client.proximal", float("inf")),
+        ("federation.step.kind", "sgd"),
+        ("federation.step.rate", 0),
+        ("federation.step.momentum", 1.0),
+        ("federation.step.decay", 1.0),
+        ("federation.step.tau", 0),
+        ("slm.adapter.freeze_a", "b"),
         ("slm.adapter.dropout", 1.0),
         ("slm.adapter.targets", 3),
         ("slm.dtype", "int8"),
@@ -271,6 +283,36 @@ def test_distillation_without_public_data_is_refused():
     assert load_config("icd10", task={"public_size": 0, "unlabelled_size": 1}).server.epochs == 1
 
 
+BOTH_FREEZE = {"slm.adapter.freeze_a": True, "llm.adapter.freeze_a": True}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"slm.source": "another"},
+        {"llm.layers": 20},
+        {"slm.warm_up": 1},
+        {"llm.warm_up": 1},
+        {"slm.adapter.rank": 4},
+        {"llm.adapter.targets": ["q_proj"]},
+        {"slm.adapter.kind": "dora", "llm.adapter.kind": "dora"},
+        BOTH_FREEZE,
+    ],
+    ids=str,
+)
+def test_transplant_into_a_model_that_the_slm_was_not_cut_from_is_refused(overrides):
+    message = refused(**{"server.transplant": 0.5, **overrides})
+    assert "server.transplant 0.5 needs an SLM that was cut from the LLM by layers" in message
+    assert "or server.transplant: 0" in message
+    assert load_config(**overrides).server.transplant == 0
+
+
+def test_transplant_of_a_cut_slm_is_allowed():
+    assert load_config("icd10", **{"server.transplant": 1}).server.transplant == 1.0
+    both = {"slm.adapter.rank": 4, "llm.adapter.rank": 4, "slm.adapter.kind": "LORA", "llm.adapter.kind": "LORA"}
+    assert load_config("icd10", **{"server.transplant": 0.5, **both}).slm.adapter.rank == 4
+
+
 def test_run_that_trains_nothing_is_refused():
     assert "trains nothing" in refused(federation={"participants": []}, server={"epochs": 0})
 
@@ -283,3 +325,54 @@ def test_public_part_at_a_client_needs_the_pooled_partition():
 def test_configuration_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         RunConfig().seed = 3
+
+
+# --- combinations that are refused ---
+
+NOISE = {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-4, "sampling_rate": 0.1}
+PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
+
+
+@pytest.mark.parametrize("upload", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("hidden", "why"),
+    [
+        ({"federation.secure_aggregation": True}, "secure_aggregation: masks and sums are 32-bit words"),
+        ({"federation.masking.rehearse": True}, "masking.rehearse: it does as secure aggregation"),
+        (PRIVATE, "privacy: its noise was worked out"),
+    ],
+)
+def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
+    message = refused(**hidden, **{"federation.upload": upload})
+    assert f"federation.upload {upload} with federation.{why}" in message
+    assert "Set federation.upload: float32" in message
+
+
+def test_unknown_upload_dtype_is_refused():
+    assert "federation.upload: 'int8' is not allowed" in refused(**{"federation.upload": "int8"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"client.ranks": [4, 16]},
+            "client.ranks [4, 16] go up to 16, and the adapter that they are parts of has rank 8",
+        ),
+        ({"client.ranks": [4], "slm.adapter.kind": "dora"}, "client.ranks [4] needs LoRA's A and B alone"),
+        (
+            {"client.ranks": [4], "slm.adapter.options": {"use_dora": True}},
+            "client.ranks [4] needs LoRA's A and B alone",
+        ),
+        ({"client.ranks": [4], "slm.adapter.freeze_a": True}, "client.ranks [4] needs both A and B to travel"),
+        (
+            {"client.ranks": [4], "federation.secure_aggregation": True},
+            "as many at each client. Set client.ranks: null",
+        ),
+        ({"client.ranks": [4]} | PRIVATE, "client.ranks [4] with federation.privacy"),
+        ({"client.ranks": []}, "client.ranks: [] is not allowed"),
+        ({"client.ranks": [0]}, "client.ranks.0: 0 is not allowed"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(changes, message):
+    assert message in refused(**changes)

@@ -205,3 +205,10 @@ def test_check_gives_the_measurement_as_json(tiny_config, check):
     assert err == ""
     assert json.loads(out)["measured"]["run_seconds"] > 0
     assert "measured" not in json.loads(check(tiny_config, "--json")[0])
+
+
+def test_pair_with_two_tokenizers_is_measured(pair_config):
+    measured = measure(pair_config)
+    assert measured.round_seconds.keys() == {"clients", "distillation", "evaluation"}
+    assert measured.round_seconds["distillation"] > 0
+    assert measured.notes == ()

@@ -67,6 +67,13 @@ def test_adapter_has_as_many_parameters_as_counted_by_hand(llama, kind, count):
     assert sum(tensor.numel() for tensor in read_adapter(model).values()) == count
 
 
+def test_frozen_a_is_neither_trained_nor_part_of_the_base(llama):
+    base = sum(parameter.numel() for parameter in llama.parameters())
+    model = adapted(llama, rank=8, freeze_a=True)
+    # B alone, rank 8: q, k, v, o 8 * 16 each, gate and up 8 * 32, down 8 * 16: 1152 a layer
+    assert parameter_counts(model) == (2304, base)
+
+
 def test_lora_of_a_tiny_llama_has_two_matrices_a_linear_layer(llama):
     adapter = read_adapter(adapted(llama, rank=4))
     assert len(adapter) == 2 * 7 * 2
@@ -148,6 +155,87 @@ def test_unknown_option_lists_the_fields(llama):
 def test_option_value_that_peft_refuses_is_the_users_error(llama):
     with pytest.raises(UserError, match="adapter"):
         adapted(llama, rank=4, options={"init_lora_weights": "no such way"})
+
+
+# --- FFA-LoRA: A at its random start ---
+
+
+def products(model: peft.PeftModel, adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """s B A of every layer, with this adapter."""
+    write_adapter(model, adapter)
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "get_delta_weight")}
+    return {name: layer.get_delta_weight("default").detach().clone() for name, layer in layers.items()}
+
+
+def matrices(model: nn.Module, which: str) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if which in name}
+
+
+def mean(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """3/4 of one and 1/4 of the other, as of clients with 3 and 1 examples."""
+    return {name: (3 * one[name] + two[name]) / 4 for name in one}
+
+
+def whole_numbers(tensors: dict[str, torch.Tensor], seed: int, factor: int = 1) -> dict[str, torch.Tensor]:
+    """From -3 to 3 times a factor: sums and products of few of them are exact in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: factor * torch.randint(-3, 4, t.shape, generator=generator).float() for n, t in tensors.items()}
+
+
+def test_frozen_a_leaves_b_alone_to_train_and_to_send(llama):
+    model = adapted(llama, rank=8, freeze_a=True)
+    base = sum(parameter.numel() for parameter in llama.parameters())
+    # B of a layer, rank 8: q, k, v, o and down 8 * 16 = 128 each, gate and up 8 * 32 = 256: 5 * 128 + 2 * 256 = 1152.
+    # A of a layer: 2176 - 1152 = 1024. Two layers:
+    assert parameter_counts(model) == (2304, base + 2048)
+    adapter = read_adapter(model)
+    assert all(name.endswith("lora_B.weight") for name in adapter)
+    assert len(adapter) == 14
+    assert sum(tensor.numel() for tensor in adapter.values()) == 2304
+
+
+def test_frozen_a_is_that_of_lora_with_the_same_seed_at_every_party(llama):
+    first = matrices(adapted(llama, seed=1, freeze_a=True), "lora_A")
+    torch.manual_seed(99)
+    assert equal(matrices(adapted(llama, seed=1, freeze_a=True), "lora_A"), first)
+    assert equal(matrices(adapted(llama, seed=1), "lora_A"), first)
+    assert not equal(matrices(adapted(llama, seed=2, freeze_a=True), "lora_A"), first)
+    assert all(tensor.std() > 0.01 for tensor in first.values())
+
+
+@pytest.mark.parametrize("freeze_a", [True, False])
+def test_mean_of_adapters_is_the_mean_of_products_only_if_a_is_frozen(llama, freeze_a):
+    model = adapted(llama, rank=2, alpha=2, freeze_a=freeze_a)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                parameter.copy_(whole_numbers({"a": parameter}, len(name))["a"])
+    one, two = (whole_numbers(read_adapter(model), seed, 4) for seed in (1, 2))
+    of_mean, expected = products(model, mean(one, two)), mean(products(model, one), products(model, two))
+    assert len(expected) == 14
+    assert equal(of_mean, expected) == freeze_a
+    assert max(tensor.abs().max() for tensor in expected.values()) > 1
+
+
+def test_saved_adapter_with_frozen_a_is_loaded_by_peft_alone_with_the_same_logits(llama, tmp_path):
+    model = adapted(llama, seed=1, freeze_a=True)
+    save_adapter(model, shaken(model), tmp_path / "slm")
+    files = load_file(tmp_path / "slm" / "adapter_model.safetensors")
+    assert sum("lora_A" in name for name in files) == 14  # the file is whole: who reads it need not know the seed
+    torch.manual_seed(7)
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(llama), str(tmp_path / "slm")).eval()
+    assert (logits(loaded) - logits(llama)).abs().max() > 1e-4
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-6, rtol=1e-6)
+    other = adapted(llama, seed=2, freeze_a=True)
+    load_adapter(other, tmp_path / "slm")
+    torch.testing.assert_close(logits(other), logits(model), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dora", "ia3", "adalora"])
+def test_frozen_a_is_refused_for_other_kinds(llama, kind):
+    with pytest.raises(UserError, match=rf"adapter\.freeze_a: {kind} has no A to freeze; set adapter\.kind: lora"):
+        adapted(llama, kind=kind, freeze_a=True)
+    assert len(read_adapter(adapted(llama, kind="LoRA", freeze_a=True))) == 14
 
 
 # --- reading and writing ---

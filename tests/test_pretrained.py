@@ -23,6 +23,7 @@ from fedcollm.pretrained import (
     load_config,
     load_tokenizer,
     prune_layers,
+    start_tokens,
 )
 
 TOKENS = torch.tensor([[2, 8, 11, 5, 9]])
@@ -408,3 +409,8 @@ def test_gguf_head_of_its_own_stays(tmp_path):
     assert not loaded.config.tie_word_embeddings
     assert torch.equal(loaded.get_output_embeddings().weight, head)
     assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_tokens_before_every_text(tokenizer, pieces):
+    assert start_tokens(pieces) == (1,)
+    assert start_tokens(tokenizer) == ()

@@ -137,6 +137,18 @@ def test_combination_without_a_guarantee_is_refused(privacy, federation, adapter
         config(privacy, adapter, **federation)
 
 
+def test_proximal_term_is_refused_at_example_level_only():
+    proximal = {"client": {"proximal": 0.01}}
+    values = {"federation": {"privacy": EXAMPLE, "aggregation": "uniform"}}
+    with pytest.raises(
+        ValueError, match=r"client\.proximal 0\.01 is not part of DP-SGD's step; set client\.proximal: 0"
+    ):
+        RunConfig.model_validate(values | proximal)
+    assert RunConfig.model_validate(values).client.proximal == 0
+    secure = RunConfig.model_validate({"federation": {"privacy": CLIENT} | SECURE} | proximal)
+    assert secure.client.proximal == 0.01
+
+
 def test_all_reasons_are_in_one_message():
     with pytest.raises(
         ValueError, match=r"means nothing at level client.*numbers of examples.*share of the noise only"

@@ -210,6 +210,15 @@ def mean_loss(task, model, examples) -> float:
         return float(functional.cross_entropy(task.logits(model, batch), task.targets(batch)))
 
 
+def test_frozen_a_is_tuned_in_b_alone(task, llama):
+    model = add_adapter(llama, rank=2, seed=1, freeze_a=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    privacy = ExamplePrivacy(1.0, 1.0, 1e-5, 1.0, steps=2)
+    fit_privately(task, model, EXAMPLES, privacy=privacy, batch_size=4, learning_rate=1e-3)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_B" in name}
+
+
 def test_adapter_without_gradients_of_single_examples_is_refused(task, llama):
     dora = add_adapter(llama, kind="dora", rank=2, seed=1)
     privacy = ExamplePrivacy(1.0, 1.0, 1e-5, 1.0, steps=1)

@@ -17,6 +17,7 @@ import fedcollm
 from fedcollm import run_directory
 from fedcollm.config import RunConfig
 from fedcollm.errors import NonFiniteError, UserError
+from fedcollm.methods import changed
 from fedcollm.runner import evaluate_run, rounds
 
 
@@ -87,6 +88,53 @@ def test_resume_gives_bit_for_bit_what_an_uninterrupted_run_gives(tiny_config, t
     interrupted.close()
     assert [record.round for record in rounds(None, tmp_path / "parts", resume=True)] == [0, 1, 2, 3]
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+STEPS = {
+    "fedavgm": ({"federation.step.kind": "fedavgm", "federation.step.rate": 0.5}, {"momentum"}),
+    "fedadam": ({"federation.step.kind": "fedadam", "federation.step.rate": 0.01}, {"momentum", "second_moment"}),
+    "transplant": ({"server.transplant": 1.0, "federation.step.kind": "fedavgm"}, {"momentum"}),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_memory_of_the_servers_step_is_resumed_bit_for_bit(tiny_config, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
+    values, memory = STEPS[name]
+    if name == "transplant":  # an SLM of the LLM's first and last layer
+        values = values | {"slm.source": tiny_config.llm.source, "slm.layers": 2}
+    config = changed(with_rounds(tiny_config, 3), values)
+    fedcollm.run(config, tmp_path / "whole")
+    for _ in range(2):  # stopped after round 1, and again after round 2
+        resume = (tmp_path / "parts").exists()
+        interrupted = rounds(config, tmp_path / "parts", resume=resume)
+        assert [next(interrupted).round for _ in range(3 if resume else 2)] == [0, 1, 2][: 3 if resume else 2]
+        interrupted.close()
+    result = fedcollm.run(config, tmp_path / "parts", resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    saved = load_file(tmp_path / "parts" / "checkpoint.safetensors")
+    assert {key.split("/")[0] for key in saved} == {"slm", "llm"} | memory
+    assert result.adapters.keys() == {"slm", "llm"}
+
+
+def test_memory_of_the_servers_step_is_no_role(tiny_config, tmp_path):
+    fedcollm.run(changed(with_rounds(tiny_config, 1), STEPS["fedavgm"][0]), tmp_path / "run")
+    with pytest.raises(UserError, match=r"has no momentum adapter\. Roles there: slm, llm\."):
+        evaluate_run(tmp_path / "run", "momentum")
+
+
+def test_run_with_frozen_a_sends_b_alone_and_leaves_files_that_peft_reads(tiny_config, tmp_path, model_directories):
+    config = changed(tiny_config, {"slm.adapter.freeze_a": True})
+    result = fedcollm.run(config, tmp_path / "run")
+    # B of a layer, rank 8: q, k, v, o and down 8 * 16 = 128 each, gate and up 256 each; 2 layers, 4 bytes each
+    assert [record.bytes_up for record in result.records] == [0, 9216, 9216]
+    saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert {key.split(".")[-2] for key in saved if key.startswith("slm/")} == {"lora_B"}
+    assert evaluate_run(tmp_path / "run", "slm").value == result.records[-1].scores["slm"]
+    base = AutoModelForCausalLM.from_pretrained(model_directories["slm"])
+    model = peft.PeftModel.from_pretrained(base, str(result.adapters["slm"]))
+    state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert all(torch.equal(state[key.removeprefix("slm/")], saved[key]) for key in saved if key.startswith("slm/"))
 
 
 def test_resume_after_kill_in_the_middle_of_a_round(tiny_config, tmp_path):
@@ -252,3 +300,27 @@ def test_own_task_and_data_can_be_passed_in(tiny_config, tmp_path, tokenizer):
     task = TextTask("mine", tokenizer, vocabulary_size=16, context_length=32)
     result = fedcollm.run(config, tmp_path / "run", task=task, pool=Pool(examples))
     assert result.records[-1].round == 2
+
+
+def test_pair_with_two_tokenizers_tunes_both_roles_and_resumes_bit_for_bit(pair_config, tmp_path):
+    interrupted = rounds(pair_config, tmp_path / "parts")
+    assert next(interrupted).round == 0
+    before = run_directory.load_round(tmp_path / "parts")[1]
+    assert next(interrupted).round == 1
+    interrupted.close()
+    records = list(rounds(None, tmp_path / "parts", resume=True))
+    assert records[-1].losses["kl"] > 0
+    after = run_directory.load_round(tmp_path / "parts")[1]
+    for role in ("slm", "llm"):
+        assert not any(torch.equal(before[role][name], after[role][name]) for name in before[role])
+        assert evaluate_run(tmp_path / "parts", role).value == records[-1].scores[role]
+    fedcollm.run(pair_config, tmp_path / "whole")
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_both_roles_of_a_pair_with_two_tokenizers_learn_the_toy_task(pair_config, tmp_path):
+    records = fedcollm.run(with_rounds(pair_config, 8), tmp_path / "run").records
+    assert records[-1].scores["slm"] > 0.8  # chance is 0.5
+    assert records[-1].scores["llm"] > 0.8
+    notes = run_directory.read_json(tmp_path / "run", run_directory.DATA)["notes"]
+    assert not any("oldest tokens" in note for note in notes)

@@ -9,12 +9,23 @@ import pytest
 import torch
 from torch import nn
 
+from fedcollm import training
 from fedcollm.errors import NonFiniteError
+from fedcollm.fusion import fuse
 from fedcollm.models import add_adapter, read_adapter
 from fedcollm.tasks.base import UNLABELLED
 from fedcollm.tasks.text import TextExample, TextTask
 from fedcollm.tasks.vision import ImageExample, ImageTask
-from fedcollm.training import batch_count, check_finite, cross_entropy, evaluate, fit, minibatches, optimiser
+from fedcollm.training import (
+    batch_count,
+    check_finite,
+    cross_entropy,
+    evaluate,
+    fit,
+    minibatches,
+    optimiser,
+    pull_back,
+)
 
 
 class Sizes:
@@ -158,6 +169,31 @@ def test_fit_returns_a_mean_over_examples_whatever_the_last_batch_holds():
         assert loss == pytest.approx(0.5579922, abs=1e-5)
 
 
+def test_pull_back_adds_the_gradient_of_the_proximal_term():
+    # μ (θ - θ₀) = 1/2 (2, -1), to a gradient of (1/2, 1/2)
+    theta, unused = nn.Parameter(torch.tensor([3.0, 1.0])), nn.Parameter(torch.tensor([1.0]))
+    theta.grad = torch.tensor([0.5, 0.5])
+    pull_back([(theta, torch.tensor([1.0, 2.0])), (unused, torch.tensor([0.0]))], 0.5)
+    assert theta.grad.tolist() == [1.5, 0.0]
+    assert theta.tolist() == [3.0, 1.0]
+    assert unused.grad is None
+
+
+def test_proximal_steps_by_hand(monkeypatch):
+    # One example a step, gradient -(1 - p) ln 3, by plain gradient descent with rate 1 and μ = 2.
+    # Step 1: p = 3/4, and θ = θ₀ is not pulled: θ = 1 + ln(3) / 4 = 1.2746531
+    # Step 2: p = σ(1.2746531 ln 3) = 0.8022393, gradient -0.2172623 + 2 * 0.2746531: θ = 1.2746531 - 0.3320439
+    monkeypatch.setattr(training, "optimiser", lambda m, rate: torch.optim.SGD([m.weight], rate))
+    model = Scaled()
+    settings = {"epochs": 2, "batch_size": 1, "learning_rate": 1.0, "seed": 0}
+    loss = fit(IMAGES, model, [image(math.log(3), 0, 0)], proximal=2.0, **settings)
+    assert model.weight.item() == pytest.approx(0.9426092, abs=1e-5)
+    assert loss == pytest.approx(0.2203483, abs=1e-6)  # -ln 0.8022393: without the proximal term
+    free = Scaled()
+    fit(IMAGES, free, [image(math.log(3), 0, 0)], **settings)
+    assert free.weight.item() == pytest.approx(1.2746531 + 0.2172623, abs=1e-5)
+
+
 def test_fit_leaves_the_model_in_evaluation_mode():
     model = Scaled()
     fit(IMAGES, model, [image(1, 0, 0)], epochs=1, batch_size=1, learning_rate=0.1, seed=0)
@@ -271,6 +307,30 @@ def test_fit_changes_trainable_parameters_only(task, model):
     fit(task, model, FACTS, epochs=2, batch_size=2, learning_rate=1e-2, seed=0)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_proximal_term_keeps_an_adapter_near_its_start(task, model):
+    start = read_adapter(model)
+    distances = []
+    for proximal in (0.0, 10.0):
+        tuned = copy.deepcopy(model)
+        fit(task, tuned, FACTS, epochs=10, batch_size=2, learning_rate=1e-2, seed=0, proximal=proximal)
+        distances.append(
+            math.dist(*(torch.cat([t.flatten() for t in a.values()]) for a in (start, read_adapter(tuned))))
+        )
+    assert 0 < distances[1] < 0.5 * distances[0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_frozen_a_stays_at_its_start_bit_for_bit(task, llama, fused):
+    model = add_adapter(llama, rank=4, seed=1, freeze_a=True)
+    if fused:
+        fuse(model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    fit(task, model, FACTS, epochs=2, batch_size=2, learning_rate=1e-2, seed=0)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name in before if "lora_B" in name}
+    assert len(changed) == 14  # 7 layers in each of 2
 
 
 def test_fit_is_a_function_of_its_seed_even_with_dropout(task, llama):

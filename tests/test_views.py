@@ -1,7 +1,8 @@
 """What a person reads in the terminal."""
 
+from fedcollm.checking import Cost, RoleCost
 from fedcollm.messages import RoundRecord
-from fedcollm.views import round_line
+from fedcollm.views import cost_table, round_line
 
 
 def test_line_of_a_round_has_scores_and_seconds_by_part():
@@ -23,3 +24,20 @@ def test_line_says_who_was_lost_and_why():
 def test_line_says_what_was_spent_of_privacy():
     record = RoundRecord(2, {"slm": 0.5}, seconds={"distillation": 2.0}, epsilon=1.23456)
     assert round_line(record) == "round  2  SLM 0.500  ε 1.23  2 s (distillation 2)"
+
+
+def test_a_check_says_which_client_holds_what():
+    data = {
+        "clients": {"0": {"A": 2, "B": 1}, "1": {"A": 4}},
+        "public": {"B": 5},
+        "unlabelled": 0,
+        "test": 6,
+        "duplicates_removed": 7,
+        "notes": ["client 0 holds bank", "client 1 holds court"],
+    }
+    assert str(cost_table(Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, data)).caption).splitlines()[
+        1
+    ] == (
+        "data: private {'0': 3, '1': 4}, public 5, unlabelled 0, test 6, duplicates removed 7; client 0 holds bank; "
+        "client 1 holds court"
+    )

@@ -84,7 +84,7 @@ def _drawn(config: RunConfig) -> Split:
 
 def task_of(config: RunConfig) -> TextTask:
     """The text task on the tokenizer that both models share."""
-    task = build_task(config.task.name, lambda: text_models(config))
+    task, _ = build_task(config.task.name, lambda: text_models(config))
     assert isinstance(task, TextTask)
     return task
 

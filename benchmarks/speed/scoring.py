@@ -118,7 +118,7 @@ def ours(case: dict) -> Callable[[], dict]:
     from fedcollm.tasks.text import TextTask
     from fedcollm.training import evaluate
 
-    examples, facts = examples_of(case), text_models(load_config("icd10"))
+    examples, facts = examples_of(case), text_models(load_config("icd10")).slm
 
     def adapted(part: dict) -> Any:
         model = add_adapter(base_model(part, "auto"))

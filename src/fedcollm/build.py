@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
 
@@ -19,12 +20,14 @@ from fedcollm.federation.secure_client import SecureClient
 from fedcollm.federation.secure_round import SecureSettings
 from fedcollm.federation.server import Server, Transport
 from fedcollm.federation.server_steps import Step
+from fedcollm.federation.uploads import Upload
 from fedcollm.messages import Session, default_threshold
 from fedcollm.models import parameter_counts
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
 from fedcollm.sharing import remembering
 from fedcollm.tasks.base import Pool, Split, Task
+from fedcollm.tasks.bridge import Bridge
 from fedcollm.tasks.catalogue import build_task, load_pool
 from fedcollm.tasks.partition import split as split_pool
 from fedcollm.transports.local import LocalTransport
@@ -90,11 +93,12 @@ def build_federation(
     say(f"loading the data of {config.task.name}")
     pool = pool or load_pool(config.task, config.seed)
     split = split_pool(pool, config.task, config.seed, private=remote is None)
-    task = task or build_task(config.task.name, lambda: text_models(config))
+    task, bridge = (task, None) if task else build_task(config.task.name, lambda: text_models(config))
+    llm_task = bridge.llm if bridge else task
     say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
     set_matmul_precision(config)
     slm = build_model(config, "slm", config.slm, task, split.public, base)
-    llm = build_model(config, "llm", config.llm, task, split.public, base) if config.server.epochs else None
+    llm = build_model(config, "llm", config.llm, llm_task, split.public, base) if config.server.epochs else None
     privacy = build_privacy(config)
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
@@ -104,7 +108,7 @@ def build_federation(
     else:
         transport = remote.transport
         secure = secured(config, remote.roster, parameter_counts(slm)[0])
-    server = _server(config, run, task, slm, llm, split, transport, secure)
+    server = _server(config, run, task, slm, llm, split, transport, secure, bridge)
     models = server.models()
     counts = {role: parameter_counts(model) for role, model in models.items()}
     parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
@@ -121,8 +125,21 @@ def build_client(
     examples: Sequence[Any],
     test: Sequence[Any],
     spent: MutableMapping[str, int],
+    ids: Sequence[str],
 ) -> Client:
-    """One client of a run, here or at its owner's; `spent` counts the rounds that it spent privacy on."""
+    """One client of a run, here or at its owner's.
+
+    Args:
+        config: of the run.
+        run: its identity.
+        name: the client's id.
+        task: the modality.
+        slm: base SLM with an adapter.
+        examples: D_k.
+        test: examples to score on.
+        spent: counts the rounds that it spent privacy on.
+        ids: of all clients of the federation, in its order.
+    """
     return Client(
         name,
         task,
@@ -139,7 +156,15 @@ def build_client(
         config.federation.rounds,
         spent,
         config.client.proximal,
+        build_uploads(config, ids)[name],
     )
+
+
+def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, Upload]:
+    """Client id to the form that its adapter travels in; ids are of all clients of the federation, in its order."""
+    name, ranks = config.federation.upload, config.client.ranks or [None]
+    dtype = None if name == "float32" else getattr(torch, name)
+    return {client: Upload(dtype, ranks[k % len(ranks)]) for k, client in enumerate(ids)}
 
 
 def _server(
@@ -151,6 +176,7 @@ def _server(
     split: Split,
     transport: Transport,
     secure: SecureSettings | None,
+    bridge: Bridge | None,
 ) -> Server:
     distillation, clients = config.server.distillation, transport.clients()
     return Server(
@@ -158,6 +184,7 @@ def _server(
         slm=slm,
         llm=llm,
         transport=transport,
+        bridge=bridge,
         public=split.public,
         test=split.test,
         fraction=config.federation.fraction,
@@ -167,6 +194,7 @@ def _server(
         minimum=config.federation.minimum_clients,
         private=config.federation.privacy is not None,
         largest_change=config.federation.largest_change,
+        uploads=build_uploads(config, clients),
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
@@ -200,9 +228,10 @@ def _in_this_process(
     config: RunConfig, run: str, task: Task, slm: nn.Module, split: Split
 ) -> tuple[LocalTransport, SecureSettings | None]:
     """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
+    parts = _participating(split.private, config.federation.participants)
     clients = {
-        name: build_client(config, run, name, task, slm, examples, split.test, {})
-        for name, examples in _participating(split.private, config.federation.participants).items()
+        name: build_client(config, run, name, task, slm, examples, split.test, {}, list(parts))
+        for name, examples in parts.items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}

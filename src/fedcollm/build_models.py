@@ -13,11 +13,18 @@ from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
 from fedcollm.fusion import fuse
 from fedcollm.models import add_adapter, resolve_device, resolve_dtype
-from fedcollm.pretrained import base_directory, even_layers, load_causal_lm, load_config, load_tokenizer
+from fedcollm.pretrained import (
+    base_directory,
+    even_layers,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    start_tokens,
+)
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
-from fedcollm.tasks.catalogue import TextModelFacts
+from fedcollm.tasks.catalogue import PairFacts, TextModelFacts
 from fedcollm.training import fit
 
 #: Common to all of `VISION_MODELS`: 8 x 8 grey images of ten classes.
@@ -37,24 +44,30 @@ def set_matmul_precision(config: RunConfig) -> None:
     torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
 
 
-def text_models(config: RunConfig) -> TextModelFacts:
-    """The tokenizer, output space and context length that both roles share.
+def text_models(config: RunConfig) -> PairFacts:
+    """The tokenizer, output space and context length of each role, which both share unless they may differ.
 
     Raises:
-        UserError: the two roles don't share a tokenizer.
+        UserError: the two roles don't share a tokenizer, and `server.distillation.across_tokenizers` is not set.
     """
     tokenizer, other = load_tokenizer(config.slm.source), None
     if config.llm.source != config.slm.source:
         other = load_tokenizer(config.llm.source)
-    if other is not None and other.get_vocab() != tokenizer.get_vocab():
+    configs = [load_config(model.source) for model in (config.slm, config.llm)]
+    context = min(getattr(c, "max_position_embeddings", 1_000_000) for c in configs)
+    if other is None or other.get_vocab() == tokenizer.get_vocab():
+        size = min(c.vocab_size for c in configs)
+        facts = TextModelFacts(tokenizer, size, context, start_tokens(tokenizer))
+        return PairFacts(facts, facts)
+    if not config.server.distillation.across_tokenizers:
         raise UserError(
             f"llm.source {config.llm.source!r} ({len(other)} tokens) and "
             f"slm.source {config.slm.source!r} ({len(tokenizer)} tokens) don't share a tokenizer, "
-            "so their outputs can't be compared. Choose two models of one family."
+            "so their outputs can't be compared row by row. Choose two models of one family, or set "
+            "server.distillation.across_tokenizers: true to compare them over the tokens that they share."
         )
-    configs = [load_config(model.source) for model in (config.slm, config.llm)]
-    context = min(getattr(c, "max_position_embeddings", 1_000_000) for c in configs)
-    return TextModelFacts(tokenizer, min(c.vocab_size for c in configs), context)
+    pair = zip((tokenizer, other), configs, strict=True)
+    return PairFacts(*(TextModelFacts(own, shape.vocab_size, context, start_tokens(own)) for own, shape in pair))
 
 
 def build_model(

@@ -1,6 +1,7 @@
 """What a configuration would cost, from the models' configurations alone: nothing is trained or downloaded."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, ViTForImageClassification
 
-from fedcollm.build import build_privacy
+from fedcollm.build import build_privacy, build_uploads
 from fedcollm.build_models import VISION_MODELS, vision_config
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
-from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype
+from fedcollm.federation.uploads import Upload
+from fedcollm.messages import Adapter, adapter_bytes
+from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.pretrained import even_layers, load_config
 from fedcollm.tasks.catalogue import is_text, load_pool
 from fedcollm.tasks.partition import describe, split
@@ -28,8 +31,9 @@ class RoleCost:
         source: where the base comes from.
         base_parameters: frozen.
         adapter_parameters: trainable; all that travels.
-        adapter_bytes: on the wire, one way.
+        adapter_bytes: of its values, as they are trained and as a client receives them.
         base_bytes: in memory.
+        upload_bytes: of its values, as a client sends them, on average.
     """
 
     source: str
@@ -37,11 +41,17 @@ class RoleCost:
     adapter_parameters: int
     adapter_bytes: int
     base_bytes: int
+    upload_bytes: int
 
     @property
     def share(self) -> float:
         """Adapter parameters over the base's."""
         return self.adapter_parameters / self.base_parameters
+
+    @property
+    def upload_share(self) -> float:
+        """Bytes that a client sends over those of the base in memory."""
+        return self.upload_bytes / self.base_bytes
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,13 @@ def check(config: RunConfig) -> Cost:
     """
     device = resolve_device(config.device)
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
+    named = config.federation.participants
+    uploads = build_uploads(config, [str(k) for k in range(config.task.clients)] if named is None else named)
     roles, activations = {}, 0
     for role, model in models.items():
-        roles[role], shape = _role_cost(model, is_text(config.task.name), resolve_dtype(model.dtype, device))
-        activations = max(activations, _activation_bytes(shape, config))
+        dtype = resolve_dtype(model.dtype, device)
+        roles[role] = role_cost(model, is_text(config.task.name), dtype, uploads)
+        activations = max(activations, _activation_bytes(_shape(model), config))
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values()) + activations
     try:
         data, note = describe(split(load_pool(config.task, config.seed), config.task, config.seed)), ""
@@ -89,14 +102,29 @@ def check(config: RunConfig) -> Cost:
     return Cost(roles, memory, data, note, epsilon, delta)
 
 
-def _role_cost(model: ModelConfig, text: bool, dtype: torch.dtype) -> tuple[RoleCost, Any]:
-    """Parameters of a role, counted on a model without storage."""
+def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, uploads: Mapping[str, Upload]) -> RoleCost:
+    """A role's size.
+
+    Args:
+        model: base and adapter.
+        text: whether it is a causal language model, else an image classifier.
+        dtype: of the base.
+        uploads: client id to the form that its adapter travels in.
+    """
+    frozen, adapter = outline(model, text)
+    count = sum(tensor.numel() for tensor in adapter.values())
+    sent = [adapter_bytes(upload.expected(adapter)) for upload in uploads.values()] or [0]
+    mean = sum(sent) // len(sent)
+    return RoleCost(model.source, frozen, count, adapter_bytes(adapter), frozen * dtype.itemsize, mean)
+
+
+def outline(model: ModelConfig, text: bool) -> tuple[int, Adapter]:
+    """Parameters of the frozen base, and the adapter's tensors, on a model without storage."""
     shape = _shape(model)
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(shape) if text else ViTForImageClassification(shape)
     network = add_adapter(base, **dict(model.adapter), causal_lm=text)
-    trainable, frozen = parameter_counts(network)
-    return RoleCost(model.source, frozen, trainable, 4 * trainable, frozen * dtype.itemsize), shape
+    return parameter_counts(network)[1], {name: tensor.detach() for name, tensor in trainable(network).items()}
 
 
 def _shape(model: ModelConfig) -> Any:

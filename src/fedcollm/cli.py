@@ -130,6 +130,9 @@ def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
     role: Annotated[str, typer.Option("--role", help="slm or llm")] = "slm",
     examples: Annotated[Path | None, typer.Option("--write-examples", help="write the test examples as JSONL")] = None,
+    harness: Annotated[
+        bool, typer.Option("--harness", help="run lm-evaluation-harness itself, and compare item by item")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -138,6 +141,9 @@ def evaluate(
     from fedcollm.runner import evaluate_run
     from fedcollm.terminal import screen
 
+    if harness:
+        _evaluate_with_harness(run_dir, role, examples, quiet, as_json)
+        return
     with shown(screen(quiet or as_json)):
         score = evaluate_run(run_dir, role, examples)
     values = {name: score.mean(name) for name in score.sums}
@@ -149,6 +155,24 @@ def evaluate(
             + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             + f" on {score.count} examples"
         )
+
+
+def _evaluate_with_harness(run_dir: Path, role: str, examples: Path | None, quiet: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fedcollm import views
+    from fedcollm.harness import evaluate_with_harness
+    from fedcollm.progress import shown
+    from fedcollm.terminal import screen
+
+    if examples:
+        raise UserError(f"--harness writes the test examples to {run_dir / 'harness'}; leave --write-examples out.")
+    with shown(screen(quiet or as_json)):
+        parity = evaluate_with_harness(run_dir, role)
+    if as_json:
+        print(json.dumps({"role": role} | asdict(parity)))
+    else:
+        Console().print(views.parity_table(role, parity))
 
 
 @app.command()

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from fedcollm import run_directory as directories
 from fedcollm.capacity import fitting_jobs
 from fedcollm.checking import check
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
+from fedcollm.loading import explain
 from fedcollm.messages import RoundRecord
 from fedcollm.methods import METHODS, PAPER
 from fedcollm.models import resolve_device
@@ -118,12 +121,20 @@ class Plan:
 
 
 def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, RunConfig]]:
-    """Directory, relative to the task's, and configuration of every run of one task, seed by seed."""
+    """Directory, relative to the task's, and configuration of every run of one task, seed by seed.
+
+    Raises:
+        UserError: a method that does not fit the configuration.
+    """
     runs = []
     for seed in seeds:
         for method in methods:
             seeded = config.model_copy(update={"seed": seed, "name": method})
-            runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in METHODS[method](seeded).items()]
+            try:
+                parts = METHODS[method](seeded)
+            except ValidationError as error:
+                raise UserError(f"--methods: {method} does not fit this configuration: {explain(error)}") from error
+            runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in parts.items()]
     return runs
 
 

@@ -122,14 +122,31 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _uploads_fit(self) -> "RunConfig":
+        ranks, adapter = self.client.ranks, self.slm.adapter
+        reasons = self.federation.objections
+        if ranks is not None:
+            reasons += self.federation.needs_single_updates("client.ranks", ranks, "null")
+            reasons += adapter.not_plain_lora(f"client.ranks {ranks}")
+        if ranks is not None and max(ranks) > adapter.rank:
+            reasons.append(
+                f"client.ranks {ranks} go up to {max(ranks)}, and the adapter that they are parts of has rank "
+                f"{adapter.rank}. Raise slm.adapter.rank, or lower client.ranks"
+            )
+        if reasons:
+            raise ValueError("; ".join(reasons))
+        return self
+
+    @model_validator(mode="after")
     def _transplant_fits(self) -> "RunConfig":
         cut = self.slm.source == self.llm.source and self.llm.layers is None
+        cut = cut and not self.slm.warm_up + self.llm.warm_up  # each role would be warmed up by itself
         adapters = self.slm.adapter == self.llm.adapter and self.slm.adapter.kind.lower() == "lora"
         if self.server.transplant and not (cut and adapters and not self.slm.adapter.freeze_a):
             raise ValueError(
                 f"server.transplant {self.server.transplant:g} needs an SLM that was cut from the LLM by layers "
-                "(slm.source as llm.source, llm.layers null) and the same adapter for both, of kind lora and without "
-                "freeze_a. Set those, or server.transplant: 0"
+                "(slm.source as llm.source, llm.layers null, no warm_up) and the same adapter for both, of kind lora "
+                "and without freeze_a. Set those, or server.transplant: 0"
             )
         return self
 

@@ -89,6 +89,8 @@ class FederationConfig(Section):
     """restrict the federation to these client ids; []: no clients (server only); null: all"""
     aggregation: Literal["mean", "uniform"] = "mean"
     """mean: weighted by number of examples; uniform: the paper's 1/K"""
+    upload: Literal["float32", "float16", "bfloat16"] = "float32"
+    """dtype that a client's adapter travels in, rounded to the nearest: 16 bits halve the bytes up"""
     step: StepConfig = StepConfig()
     minimum_clients: Positive = 1
     """a round with fewer updates fails; under secure aggregation masking.threshold says this"""
@@ -100,3 +102,26 @@ class FederationConfig(Section):
     masking: MaskingConfig = MaskingConfig()
     privacy: PrivacyConfig | None = None
     """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
+
+    @property
+    def objections(self) -> list[str]:
+        """What is wrong with the section by itself."""
+        if self.upload == "float32":
+            return []
+        return self.needs_single_updates("federation.upload", self.upload, "float32")
+
+    def needs_single_updates(self, key: str, value: object, instead: str) -> list[str]:
+        """Why a key that makes single updates another shape or size can't be had with what hides or rounds them.
+
+        Args:
+            key: with its section.
+            value: that it has.
+            instead: value that is always allowed.
+        """
+        why = {
+            "secure_aggregation": (self.secure_aggregation, "masks and sums are 32-bit words, as many at each client"),
+            "masking.rehearse": (self.masking.rehearse, "it does as secure aggregation, whose sums are 32-bit words"),
+            "privacy": (self.privacy is not None, "its noise was worked out for a whole update in 32 bits"),
+        }
+        hiding = [(name, reason) for name, (is_on, reason) in why.items() if is_on][:1]
+        return [f"{key} {value} with federation.{name}: {reason}. Set {key}: {instead}" for name, reason in hiding]

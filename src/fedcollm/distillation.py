@@ -6,7 +6,8 @@ Models", arXiv 2411.11707, eq. 4-6 and Algorithm 1:
     L_g = CE(z_g, y) + λ τ² KL(p_f ‖ p_g)      p_f detached
     L_f = CE(z_f, y) + λ τ² KL(p_g ‖ p_f)      p_g detached
 
-Both models take their step on the same batch from the same pair of forward passes.
+Both models take their step on the same batch from the same pair of forward passes. Where they have different
+tokenizers, the KL is that of the outcomes which they share (`tasks/bridge.py`), each CE that of their own tokens.
 """
 
 import math
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 from fedcollm.progress import track
 from fedcollm.tasks.base import UNLABELLED, Task
+from fedcollm.tasks.bridge import Bridge, Common
 from fedcollm.training import batch_count, check_finite, check_finite_weights, cross_entropy, minibatches, optimiser
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
@@ -91,7 +93,7 @@ def divergence(
         taught: [P] bool, rows that count; the others stay in the mean as zeros. None: all.
 
     Returns:
-        A scalar; exactly 0 for equal logits, and for no rows.
+        A scalar; 0 for no rows and for equal logits: exactly so for the two KL, up to rounding for the mixtures.
     """
     log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = functional.log_softmax(student / temperature, dim=-1)
@@ -101,22 +103,19 @@ def divergence(
     return temperature**2 * rows.sum() / max(len(student), 1)
 
 
-def knows_better(first: Tensor, second: Tensor, targets: Tensor) -> Tensor:
-    """[P] bool: rows where `first` should teach `second`; nobody teaches where they are equal.
+def lacking(logits: Tensor, targets: Tensor) -> Tensor:
+    """What a model lacks on each row, [P] in nats: its cross-entropy, or, of unlabelled rows, its entropy.
 
-    Labelled rows are judged by the label's cross-entropy (DualMinCE of FedMKT, Fan et al., arXiv 2406.02224,
-    section 3.3), unlabelled ones by confidence: the one with the lower entropy teaches.
+    The first is what DualMinCE of FedMKT compares (Fan et al., arXiv 2406.02224, section 3.3); the second needs no
+    label. Whoever lacks less teaches; where both lack the same, nobody does.
 
     Args:
-        first: [P, V] logits.
-        second: [P, V] logits.
+        logits: [P, V]; no gradient comes back.
         targets: [P] int64, `UNLABELLED` where there is none.
     """
-    logs = [functional.log_softmax(logits.detach(), dim=-1) for logits in (first, second)]
-    labelled = targets != UNLABELLED
-    columns = targets.clamp(min=0)[:, None]
-    losses = [torch.where(labelled, -log.gather(-1, columns)[:, 0], -(log.exp() * log).sum(-1)) for log in logs]
-    return losses[0] < losses[1]
+    log = functional.log_softmax(logits.detach(), dim=-1)
+    loss = -log.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
+    return torch.where(targets != UNLABELLED, loss, -(log.exp() * log).sum(-1))
 
 
 def ramp(round_index: int, rounds: int) -> float:
@@ -150,6 +149,8 @@ def mutual_losses(
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
     selective: bool = False,
+    llm_targets: Tensor | None = None,
+    common: Common | None = None,
 ) -> Losses:
     """Eq. 4-6 for both roles.
 
@@ -161,17 +162,25 @@ def mutual_losses(
         llm_weight: λ of the LLM's loss; None means the same as `weight`.
         temperature: τ.
         kind: the divergence.
-        selective: a role is taught only where the other one knows better (`knows_better`).
+        selective: a role is taught only where the other one knows better (`lacking`).
+        llm_targets: [Q], where the LLM has rows of its own, `llm_logits` [Q, W]; None: `targets`.
+        common: what the two are compared by instead of their logits, where they have different tokenizers.
 
     Returns:
         CE of each role, the SLM's KL, and the total to backpropagate: since each role's KL detaches
         the other, the gradients of L_g + L_f are those of L_g and L_f apart.
     """
     llm_weight = weight if llm_weight is None else llm_weight
-    slm_loss, llm_loss = cross_entropy(slm_logits, targets), cross_entropy(llm_logits, targets)
+    slm_loss = cross_entropy(slm_logits, targets)
+    llm_loss = cross_entropy(llm_logits, targets if llm_targets is None else llm_targets)
+    if common is not None:
+        slm_logits, llm_logits, targets, llm_targets = common
     total, kl = slm_loss + llm_loss, torch.zeros(())
-    slm_taught = knows_better(llm_logits, slm_logits, targets) if selective else None
-    llm_taught = knows_better(slm_logits, llm_logits, targets) if selective else None
+    slm_taught = llm_taught = None
+    if selective:
+        slm_lacks = lacking(slm_logits, targets)
+        llm_lacks = lacking(llm_logits, targets if llm_targets is None else llm_targets)
+        slm_taught, llm_taught = llm_lacks < slm_lacks, slm_lacks < llm_lacks
     if weight:
         kl = divergence(llm_logits, slm_logits, temperature, kind, slm_taught)
         total = total + weight * kl
@@ -195,11 +204,12 @@ def distil_mutually(
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
     selective: bool = False,
+    bridge: Bridge | None = None,
 ) -> dict[str, float]:
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
     Args:
-        task: the modality.
+        task: the modality, in the SLM's tokens.
         slm: g with adapter θ; left in evaluation mode.
         llm: f with adapter ω; left in evaluation mode.
         public: D_a, labelled and unlabelled examples.
@@ -212,6 +222,7 @@ def distil_mutually(
         temperature: τ.
         kind: the divergence.
         selective: teach a role only where the other one knows better.
+        bridge: to the LLM's own task, where it has another tokenizer.
 
     Returns:
         Means over the steps of the last epoch: `slm` and `llm` (cross-entropy), `kl`.
@@ -222,17 +233,14 @@ def distil_mutually(
     generator = random.Random(seed)
     torch.manual_seed(seed)
     optimizers = [optimiser(model, learning_rate) for model in (slm, llm)]
-    batches = (batch for _ in range(epochs) for batch in minibatches(task, public, batch_size, generator))
+    batches = (batch for _ in range(epochs) for batch in minibatches(bridge or task, public, batch_size, generator))
     count = batch_count(public, batch_size)
     history: list[dict[str, float]] = []
     slm.train()
     llm.train()
     for batch in track(batches, "distillation", total=epochs * count):
-        slm_logits, llm_logits = task.logits(slm, batch), task.logits(llm, batch)
         losses = mutual_losses(
-            slm_logits,
-            llm_logits.to(slm_logits.device),
-            task.targets(batch).to(slm_logits.device),
+            **_outputs(task, slm, llm, batch, bridge),
             weight=weight,
             llm_weight=llm_weight,
             temperature=temperature,
@@ -252,3 +260,20 @@ def distil_mutually(
     check_finite_weights("distillation, LLM", llm)
     last = history[-count:]
     return {name: sum(entry[name] for entry in last) / max(len(last), 1) for name in ("slm", "llm", "kl")}
+
+
+def _outputs(task: Task, slm: nn.Module, llm: nn.Module, batch: Any, bridge: Bridge | None) -> dict[str, Any]:
+    """What `mutual_losses` compares on one batch, on the SLM's device."""
+    own, other = (batch.slm, batch.llm) if bridge else (batch, batch)
+    slm_logits = task.logits(slm, own)
+    device = slm_logits.device
+    llm_logits = (bridge.llm if bridge else task).logits(llm, other).to(device)
+    outputs: dict[str, Any] = {
+        "slm_logits": slm_logits,
+        "llm_logits": llm_logits,
+        "targets": task.targets(own).to(device),
+    }
+    if bridge:
+        outputs["llm_targets"] = bridge.llm.targets(other).to(device)
+        outputs["common"] = bridge.common(batch, slm_logits, llm_logits)
+    return outputs

@@ -42,7 +42,7 @@ def load_config(preset_or_path: str | Path = "icd10", **overrides: Any) -> RunCo
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"configuration {preset_or_path}: " + _explain(error)) from error
+        raise UserError(f"configuration {preset_or_path}: " + explain(error)) from error
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
     """Every error on a line: key, value, what is wrong, and the nearest valid key."""
     lines = []
     for item in error.errors():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fedcollm.build import Federation, build_federation
 from fedcollm.config import RunConfig
@@ -15,7 +15,7 @@ from fedcollm.distillation import distil_mutually
 from fedcollm.federation.server import peak_memory_bytes, sample
 from fedcollm.messages import adapter_bytes
 from fedcollm.progress import say
-from fedcollm.tasks.base import Task
+from fedcollm.tasks.base import Collator
 from fedcollm.training import evaluate, fit, minibatches
 
 #: Batches that are timed a part; no more than the window in which `minibatches` sorts, so that they stay as chosen.
@@ -101,15 +101,15 @@ def measure(config: RunConfig) -> Measured:
     plan, notes = _plan(config, asked), tuple(_uncovered(config, federation))
     totals = part_seconds(passes, plan)
     first = loading + sum(passes.scoring.values())
-    size = _bytes_one_way(federation)
+    up, down, both = _bytes(federation, asked)
     return Measured(
         round_seconds={part: seconds / len(asked) for part, seconds in totals.items()},
         start_seconds=first,
         run_seconds=None if notes else first + sum(totals.values()),
         peak_memory_bytes=peak,
-        bytes_up=size,
-        bytes_down=size,
-        run_bytes=None if size is None else 2 * size * sum(map(len, asked)),
+        bytes_up=up,
+        bytes_down=down,
+        run_bytes=both,
         notes=notes,
     )
 
@@ -186,7 +186,7 @@ def work(model: Any, sizes: Sequence[int], batch_size: int, shuffled: bool) -> i
         return sum(sizes)
     task, order = _Sizes(), sorted(sizes)
     if shuffled:
-        return sum(minibatches(cast(Task, task), sizes, batch_size, random.Random(0)))
+        return sum(minibatches(task, sizes, batch_size, random.Random(0)))
     return sum(task.collate(order[i : i + batch_size]) for i in range(0, len(order), batch_size))
 
 
@@ -197,12 +197,15 @@ def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
     return [sample(ids, server.fraction, server.seed, index) for index in rounds]
 
 
-def _bytes_one_way(federation: Federation) -> int | None:
-    """What a client sends, and receives, in a round; None under secure aggregation."""
-    server = federation.server
+def _bytes(federation: Federation, asked: Sequence[Sequence[str]]) -> tuple[int | None, int | None, int | None]:
+    """What a client sends and receives in a round, on average, and all of the run; None under secure aggregation."""
+    server, clients = federation.server, federation.server.transport.clients()
+    if not clients:
+        return 0, 0, 0
     if server.secure:
-        return None
-    return adapter_bytes(server.adapter) if server.transport.clients() else 0
+        return None, None, None
+    down = adapter_bytes(server.adapter)
+    return server.bytes_up(clients), down, sum(len(ids) * (server.bytes_up(ids) + down) for ids in asked)
 
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]]) -> Plan:
@@ -244,9 +247,10 @@ def _distillation_seconds(federation: Federation) -> float:
     say("measuring: a few batches of the distillation")
     distil = partial(
         distil_mutually,
-        federation.task,
+        server.task,
         server.slm,
         llm,
+        bridge=server.bridge,
         epochs=1,
         batch_size=server.batch_size,
         learning_rate=server.learning_rate,
@@ -256,24 +260,27 @@ def _distillation_seconds(federation: Federation) -> float:
         temperature=server.temperature,
         kind=server.kind,
     )
-    unit = _seconds_a_unit(federation.task, server.slm, server.public, server.batch_size, distil)
-    sizes = [federation.task.size(x) for x in server.public]
+    collator = server.bridge or server.task
+    unit = _seconds_a_unit(collator, server.slm, server.public, server.batch_size, distil)
+    sizes = [collator.size(x) for x in server.public]
     return unit * work(server.slm, sizes, server.batch_size, shuffled=True)
 
 
 def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, float]:
     """Role to seconds of its scoring on the test examples."""
     say("measuring: a few batches of the scoring")
-    task, test, batch_size = federation.task, federation.split.test, config.evaluation.batch_size
-    sizes, found = [task.size(x) for x in test], {}
-    for role, model in federation.server.models().items():
+    server, test, batch_size = federation.server, federation.split.test, config.evaluation.batch_size
+    found = {}
+    for role, model in server.models().items():
+        task = server.task_of(role)
+        sizes = [task.size(x) for x in test]
         unit = _seconds_a_unit(task, model, test, batch_size, partial(evaluate, task, model, batch_size=batch_size))
         found[role] = unit * work(model, sizes, batch_size, shuffled=False)
     return found
 
 
 def _seconds_a_unit(
-    task: Task, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
+    task: Collator, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
 ) -> float:
     """Seconds a unit of `work`: a second pass over a few batches, after which nothing is new, as in most rounds."""
     sizes = [task.size(example) for example in examples]

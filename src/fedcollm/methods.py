@@ -5,8 +5,8 @@ from typing import Any
 
 from fedcollm.config import RunConfig
 
-#: Where nothing leaves the one place that the data is in, there is nobody to hide it from.
-_ALONE: Mapping[str, Any] = {"secure_aggregation": False, "privacy": None}
+#: Where nothing leaves the one place that the data is in, there is nobody to hide it from, and nothing to send.
+_ALONE: Mapping[str, Any] = {"step": {}, "secure_aggregation": False, "privacy": None, "upload": "float32"}
 
 Method = Callable[[RunConfig], dict[str, RunConfig]]
 
@@ -48,8 +48,11 @@ def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client alone: as many runs as clients."""
     alone = changed(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
-    clients = map(str, range(config.task.clients))
-    return {f"client-{k}": changed(alone, {"federation.participants": [k]}) for k in clients}
+    runs, ranks = {}, config.client.ranks
+    for k in range(config.task.clients):
+        rank = None if ranks is None else [ranks[k % len(ranks)]]
+        runs[f"client-{k}"] = changed(alone, {"federation.participants": [str(k)], "client.ranks": rank})
+    return runs
 
 
 def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
@@ -61,6 +64,7 @@ def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
 
 def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
     values = {"server.epochs": 0, "task.partition.kind": "pooled", "task.partition.with_public": with_public}
+    values["client.ranks"] = None
     return changed(config, values | {f"federation.{key}": value for key, value in _ALONE.items()})
 
 
@@ -72,7 +76,7 @@ def centralized(config: RunConfig) -> dict[str, RunConfig]:
 def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
     """The LLM tuned on all private data and the labelled part of D_a in one place, with the server's learning rate."""
     server = {f"client.{key}": getattr(config.server, key) for key in ("learning_rate", "batch_size")}
-    return {"": _pooled(changed(config, {"slm": config.llm.model_dump()} | server), with_public=True)}
+    return {"": changed(_pooled(config, with_public=True), {"slm": config.llm.model_dump()} | server)}
 
 
 #: The paper's table and the controls that it lacks, in the order of ours.
@@ -98,6 +102,12 @@ DEPARTURES: Mapping[str, Mapping[str, Any]] = {
     "fedavgm": {"federation.step.kind": "fedavgm", "federation.step.momentum": 0.5},
     "fedadam": {"federation.step.kind": "fedadam", "federation.step.rate": 0.01},
     "ffa_lora": {"slm.adapter.freeze_a": True},
+    "one_way_transplant": {"server.distillation.llm_weight": 0.0, "server.transplant": 0.5},
+    "fedcollm_plus": {
+        "server.distillation.selective": True,
+        "federation.step.kind": "fedavgm",
+        "federation.step.momentum": 0.5,
+    },
 }
 
 
@@ -131,4 +141,6 @@ NAMES: Mapping[str, str] = {
     "fedavgm": "FedCoLLM, FedAvgM server",
     "fedadam": "FedCoLLM, FedAdam server",
     "ffa_lora": "FedCoLLM, FFA-LoRA",
+    "one_way_transplant": "FedCoLLM, LLM → SLM only, half transplant",
+    "fedcollm_plus": "FedCoLLM+ (selective, server momentum)",
 }

@@ -138,13 +138,14 @@ def _peft_config(
         raise UserError(f"adapter: {factory.__name__} refuses these values: {error}") from error
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable tensors themselves, under the names of PEFT's adapter files."""
     return {name.replace(_ACTIVE, ""): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def read_adapter(model: nn.Module) -> Adapter:
     """Copies of the trainable tensors, on the CPU, under the names of PEFT's adapter files."""
-    return {name: p.detach().cpu().clone() for name, p in _trainable(model).items()}
+    return {name: p.detach().cpu().clone() for name, p in trainable(model).items()}
 
 
 def write_adapter(model: nn.Module, adapter: Adapter) -> None:
@@ -153,7 +154,7 @@ def write_adapter(model: nn.Module, adapter: Adapter) -> None:
     Raises:
         ValueError: a tensor is missing, unknown, of another shape or dtype, or not finite; the model is then unchanged.
     """
-    parameters = _trainable(model)
+    parameters = trainable(model)
     if reason := misfit(adapter, parameters):
         raise ValueError(f"the adapter does not fit the model: {reason}")
     with torch.no_grad():
@@ -195,6 +196,10 @@ def load_adapter(model: peft.PeftModel, directory: Path) -> None:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(parameters of the adapter, parameters of the frozen base)."""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters()) - trainable
+    """(parameters of the adapter that are trained, parameters of the frozen base); a frozen A is neither."""
+    adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return adapter, sum(p.numel() for name, p in model.named_parameters() if not _is_adapter(name, p))
+
+
+def _is_adapter(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad or _ACTIVE in name

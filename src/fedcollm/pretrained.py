@@ -76,6 +76,14 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
+def start_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer puts before every text: a beginning-of-sequence token, or nothing."""
+    bare = tokenizer("a", add_special_tokens=False).input_ids
+    whole = tokenizer("a").input_ids
+    starts = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return tuple(whole[: next(starts, 0)])
+
+
 def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", device: str = "cpu") -> Any:
     """A causal language model from a directory or hub id, on the CPU.
 

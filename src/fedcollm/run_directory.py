@@ -4,12 +4,13 @@
     environment.json        versions, device, parameter counts
     data.json               how the data was split
     rounds.jsonl            one RoundRecord a line; round 0 is before any training
-    checkpoint.safetensors  both adapters and the last record: the one file that `--resume` reads
+    checkpoint.safetensors  adapters, the server step's memory, the last record: the one file that `--resume` reads
     started.json            under privacy: rounds that were started, those among them that were never finished
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     base/{slm,llm}/         base models, only if this run made them (`warm_up`)
     confusion.json          role -> [true label, predicted label, examples], of the last round
     outcomes.json           role -> {test example's id: its main metric}, of the last scored round
+    harness/                test examples and task file, written by `evaluate --harness`
     report.html             written by `report`
 
 The checkpoint is replaced atomically once a round, and everything else is derived from it, so a process
@@ -152,7 +153,7 @@ def save_round(directory: Path, record: RoundRecord, adapters: Mapping[str, Adap
     Args:
         directory: the run directory.
         record: the round's record.
-        adapters: role to adapter.
+        adapters: role to adapter; and what else the next round depends on, in the shape of one.
 
     Raises:
         UserError: no space, no permission; the checkpoint is then still the previous one.

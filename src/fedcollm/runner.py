@@ -203,7 +203,7 @@ def _publish(directory: Path, federation: Federation) -> None:
     directories.write_json(directory, directories.CONFUSION, confusion)
     outcomes = {role: dict(score.outcomes) for role, score in server.scored.items()}
     directories.write_json(directory, directories.OUTCOMES, outcomes)
-    if truncated := getattr(federation.task, "truncated", 0):
+    if truncated := max(getattr(server.task_of(role), "truncated", 0) for role in server.models()):
         data = describe(federation.split)
         data["notes"] = [
             *data["notes"],
@@ -242,6 +242,26 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
     }
 
 
+def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
+    """A run's configuration, data and models, with the adapters that it left on disk.
+
+    Args:
+        directory: a run directory with at least one finished round.
+        role: the one that is asked for, `slm` or `llm`.
+
+    Raises:
+        UserError: no run, no such role, or no finished round.
+    """
+    config = directories.read_config(directory)
+    state = directories.load_round(directory)
+    roles = [name for name in ("slm", "llm") if state and name in state[1]]
+    if state is None or role not in roles:
+        raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
+    federation = build_federation(config, directory / "base")
+    federation.server.restore(state[1])
+    return config, federation
+
+
 def evaluate_run(directory: Path, role: str, write_examples: Path | None = None) -> Score:
     """Score the adapter that a run left on disk on the run's own test examples.
 
@@ -253,16 +273,10 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
     Raises:
         UserError: no run, no such role, or no finished round.
     """
-    config = directories.read_config(directory)
-    state = directories.load_round(directory)
-    if state is None or role not in state[1]:
-        raise UserError(
-            f"{directory} has no {role} adapter. Roles there: {', '.join(state[1]) if state else 'none yet'}."
-        )
-    federation = build_federation(config, directory / "base")
-    federation.server.restore(state[1])
+    config, federation = restore(directory, role)
     if write_examples:
         with directories.writing(write_examples.parent):
             directories.write_atomically(write_examples, example_lines(federation.split.test))
     model = federation.server.models()[role]
-    return evaluate(federation.task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")
+    task = federation.server.task_of(role)
+    return evaluate(task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")

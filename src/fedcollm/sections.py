@@ -53,7 +53,7 @@ class TaskConfig(Section):
     """The data and how it is split."""
 
     name: str = "icd10"
-    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, digits, or custom (your own files)"""
+    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, professions, digits, or custom (your own files)"""
     path: Path | None = None
     """directory with train, dev, test files, for tasks read from files; null: the hub or the package"""
     format: FormatConfig | None = None
@@ -89,6 +89,14 @@ class AdapterConfig(Section):
     freeze_a: bool = False
     """kind lora: keep A at its random start and train and send B only (FFA-LoRA): a mean of adapters is then exact"""
 
+    def not_plain_lora(self, what: str) -> list[str]:
+        """Why something that takes LoRA's A and B apart can't be had with this adapter."""
+        if self.kind.lower() != "lora" or self.options.get("use_dora"):
+            return [f"{what} needs LoRA's A and B alone. Set slm.adapter.kind: lora, without use_dora"]
+        if self.freeze_a:
+            return [f"{what} needs both A and B to travel. Set slm.adapter.freeze_a: false"]
+        return []
+
 
 class ModelConfig(Section):
     """A frozen base model and its adapter."""
@@ -114,6 +122,8 @@ class ClientConfig(Section):
     learning_rate: PositiveFloat = 1.0e-3
     proximal: Weight = 0.0
     """μ of FedProx: adds μ/2 ‖θ_k − θ‖² to a client's loss; 0: none"""
+    ranks: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """ranks of the clients' adapters, in turn: client k trains and sends the first ranks[k] components; null: all"""
 
 
 class DistillationConfig(Section):

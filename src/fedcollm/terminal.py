@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from fedcollm.run_directory import REPORT
 
 
 def screen(silent: bool) -> Console:
-    """Progress goes to standard error, so that standard output can be piped."""
-    return Console(stderr=True, quiet=silent, highlight=False)
+    """Progress goes to what is standard error now, so that standard output can be piped."""
+    return Console(file=sys.stderr, quiet=silent, highlight=False)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch.nn import functional
 from fedcollm.errors import NonFiniteError
 from fedcollm.messages import Score
 from fedcollm.progress import track
-from fedcollm.tasks.base import UNLABELLED, Task
+from fedcollm.tasks.base import UNLABELLED, Collator, Task
 
 #: Batches are cut from windows of this many batches sorted by size: little padding, still random.
 _WINDOW = 8
@@ -24,7 +24,7 @@ def batch_count(examples: Sequence[Any], batch_size: int) -> int:
     return math.ceil(len(examples) / batch_size)
 
 
-def minibatches(task: Task, examples: Sequence[Any], batch_size: int, generator: random.Random) -> Iterator[Any]:
+def minibatches(task: Collator, examples: Sequence[Any], batch_size: int, generator: random.Random) -> Iterator[Any]:
     """One shuffled pass over the examples as collated batches of examples of like size.
 
     Args:

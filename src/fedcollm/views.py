@@ -9,6 +9,7 @@ from rich.table import Table
 from fedcollm import run_directory as directories
 from fedcollm.checking import Cost
 from fedcollm.comparison import Comparison
+from fedcollm.harness import Parity
 from fedcollm.measuring import Measured
 from fedcollm.messages import RoundRecord
 from fedcollm.report import tables
@@ -95,6 +96,24 @@ def _plain_table(source: tables.Table) -> Table:
     return table
 
 
+def parity_table(role: str, parity: Parity) -> Table:
+    """lm-evaluation-harness beside the scorer of the loop."""
+    table = Table(title=f"{role} on {parity.examples} test examples of {parity.task}", title_justify="left")
+    table.add_column("")
+    for metric in parity.harness:
+        table.add_column(metric, justify="right")
+    for name, means in ((f"lm-evaluation-harness {parity.version}", parity.harness), ("fedcollm", parity.ours)):
+        table.add_row(name, *(f"{means[metric]:.4f}" for metric in parity.harness))
+    table.add_section()
+    table.add_row("examples whose picks differ", *map(str, parity.differing.values()))
+    lines = [f"log-likelihoods in {parity.dtype} differ by up to {parity.largest_difference:.2g} nats"]
+    if any(parity.differing.values()) and parity.dtype != "float32":
+        lines.append("near ties fall either way, as with another batch size; in float32 hardly any do")
+    table.caption = "\n".join(lines)
+    table.caption_justify = "left"
+    return table
+
+
 def cost_table(cost: Cost, trained: bool = False) -> Table:
     """Parameters, bytes and memory of a configuration."""
     nothing = "" if trained else "; nothing was trained"
@@ -107,8 +126,11 @@ def cost_table(cost: Cost, trained: bool = False) -> Table:
     table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
     table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
     table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
-    wire = [byte_count(role.adapter_bytes) if name == "slm" else "none" for name, role in cost.roles.items()]
-    table.add_row("bytes up, and down, a client a round", *wire)
+    slm = cost.roles["slm"]
+    others = ["none"] * (len(roles) - 1)
+    table.add_row("bytes down, a client a round", byte_count(slm.adapter_bytes), *others)
+    table.add_row("bytes up, a client a round", byte_count(slm.upload_bytes), *others)
+    table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
     lines = [f"memory of one process, estimated: {byte_count(cost.memory_bytes)}", _data_line(cost)]
     if cost.epsilon is not None:
@@ -154,4 +176,4 @@ def _data_line(cost: Cost) -> str:
     rest = ", ".join(
         f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
     )
-    return f"data: private {sizes}, public {public}, {rest}"
+    return "; ".join([f"data: private {sizes}, public {public}, {rest}", *cost.data["notes"]])

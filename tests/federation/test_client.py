@@ -5,9 +5,11 @@ import copy
 import peft
 import pytest
 import torch
+from tests.conftest import tiny_llama
 
 from fedcollm.errors import NonFiniteError, RefusalError
 from fedcollm.federation.client import Client
+from fedcollm.federation.uploads import Upload, component_axis, first
 from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
 from fedcollm.models import add_adapter, read_adapter
 from fedcollm.tasks.text import TextExample, TextTask
@@ -56,6 +58,17 @@ def test_training_changes_every_tensor_of_the_adapter(task, slm):
     before = read_adapter(slm)
     update = client(task, slm).train(TrainRequest(1, before))
     assert [name for name in before if torch.equal(before[name], update.adapter[name])] == []
+
+
+def test_proximal_term_keeps_the_update_near_the_broadcast_adapter(task, slm):
+    start = read_adapter(slm)
+
+    def moved(proximal: float) -> float:
+        update = client(task, slm, epochs=5, proximal=proximal).train(TrainRequest(1, start))
+        return sum(float((update.adapter[name] - start[name]).square().sum()) for name in start)
+
+    assert client(task, slm).proximal == 0
+    assert 0 < moved(10.0) < 0.5 * moved(0.0)
 
 
 def test_request_is_not_changed(task, slm):
@@ -155,3 +168,34 @@ def test_data_never_show_in_the_representation(task, slm):
     text = repr(client(task, slm))
     assert "cat" not in text
     assert "id='a'" in text
+
+
+# --- ranks ---
+
+
+def test_client_of_a_lower_rank_trains_and_sends_its_first_components(task, llama):
+    slm = add_adapter(llama, rank=4, seed=1)
+    start = {name: tensor + 0.01 for name, tensor in read_adapter(slm).items()}
+    update = client(task, slm, upload=Upload(rank=1), epochs=3).train(TrainRequest(1, start))
+    trained = read_adapter(slm)
+    assert trained.keys() == update.adapter.keys()
+    for name, tensor in trained.items():
+        axis = component_axis(name)
+        assert tensor.narrow(axis, 1, 3).count_nonzero() == 0  # not one step moved what the client does not have
+        assert torch.equal(update.adapter[name], tensor.narrow(axis, 0, 1))
+        assert not torch.equal(update.adapter[name], first(start, 1)[name])
+
+
+def test_client_of_a_lower_rank_trains_as_one_whose_module_has_that_rank(task):
+    small = add_adapter(tiny_llama(), rank=1, alpha=4, seed=1)  # scale 4 / 1
+    large = add_adapter(tiny_llama(), rank=4, alpha=16, seed=2)  # scale 16 / 4
+    start = {name: torch.randn_like(tensor) / 10 for name, tensor in read_adapter(large).items()}
+    expected = client(task, small).train(TrainRequest(1, first(start, 1)))
+    update = client(task, large, upload=Upload(rank=1)).train(TrainRequest(1, start))
+    assert update.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert all(torch.allclose(update.adapter[n], t, atol=1e-4) for n, t in expected.adapter.items())
+
+
+def test_adapter_that_does_not_fit_is_refused_by_a_client_of_a_lower_rank_too(task, slm):
+    with pytest.raises(RefusalError, match="client a: the adapter does not fit the model"):
+        client(task, slm, upload=Upload(rank=1)).train(TrainRequest(1, {"q.lora_A.weight": torch.tensor(1.0)}))

@@ -1,5 +1,6 @@
 """Rounds of Algorithm 1 on tiny models in one process."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,11 @@ from fedcollm.errors import NonFiniteError, RoundFailedError
 from fedcollm.federation.aggregation import aggregate
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server, peak_memory_bytes, sample
-from fedcollm.messages import Adapter, Answer, Request
+from fedcollm.federation.server_steps import Step
+from fedcollm.federation.uploads import Upload
+from fedcollm.messages import Adapter, Answer, Request, adapter_bytes
 from fedcollm.models import add_adapter, read_adapter
-from fedcollm.pretrained import load_causal_lm
+from fedcollm.pretrained import load_causal_lm, prune_layers
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.text import TextExample, TextTask
 from fedcollm.transports.local import LocalTransport
@@ -161,7 +164,9 @@ def test_sequence_of_arrival_changes_nothing(server):
 # --- a round is a function of adapters, data and seed ---
 
 
-def test_round_restored_and_run_again_is_the_same_bit_for_bit(server):
+@pytest.mark.parametrize("kind", ["average", "fedavgm", "fedadam"])
+def test_round_restored_and_run_again_is_the_same_bit_for_bit(server, kind):
+    server.step = Step(kind, rate=0.1)
     server.run_round(1)
     after_one = server.adapters()
     record = server.run_round(2)
@@ -196,12 +201,33 @@ def test_options_of_distillation_reach_it(server, monkeypatch):
 
     monkeypatch.setattr("fedcollm.federation.server.distil_mutually", note)
     options = {"epochs": 2, "batch_size": 3, "learning_rate": 5e-3, "weight": 0.5, "llm_weight": 0.25}
-    options |= {"temperature": 2.0, "kind": "reverse_kl"}
+    options |= {"temperature": 2.0, "kind": "reverse_kl", "selective": True}
     for name, value in options.items():
         setattr(server, name, value)
     server.run_round(1, score=False)
     seed = derive_seed(0, "server", 1)
-    assert seen == options | {"seed": seed, "models": (server.slm, server.llm), "public": PUBLIC}
+    assert seen == options | {"seed": seed, "models": (server.slm, server.llm), "public": PUBLIC, "bridge": None}
+
+
+@pytest.mark.parametrize(
+    ("llm_weight", "expected"),
+    [
+        # λ = 0.8, a ramp of 4 rounds: a quarter, a half, three quarters, and all of it from then on
+        (None, [(0.2, None), (0.4, None), (0.6, None), (0.8, None), (0.8, None)]),
+        (0.4, [(0.2, 0.1), (0.4, 0.2), (0.6, 0.3), (0.8, 0.4), (0.8, 0.4)]),
+    ],
+)
+def test_weights_of_distillation_grow_over_the_ramp(server, monkeypatch, llm_weight, expected):
+    seen = []
+    monkeypatch.setattr(
+        "fedcollm.federation.server.distil_mutually",
+        lambda *models, **options: seen.append((options["weight"], options["llm_weight"])) or {},
+    )
+    server.transport, server.weight, server.llm_weight, server.ramp = Spy({}), 0.8, llm_weight, 4
+    for index in range(1, 6):
+        server.run_round(index, score=False)
+    assert [weight for weight, _ in seen] == pytest.approx([weight for weight, _ in expected])
+    assert [weight for _, weight in seen] == pytest.approx([weight for _, weight in expected])
 
 
 def test_restore_refuses_adapters_that_do_not_fit(server):
@@ -219,6 +245,164 @@ def test_scores_do_not_change_the_next_round(server):
     assert equal(server.adapters()["llm"], scored["llm"])
 
 
+# --- the server's step ---
+
+
+def test_step_starts_from_what_was_broadcast_and_ends_at_what_is_broadcast_next(server):
+    server.llm, server.step = None, Step("fedavgm", rate=0.5, momentum=0.9)
+    start = server.adapter
+    server.run_round(1)
+    mean = aggregate(server.transport.updates).adapter
+    # the first momentum is Δ itself: half way from θ to the mean
+    for name, tensor in server.adapter.items():
+        torch.testing.assert_close(tensor, (start[name] + mean[name]) / 2)
+        torch.testing.assert_close(server.memory["momentum"][name], mean[name] - start[name])
+    assert equal(server.adapters()["momentum"], server.memory["momentum"])
+    stepped = server.adapter
+    server.run_round(2)
+    assert equal(server.transport.requests[1].adapter, stepped)
+
+
+@pytest.mark.parametrize(
+    ("kind", "roles"), [("average", []), ("fedavgm", ["momentum"]), ("fedadam", ["momentum", "second_moment"])]
+)
+def test_memory_of_the_step_is_part_of_what_the_next_round_depends_on(server, kind, roles):
+    server.step = Step(kind, rate=0.1)
+    server.run_round(1, score=False)
+    after_one = server.adapters()
+    assert list(after_one) == ["slm", "llm", *roles]
+    server.run_round(2, score=False)
+    expected = server.adapter
+    server.restore({role: after_one[role] for role in ("slm", "llm")})
+    assert server.memory == {}
+    server.run_round(2, score=False)
+    assert equal(server.adapter, expected) == (kind == "average")
+
+
+def test_round_without_clients_keeps_the_memory(server):
+    server.step = Step("fedavgm")
+    server.run_round(1, score=False)
+    memory = server.memory
+    server.transport = Spy({})
+    server.run_round(2, score=False)
+    assert memory.keys() == {"momentum"}
+    assert server.memory is memory
+
+
+def test_round_that_fails_keeps_the_memory_of_the_last_good_one(server):
+    server.step = Step("fedadam", rate=0.01)
+    server.run_round(1, score=False)
+    memory, adapter = server.memory, server.adapter
+    with torch.no_grad():
+        next(p for p in server.llm.parameters() if p.requires_grad).fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="distillation"):
+        server.run_round(2)
+    assert server.memory is memory
+    assert server.adapter is adapter
+
+
+# --- transplant ---
+
+KEPT = (0, 3)
+
+
+@pytest.fixture
+def cut(task, model_directories):
+    """A server whose SLM is layers 0 and 3 of the LLM's four, before any distillation; options are the server's."""
+    base = load_causal_lm(model_directories["llm"], torch.float32)
+
+    def make(kept=KEPT, **options) -> Server:
+        small = prune_layers(copy.deepcopy(base), len(kept))
+        slm, llm = add_adapter(small, rank=4, seed=1), add_adapter(copy.deepcopy(base), rank=4, seed=2)
+        clients = {
+            name: Client(name, task, slm, part, COLOURS, batch_size=1, learning_rate=1e-2)
+            for name, part in PRIVATE.items()
+        }
+        options = {"epochs": 0, "transplant": 1.0, "kept": kept} | options
+        return Server(task, slm, llm, Spy(clients), PUBLIC, ANIMALS + COLOURS, **options)
+
+    return make
+
+
+def layer_of(adapter: Adapter, index: int) -> Adapter:
+    """The tensors of one layer, without its number."""
+    return {name.replace(f".{index}.", ".", 1): t for name, t in adapter.items() if f".layers.{index}." in name}
+
+
+def test_roots_are_the_slms_in_the_kept_layers_and_the_llms_own_elsewhere(cut):
+    own = cut(transplant=0.0).adapters()["llm"]
+    start = cut().adapters()
+    assert len(layer_of(start["slm"], 1)) == 14
+    for place, layer in enumerate(KEPT):
+        assert equal(layer_of(start["llm"], layer), layer_of(start["slm"], place))
+        assert not equal(layer_of(own, layer), layer_of(start["slm"], place))
+    for layer in (1, 2):
+        assert equal(layer_of(start["llm"], layer), layer_of(own, layer))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_every_round_carries_its_share_of_the_clients_mean_change(cut, share):
+    server = cut(transplant=share)
+    for index in (1, 2):
+        before = server.adapters()
+        server.run_round(index, score=False)
+        after = server.adapters()
+        mean = aggregate(server.transport.updates[-3:]).adapter
+        for place, layer in enumerate(KEPT):
+            was, now = layer_of(before["llm"], layer), layer_of(after["llm"], layer)
+            theta, tuned = layer_of(before["slm"], place), layer_of(mean, place)
+            assert changed(was, now)
+            for name, tensor in now.items():
+                torch.testing.assert_close(
+                    tensor - was[name], share * (tuned[name] - theta[name]), atol=1e-6, rtol=1e-4
+                )
+        for layer in (1, 2):
+            assert equal(layer_of(after["llm"], layer), layer_of(before["llm"], layer))
+
+
+def test_llm_whose_every_layer_is_the_slms_answers_as_the_slm_does(cut):
+    server = cut(kept=(0, 1, 2, 3))
+    for index in (1, 2):
+        server.run_round(index, score=False)
+    batch = server.task.collate(ANIMALS + COLOURS)
+    with torch.no_grad():
+        slm, llm = (server.task.logits(model, batch) for model in (server.slm, server.llm))
+        with server.llm.disable_adapter():
+            bare = server.task.logits(server.llm, batch)
+    torch.testing.assert_close(llm, slm, atol=1e-4, rtol=1e-4)
+    assert (llm - bare).abs().max() > 0.1
+
+
+def test_carried_change_is_that_of_the_servers_step(cut):
+    server = cut(step=Step(rate=0.5))
+    before = server.adapters()["llm"]
+    server.run_round(1, score=False)
+    mean, after = aggregate(server.transport.updates).adapter, server.adapters()["llm"]
+    start = server.transport.requests[0].adapter
+    for name, tensor in layer_of(after, 3).items():
+        half = (layer_of(mean, 1)[name] - layer_of(start, 1)[name]) / 2
+        torch.testing.assert_close(tensor - layer_of(before, 3)[name], half, atol=1e-6, rtol=1e-4)
+
+
+def test_without_transplant_nothing_of_the_clients_reaches_the_llm_by_itself(cut):
+    server = cut(transplant=0.0)
+    before = server.adapters()["llm"]
+    server.run_round(1, score=False)
+    assert equal(server.adapters()["llm"], before)
+
+
+def test_transplanted_round_restored_and_run_again_is_the_same_bit_for_bit(cut):
+    server = cut(epochs=1, batch_size=2, learning_rate=1e-2)
+    server.run_round(1, score=False)
+    after_one = server.adapters()
+    server.run_round(2, score=False)
+    expected, other = server.adapters(), cut(epochs=1, batch_size=2, learning_rate=1e-2)
+    other.restore(after_one)
+    other.run_round(2, score=False)
+    assert equal(other.adapters()["slm"], expected["slm"])
+    assert equal(other.adapters()["llm"], expected["llm"])
+
+
 # --- the record ---
 
 
@@ -232,6 +416,43 @@ def test_record_by_hand(server):
     assert record.scores.keys() == {"slm", "llm", "clients"}
     assert record.losses.keys() == {"client", "slm", "llm", "kl"}
     assert record.peak_memory_bytes > 50_000_000  # torch alone takes more
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_uploads_in_sixteen_bits_are_half_as_long_and_only_rounded(server, dtype):
+    server.llm, start = None, server.adapter
+    server.run_round(1)
+    exact, server.adapter = server.adapter, start
+    whole = [update.adapter for update in server.transport.updates]
+    upload, clients = Upload(dtype), server.transport._clients
+    server.transport = Spy({name: dataclasses.replace(client, upload=upload) for name, client in clients.items()})
+    server.uploads = dict.fromkeys(clients, upload)
+    record = server.run_round(1)
+    assert (record.bytes_up, record.bytes_down) == (8704, 17408)
+    assert sum(adapter_bytes(update.adapter) for update in server.transport.updates) == 3 * record.bytes_up
+    for sent, before in zip(server.transport.updates, whole, strict=True):
+        assert equal(sent.adapter, {name: tensor.to(dtype) for name, tensor in before.items()})
+    assert all(tensor.dtype == torch.float32 for tensor in server.adapter.values())
+    step = torch.finfo(dtype).eps
+    assert all(torch.allclose(server.adapter[name], exact[name], rtol=0, atol=step) for name in exact)
+    assert not equal(server.adapter, exact)
+
+
+def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_those_that_have_them(server):
+    server.llm, start, clients = None, server.adapter, server.transport._clients
+    server.uploads = {"a": Upload(rank=2), "b": Upload(rank=4), "c": Upload(rank=2)}
+    server.transport = Spy({n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()})
+    record = server.run_round(1)
+    assert record.lost == {}
+    # a rank-8 adapter has 17408 bytes: 2, 4 and 2 of 8 components
+    assert record.bytes_up == (4352 + 8704 + 4352) // 3
+    assert [adapter_bytes(update.adapter) for update in server.transport.updates] == [4352, 8704, 4352]
+    a, b, c = (update.adapter for update in server.transport.updates)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    expected = (3 * a[name].double() + 2 * b[name][:2] + 2 * c[name]) / 7
+    assert torch.allclose(server.adapter[name][:2], expected.float(), atol=1e-7)
+    assert torch.equal(server.adapter[name][2:4], b[name][2:])
+    assert torch.equal(server.adapter[name][4:], start[name][4:])
 
 
 def test_client_part_of_the_record_is_the_mean_of_the_updates(server):

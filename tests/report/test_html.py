@@ -3,12 +3,15 @@ import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from fedcollm import report
+from fedcollm.config import DistillationConfig, RunConfig, StepConfig
 from fedcollm.errors import UserError
 from fedcollm.report import write_report
+from fedcollm.report.content import DIVERGENCES, STEPS, departures, settings
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 BROWSER = next(
@@ -116,6 +119,58 @@ def test_page_says_it_all_and_loads_nothing(whole, tmp_path):
         "versions.torch 2.13.0",
     ):
         assert words in text, words
+
+
+TAUGHT = {"divergence": "jensen_shannon", "selective": True, "ramp": 4}
+STEPPED = {"client": {"proximal": 0.01}, "federation": {"step": {"kind": "fedadam", "rate": 0.02}}}
+FREEZE = {"adapter": {"freeze_a": True}}
+FROZEN = "LoRA’s A stays frozen in the {} model (FFA-LoRA)"
+
+
+def test_departures_from_the_method_are_said(make_run, make_record, tmp_path):
+    server = {"transplant": 0.5, "distillation": TAUGHT}
+    run = make_run("run", [make_record(0, 0.1, 0.3), make_record(1, 0.6, 0.7)], server=server, **STEPPED)
+    text = " ".join(Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")).text.split())
+    assert (
+        "without differential privacy. Otherwise than above: Jensen–Shannon divergence; a model is taught only where "
+        "the other one knows better; λ grows linearly over the first 4 rounds; 50% of the averaged change goes into "
+        "the large model’s own layers; FedAdam step of the server, η = 0.02; FedProx at the clients, μ = 0.01."
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, []),
+        ({"server": {"distillation": {"divergence": "reverse_kl"}}}, ["reverse Kullback–Leibler divergence"]),
+        ({"federation": {"step": {"rate": 0.5}}}, ["plain step of the server, η\u00a0=\u00a00.5"]),
+        ({"federation": {"step": {"kind": "fedavgm"}}}, ["FedAvgM step of the server, η\u00a0=\u00a01"]),
+        ({"slm": FREEZE}, [FROZEN.format("small")]),
+        ({"slm": FREEZE, "llm": FREEZE}, [FROZEN.format("small and large")]),
+        # what takes no effect is not said: without distillation, without clients, without λ
+        ({"slm": FREEZE, "llm": FREEZE, "server": {"epochs": 0}}, [FROZEN.format("small")]),
+        ({"server": {"epochs": 0, "transplant": 1, "distillation": TAUGHT}}, []),
+        ({"client": {"proximal": 1}, "server": {"transplant": 1}, "federation": {"participants": []}}, []),
+        ({"federation": {"participants": [], "step": {"rate": 2}}}, []),
+        ({"server": {"distillation": {**TAUGHT, "weight": 0}}}, []),
+        (
+            {"server": {"distillation": {"weight": 0, "llm_weight": 1, "ramp": 2}}},
+            ["λ grows linearly over the first 2 rounds"],
+        ),
+    ],
+)
+def test_departures_are_those_that_take_effect(values, words):
+    config = RunConfig.model_validate({"slm": {"layers": 10}} | values)
+    assert departures(config) == words
+    assert ("Otherwise than above" in settings(config)) == bool(words)
+
+
+def test_every_divergence_and_step_has_words():
+    def values(section: type, key: str) -> set[str]:
+        return set(get_args(section.model_fields[key].annotation))
+
+    assert DIVERGENCES.keys() == values(DistillationConfig, "divergence") - {"forward_kl"}
+    assert STEPS.keys() == values(StepConfig, "kind")
 
 
 def test_folder_as_output_gets_report_html(whole):

@@ -270,6 +270,39 @@ def test_duplicates_leave_the_training_data_and_stay_in_the_test_set() -> None:
     assert not {"90", "91", "92", "107"} & set(parts_of(parts))
 
 
+def test_public_examples_of_their_own_leave_the_training_data_to_the_clients() -> None:
+    own = [example(i, i % 3) for i in range(100, 109)]
+    parts = split(Pool(examples(16), public=own), config(), 0)
+    assert [e.label is None for e in parts.public] == [False] * 4 + [True] * 3
+    assert set(ids(parts.public)) < set(ids(own))
+    assert ids(parts.public) != ids(own)[:7]
+    assert sorted(ids(parts.test) + [i for part in parts.private.values() for i in ids(part)]) == sorted(
+        ids(examples(16))
+    )
+    assert split(Pool(examples(16), public=own), config(), 0) == parts
+    assert set(ids(split(Pool(examples(16), public=own), config(), 1).public)) != set(ids(parts.public))
+
+
+def test_public_examples_that_stand_elsewhere_are_dropped() -> None:
+    own = [example(90, prompt="Text  3"), example(91, prompt="ASKED"), *[example(i) for i in range(100, 107)]]
+    test = [example(i) for i in range(200, 206)] + [example(206, prompt="asked")]
+    parts = split(Pool(examples(10), test, [*own, example(107, prompt="text 106")]), config(test_size=7), 0)
+    assert parts.duplicates_removed == 3
+    assert sorted(ids(parts.public)) == [str(i) for i in range(100, 107)]
+    assert parts.test == test
+
+
+def test_private_and_test_parts_do_not_depend_on_the_public_examples() -> None:
+    few, many = (split(Pool(examples(30), public=[example(i) for i in range(100, n)]), config(), 0) for n in (107, 150))
+    assert (few.private, few.test) == (many.private, many.test)
+
+
+def test_a_server_needs_no_private_examples_beside_public_ones() -> None:
+    own = [example(i) for i in range(100, 107)]
+    parts = split(Pool(examples(6), public=own), config(), 0, private=False)
+    assert (len(parts.public), parts.private, len(parts.test)) == (7, {}, 6)
+
+
 @pytest.mark.parametrize(("with_public", "size"), [(False, 10), (True, 14)])
 def test_pooled_client_has_all_and_the_labelled_public_part_if_asked(with_public: bool, size: int) -> None:
     kind = PartitionConfig(kind="pooled", with_public=with_public)
@@ -308,6 +341,15 @@ def test_many_groups_are_not_all_named() -> None:
             Pool(examples(16), examples(90)[50:]),
             "17 training examples are needed (task.clients 2 × task.private_size 5 + task.public_size 4 + "
             "task.unlabelled_size 3), but there are 16. Lower",
+        ),
+        (
+            Pool(examples(15), public=examples(90)[50:]),
+            "16 training examples are needed (task.clients 2 × task.private_size 5 + task.test_size 6), but there are "
+            "15. Lower",
+        ),
+        (
+            Pool(examples(16), public=examples(56)[50:]),
+            "7 public examples are needed (task.public_size 4 + task.unlabelled_size 3), but there are 6. Lower",
         ),
         (Pool(examples(22) * 2), "but there are 22 (after 22 duplicates were dropped)."),
         (Pool([]), "but there are 0."),

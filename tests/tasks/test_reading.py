@@ -48,6 +48,12 @@ def test_prompts_are_shared_only_where_attention_follows_any_mask(settings, bran
     assert reads_branches(SimpleNamespace(config=SimpleNamespace(**settings))) is branches
 
 
+@pytest.mark.parametrize(("columns", "branches"), [(512, True), (513, False)])
+def test_window_that_no_sequence_is_longer_than_hides_nothing(columns, branches):
+    config = SimpleNamespace(_attn_implementation="grouped", sliding_window=512)
+    assert reads_branches(SimpleNamespace(config=config), columns) is branches
+
+
 def adapted(fused: bool, attention: str = GROUPED):
     """A tiny Llama with an adapter that does something."""
     network = tiny_llama()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from fedcollm.attention import GROUPED
 from fedcollm.errors import UserError
@@ -244,6 +245,15 @@ def test_logits_of_a_half_precision_model_are_float32(task, llama):
     assert logits.dtype == torch.float32
 
 
+def test_start_stands_before_every_prompt_however_much_of_it_is_cut(tokenizer):
+    task = TextTask("toy", tokenizer, 16, context_length=5, start=(1,))
+    assert task.encode("the cat :", "red") == ((1, *ids("the cat :")), ids("red"))
+    assert task.encode("", "red") == ((1,), ids("red"))
+    assert task.encode("the blue bird is :", "red") == ((1, *ids("blue bird is :")), ids("red"))
+    assert task.encode("the cat :", "red good bad dog bird") == ((1,), ids("red good bad dog bird"))
+    assert task.truncated == 2
+
+
 # --- scores by hand: a model that knows the next word by the last one alone ---
 
 
@@ -352,6 +362,23 @@ def test_shared_prompt_gives_what_one_sequence_a_choice_gives(task, model, atten
     together = example("the blue bird is :", "red", "a bird", "the good animal", "the good dog")
     with torch.no_grad():
         ((shared, greedy),) = task._likelihoods(model, [together])
+        apart = [task._likelihoods(model, [example("the blue bird is :", choice)])[0] for choice in together.choices]
+    torch.testing.assert_close(shared, torch.cat([values for values, _ in apart]), atol=1e-5, rtol=1e-5)
+    assert greedy.tolist() == [likeliest.item() for _, likeliest in apart]
+
+
+@pytest.mark.parametrize(("window", "passes"), [(5, 4), (11, 4), (12, 1)])
+def test_shared_prompt_is_what_a_windowed_model_gives_one_sequence_a_choice(task, window, passes):
+    torch.manual_seed(1)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.5}
+    layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": window}
+    shape = Gemma3TextConfig(vocab_size=16, hidden_size=16, intermediate_size=32, pad_token_id=0, **heads, **layers)
+    model, seen = Gemma3ForCausalLM(shape).eval(), []
+    model.get_input_embeddings().register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    together = example("the blue bird is :", "red", "a bird", "the good", "the dog")  # 5 tokens and 7 of the choices
+    with torch.no_grad():
+        ((shared, greedy),) = task._likelihoods(model, [together])
+        assert seen == [1] * passes
         apart = [task._likelihoods(model, [example("the blue bird is :", choice)])[0] for choice in together.choices]
     torch.testing.assert_close(shared, torch.cat([values for values, _ in apart]), atol=1e-5, rtol=1e-5)
     assert greedy.tolist() == [likeliest.item() for _, likeliest in apart]

@@ -83,7 +83,7 @@ class Small:
         """A client as it is without a network."""
         task = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
         slm, _ = shared_slm(self.config.slm.source)
-        return build_client(self.config, RUN, name, task, slm, self._parts[name], self._test, {})
+        return build_client(self.config, RUN, name, task, slm, self._parts[name], self._test, {}, list(self._parts))
 
     def answering(self, name: str) -> Answering:
         """A client's process: nothing in its memory, and what was opened on its disk."""

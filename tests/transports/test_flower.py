@@ -58,6 +58,31 @@ def test_run_with_distillation_equals_the_one_in_this_process_bit_for_bit(tiny_c
     assert [told(r) for r in records] == [told(r) for r in run_directory.read_records(tmp_path / "local")]
 
 
+@pytest.mark.parametrize("upload", ["float16", "bfloat16"])
+def test_run_with_sixteen_bit_uploads_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path, upload):
+    small = make(**{"federation.upload": upload})
+    small.run(tmp_path / "network")
+    run(small.config, tmp_path / "local")
+    here, there = last(tmp_path / "network"), last(tmp_path / "local")
+    assert identical(here[1], there[1])
+    assert told(here[0]) == told(there[0])
+    assert 0 < difference(here[1], baseline[1]) < 0.05
+    assert (here[0].bytes_up, here[0].bytes_down) == (baseline[0].bytes_up // 2, baseline[0].bytes_down)
+    sent = [answer for answer in small.answers("0") if isinstance(answer, ClientUpdate)]
+    assert [adapter_bytes(answer.adapter) for answer in sent] == [here[0].bytes_up] * 2
+
+
+def test_run_with_ranks_of_their_own_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path):
+    small = make(**{"client.ranks": [2, 4, 8]})
+    small.run(tmp_path / "network")
+    run(small.config, tmp_path / "local")
+    here, there = last(tmp_path / "network"), last(tmp_path / "local")
+    assert identical(here[1], there[1])
+    assert told(here[0]) == told(there[0])
+    assert here[0].participants == ALL
+    assert here[0].bytes_up == baseline[0].bytes_up * (2 + 4 + 8 + 2) // (4 * 8)
+
+
 @pytest.mark.parametrize("fault", [Fault.RESTARTS, Fault.RESTARTS_AFTER, Fault.RECONNECTS], ids=lambda f: f.name)
 def test_client_that_comes_back_changes_nothing(make, baseline, tmp_path, fault):
     small = make()

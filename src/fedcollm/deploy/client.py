@@ -15,12 +15,13 @@ from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
 from fedcollm.models import parameter_counts, read_adapter
-from fedcollm.pretrained import load_tokenizer
+from fedcollm.pretrained import load_tokenizer, start_tokens
 from fedcollm.progress import say
 from fedcollm.run_directory import CONFIG, locked, parse_config, write_atomically, writing
+from fedcollm.tasks.catalogue import TextModelFacts, text_task
 from fedcollm.tasks.files import find_part, load_custom
 from fedcollm.tasks.stored import read_examples
-from fedcollm.tasks.text import TextExample, TextTask
+from fedcollm.tasks.text import TextExample
 from fedcollm.transports.answering import Answering
 from fedcollm.transports.flower_node import Service, connect
 from fedcollm.wire import longest_message
@@ -101,10 +102,12 @@ def build_answering(directory: Path, data: Path) -> Answering:
     state, roster = directory / "state", names.public_keys(membership.roster)
     set_matmul_precision(config)
     tokenizer = load_tokenizer(config.slm.source)
-    task = TextTask(config.task.name, tokenizer, membership.vocabulary_size, membership.context_length)
+    facts = TextModelFacts(tokenizer, membership.vocabulary_size, membership.context_length, start_tokens(tokenizer))
+    task = text_task(config.task.name, facts)
     slm = build_model(config, "slm", config.slm, task, [], state / "base")
     spent: Remembered[int] = Remembered(state / "spent.json")
-    client: Any = build_client(config, membership.run, membership.client, task, slm, examples, test, spent)
+    run, name = membership.run, membership.client
+    client: Any = build_client(config, run, name, task, slm, examples, test, spent, list(roster))
     settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")

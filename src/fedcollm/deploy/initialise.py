@@ -78,7 +78,7 @@ def initialise(
     named = config.federation.participants
     clients = [str(number) for number in range(config.task.clients)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
-    facts = text_models(config)
+    facts = text_models(config).slm
     run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}
     deployment = Deployment(run=run, host=site.host, port=site.port, superlink_port=site.superlink_port, clients=public)

@@ -3,12 +3,11 @@
 import contextlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
+from fedcollm.federation.means import Mean, WeightedMean
+from fedcollm.federation.uploads import WHOLE, Upload, widened
 from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
 
 NO_UPDATE = "no client's update could be used; the last good state is kept: --resume tries again"
@@ -19,7 +18,7 @@ class Aggregate:
     """What the server keeps of a round's updates: sums, no single client's values.
 
     Attributes:
-        adapter: the weighted mean, in the updates' dtype.
+        adapter: the weighted mean, in θ's dtype.
         loss: mean training loss over examples; None under privacy.
         clients_score: mean over clients of their tuned SLM's score; None if none was asked for, or under privacy.
         seconds: sums over clients by part; empty under privacy.
@@ -60,8 +59,9 @@ def admitted(
     largest_change: float,
     lost: dict[str, str],
     private: bool = False,
+    uploads: Mapping[str, Upload] | None = None,
 ) -> Iterator[ClientUpdate]:
-    """The updates that answer a request; `lost` gets the reason for every other answer, and for every one missing.
+    """The updates that answer a request, in its dtypes; `lost` gets the reason for every other one, or missing one.
 
     Args:
         answers: of a transport, from clients that may be faulty or hostile.
@@ -70,20 +70,23 @@ def admitted(
         largest_change: bound of the L2 norm of θ_k − θ.
         lost: client id to reason; filled here, completely once the iterator is at its end.
         private: updates come without numbers of examples and losses.
+        uploads: client id to the form of its adapter, where that is not θ's own.
     """
-    waited_for = set(ids)
+    waited_for, forms = set(ids), uploads or {}
     for answer in answers:
-        if reason := _objection(answer, request, waited_for, ids, largest_change, private):
+        form = forms.get(answer.client, WHOLE)
+        if reason := _objection(answer, request, form, waited_for, ids, largest_change, private):
             lost[answer.client] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
-            yield answer
+            yield replace(answer, adapter=widened(answer.adapter, request.adapter))
     lost.update({client: "no answer" for client in ids if client in waited_for and client not in lost})
 
 
 def _objection(
     answer: Answer,
     request: TrainRequest,
+    form: Upload,
     waited_for: Collection[str],
     ids: Collection[str],
     largest_change: float,
@@ -98,9 +101,10 @@ def _objection(
         return "not an update"
     if answer.round_index != request.round_index:
         return f"an update for round {answer.round_index}, not {request.round_index}"
-    if reason := _odd_numbers(answer, private) or misfit(answer.adapter, request.adapter):
+    if reason := _odd_numbers(answer, private) or misfit(answer.adapter, form.expected(request.adapter)):
         return reason
-    change = math.hypot(*(norm(tensor - request.adapter[name]) for name, tensor in answer.adapter.items()))
+    start = form.part(request.adapter)
+    change = math.hypot(*(norm(tensor - start[name]) for name, tensor in answer.adapter.items()))
     if change > largest_change:
         return f"the adapter changed by {change:.4g} (L2 norm), more than {largest_change:g}"
     return None
@@ -127,31 +131,25 @@ def explained(lost: Mapping[str, str]) -> Iterator[None]:
         raise RoundFailedError(f"{error} ({told})" if told else str(error)) from error
 
 
-def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggregate:
-    """Fold updates into their mean, holding one update at a time.
+def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False, mean: Mean | None = None) -> Aggregate:
+    """Fold updates into their mean, an update at a time.
 
     Args:
         updates: in a fixed order.
         uniform: weight 1/K (the paper's Algorithm 1) instead of n_k / n (FedAvg, McMahan et al. 2017); needed for
             updates without a number of examples.
+        mean: what kind of mean, still empty; None: of every value.
 
     Raises:
         RoundFailedError: no updates.
     """
-    sums: dict[str, Tensor] = {}
-    dtypes: dict[str, torch.dtype] = {}
-    total = examples = loss = 0.0
+    mean = mean or WeightedMean()
+    examples = loss = 0.0
     scores: list[float] = []
     seconds: dict[str, float] = {}
     participants: list[str] = []
     for update in updates:
-        weight = 1.0 if uniform else float(update.examples or 0)
-        for name, tensor in update.adapter.items():
-            dtypes[name] = tensor.dtype
-            if name not in sums:
-                sums[name] = torch.zeros_like(tensor, dtype=torch.float64)
-            sums[name].add_(tensor, alpha=weight)
-        total += weight
+        mean.add(update.adapter, 1.0 if uniform else float(update.examples or 0))
         examples += update.examples or 0
         loss += (update.loss or 0.0) * (update.examples or 0)
         scores += [update.score.value] if update.score else []
@@ -159,6 +157,5 @@ def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False) -> Aggrega
         participants.append(update.client)
     if not participants:
         raise RoundFailedError(NO_UPDATE)
-    adapter = {name: (value / total).to(dtypes[name]) for name, value in sums.items()}
     mean_score = sum(scores) / len(scores) if scores else None
-    return Aggregate(adapter, loss / examples if examples else None, mean_score, seconds, tuple(participants))
+    return Aggregate(mean.value(), loss / examples if examples else None, mean_score, seconds, tuple(participants))

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
+from fedcollm.federation.uploads import WHOLE, Upload, truncated
 from fedcollm.messages import ClientUpdate, Request, Score, TrainRequest
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
@@ -40,6 +41,7 @@ class Client:
         privacy: what its update must hide; None: nothing. An update under privacy comes without any number beside it.
         rounds: under privacy, how often it trains; None: as often as it is asked.
         spent: under privacy, `rounds` to how often it did, kept as long as its data is the same.
+        upload: the form that its adapter travels in; if that is of a lower rank, it trains those components only.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Client:
     rounds: int | None = None
     spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
     proximal: float = 0.0
+    upload: Upload = WHOLE
 
     def answer(self, request: Request) -> ClientUpdate:
         """Train; that is all that a client without secure aggregation does.
@@ -77,6 +80,7 @@ class Client:
 
         Raises:
             RefusalError: another run, an adapter that does not fit this client's SLM, or the privacy is spent.
+            UserError: a value does not fit `upload`; nothing was sent.
         """
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
@@ -86,9 +90,11 @@ class Client:
             write_adapter(self.slm, request.adapter)
         except ValueError as error:
             raise RefusalError(f"client {self.id}: {error}") from error
+        if self.upload.rank is not None:
+            write_adapter(self.slm, truncated(request.adapter, self.upload.rank))
         self._spend()
         loss = self._fit(request.round_index, where)
-        adapter = read_adapter(self.slm)
+        adapter = self.upload.pack(read_adapter(self.slm))
         if self.privacy:
             return ClientUpdate(self.id, request.round_index, adapter)
         tuned = time.perf_counter()

@@ -15,13 +15,16 @@ from fedcollm.distillation import Divergence, distil_mutually, ramp
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
 from fedcollm.federation.fixed_point import FixedPoint
+from fedcollm.federation.means import ComponentMean, Mean
 from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
 from fedcollm.federation.server_steps import PLAIN, Memory, Step
 from fedcollm.federation.transplant import carried, rooted
+from fedcollm.federation.uploads import WHOLE, Upload
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
 from fedcollm.models import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
 from fedcollm.tasks.base import Task
+from fedcollm.tasks.bridge import Bridge
 from fedcollm.training import evaluate
 
 
@@ -55,7 +58,7 @@ class Server:
     """Owner of the LLM, a copy of the SLM and the public set.
 
     Attributes:
-        task: the modality.
+        task: the modality, as the SLM and the clients have it.
         slm: g with adapter θ.
         llm: f with adapter ω; None if there is no distillation.
         transport: the way to the clients.
@@ -68,6 +71,7 @@ class Server:
         minimum: a round with fewer updates fails.
         private: clients send adapters alone, without numbers of examples, losses, scores and seconds.
         largest_change: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
+        uploads: client id to the form that its adapter comes in; those that are not named send all as it is.
         epochs: passes over D_a a round.
         batch_size: examples a distillation step.
         learning_rate: of both models' AdamW.
@@ -85,6 +89,7 @@ class Server:
         run: identity of the run, which its clients know.
         adapter: θ, the global adapter, as it is broadcast next.
         memory: of `step`.
+        bridge: to the LLM's own task, where it has another tokenizer.
         scored: each role's score when it was last scored, with its confusion table.
     """
 
@@ -101,6 +106,7 @@ class Server:
     minimum: int = 1
     private: bool = False
     largest_change: float = 1e3
+    uploads: Mapping[str, Upload] = field(default_factory=dict)
     epochs: int = 1
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -116,6 +122,7 @@ class Server:
     evaluation_batch_size: int = 32
     seed: int = 0
     run: str = ""
+    bridge: Bridge | None = field(default=None, repr=False)
     adapter: Adapter = field(init=False, repr=False)
     memory: Memory = field(init=False, repr=False, default_factory=dict)
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict)
@@ -191,7 +198,11 @@ class Server:
     def score(self, role: str) -> Score:
         """Of one role on the test examples."""
         model, where = self.models()[role], f"scoring {role}"
-        return evaluate(self.task, model, self.test, self.evaluation_batch_size, where)
+        return evaluate(self.task_of(role), model, self.test, self.evaluation_batch_size, where)
+
+    def task_of(self, role: str) -> Task:
+        """The task in a role's own tokens."""
+        return self.bridge.llm if self.bridge and role == "llm" else self.task
 
     def models(self) -> dict[str, peft.PeftModel]:
         """Role to model, for the roles that there are."""
@@ -207,20 +218,30 @@ class Server:
             return aggregate_securely(self.transport.ask, request, ids, self.secure)
         lost: dict[str, str] = {}
         answers = self.transport.ask(dict.fromkeys(ids, request))
-        updates = admitted(answers, request, ids, self.largest_change, lost, self.private)
-        size = adapter_bytes(request.adapter)
+        updates = admitted(answers, request, ids, self.largest_change, lost, self.private, self.uploads)
         with explained(lost):
             ordered = in_order(updates, ids)
             if self.rehearsal:
                 mean = rehearse(ordered, request, self.rehearsal, self.uniform)
             else:
-                mean = aggregate(ordered, self.uniform)
+                mean = aggregate(ordered, self.uniform, self._mean(request.adapter))
             if len(mean.participants) < self.minimum:
                 raise RoundFailedError(
                     f"round {request.round_index}: {len(mean.participants)} of {len(ids)} clients gave an update, and "
                     f"{self.minimum} are needed. The last good state is kept: bring the clients back, and resume."
                 )
-        return dataclasses.replace(mean, lost=lost, bytes_up=size, bytes_down=size)
+        down = adapter_bytes(request.adapter)
+        return dataclasses.replace(mean, lost=lost, bytes_up=self.bytes_up(ids), bytes_down=down)
+
+    def _mean(self, theta: Adapter) -> Mean | None:
+        """The kind of mean that the clients' uploads need; None: of every value."""
+        ranks = any(upload.rank is not None for upload in self.uploads.values())
+        return ComponentMean(theta) if ranks else None
+
+    def bytes_up(self, ids: Sequence[str]) -> int:
+        """Bytes that a plain update of one of these clients has, on average."""
+        forms = (self.uploads.get(client, WHOLE).expected(self.adapter) for client in ids)
+        return sum(map(adapter_bytes, forms)) // len(ids)
 
     def _distil(self, llm: peft.PeftModel, round_index: int) -> dict[str, float]:
         share = ramp(round_index, self.ramp)
@@ -238,6 +259,7 @@ class Server:
             temperature=self.temperature,
             kind=self.kind,
             selective=self.selective,
+            bridge=self.bridge,
         )
 
 

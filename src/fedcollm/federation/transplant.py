@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from fedcollm.messages import Adapter
 
-_LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
+#: The first number in a name: `.layers.3.` of most families, `.h.3.` of GPT-2.
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def in_llm(name: str, kept: Sequence[int]) -> str:

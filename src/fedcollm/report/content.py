@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedcollm.config import RunConfig
+from fedcollm.config import RunConfig, ServerConfig
 from fedcollm.report.formats import byte_count, count, duration, percent, share
 from fedcollm.report.runs import Method, described
 from fedcollm.report.scores import ROLES, curve, finals, interval, role_scores, sampling_half_width
@@ -20,6 +20,17 @@ METHOD = (
     "adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
 )
 SUBJECTS = {"slm": "the clients’ small model", "llm": "the server’s large model"}
+
+#: Divergences other than the method's own.
+DIVERGENCES = {
+    "reverse_kl": "reverse Kullback–Leibler divergence",
+    "jensen_shannon": "Jensen–Shannon divergence",
+    "skew_kl": "skewed Kullback–Leibler divergence",
+    "skew_reverse_kl": "skewed reverse Kullback–Leibler divergence",
+}
+
+#: What the server does with the clients' mean change.
+STEPS = {"average": "plain", "fedavgm": "FedAvgM", "fedadam": "FedAdam"}
 
 
 @dataclass(frozen=True)
@@ -114,20 +125,10 @@ def caution(method: Method) -> str:
 
 def settings(config: RunConfig) -> str:
     """How this run departs from, or fills in, the method's sentences."""
-    server, federation = config.server, config.federation
-    if server.epochs:
-        distillation = server.distillation
-        weights = f"λ\u00a0=\u00a0{distillation.weight:g}"
-        if distillation.llm_weight is not None:
-            weights += f" for the small and {distillation.llm_weight:g} for the large model"
-        epochs = "epoch" if server.epochs == 1 else "epochs"
-        first = (
-            f"{server.epochs} {epochs} on the public set a round, {weights}, τ\u00a0=\u00a0{distillation.temperature:g}"
-        )
-    else:
-        first = "no work on the public set (federated averaging only)"
+    federation, first, words = config.federation, _on_public_set(config.server), departures(config)
+    otherwise = f" Otherwise than above: {'; '.join(words)}." if words else ""
     if federation.participants == []:
-        return f"In this run: {first}; no clients."
+        return f"In this run: {first}; no clients.{otherwise}"
     kind = "weighted by number of examples" if federation.aggregation == "mean" else "each with weight 1/K"
     security = (
         "masked by secure aggregation"
@@ -135,7 +136,41 @@ def settings(config: RunConfig) -> str:
         else "without secure aggregation, so the server sees each of them"
     )
     privacy = f"with {federation.privacy.level}-level" if federation.privacy else "without"
-    return f"In this run: {first}; adapters averaged {kind}, {security}; {privacy} differential privacy."
+    return f"In this run: {first}; adapters averaged {kind}, {security}; {privacy} differential privacy.{otherwise}"
+
+
+def _on_public_set(server: ServerConfig) -> str:
+    if not server.epochs:
+        return "no work on the public set (federated averaging only)"
+    distillation = server.distillation
+    weights = f"λ\u00a0=\u00a0{distillation.weight:g}"
+    if distillation.llm_weight is not None:
+        weights += f" for the small and {distillation.llm_weight:g} for the large model"
+    epochs = "epoch" if server.epochs == 1 else "epochs"
+    return f"{server.epochs} {epochs} on the public set a round, {weights}, τ\u00a0=\u00a0{distillation.temperature:g}"
+
+
+def departures(config: RunConfig) -> list[str]:
+    """What a run does otherwise than the method's sentences say, as far as it takes effect."""
+    server, taught, step = config.server, config.server.distillation, config.federation.step
+    distils = bool(server.epochs and (taught.weight or taught.llm_weight))
+    clients = config.federation.participants != []
+    frozen = {"small": config.slm.adapter.freeze_a, "large": config.llm.adapter.freeze_a and server.epochs > 0}
+    models = " and ".join(name for name, is_frozen in frozen.items() if is_frozen)
+    words = {
+        DIVERGENCES.get(taught.divergence, ""): distils and taught.divergence != "forward_kl",
+        "a model is taught only where the other one knows better": distils and taught.selective,
+        f"λ grows linearly over the first {taught.ramp} rounds": distils and taught.ramp > 0,
+        f"{100 * server.transplant:g}% of the averaged change goes into the large model’s own layers": (
+            clients and server.epochs and server.transplant
+        ),
+        f"{STEPS[step.kind]} step of the server, η\u00a0=\u00a0{step.rate:g}": (
+            clients and (step.kind != "average" or step.rate != 1)
+        ),
+        f"FedProx at the clients, μ\u00a0=\u00a0{config.client.proximal:g}": clients and config.client.proximal,
+        f"LoRA’s A stays frozen in the {models} model (FFA-LoRA)": models,
+    }
+    return [text for text, holds in words.items() if holds]
 
 
 def explained(methods: Sequence[Method]) -> list[tuple[str, str]]:

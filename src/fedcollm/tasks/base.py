@@ -40,8 +40,20 @@ class Example(Protocol):
         ...
 
 
+class Collator(Protocol):
+    """How examples become batches of like size."""
+
+    def size(self, example: Any) -> int:
+        """Cost of one example (tokens, frames); batches group examples of like size."""
+        ...
+
+    def collate(self, examples: Sequence[Any]) -> Any:
+        """One batch for both models, on the CPU."""
+        ...
+
+
 @runtime_checkable
-class Task(Protocol):
+class Task(Collator, Protocol):
     """A modality: how examples become a batch, logits and a score.
 
     `Batch` is opaque to the loop: whatever `collate` returns goes to `logits` and `targets`.
@@ -55,14 +67,6 @@ class Task(Protocol):
     @property
     def metric(self) -> str:
         """Name of the main metric, for reports (`accuracy`)."""
-        ...
-
-    def size(self, example: Any) -> int:
-        """Cost of one example (tokens, frames); batches group examples of like size."""
-        ...
-
-    def collate(self, examples: Sequence[Any]) -> Any:
-        """One batch for both models, on the CPU."""
         ...
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
@@ -83,12 +87,14 @@ class Pool:
     """Examples as a task's source delivers them, before they are split.
 
     Attributes:
-        train: examples for the public part and the private parts.
+        train: examples for the private parts, and for the public part unless it has a source of its own.
         test: examples for scoring, or None if they are to be taken from `train`.
+        public: examples for D_a, where its source is another than the private parts'.
     """
 
     train: Sequence[Any]
     test: Sequence[Any] | None = None
+    public: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -3,34 +3,45 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedcollm.config import TaskConfig
 from fedcollm.errors import UserError
 from fedcollm.tasks.base import Pool, Task
+from fedcollm.tasks.bridge import Bridge
 from fedcollm.tasks.files import load_custom
 from fedcollm.tasks.icd10 import CHAPTERS, load_icd10
+from fedcollm.tasks.professions import load_professions
 from fedcollm.tasks.qa import QA_TASKS, load_qa
 from fedcollm.tasks.text import TextTask
 from fedcollm.tasks.vision import ImageTask, load_digit_images
 
 IMAGE_TASKS = ("digits",)
-TASK_NAMES = ("icd10", *QA_TASKS, *IMAGE_TASKS, "custom")
+TASK_NAMES = ("icd10", *QA_TASKS, "professions", *IMAGE_TASKS, "custom")
 
 
 @dataclass(frozen=True)
 class TextModelFacts:
-    """What a text task must know of the two models.
+    """What a text task must know of the models that it serves.
 
     Attributes:
-        tokenizer: common to both.
-        vocabulary_size: size of the output space common to both.
-        context_length: longest sequence that both take, in tokens.
+        tokenizer: common to them.
+        vocabulary_size: size of the output space common to them.
+        context_length: longest sequence that both roles take, in tokens.
+        start: tokens that the tokenizer puts before every text.
     """
 
     tokenizer: Any
     vocabulary_size: int
     context_length: int
+    start: tuple[int, ...] = ()
+
+
+class PairFacts(NamedTuple):
+    """Facts a role: one object twice where the two share a tokenizer."""
+
+    slm: TextModelFacts
+    llm: TextModelFacts
 
 
 def is_text(name: str) -> bool:
@@ -58,6 +69,8 @@ def load_pool(config: TaskConfig, seed: int) -> Pool:
         return load_icd10(math.ceil(needed / len(CHAPTERS)), seed)
     if config.name in QA_TASKS:
         return load_qa(config.name, config.path)
+    if config.name == "professions":
+        return load_professions(config.path)
     if config.path is None or config.format is None:
         raise UserError(
             "task.name: custom needs task.path (a file or directory) and task.format (prompt, answer, choices)."
@@ -65,9 +78,20 @@ def load_pool(config: TaskConfig, seed: int) -> Pool:
     return load_custom(config.path, config.format)
 
 
-def build_task(name: str, text_models: Callable[[], TextModelFacts]) -> Task:
-    """The task object; `text_models` is asked only by tasks that read text."""
+def build_task(name: str, text_models: Callable[[], PairFacts]) -> tuple[Task, Bridge | None]:
+    """The task, and where each role has a tokenizer of its own the bridge from this task, the SLM's, to the LLM's.
+
+    Args:
+        name: of the task.
+        text_models: asked only by tasks that read text.
+    """
     if not is_text(name):
-        return ImageTask(name, [str(digit) for digit in range(10)])
+        return ImageTask(name, [str(digit) for digit in range(10)]), None
     facts = text_models()
-    return TextTask(name, facts.tokenizer, facts.vocabulary_size, facts.context_length)
+    task = text_task(name, facts.slm)
+    return task, None if facts.llm is facts.slm else Bridge(task, text_task(name, facts.llm))
+
+
+def text_task(name: str, facts: TextModelFacts) -> TextTask:
+    """A text task on some models' tokenizer."""
+    return TextTask(name, facts.tokenizer, facts.vocabulary_size, facts.context_length, start=facts.start)

@@ -39,32 +39,29 @@ def check_classes(examples: Sequence[Any], where: str = "the training data") -> 
 def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Split:
     """Disjoint test, public and private parts, a function of the pool, the sizes and the seed.
 
-    Where a text stands several times, one copy stays: that of the test set, else the first. The public
-    part is taken from the front of the shuffled data and the private part from its end, so that neither
-    changes with the other's size, and the private part does not depend on the kind of partition. Without
-    `private`, the clients have their own data elsewhere, and the pool need not hold any for them.
+    Where a text stands several times, one copy stays: that of the test set, else the first, those of the pool's
+    own public examples last. The public part is taken from these, or else from the front of the shuffled data,
+    and the private part from its end, so that neither changes with the other's size, and the private part does
+    not depend on the kind of partition. Without `private`, the clients have their own data elsewhere, and the
+    pool need not hold any for them.
 
     Raises:
         UserError: not enough examples, or a partition that cannot be made.
     """
-    test, train, removed = _without_duplicates(pool)
+    test, train, public, removed = _without_duplicates(pool)
     random.Random(derive_seed(seed, "split")).shuffle(train)
     clients = config.clients if private else 0
-    _check_sizes(len(train), removed, config, clients, test_from_train=pool.test is None)
-    notes = []
+    _check_sizes(len(train), None if public is None else len(public), removed, config, clients, pool.test is None)
     if pool.test is None:
-        test, train = train[: config.test_size], train[config.test_size :]
-    elif not test:
-        raise UserError(f"task {config.name}: the test set has no examples. Give it some, or leave its file out.")
-    elif len(test) < config.test_size:
-        notes.append(
-            f"the test set has {len(test)} examples, fewer than task.test_size {config.test_size}: all are used"
-        )
+        test, train, notes = train[: config.test_size], train[config.test_size :], []
     else:
-        chosen = random.Random(derive_seed(seed, "test")).sample(range(len(test)), config.test_size)
-        test = [test[i] for i in sorted(chosen)]
-    labelled = train[: config.public_size]
-    unlabelled = train[config.public_size : config.public_size + config.unlabelled_size]
+        test, notes = _sampled(test, config, seed)
+    if public is None:
+        public = train
+    else:
+        random.Random(derive_seed(seed, "public")).shuffle(public)
+    labelled = public[: config.public_size]
+    unlabelled = public[config.public_size : config.public_size + config.unlabelled_size]
     public = labelled + [example.without_label() for example in unlabelled]
     if not private:
         return Split(public, {}, test, removed, notes)
@@ -76,11 +73,23 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
     return Split(public, parts, test, removed, notes)
 
 
-def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], int]:
-    """Test and train examples with distinct contents, and the number of those dropped."""
+def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any], list[str]]:
+    """`test_size` examples of a given test set, in its order, and a note if it has fewer."""
+    if not test:
+        raise UserError(f"task {config.name}: the test set has no examples. Give it some, or leave its file out.")
+    if len(test) < config.test_size:
+        note = f"the test set has {len(test)} examples, fewer than task.test_size {config.test_size}: all are used"
+        return test, [note]
+    chosen = random.Random(derive_seed(seed, "test")).sample(range(len(test)), config.test_size)
+    return [test[i] for i in sorted(chosen)], []
+
+
+def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], list[Any] | None, int]:
+    """Test, train and public examples with distinct contents, and the number of those dropped."""
     seen: set[str] = set()
-    test, train = _unseen(pool.test or (), seen), _unseen(pool.train, seen)
-    return test, train, len(pool.test or ()) + len(pool.train) - len(test) - len(train)
+    test, train, public = (_unseen(examples or (), seen) for examples in (pool.test, pool.train, pool.public))
+    removed = sum(map(len, (pool.test or (), pool.train, pool.public or ()))) - len(seen)
+    return test, train, None if pool.public is None else public, removed
 
 
 def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
@@ -93,17 +102,27 @@ def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
     return kept
 
 
-def _check_sizes(available: int, removed: int, config: TaskConfig, clients: int, test_from_train: bool) -> None:
-    parts = [f"task.clients {clients} × task.private_size {config.private_size}"] if clients else []
-    parts += [f"task.public_size {config.public_size}", f"task.unlabelled_size {config.unlabelled_size}"]
-    needed = clients * config.private_size + config.public_size + config.unlabelled_size
-    if test_from_train:
-        parts.append(f"task.test_size {config.test_size}")
-        needed += config.test_size
+def _check_sizes(
+    train: int, public: int | None, removed: int, config: TaskConfig, clients: int, test_from_train: bool
+) -> None:
+    """Whether there are enough examples for all parts; `public` is None if these come from the training data too."""
+    needed = clients * config.private_size
+    private = {f"task.clients {clients} × task.private_size {config.private_size}": needed} if clients else {}
+    shared = {f"task.{key} {getattr(config, key)}": getattr(config, key) for key in ("public_size", "unlabelled_size")}
+    test = {f"task.test_size {config.test_size}": config.test_size} if test_from_train else {}
+    if public is None:
+        _check_size("training", train, private | shared | test, removed, config.name)
+    else:
+        _check_size("training", train, private | test, removed, config.name)
+        _check_size("public", public, shared, removed, config.name)
+
+
+def _check_size(kind: str, available: int, parts: dict[str, int], removed: int, name: str) -> None:
+    needed = sum(parts.values())
     if needed > available:
         duplicates = f" (after {removed} duplicates were dropped)" if removed else ""
         raise UserError(
-            f"task {config.name}: {needed} training examples are needed ({' + '.join(parts)}), "
+            f"task {name}: {needed} {kind} examples are needed ({' + '.join(parts)}), "
             f"but there are {available}{duplicates}. Lower one of these keys or give more data."
         )
 

@@ -4,7 +4,7 @@ Prompts equal those of lm-evaluation-harness 0.4 (`lm_eval/tasks/{arc,openbookqa
 scores can be compared with published ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fedcollm.tasks.files import JSONL, LETTERS, check_ids, find_part, read_json
 from fedcollm.tasks.partition import check_classes
 from fedcollm.tasks.text import TextExample
 
-__all__ = ["QA_TASKS", "QaSource", "load_qa", "read_jsonl"]
+__all__ = ["QA_TASKS", "QaSource", "Question", "download", "load_qa", "placed_rows", "read_jsonl", "read_questions"]
 
 LAYOUT = (
     "a directory with train.jsonl and test.jsonl or dev.jsonl (or .jsonl.gz), one "
@@ -81,17 +81,72 @@ def _from_files(name: str, path: Path) -> tuple[list[TextExample], list[TextExam
 
 
 def _read(name: str, path: Path) -> list[TextExample]:
-    return _examples(name, ((f"{path}, line {number}", row) for number, row in read_jsonl(path)))
+    return _examples(name, placed_rows(path))
 
 
 def _examples(name: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[TextExample]:
-    pairs = [(place, _example(name, row, place)) for place, row in rows]
+    def example(question: Question, place: str) -> TextExample:
+        prompt, continuations = _prompt(name, question)
+        return TextExample(question.id, prompt, continuations, question.answer, question.letters)
+
+    return read_questions(rows, example)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A checked row; its choices are called A, B, C ... by position, whatever the file calls them.
+
+    Attributes:
+        id: unique within the data.
+        text: the question itself.
+        choices: the possible answers.
+        answer: index of the right one.
+    """
+
+    id: str
+    text: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """Names of the choices."""
+        return tuple(LETTERS[: len(self.choices)])
+
+    @property
+    def lettered(self) -> str:
+        """The question, a line for each choice after its letter, and "Answer:"."""
+        lines = [f"{letter}. {choice}" for letter, choice in zip(self.letters, self.choices, strict=True)]
+        return "\n".join([self.text.strip(), *lines, "Answer:"])
+
+
+def placed_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(place for messages, row) of each line of a JSON lines file.
+
+    Raises:
+        UserError: as `read_jsonl`.
+    """
+    return [(f"{path}, line {number}", row) for number, row in read_jsonl(path)]
+
+
+def read_questions(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], example: Callable[[Question, str], TextExample]
+) -> list[TextExample]:
+    """Examples of checked rows with distinct ids.
+
+    Args:
+        rows: (place for messages, row with id, question, choices, labels and answer).
+        example: makes an example of a question and its place.
+
+    Raises:
+        UserError: a row is broken, or an id stands twice.
+    """
+    pairs = [(place, example(_question(row, place), place)) for place, row in rows]
     check_ids([example for _, example in pairs], [place for place, _ in pairs])
     return [example for _, example in pairs]
 
 
-def _example(name: str, row: Mapping[str, Any], place: str) -> TextExample:
-    """A checked example; its labels are A, B, C ... by position, whatever the file calls them."""
+def _question(row: Mapping[str, Any], place: str) -> Question:
     texts = {field: _field(row, field, str, place) for field in ("id", "question", "answer")}
     choices, labels = _field(row, "choices", list, place), _field(row, "labels", list, place)
     for field, values in (("choices", choices), ("labels", labels)):
@@ -108,9 +163,7 @@ def _example(name: str, row: Mapping[str, Any], place: str) -> TextExample:
         raise UserError(
             f"{place}: answer {texts['answer']!r} is not among the labels {shorten(labels)}. Give one of them."
         )
-    letters = tuple(LETTERS[: len(choices)])
-    prompt, continuations = _prompt(name, texts["question"], choices, letters)
-    return TextExample(texts["id"], prompt, continuations, labels.index(texts["answer"]), letters)
+    return Question(texts["id"], texts["question"], tuple(choices), labels.index(texts["answer"]))
 
 
 def _field(row: Mapping[str, Any], field: str, kind: type, place: str) -> Any:
@@ -125,31 +178,45 @@ def _field(row: Mapping[str, Any], field: str, kind: type, place: str) -> Any:
     return value
 
 
-def _prompt(name: str, question: str, choices: list[str], letters: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _prompt(name: str, question: Question) -> tuple[str, tuple[str, ...]]:
     """Prompt and continuations as in lm-evaluation-harness."""
     if name == "openbookqa":
-        return question, tuple(choices)
+        return question.text, question.choices
     if name == "commonsense_qa":
-        lines = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
-        return "\n".join([f"Question: {question.strip()}", *lines, "Answer:"]), letters
-    return f"Question: {question}\nAnswer:", tuple(choices)
+        return f"Question: {question.lettered}", question.letters
+    return f"Question: {question.text}\nAnswer:", question.choices
 
 
 def _from_hub(name: str) -> tuple[list[TextExample], list[TextExample]]:
     source = QA_TASKS[name]
-    try:
-        parts = _download(source)
-    except Exception as error:  # many kinds, of datasets, huggingface_hub, httpx and the file system
-        raise UserError(
-            f"task {name}: cannot load {source.hub} from the Hugging Face hub ({type(error).__name__}: "
-            f"{_first_line(error)}). "
-            f"Connect to it once, or set task.path to {LAYOUT}."
-        ) from error
+    parts = download(name, source.hub, source.config, LAYOUT)
     train, test = (
         [(f"{source.hub} {split}, row {i}", _record(source, row)) for i, row in enumerate(parts[split], 1)]
         for split in ("train", source.test)
     )
     return _examples(name, train), _examples(name, test)
+
+
+def download(name: str, hub: str, config: str | None, layout: str) -> Mapping[str, Any]:
+    """All splits of a data set of the Hugging Face hub, or of its cache.
+
+    Args:
+        name: of the task.
+        hub: id of the data set there.
+        config: name of its configuration, if it has several.
+        layout: what task.path may be instead.
+
+    Raises:
+        UserError: the hub cannot be reached, and the cache does not have it.
+    """
+    try:
+        return _download(hub, config)
+    except Exception as error:  # many kinds, of datasets, huggingface_hub, httpx and the file system
+        raise UserError(
+            f"task {name}: cannot load {hub} from the Hugging Face hub ({type(error).__name__}: "
+            f"{_first_line(error)}). "
+            f"Connect to it once, or set task.path to {layout}."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -167,18 +234,18 @@ def _record(source: QaSource, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _download(source: QaSource) -> Mapping[str, Any]:
+def _download(hub: str, name: str | None) -> Mapping[str, Any]:
     """All splits, from the hub if it answers within 5 s, else from the cache of `datasets`."""
     from datasets import config, load_dataset
     from huggingface_hub import HfApi
 
     unreachable, offline = None, config.HF_HUB_OFFLINE
     try:
-        HfApi().dataset_info(source.hub, timeout=5)
+        HfApi().dataset_info(hub, timeout=5)
     except Exception as error:  # whatever it is: the cache may do
         unreachable, config.HF_HUB_OFFLINE = error, True  # else `datasets` tries for minutes
     try:
-        return load_dataset(source.hub, source.config)  # pyright: ignore[reportReturnType]
+        return load_dataset(hub, name)  # pyright: ignore[reportReturnType]
     except Exception as error:
         raise unreachable or error from None
     finally:

@@ -5,6 +5,7 @@ columns only. A model that reads packed tokens (`fedcollm.fusion`) is given no p
 but the rows that are read.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,7 +47,12 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
     rows = rows.to(parameter.device)
     if reads_packed is not None and reads_branches(model) and reads_packed(inputs["input_ids"].shape[1]):
         return _packed(model, inputs, rows, seen, parameter.dtype)
+    mask = inputs["attention_mask"].bool()
+    if seen is None and reads_branches(model) and not mask.all():
+        seen = _before(mask)
     if seen is not None:
+        # finite numbers, not a mask of true and false: of padding that sees nothing, torch's fused attention on a GPU
+        # makes numbers that are none
         inputs["attention_mask"] = _added(seen.to(parameter.device), parameter.dtype)
     # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
     kept = torch.arange(-rows.shape[1], 0, device=parameter.device)
@@ -59,7 +65,7 @@ def _packed(
     """`logits_of`, without padding."""
     mask = inputs["attention_mask"].bool()
     if seen is None:
-        seen = mask[:, None, :] & mask.new_ones(mask.shape[1], mask.shape[1]).tril()
+        seen = _before(mask)
     index = _kept(mask.flatten())  # [T]: places of the tokens among all B N
     read = torch.zeros_like(mask)
     read[:, mask.shape[1] - rows.shape[1] :] = rows
@@ -67,6 +73,11 @@ def _packed(
     tokens, positions = (inputs[name].flatten()[index][None] for name in ("input_ids", "position_ids"))
     result = model(tokens, _added(seen, dtype), position_ids=positions, packed=packed, use_cache=False)
     return result.logits[0]
+
+
+def _before(mask: Tensor) -> Tensor:
+    """[B, N, N] bool, what each column attends to: those before it and itself, but no padding, from [B, N]."""
+    return mask[:, None, :] & mask.new_ones(mask.shape[1], mask.shape[1]).tril()
 
 
 def _kept(mask: Tensor) -> Tensor:
@@ -81,12 +92,17 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return (~seen)[:, None].to(dtype) * torch.finfo(dtype).min
 
 
-def reads_branches(model: nn.Module) -> bool:
-    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance."""
+def reads_branches(model: nn.Module, columns: float = math.inf) -> bool:
+    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance.
+
+    Args:
+        model: a causal language model of transformers, or around one.
+        columns: no sequence is longer; a window that wide hides nothing.
+    """
     config = getattr(model, "config", None)
     kind = getattr(config, "_attn_implementation", None) or "eager"
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return kind in ("grouped", "eager", "sdpa") and not windowed
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return kind in ("grouped", "eager", "sdpa") and columns <= (window or math.inf)
 
 
 def branch(inputs: dict[str, Tensor], branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:

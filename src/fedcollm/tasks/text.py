@@ -71,26 +71,48 @@ class TextBatch:
     targets: Tensor
 
 
+def picks(example: TextExample, likelihoods: Tensor) -> dict[str, int]:
+    """The choice that each metric takes: the likeliest (`acc`), and the likeliest a character (`acc_norm`).
+
+    Args:
+        example: C choices.
+        likelihoods: [C], their log-likelihoods.
+    """
+    lengths = torch.tensor([len(choice) for choice in example.choices])
+    return {"acc": int(likelihoods.argmax()), "acc_norm": int((likelihoods / lengths).argmax())}
+
+
 class TextTask:
     """Answers to prompts, trained on answer tokens and scored by their log-likelihood.
 
     Args:
         name: name of the task, for reports.
-        tokenizer: a transformers tokenizer, common to both models.
-        vocabulary_size: size of the output space common to both models; logits are cut to it.
+        tokenizer: a transformers tokenizer, common to the models that the task serves.
+        vocabulary_size: size of the output space common to these models; logits are cut to it.
         context_length: longest sequence that both models take, in tokens. Longer prompts lose their
             oldest tokens, never the answer; `truncated` counts the examples.
         normalised: score by length-normalised log-likelihood (`acc_norm`) instead of `acc`.
+        start: tokens that every prompt begins with, however much of it is cut: what the tokenizer itself puts before a
+            text (Gemma, Llama 2 and OPT do), as in lm-evaluation-harness.
     """
 
     metric = "accuracy"
 
-    def __init__(self, name: str, tokenizer: Any, vocabulary_size: int, context_length: int, normalised: bool = False):
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        vocabulary_size: int,
+        context_length: int,
+        normalised: bool = False,
+        start: Tokens = (),
+    ):
         self.name = name
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
         self.main_metric = "acc_norm" if normalised else "acc"
+        self.start = start
         self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._truncated: set[str] = set()
 
@@ -125,7 +147,7 @@ class TextTask:
 
     def _split(self, prompt: str, answer: str, prefix: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
         continuation = whole[len(prefix) :] or whole[-1:]
-        prefix = prefix or (self._start(),)
+        start = self.start or (() if prefix else (self.start_token(),))
         room = self.context_length - len(continuation) + 1  # the last answer token is never an input
         if room < 1:
             tokens, limit = len(continuation), self.context_length
@@ -133,11 +155,12 @@ class TextTask:
                 f"an answer of {tokens} tokens does not fit the models' context of {limit}: {answer[:60]!r}. "
                 "Shorten it, or take models with a longer context."
             )
-        if len(prefix) > room:
+        if len(start + prefix) > room:
             self._truncated.add(prompt)
-        return prefix[-room:], continuation
+            prefix = prefix[max(len(start + prefix) - room, 0) :]
+        return (start + prefix)[-room:], continuation
 
-    def _start(self) -> int:
+    def start_token(self) -> int:
         """What an empty prompt is replaced by, as lm-evaluation-harness does: a token to predict the first one from."""
         special = self.tokenizer
         tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
@@ -197,26 +220,32 @@ class TextTask:
             if len(example.choices) == 1:
                 right: dict[str, float] = dict.fromkeys(("acc", "acc_norm"), float(greedy[0]))
             else:
-                lengths = torch.tensor([len(choice) for choice in example.choices])
-                best, best_norm = int(likelihoods.argmax()), int((likelihoods / lengths).argmax())
-                right = {"acc": float(best == answer), "acc_norm": float(best_norm == answer)}
-                pair = (example.labels[answer], example.labels[best])
+                chosen = picks(example, likelihoods)
+                right = {metric: float(choice == answer) for metric, choice in chosen.items()}
+                pair = (example.labels[answer], example.labels[chosen["acc"]])
                 confusion[pair] = confusion.get(pair, 0) + 1
             sums = {metric: sums[metric] + right[metric] for metric in sums}
             outcomes[example.id] = right[self.main_metric]
         return Score(sums, len(examples), confusion, outcomes)
+
+    def likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
+        """[C] log-likelihoods, in nats, of each example's choices."""
+        return [values for values, _ in self._likelihoods(model, examples)]
 
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
         """Each example's choices: log-likelihood [C], and whether greedy decoding would give it [C].
 
         A prompt is read once for all its choices, where the model's attention allows that.
         """
-        shared = reads_branches(model)
-        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
-        for index, example in enumerate(examples):
+        for example in examples:
             self._encode(example.prompt, example.choices)
+        encoded = [[self.encode(example.prompt, text) for text in example.choices] for example in examples]
+        longest = max(max(len(p) for p, _ in pairs) + sum(len(a) for _, a in pairs) for pairs in encoded)
+        shared = reads_branches(model, longest)
+        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
+        for index, pairs in enumerate(encoded):
             by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
-            for choice, (prompt, answer) in enumerate(self.encode(example.prompt, text) for text in example.choices):
+            for choice, (prompt, answer) in enumerate(pairs):
                 one = by_prompt.setdefault(prompt if shared else choice, (index, [], prompt, []))
                 one[1].append(choice)
                 one[3].append(answer)
