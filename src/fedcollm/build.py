@@ -102,9 +102,7 @@ def build_federation(
     privacy = build_privacy(config)
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
-        transport, secure = _in_this_process(config, run, task, slm, split)
-        if shared and not (secure or privacy):  # what those send is new every time
-            transport = remembering(config, transport, task, split, shared)
+        transport, secure = _in_this_process(config, run, task, slm, split, shared)
     else:
         transport = remote.transport
         secure = secured(config, remote.roster, parameter_counts(slm)[0])
@@ -225,8 +223,8 @@ def build_privacy(config: RunConfig) -> Privacy | None:
 
 
 def _in_this_process(
-    config: RunConfig, run: str, task: Task, slm: nn.Module, split: Split
-) -> tuple[LocalTransport, SecureSettings | None]:
+    config: RunConfig, run: str, task: Task, slm: nn.Module, split: Split, shared: Path | None
+) -> tuple[Transport, SecureSettings | None]:
     """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
     parts = _participating(split.private, config.federation.participants)
     clients = {
@@ -237,7 +235,10 @@ def _in_this_process(
     roster = {name: key.public_key() for name, key in keys.items()}
     settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is None:
-        return LocalTransport(clients), None
+        transport = LocalTransport(clients)
+        if shared is None or config.federation.privacy:  # its noise is new every time
+            return transport, None
+        return remembering(config, clients, transport, shared), None
     members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
     return LocalTransport(members), settings
 
