@@ -14,6 +14,7 @@ from fedcollm.methods import PAPER, changed
 from fedcollm.report.compared import Row
 from fedcollm.report.scores import interval
 from fedcollm.run_directory import read_config, read_records
+from fedcollm.runner import rounds
 
 
 def test_confidence_interval_by_hand():
@@ -210,3 +211,20 @@ def test_nothing_is_shared_under_secure_aggregation(tiny_config, tmp_path):
     values = {"federation.secure_aggregation": True, "task.clients": 3, "federation.rounds": 1}
     fedcollm.compare(changed(tiny_config, values), tmp_path, methods=["fedavg"])
     assert [folder.name for folder in (tmp_path / ".shared").iterdir()] == ["round-0"]
+
+
+def test_what_a_client_does_otherwise_is_not_shared(tiny_config, tmp_path, monkeypatch):
+    trained, train = [], Client.train
+    monkeypatch.setattr(Client, "train", lambda self, asked: trained.append(asked.round_index) or train(self, asked))
+    base = changed(tiny_config, {"federation.rounds": 1, "server.epochs": 0})
+    for name, values in (
+        ("whole", {}),
+        ("again", {"federation.step.kind": "fedavgm"}),
+        ("half", {"federation.upload": "bfloat16"}),
+        ("pulled", {"client.proximal": 0.1}),
+        ("narrow", {"client.ranks": [2, 4]}),
+        ("other", {"task.partition.kind": "quantity"}),
+    ):
+        before = len(trained)
+        list(rounds(changed(base, values | {"name": name}), tmp_path / name, shared=tmp_path / "shared"))
+        assert len(trained) - before == (0 if name == "again" else 2), name

@@ -105,9 +105,7 @@ def build_federation(
     privacy = build_privacy(config)
     run = remote.run if remote else f"{config.name}/{config.seed}"
     if remote is None:
-        transport, secure = _in_this_process(config, run, task, slm, split, personal)
-        if shared and not (secure or privacy):  # what those send is new every time
-            transport = remembering(config, transport, task, split, shared)
+        transport, secure = _in_this_process(config, run, task, slm, split, personal, shared)
     else:
         transport = remote.transport
         secure = secured(config, remote.roster, parameter_counts(slm)[0])
@@ -231,8 +229,14 @@ def build_privacy(config: RunConfig) -> Privacy | None:
 
 
 def _in_this_process(
-    config: RunConfig, run: str, task: Task, slm: peft.PeftModel, split: Split, personal: Path | None
-) -> tuple[LocalTransport, SecureSettings | None]:
+    config: RunConfig,
+    run: str,
+    task: Task,
+    slm: peft.PeftModel,
+    split: Split,
+    personal: Path | None,
+    shared: Path | None,
+) -> tuple[Transport, SecureSettings | None]:
     """All clients, on the server's own copy of the base SLM; under secure aggregation each with its own signing key."""
     parts = _participating(split.private, config.federation.participants)
     clients = {
@@ -245,7 +249,10 @@ def _in_this_process(
     roster = {name: key.public_key() for name, key in keys.items()}
     settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is None:
-        return LocalTransport(clients), None
+        transport = LocalTransport(clients)
+        if shared is None or config.federation.privacy:  # its noise is new every time
+            return transport, None
+        return remembering(config, clients, transport, shared), None
     members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
     return LocalTransport(members), settings
 

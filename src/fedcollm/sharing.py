@@ -6,6 +6,7 @@ Each is kept under a digest of all that it depends on, so that it is bit for bit
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,42 @@ import torch
 
 from fedcollm.build_models import VISION_MODELS
 from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server, Transport
 from fedcollm.messages import Score
 from fedcollm.models import resolve_device, resolve_dtype
 from fedcollm.run_directory import write_atomically, writing
-from fedcollm.tasks.base import Split, Task
+from fedcollm.tasks.base import Task
 from fedcollm.transports.remembering import RememberingTransport, one_at_a_time
 
 #: Adapters that change nothing before they are trained.
 _NEUTRAL = ("lora", "dora", "ia3")
+#: What of a client is no setting of its own, or is looked at otherwise.
+_APART = ("task", "slm", "examples", "test", "run", "rounds", "spent", "store")
+_PLAIN = (str, int, float, tuple)
 
 
-def remembering(config: RunConfig, transport: Transport, task: Task, split: Split, shared: Path) -> Transport:
+def remembering(config: RunConfig, clients: Mapping[str, Client], transport: Transport, shared: Path) -> Transport:
     """The same clients; what they send in round 1 is kept, and taken from there by later runs.
 
     Args:
         config: of the run.
-        transport: to clients that send plain updates.
-        task: the modality.
-        split: the data.
+        clients: id to client, each sending plain updates.
+        transport: to them.
         shared: directory of what several runs have in common.
     """
-    if _is_made_by_the_run(config.slm):
-        return transport
-    common = _settings(config, config.slm, task, split.test) | {
-        "model": config.slm.model_dump(mode="json"),
-        "client": config.client.model_dump(mode="json", exclude={"ranks", "personal"}),
-        "seed": config.seed,
-        "upload": config.federation.upload,
-    }
-    settings = {}
-    for position, client in enumerate(transport.clients()):
-        own = {"examples": _digest(split.private[client]), "rank": config.client.rank(position)}
-        settings[client] = json.dumps(common | own)
+    if not clients or _is_made_by_the_run(config.slm) or config.task.partition.kind == "pooled":
+        return transport  # no other run has the same clients
+    one = next(iter(clients.values()))
+    common = _settings(config, config.slm, one.task, one.test) | {"model": config.slm.model_dump(mode="json")}
+    settings = {name: json.dumps(common | {"client": _own_settings(client)}) for name, client in clients.items()}
     return RememberingTransport(transport, shared / "round-1", settings)
+
+
+def _own_settings(client: Client) -> dict[str, str]:
+    """Every value of a client but its name for the run, and a digest of its examples."""
+    values = {field.name: repr(getattr(client, field.name)) for field in fields(client) if field.name not in _APART}
+    return values | {"examples": _digest(client.examples)}
 
 
 def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, float]:
@@ -62,7 +65,7 @@ def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, floa
         if _is_made_by_the_run(model) or model.adapter.kind.lower() not in _NEUTRAL or model.adapter.options:
             server.scored[role] = server.score(role)
             continue
-        settings = json.dumps(_settings(config, model, server.task, server.test))
+        settings = json.dumps(_settings(config, model, server.task_of(role), server.test))
         file = shared / "round-0" / f"{hashlib.sha256(settings.encode()).hexdigest()}.json"
         with one_at_a_time(file):
             if not file.exists():
@@ -87,8 +90,9 @@ def _settings(config: RunConfig, model: ModelConfig, task: Task, test: Iterable[
     return {
         "base": base | {"kind": model.adapter.kind.lower(), "targets": model.adapter.targets},
         "machine": [torch.__version__, torch.get_num_threads(), str(device), name, *dtypes],
-        "task": [task.name, *(getattr(task, known, None) for known in ("vocabulary_size", "context_length"))],
-        "scoring": [config.evaluation.batch_size, getattr(task, "main_metric", None), _digest(test)],
+        "task": {name: repr(value) for name, value in vars(task).items() if isinstance(value, _PLAIN)},
+        "tokenizer": getattr(getattr(task, "tokenizer", None), "name_or_path", None),
+        "scoring": [config.evaluation.batch_size, _digest(test)],
     }
 
 

@@ -139,7 +139,7 @@ def test_tables_of_a_comparison(compared):
     assert scores.header == ("method", "SLM", "clients' SLMs", "LLM", "client steps", "server steps")
     assert scores.rows[3][1:] == ("0.750 ± 0.327", "0.650", "1.000 ± 0.245", "8", "6")
     assert "4 test examples; 2 clients with 49 private ones in all; public: 33 labelled, 7 unlabelled" in scores.caption
-    assert differences.header[1:3] == ("SLM above FedAvg + CE’s", "SLM above FedCoLLM’s")
+    assert differences.header[1:3] == ("SLM above FedAvg + CE", "SLM above FedCoLLM")
     assert [row[0] for row in differences.rows] == [NAMES[m] for m in NAMES if m in {r.method for r in table.rows}]
     assert len(all_tables([table])) == 2
     assert difference_table(Compared("toy", [Row("x", {"slm": [0.5]})], [0])) is None

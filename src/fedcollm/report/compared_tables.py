@@ -44,9 +44,9 @@ def difference_table(compared: Compared) -> Table | None:
         for row in compared.rows
         if row.differences
     ]
-    header = ("method", *(f"{_ROLES[role]} above {_SHORT[reference]}’s" for role, reference in columns))
+    header = ("method", *(f"{_ROLES[role]} above {_SHORT[reference]}" for role, reference in columns))
     caption = (
-        f"{compared.name}: differences in percentage points on the same test examples [95 % interval], p: paired "
+        f"{compared.name}: differences in percentage points on the same test examples [95% interval], p: paired "
         "bootstrap, 10,000 resamples of the examples within each seed; what other seeds would change is not in it"
     )
     return Table(caption, header, rows)
@@ -116,8 +116,8 @@ def p_words(p: float) -> str:
 def _interval_words(compared: Compared) -> str:
     seeds = ", ".join(map(str, compared.seeds))
     if len(compared.seeds) > 1:
-        return f"mean ± half-width of the 95 % interval over seeds {seeds} (Student’s t)"
-    return f"seed {seeds}, ± half-width of the 95 % interval over test examples"
+        return f"mean ± half-width of the 95% interval over seeds {seeds} (Student’s t)"
+    return f"seed {seeds}, ± half-width of the 95% interval over test examples"
 
 
 def _size_words(sizes: Sizes | None) -> str:
