@@ -51,8 +51,8 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
     if seen is None and reads_branches(model) and not mask.all():
         seen = _before(mask)
     if seen is not None:
-        # finite numbers, not a mask of true and false: of padding that sees nothing, torch's fused attention on a GPU
-        # makes numbers that are none
+        # finite numbers, not a mask of true and false: padding that sees nothing may come out of torch's fused attention
+        # on a GPU as NaN (decision 9)
         inputs["attention_mask"] = _added(seen.to(parameter.device), parameter.dtype)
     # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
     kept = torch.arange(-rows.shape[1], 0, device=parameter.device)
