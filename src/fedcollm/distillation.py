@@ -171,15 +171,14 @@ def mutual_losses(
         the other, the gradients of L_g + L_f are those of L_g and L_f apart.
     """
     llm_weight = weight if llm_weight is None else llm_weight
-    slm_loss = cross_entropy(slm_logits, targets)
-    llm_loss = cross_entropy(llm_logits, targets if llm_targets is None else llm_targets)
+    llm_targets = targets if llm_targets is None else llm_targets
+    slm_loss, llm_loss = cross_entropy(slm_logits, targets), cross_entropy(llm_logits, llm_targets)
     if common is not None:
         slm_logits, llm_logits, targets, llm_targets = common
     total, kl = slm_loss + llm_loss, torch.zeros(())
     slm_taught = llm_taught = None
     if selective:
-        slm_lacks = lacking(slm_logits, targets)
-        llm_lacks = lacking(llm_logits, targets if llm_targets is None else llm_targets)
+        slm_lacks, llm_lacks = lacking(slm_logits, targets), lacking(llm_logits, llm_targets)
         slm_taught, llm_taught = llm_lacks < slm_lacks, slm_lacks < llm_lacks
     if weight:
         kl = divergence(llm_logits, slm_logits, temperature, kind, slm_taught)

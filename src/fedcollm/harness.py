@@ -26,6 +26,7 @@ from fedcollm.errors import UserError
 from fedcollm.progress import say, track
 from fedcollm.runner import restore
 from fedcollm.tasks.text import TextExample, TextTask, picks
+from fedcollm.training import like_sized
 
 #: The harness's own task files, under `lm_eval/tasks`.
 TASK_FILES: Mapping[str, str] = {
@@ -119,12 +120,10 @@ def compare(
 
 
 def score(task: TextTask, model: nn.Module, examples: Sequence[TextExample], batch_size: int) -> list[Tensor]:
-    """The scorer of the loop: each example's log-likelihoods [C], from batches such as `training.evaluate` makes."""
-    order = sorted(range(len(examples)), key=lambda i: task.size(examples[i]))
-    starts, scored = range(0, len(order), batch_size), {}
+    """The scorer of the loop: each example's log-likelihoods [C], from the batches of `training.evaluate`."""
+    batches, scored = like_sized(task, examples, batch_size), {}
     with torch.inference_mode():
-        for start in track(starts, "scoring", total=len(starts)):
-            batch = order[start : start + batch_size]
+        for batch in track(batches, "scoring", total=len(batches)):
             scored |= dict(zip(batch, task.likelihoods(model.eval(), [examples[i] for i in batch]), strict=True))
     return [scored[i] for i in range(len(examples))]
 

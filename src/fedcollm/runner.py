@@ -168,9 +168,11 @@ def _rounds(
 
 def _personalise(config: RunConfig, directory: Path, server: Server) -> RoundRecord | None:
     """After the last round let clients tune θ for themselves, once; the record with their score, if they just did."""
+    if not config.client.personal:
+        return None
     record = directories.read_records(directory)[-1]
     done = (directories.read_json(directory, directories.PERSONAL) or {}).get("round")
-    if not config.client.personal or record.round < config.federation.rounds or done == record.round:
+    if record.round < config.federation.rounds or done == record.round:
         return None
     record, scores = server.personalise(record)
     directories.save_round(directory, record, server.adapters())

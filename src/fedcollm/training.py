@@ -159,11 +159,15 @@ def evaluate(task: Task, model: nn.Module, examples: Sequence[Any], batch_size: 
     Returns:
         The exact sum of the batches' scores.
     """
-    order = sorted(examples, key=task.size)
-    starts = range(0, len(order), batch_size)
-    total = Score({}, 0)
+    batches, total = like_sized(task, examples, batch_size), Score({}, 0)
     model.eval()
     with torch.inference_mode():
-        for start in track(starts, where, total=len(starts)):
-            total += task.score(model, order[start : start + batch_size])
+        for batch in track(batches, where, total=len(batches)):
+            total += task.score(model, [examples[i] for i in batch])
     return total
+
+
+def like_sized(task: Collator, examples: Sequence[Any], batch_size: int) -> list[list[int]]:
+    """Positions of all examples, by size, in batches."""
+    order = sorted(range(len(examples)), key=lambda i: task.size(examples[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
