@@ -165,6 +165,18 @@ def test_departures_are_those_that_take_effect(values, words):
     assert ("Otherwise than above" in settings(config)) == bool(words)
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "words"),
+    [
+        ("mean", "adapters averaged weighted by number of examples, "),
+        ("uniform", "adapters averaged each with weight 1/K, "),
+        ("product", "adapters averaged by their products BA, weighted by number of examples, "),
+    ],
+)
+def test_every_way_to_average_is_said(aggregation, words):
+    assert words in settings(RunConfig.model_validate({"federation": {"aggregation": aggregation}}))
+
+
 def test_every_divergence_and_step_has_words():
     def values(section: type, key: str) -> set[str]:
         return set(get_args(section.model_fields[key].annotation))

@@ -19,6 +19,11 @@ METHOD = (
     "So the clients gain what the large model knows and the large model gains what the clients learnt, while only an "
     "adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
 )
+AGGREGATIONS = {
+    "mean": "weighted by number of examples",
+    "uniform": "each with weight 1/K",
+    "product": "by their products BA, weighted by number of examples",
+}
 SUBJECTS = {"slm": "the clients’ small model", "llm": "the server’s large model"}
 
 #: Divergences other than the method's own.
@@ -129,7 +134,7 @@ def settings(config: RunConfig) -> str:
     otherwise = f" Otherwise than above: {'; '.join(words)}." if words else ""
     if federation.participants == []:
         return f"In this run: {first}; no clients.{otherwise}"
-    kind = "weighted by number of examples" if federation.aggregation == "mean" else "each with weight 1/K"
+    kind = AGGREGATIONS[federation.aggregation]
     security = (
         "masked by secure aggregation"
         if federation.secure_aggregation
