@@ -118,6 +118,7 @@ def test_the_whole_run_from_the_data(tiny_config, by_hand):
         ({"federation": {"fraction": 0.5}}, (0.5, 1, 0.75)),  # one client of two: three scorings of four
         ({"evaluation": {"every": 2}}, (1, 1, 0.5)),  # the second round of two
         ({"evaluation": {"clients": "last"}}, (1, 1, 0.75)),  # four scorings in one round, two in the other
+        ({"evaluation": {"clients": "never"}}, (1, 1, 0.5)),
         ({"federation": {"participants": []}}, (0, 1, 0.5)),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",

@@ -226,6 +226,16 @@ def test_clients_are_scored_in_the_last_round_only_if_so_configured(tiny_config,
     assert last[1].scores["slm"] == every[1].scores["slm"]
 
 
+def test_clients_that_are_never_scored_leave_the_rest_as_it_is(tiny_config, tmp_path):
+    evaluation = tiny_config.evaluation.model_copy(update={"clients": "never"})
+    every = fedcollm.run(tiny_config, tmp_path / "every").records
+    never = fedcollm.run(tiny_config.model_copy(update={"evaluation": evaluation}), tmp_path / "never").records
+    assert ["clients" in record.scores for record in never] == [False, False, False]
+    assert [record.scores for record in never] == [
+        {role: score for role, score in record.scores.items() if role != "clients"} for record in every
+    ]
+
+
 def test_adapters_on_disk_reproduce_the_scores_with_peft_alone(tiny_config, tmp_path, model_directories):
     result = fedcollm.run(tiny_config, tmp_path / "run")
     for role in ("slm", "llm"):

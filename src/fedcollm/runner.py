@@ -158,7 +158,8 @@ def _rounds(
         last = index == config.federation.rounds
         score = last or index % config.evaluation.every == 0
         epsilon = _spend(directory, privacy, index) if privacy else None
-        record = server.run_round(index, score, score_clients=last or config.evaluation.clients == "every")
+        score_clients = {"every": True, "last": last, "never": False}[config.evaluation.clients]
+        record = server.run_round(index, score, score_clients)
         record = replace(record, epsilon=epsilon)
         (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())

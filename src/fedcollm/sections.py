@@ -168,6 +168,6 @@ class EvaluationConfig(Section):
 
     every: Positive = 1
     """score after every n-th round (the last round is always scored)"""
-    clients: Literal["every", "last"] = "every"
-    """when the clients' own tuned SLMs are scored: in every scored round, or in the last one only"""
+    clients: Literal["every", "last", "never"] = "every"
+    """when the clients' own tuned SLMs are scored: in every scored round, in the last one only, or never"""
     batch_size: Positive = 32
