@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -108,6 +109,10 @@ def test_init_prints_a_configuration_that_runs(command, tmp_path):
     code, _, err = command("check", tmp_path / "my.yaml", "--set", "client.epochs=0")
     assert code == 2
     assert "client.epochs: 0 is not allowed" in err
+
+
+def test_version_is_that_of_the_installed_package(command):
+    assert command("--version") == (0, importlib.metadata.version("fedcollm") + "\n", "")
 
 
 def test_presets_lists_all(command):

@@ -9,18 +9,34 @@ from typing import Annotated, Literal, NoReturn
 import typer
 from rich.console import Console
 
+from fedcollm import __version__
 from fedcollm.cli_deploy import Json, Quiet, Settings, deploy
 from fedcollm.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="fedcollm",
-    help="Co-tune a server's large model and its clients' small models without moving the clients' data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 app.add_typer(deploy, name="deploy")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Co-tune a server's large model and its clients' small models without moving the clients' data."""
+
 
 Source = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="a YAML file, or a name from `fedcollm presets`")]
 
