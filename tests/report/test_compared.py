@@ -190,3 +190,13 @@ def test_every_method_has_a_name_and_words():
     assert described("fedcollm") == "The method itself."
     assert described("fedprox") == "FedCoLLM, FedProx clients: client.proximal = 0.01"
     assert described("mine") is None
+
+
+@pytest.mark.parametrize(("seeds", "half_width", "told"), [([4], None, False), ([4, 5], 0.031, True)])
+def test_more_than_one_seed_brings_the_interval_over_seeds(seeds, half_width, told):
+    difference = Difference(0.012, -0.005, 0.029, 0.21, 300, len(seeds), half_width)
+    row = Row("plus", {"slm": [0.5] * len(seeds)}, "fedcollm_plus", {"slm": {"fedcollm": difference}})
+    table = difference_table(Compared("t", [row], seeds))
+    assert table
+    assert table.rows == [("plus", "+1.2 [−0.5, +2.9], p = 0.21" + ("; seeds ± 3.1" if told else ""))]
+    assert ("over seeds" in table.caption) == told

@@ -47,8 +47,10 @@ def difference_table(compared: Compared) -> Table | None:
     header = ("method", *(f"{_ROLES[role]} above {_SHORT[reference]}" for role, reference in columns))
     caption = (
         f"{compared.name}: differences in percentage points on the same test examples [95% interval], p: paired "
-        "bootstrap, 10,000 resamples of the examples within each seed; what other seeds would change is not in it"
+        "bootstrap, 10,000 resamples of the examples within each seed"
     )
+    if len(compared.seeds) > 1:
+        caption += "; seeds ±: half-width of the 95% interval over seeds (Student’s t), which those two do not look at"
     return Table(caption, header, rows)
 
 
@@ -91,11 +93,15 @@ def _cells(difference: Difference | None) -> str:
 
     >>> _cells(Difference(0.012, -0.005, 0.029, 0.2143, 300, 1))
     '+1.2 [−0.5, +2.9], p = 0.21'
+    >>> _cells(Difference(0.012, -0.005, 0.029, 0.2143, 900, 3, 0.031))
+    '+1.2 [−0.5, +2.9], p = 0.21; seeds ± 3.1'
     """
     if difference is None:
         return "–"
     mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in _ends(difference))
-    return f"{mean} [{low}, {high}], {p_words(difference.p)}"
+    between = difference.seeds_half_width
+    seeds = "" if between is None else f"; seeds ± {100 * between:.1f}"
+    return f"{mean} [{low}, {high}], {p_words(difference.p)}{seeds}"
 
 
 def _ends(difference: Difference) -> tuple[float, float, float]:
