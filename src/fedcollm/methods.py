@@ -110,7 +110,8 @@ DEPARTURES: Mapping[str, Mapping[str, Any]] = {
     "fedadam": {"federation.step.kind": "fedadam", "federation.step.rate": 0.01},
     "ffa_lora": {"slm.adapter.freeze_a": True},
     "one_way_transplant": {"server.distillation.llm_weight": 0.0, "server.transplant": 0.5},
-    "fedcollm_plus": {
+    "fedcollm_plus": {"server.distillation.selective": True, "federation.aggregation": "product"},
+    "fedcollm_plus_secure": {
         "server.distillation.selective": True,
         "federation.step.kind": "fedavgm",
         "federation.step.momentum": 0.5,
@@ -151,7 +152,8 @@ NAMES: Mapping[str, str] = {
     "fedadam": "FedCoLLM, FedAdam server",
     "ffa_lora": "FedCoLLM, FFA-LoRA",
     "one_way_transplant": "FedCoLLM, LLM → SLM only, half transplant",
-    "fedcollm_plus": "FedCoLLM+ (selective, server momentum)",
+    "fedcollm_plus": "FedCoLLM+ (selective, mean of products)",
+    "fedcollm_plus_secure": "FedCoLLM+ for secure aggregation (selective, server momentum)",
     "product": "FedCoLLM, mean of products",
     "half_upload": "FedCoLLM, 16-bit uploads",
 }
