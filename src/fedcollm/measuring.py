@@ -217,7 +217,7 @@ def _bytes(
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:
     """How often a run of this configuration makes each pass; under privacy clients send no scores."""
     scored = scored_rounds(len(asked), config.evaluation.every)
-    clients_scored = {"every": scored, "last": scored[-1:], "never": []}[config.evaluation.clients]
+    clients_scored = [index for index in scored if config.evaluation.scores_clients(index == scored[-1])]
     if config.federation.privacy:
         clients_scored = []
     return Plan(asked, config.client.epochs, config.server.epochs, scored, clients_scored, personal)

@@ -158,8 +158,7 @@ def _rounds(
         last = index == config.federation.rounds
         score = last or index % config.evaluation.every == 0
         epsilon = _spend(directory, privacy, index) if privacy else None
-        score_clients = {"every": True, "last": last, "never": False}[config.evaluation.clients]
-        record = server.run_round(index, score, score_clients)
+        record = server.run_round(index, score, config.evaluation.scores_clients(last))
         record = replace(record, epsilon=epsilon)
         (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())

@@ -171,3 +171,7 @@ class EvaluationConfig(Section):
     clients: Literal["every", "last", "never"] = "every"
     """when the clients' own tuned SLMs are scored: in every scored round, in the last one only, or never"""
     batch_size: Positive = 32
+
+    def scores_clients(self, last: bool) -> bool:
+        """Whether the clients' SLMs are scored in a scored round, which may be the last one."""
+        return self.clients == "every" or (self.clients == "last" and last)
