@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from fedcollm.build import build_federation
-from fedcollm.build_models import build_model
+from fedcollm.build_models import build_model, kept_layers
 from fedcollm.config import RunConfig
+from fedcollm.errors import UserError
 from fedcollm.federation.server_steps import PLAIN, Step
+from fedcollm.loading import load_config
 from fedcollm.methods import changed
 from fedcollm.models import read_adapter
 
@@ -59,6 +61,13 @@ def test_transplant_without_an_llm_moves_nothing(cut_config, tmp_path):
     server = build_federation(changed(cut_config, {"server.epochs": 0}), tmp_path).server
     assert server.llm is None
     assert server.run_round(1, score=False).participants == ("0", "1")
+
+
+def test_transplant_between_models_of_random_weights_is_refused():
+    same = {"slm.source": "vit-digits-large", "slm.warm_up": 0, "llm.warm_up": 0, "server.transplant": 0.5}
+    config = load_config("digits", **same)
+    with pytest.raises(UserError, match=r"server\.transplant 0\.5: vit-digits-large is made with random weights"):
+        kept_layers(config, torch.nn.Linear(1, 1))
 
 
 def test_parties_that_build_the_slm_apart_have_the_same_frozen_a(tiny_config, tmp_path):

@@ -233,9 +233,14 @@ def test_saved_adapter_with_frozen_a_is_loaded_by_peft_alone_with_the_same_logit
 
 @pytest.mark.parametrize("kind", ["dora", "ia3", "adalora"])
 def test_frozen_a_is_refused_for_other_kinds(llama, kind):
-    with pytest.raises(UserError, match=rf"adapter\.freeze_a: {kind} has no A to freeze; set adapter\.kind: lora"):
+    with pytest.raises(UserError, match=rf"adapter\.freeze_a: {kind} is not plain LoRA; set adapter\.kind: lora"):
         adapted(llama, kind=kind, freeze_a=True)
     assert len(read_adapter(adapted(llama, kind="LoRA", freeze_a=True))) == 14
+
+
+def test_frozen_a_beside_doras_magnitudes_is_refused(llama):
+    with pytest.raises(UserError, match=r"adapter\.freeze_a: lora with use_dora has more to train than B"):
+        adapted(llama, kind="lora", freeze_a=True, options={"use_dora": True})
 
 
 # --- reading and writing ---

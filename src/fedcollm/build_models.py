@@ -108,7 +108,16 @@ def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.d
 
 
 def kept_layers(config: RunConfig, llm: nn.Module) -> list[int]:
-    """Index in the LLM of every layer of the SLM, which was cut from it."""
+    """Index in the LLM of every layer of the SLM, which was cut from it.
+
+    Raises:
+        UserError: both were made at random instead, each by itself.
+    """
+    if config.slm.source in VISION_MODELS:
+        raise UserError(
+            f"server.transplant {config.server.transplant:g}: {config.slm.source} is made with random weights, so an "
+            "SLM of it is not cut from the LLM. Set server.transplant: 0."
+        )
     layers = cast(Any, llm).config.num_hidden_layers
     return even_layers(layers, config.slm.layers or layers)
 

@@ -1,7 +1,7 @@
 """What a configuration would cost, from the models' configurations alone: nothing is trained or downloaded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -17,10 +17,19 @@ from fedcollm.federation.uploads import Upload
 from fedcollm.messages import Adapter, adapter_bytes
 from fedcollm.models import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.pretrained import even_layers, load_config
+from fedcollm.tasks.base import Split
 from fedcollm.tasks.catalogue import is_text, load_pool
 from fedcollm.tasks.partition import describe, split
+from fedcollm.tasks.text import TextExample
 
 _ADAM_COPIES = 4  # value, gradient and AdamW's two moments, all float32
+
+# What a process takes in training, fitted to what the embedded pair took with prompts of 60 to 1000 tokens:
+_KEPT = 30  # values of hidden size that a layer keeps for its backward pass, a token
+_PASSING = 60  # the same of the one layer that is at work when nothing is kept, as in scoring
+_LOGITS = 4.5  # float32 copies of a row of logits
+_UTF8_A_TOKEN = 4  # bytes of text
+_UNKNOWN = 64, 4  # tokens of an example that is not here, and of its answer
 
 
 @dataclass(frozen=True)
@@ -85,21 +94,28 @@ def check(config: RunConfig) -> Cost:
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
     named = config.federation.participants
     uploads = build_uploads(config, [str(k) for k in range(config.task.clients)] if named is None else named)
-    roles, activations = {}, 0
+    roles, shapes = {}, {}
     for role, model in models.items():
-        dtype = resolve_dtype(model.dtype, device)
+        dtype, shapes[role] = resolve_dtype(model.dtype, device), _shape(model)
         roles[role] = role_cost(model, is_text(config.task.name), dtype, uploads)
-        activations = max(activations, _activation_bytes(_shape(model), config))
-    memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values()) + activations
-    try:
-        data, note = describe(split(load_pool(config.task, config.seed), config.task, config.seed)), ""
-    except UserError as error:
-        if config.task.path is not None or "hub" not in str(error):
-            raise
-        data, note = None, str(error)
+    parts, note = _data(config)
+    data = None if parts is None else describe(parts)
+    itemsizes = {role: cost.base_bytes // cost.base_parameters for role, cost in roles.items()}
+    memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
+    memory += activation_bytes(config, shapes, itemsizes, parts)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
     return Cost(roles, memory, data, note, epsilon, delta)
+
+
+def _data(config: RunConfig) -> tuple[Split | None, str]:
+    """The data as a run would split it, or none and why, where it has to come from the hub first."""
+    try:
+        return split(load_pool(config.task, config.seed), config.task, config.seed), ""
+    except UserError as error:
+        if config.task.path is not None or "hub" not in str(error):
+            raise
+        return None, str(error)
 
 
 def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, uploads: Mapping[str, Upload]) -> RoleCost:
@@ -141,8 +157,53 @@ def _shape(model: ModelConfig) -> Any:
     return shape
 
 
-def _activation_bytes(shape: Any, config: RunConfig) -> int:
-    """Activations of one training step: about 30 hidden-sized float32 values a token and layer, 64 tokens."""
-    rows = max(config.client.batch_size, config.server.batch_size) * 64
-    hidden = shape.hidden_size
-    return rows * shape.num_hidden_layers * hidden * 30 * 4
+def activation_bytes(
+    config: RunConfig, shapes: Mapping[str, Any], itemsizes: Mapping[str, int], parts: Split | None
+) -> int:
+    """Estimate of what training and scoring keep of their largest batches.
+
+    A client's training keeps the SLM's activations, distillation those of both models; the larger one counts, and what
+    scoring takes on top, as an allocator does not give it all back. With weights and libraries it was .9 to 1.3 times what
+    processes took (text of 60 to 1000 tokens, free answers of 100, bfloat16).
+
+    Args:
+        config: of the run.
+        shapes: role to the configuration of its base.
+        itemsizes: role to bytes of a value of its base.
+        parts: the data; None if it is not here.
+    """
+    private = None if parts is None else [x for part in parts.private.values() for x in part]
+    client = _largest(private, config.client.batch_size, shapes["slm"])
+    public = _largest(parts and parts.public, config.server.batch_size, shapes["slm"])
+    scored = _largest(parts and parts.test, config.evaluation.batch_size, shapes["slm"], all_choices=True)
+    fitting = _training_bytes(shapes["slm"], itemsizes["slm"], *client)
+    distilling = sum(_training_bytes(shapes[role], itemsizes[role], *public) for role in shapes if "llm" in shapes)
+    scoring = max(_PASSING * scored[0] * shapes[role].hidden_size * itemsizes[role] for role in shapes)
+    return round(max(fitting, distilling) + scoring)
+
+
+def _training_bytes(shape: Any, itemsize: int, tokens: int, rows: int) -> float:
+    """Kept for the backward pass of a batch with so many tokens, and rows of logits."""
+    width = shape.vocab_size if hasattr(shape, "vocab_size") else shape.num_labels
+    return tokens * shape.num_hidden_layers * shape.hidden_size * _KEPT * itemsize + rows * width * 4 * _LOGITS
+
+
+def _largest(examples: Sequence[Any] | None, batch_size: int, shape: Any, all_choices: bool = False) -> tuple[int, int]:
+    """Tokens and rows of logits of the largest batch, estimated: no tokenizer is asked."""
+    if examples is None:
+        return batch_size * _UNKNOWN[0], batch_size * _UNKNOWN[1]
+    sizes = sorted((_size(example, shape, all_choices) for example in examples), reverse=True)[:batch_size]
+    return sum(tokens for tokens, _ in sizes), sum(rows for _, rows in sizes)
+
+
+def _size(example: Any, shape: Any, all_choices: bool) -> tuple[int, int]:
+    """Tokens (or patches) of an example, and its rows of logits."""
+    if not isinstance(example, TextExample):
+        return (shape.image_size // shape.patch_size) ** 2 + 1, 1
+    choices = [_tokens(choice) for choice in example.choices]
+    read = min(_tokens(example.prompt), getattr(shape, "max_position_embeddings", 1_000_000))
+    return read + (sum(choices) if all_choices else max(choices)), max(choices)
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text.encode()) // _UTF8_A_TOKEN)

@@ -85,8 +85,10 @@ def add_adapter(
     Raises:
         UserError: unknown method, field or target.
     """
-    if freeze_a and kind.lower() != "lora":
-        raise UserError(f"adapter.freeze_a: {kind} has no A to freeze; set adapter.kind: lora, or freeze_a: false.")
+    dora = bool(dict(options or {}).get("use_dora"))
+    if freeze_a and (dora or kind.lower() != "lora"):
+        what = f"{kind} with use_dora has more to train than B" if dora else f"{kind} is not plain LoRA"
+        raise UserError(f"adapter.freeze_a: {what}; set adapter.kind: lora without use_dora, or freeze_a: false.")
     config = _peft_config(kind, rank, alpha, dropout, targets, dict(options or {}))
     config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
     torch.manual_seed(seed)
