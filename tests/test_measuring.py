@@ -15,7 +15,6 @@ from fedcollm.measuring import (
     chosen_batches,
     measure,
     part_seconds,
-    scored_rounds,
     work,
 )
 from fedcollm.runner import rounds
@@ -56,11 +55,6 @@ def test_seconds_of_all_rounds_by_part(plan, expected):
 def test_clients_that_are_not_covered_have_no_seconds():
     plan = Plan([["a"]], 1, 1, [1], [])
     assert part_seconds(Passes(None, 5.0, {"slm": 0.5}), plan) == {"distillation": 5.0, "evaluation": 0.5}
-
-
-@pytest.mark.parametrize(("rounds", "every", "expected"), [(1, 1, [1]), (3, 1, [1, 2, 3]), (4, 3, [3, 4]), (2, 9, [2])])
-def test_the_last_round_is_always_scored(rounds, every, expected):
-    assert scored_rounds(rounds, every) == expected
 
 
 def test_batches_are_spread_from_the_smallest_to_the_largest():

@@ -135,15 +135,6 @@ def part_seconds(passes: Passes, plan: Plan) -> dict[str, float]:
     return seconds
 
 
-def scored_rounds(rounds: int, every: int) -> list[int]:
-    """The rounds after which models are scored, round 0 not among them.
-
-    >>> scored_rounds(5, 2)
-    [2, 4, 5]
-    """
-    return [index for index in range(1, rounds + 1) if index == rounds or index % every == 0]
-
-
 def chosen_batches(examples: Sequence[Any], sizes: Sequence[int], batch_size: int, count: int) -> list[list[Any]]:
     """Batches of like size, evenly spread from the smallest examples to the largest.
 
@@ -216,8 +207,9 @@ def _bytes(
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:
     """How often a run of this configuration makes each pass; under privacy clients send no scores."""
-    scored = scored_rounds(len(asked), config.evaluation.every)
-    clients_scored = [index for index in scored if config.evaluation.scores_clients(index == scored[-1])]
+    rounds, evaluation = len(asked), config.evaluation
+    scored = [index for index in range(1, rounds + 1) if evaluation.scores(index, rounds)]
+    clients_scored = [index for index in scored if evaluation.scores_clients(index, rounds)]
     if config.federation.privacy:
         clients_scored = []
     return Plan(asked, config.client.epochs, config.server.epochs, scored, clients_scored, personal)

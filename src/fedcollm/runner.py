@@ -155,10 +155,9 @@ def _rounds(
         directories.save_round(directory, first, server.adapters())
         yield first
     for index in range(done + 1, config.federation.rounds + 1):
-        last = index == config.federation.rounds
-        score = last or index % config.evaluation.every == 0
+        when = index, config.federation.rounds
         epsilon = _spend(directory, privacy, index) if privacy else None
-        record = server.run_round(index, score, config.evaluation.scores_clients(last))
+        record = server.run_round(index, config.evaluation.scores(*when), config.evaluation.scores_clients(*when))
         record = replace(record, epsilon=epsilon)
         (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())

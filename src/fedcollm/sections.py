@@ -172,6 +172,11 @@ class EvaluationConfig(Section):
     """when the clients' own tuned SLMs are scored: in every scored round, in the last one only, or never"""
     batch_size: Positive = 32
 
-    def scores_clients(self, last: bool) -> bool:
-        """Whether the clients' SLMs are scored in a scored round, which may be the last one."""
-        return self.clients == "every" or (self.clients == "last" and last)
+    def scores(self, index: int, rounds: int) -> bool:
+        """Whether the models are scored after a round, 1 being the first of so many."""
+        return index == rounds or index % self.every == 0
+
+    def scores_clients(self, index: int, rounds: int) -> bool:
+        """Whether the clients' own tuned SLMs are scored in that round too."""
+        asked = self.clients == "every" or (self.clients == "last" and index == rounds)
+        return asked and self.scores(index, rounds)
