@@ -14,6 +14,8 @@ from fedcollm.models import read_adapter
 
 CHANGES = {
     "client.proximal": 0.25,
+    "client.max_grad_norm": 0.5,
+    "server.max_grad_norm": 2.0,
     "server.distillation.divergence": "skew_kl",
     "server.distillation.selective": True,
     "server.distillation.ramp": 3,
@@ -26,6 +28,8 @@ def test_options_reach_server_and_clients(tiny_config, tmp_path):
     assert (server.kind, server.selective, server.ramp) == ("skew_kl", True, 3)
     assert server.step == Step("fedadam", 0.01, 0.5, 0.75, 0.1)
     assert [client.proximal for client in server.transport._clients.values()] == [0.25, 0.25]
+    assert [client.max_grad_norm for client in server.transport._clients.values()] == [0.5, 0.5]
+    assert server.max_grad_norm == 2.0
 
 
 def test_default_is_the_method_as_the_paper_has_it(tiny_config, tmp_path):

@@ -398,6 +398,24 @@ def test_both_models_step_once_a_batch_from_one_pair_of_forward_passes(task, pai
     assert events == ["slm", "llm", "step", "step"] * 6  # 2 epochs of 5 examples in batches of 2
 
 
+def test_each_models_gradient_is_clipped_by_itself(task, pair):
+    norms = []
+
+    def look(optimizer, args, kwargs) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        distil(task, pair)
+        free, norms[:] = list(norms), []
+        distil(task, pair, max_grad_norm=1e-3)
+    finally:
+        hook.remove()
+    assert min(free) > 1e-3
+    assert norms == pytest.approx([1e-3] * len(free), rel=1e-2)
+
+
 def test_one_way_distillation_tunes_the_llm_as_cross_entropy_alone(task, pair):
     slm, llm, _ = distil(task, pair, llm_weight=0.0)
     slm_alone, llm_alone, _ = distil(task, pair, weight=0.0)

@@ -234,6 +234,8 @@ def test_zero_and_negative_numbers_are_refused(key, value):
         ("server.transplant", 1.5),
         ("server.transplant", -0.5),
         ("client.proximal", -0.1),
+        ("client.max_grad_norm", 0),
+        ("server.max_grad_norm", -1),
         ("client.proximal", float("inf")),
         ("federation.step.kind", "sgd"),
         ("federation.step.rate", 0),

@@ -149,6 +149,15 @@ def test_proximal_term_is_refused_at_example_level_only():
     assert secure.client.proximal == 0.01
 
 
+def test_clipped_sums_of_gradients_are_refused_at_example_level_only():
+    clipped = {"client": {"max_grad_norm": 1.0}}
+    values = {"federation": {"privacy": EXAMPLE, "aggregation": "uniform"}}
+    with pytest.raises(ValueError, match=r"clips the gradient of each example .*set client\.max_grad_norm: null"):
+        RunConfig.model_validate(values | clipped)
+    secure = RunConfig.model_validate({"federation": {"privacy": CLIENT} | SECURE} | clipped)
+    assert secure.client.max_grad_norm == 1.0
+
+
 def test_all_reasons_are_in_one_message():
     with pytest.raises(
         ValueError, match=r"means nothing at level client.*numbers of examples.*share of the noise only"

@@ -19,6 +19,7 @@ from fedcollm.tasks.vision import ImageExample, ImageTask
 from fedcollm.training import (
     batch_count,
     check_finite,
+    clip,
     cross_entropy,
     evaluate,
     fit,
@@ -192,6 +193,28 @@ def test_proximal_steps_by_hand(monkeypatch):
     free = Scaled()
     fit(IMAGES, free, [image(math.log(3), 0, 0)], **settings)
     assert free.weight.item() == pytest.approx(1.2746531 + 0.2172623, abs=1e-5)
+
+
+def test_clip_scales_all_trainable_gradients_as_one_vector():
+    model = nn.ParameterList([torch.zeros(2), torch.zeros(1), torch.zeros(1)])
+    one, two, frozen = model
+    frozen.requires_grad_(False)
+    for longest, expected in [(None, [3.0, 0.0, 4.0]), (6.0, [3.0, 0.0, 4.0]), (1.0, [0.6, 0.0, 0.8])]:
+        one.grad, two.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])  # norm 5
+        clip(model, longest)
+        assert [*one.grad.tolist(), *two.grad.tolist()] == pytest.approx(expected, abs=1e-5)
+    assert frozen.grad is None
+
+
+def test_clipped_steps_by_hand(monkeypatch):
+    # gradient -ln(3) / 4 = -0.2746531, cut to -0.1: θ = 1.1; the pull of μ = 2, in step 2, is part of what is cut:
+    # p = σ(1.1 ln 3) = 0.7700287, gradient -0.2526492 + 2 * 0.1 = -0.0526492, which is short enough
+    monkeypatch.setattr(training, "optimiser", lambda m, rate: torch.optim.SGD([m.weight], rate))
+    settings = {"batch_size": 1, "learning_rate": 1.0, "seed": 0, "proximal": 2.0, "max_grad_norm": 0.1}
+    for epochs, weight in [(1, 1.1), (2, 1.1526492)]:
+        model = Scaled()
+        fit(IMAGES, model, [image(math.log(3), 0, 0)], epochs=epochs, **settings)
+        assert model.weight.item() == pytest.approx(weight, abs=1e-5)
 
 
 def test_fit_leaves_the_model_in_evaluation_mode():

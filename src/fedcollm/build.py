@@ -151,6 +151,7 @@ def build_client(
         config.federation.rounds,
         spent,
         config.client.proximal,
+        config.client.max_grad_norm,
         build_uploads(config, ids)[name],
         store,
     )
@@ -202,6 +203,7 @@ def _server(
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
+        max_grad_norm=config.server.max_grad_norm,
         weight=distillation.weight,
         llm_weight=distillation.llm_weight,
         temperature=distillation.temperature,

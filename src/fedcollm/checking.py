@@ -163,8 +163,8 @@ def activation_bytes(
     """Estimate of what training and scoring keep of their largest batches.
 
     A client's training keeps the SLM's activations, distillation those of both models; the larger one counts, and what
-    scoring takes on top, as an allocator does not give it all back. With weights and libraries it was .9 to 1.3 times what
-    processes took (text of 60 to 1000 tokens, free answers of 100, bfloat16).
+    scoring takes on top, as an allocator does not give it all back. With weights and libraries it was .9 to 1.3 times
+    what processes took (text of 60 to 1000 tokens, free answers of 100, bfloat16).
 
     Args:
         config: of the run.

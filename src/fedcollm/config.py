@@ -117,6 +117,11 @@ class RunConfig(Section):
             reasons.append(
                 f"client.proximal {self.client.proximal:g} is not part of DP-SGD's step; set client.proximal: 0"
             )
+        if privacy.level == "example" and self.client.max_grad_norm is not None:
+            reasons.append(
+                "level example clips the gradient of each example (federation.privacy.clip), not their sum; "
+                "set client.max_grad_norm: null"
+            )
         if reasons:
             raise ValueError("federation.privacy: " + "; ".join(reasons))
         return self

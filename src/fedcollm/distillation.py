@@ -23,7 +23,15 @@ from torch.nn import functional
 from fedcollm.progress import track
 from fedcollm.tasks.base import UNLABELLED, Task
 from fedcollm.tasks.bridge import Bridge, Common
-from fedcollm.training import batch_count, check_finite, check_finite_weights, cross_entropy, minibatches, optimiser
+from fedcollm.training import (
+    batch_count,
+    check_finite,
+    check_finite_weights,
+    clip,
+    cross_entropy,
+    minibatches,
+    optimiser,
+)
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
 
@@ -203,6 +211,7 @@ def distil_mutually(
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
     selective: bool = False,
+    max_grad_norm: float | None = None,
     bridge: Bridge | None = None,
 ) -> dict[str, float]:
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
@@ -221,6 +230,7 @@ def distil_mutually(
         temperature: τ.
         kind: the divergence.
         selective: teach a role only where the other one knows better.
+        max_grad_norm: longest gradient of a step, of each model by itself (`training.clip`).
         bridge: to the LLM's own task, where it has another tokenizer.
 
     Returns:
@@ -251,7 +261,8 @@ def distil_mutually(
         losses.total.backward()
         history.append({"slm": losses.slm.item(), "llm": losses.llm.item(), "kl": losses.kl.item()})
         check_finite("distillation", **history[-1], total=losses.total.item())
-        for optimizer in optimizers:
+        for model, optimizer in zip((slm, llm), optimizers, strict=True):
+            clip(model, max_grad_norm)
             optimizer.step()
     slm.eval()
     llm.eval()

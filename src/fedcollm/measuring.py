@@ -230,8 +230,8 @@ def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str
         return {}
     say("measuring: a few batches of the clients' training")
     task, model, batch_size = federation.task, federation.server.slm, config.client.batch_size
-    rate = config.client.learning_rate
-    train = partial(fit, task, model, epochs=1, batch_size=batch_size, learning_rate=rate, seed=0, where="measuring")
+    settings = {"learning_rate": config.client.learning_rate, "max_grad_norm": config.client.max_grad_norm}
+    train = partial(fit, task, model, epochs=1, batch_size=batch_size, seed=0, where="measuring", **settings)
     unit = _seconds_a_unit(task, model, [x for part in private.values() for x in part], batch_size, train)
     sizes = {client: [task.size(x) for x in part] for client, part in private.items()}
     return {client: unit * work(model, part, batch_size, shuffled=True) for client, part in sizes.items()}
@@ -257,6 +257,7 @@ def _distillation_seconds(federation: Federation) -> float:
         llm_weight=server.llm_weight,
         temperature=server.temperature,
         kind=server.kind,
+        max_grad_norm=server.max_grad_norm,
     )
     collator = server.bridge or server.task
     unit = _seconds_a_unit(collator, server.slm, server.public, server.batch_size, distil)

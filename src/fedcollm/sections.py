@@ -122,6 +122,8 @@ class ClientConfig(Section):
     learning_rate: PositiveFloat = 1.0e-3
     proximal: Weight = 0.0
     """μ of FedProx: adds μ/2 ‖θ_k − θ‖² to a client's loss; 0: none"""
+    max_grad_norm: PositiveFloat | None = None
+    """a step's gradient is scaled down to this L2 norm where it is longer; null: never"""
     ranks: Annotated[list[Positive], Field(min_length=1)] | None = None
     """ranks of the clients' adapters, in turn: client k trains and sends the first ranks[k] components; null: all"""
     personal: bool = False
@@ -158,6 +160,8 @@ class ServerConfig(Section):
     """0: no distillation (FedAvg)"""
     batch_size: Positive = 16
     learning_rate: PositiveFloat = 1.0e-3
+    max_grad_norm: PositiveFloat | None = None
+    """each model's gradient in a step is scaled down to this L2 norm where it is longer; null: never"""
     distillation: DistillationConfig = DistillationConfig()
     transplant: Annotated[float, Field(ge=0, le=1)] = 0.0
     """share of the clients' mean change that goes into the LLM's own layers, where the SLM was cut from it by layers"""

@@ -98,6 +98,15 @@ def pull_back(anchors: Iterable[tuple[nn.Parameter, Tensor]], proximal: float) -
             parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
 
 
+def clip(model: nn.Module, max_grad_norm: float | None) -> None:
+    """Scale the gradient of the trainable parameters, as one vector, down to an L2 norm where it is longer.
+
+    From Pascanu et al., arXiv 1211.5063, algorithm 1. None: leave it as it is.
+    """
+    if max_grad_norm is not None:
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm)
+
+
 def fit(
     task: Task,
     model: nn.Module,
@@ -108,6 +117,7 @@ def fit(
     learning_rate: float,
     seed: int,
     proximal: float = 0.0,
+    max_grad_norm: float | None = None,
     where: str = "training",
 ) -> float:
     """Tune the trainable parameters on labelled examples (Algorithm 1, client side).
@@ -122,6 +132,7 @@ def fit(
         seed: decides order and dropout, together with nothing else.
         proximal: μ of FedProx (Li et al., arXiv 1812.06127, eq. 2): μ/2 ‖θ − θ₀‖² is added to the loss, θ₀ being the
             parameters at the start; what is returned is without it.
+        max_grad_norm: longest gradient of a step, the proximal term's included (`clip`).
         where: for progress and error messages.
 
     Returns:
@@ -144,6 +155,7 @@ def fit(
         optimizer.zero_grad()
         loss.backward()
         pull_back(anchors, proximal)
+        clip(model, max_grad_norm)
         losses.append(loss.item())
         rows.append(int((targets != UNLABELLED).sum()))
         check_finite(where, training=losses[-1])

@@ -72,6 +72,17 @@ def test_proximal_term_keeps_the_update_near_the_broadcast_adapter(task, slm):
     assert 0 < moved(10.0) < 0.5 * moved(0.0)
 
 
+def test_shorter_gradients_move_the_update_less(task, slm):
+    start = read_adapter(slm)
+
+    def moved(longest: float | None) -> float:
+        update = client(task, slm, max_grad_norm=longest).train(TrainRequest(1, start))
+        return sum(float((update.adapter[name] - start[name]).square().sum()) for name in start)
+
+    assert client(task, slm).max_grad_norm is None
+    assert 0 < moved(1e-9) < 0.5 * moved(None)  # AdamW minds the scale near its ε only
+
+
 def test_request_is_not_changed(task, slm):
     before = read_adapter(slm)
     kept = copy.deepcopy(before)

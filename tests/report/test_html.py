@@ -147,6 +147,10 @@ def test_departures_from_the_method_are_said(make_run, make_record, tmp_path):
         ({"federation": {"step": {"kind": "fedavgm"}}}, ["FedAvgM step of the server, η\u00a0=\u00a01"]),
         ({"slm": FREEZE}, [FROZEN.format("small")]),
         ({"slm": FREEZE, "llm": FREEZE}, [FROZEN.format("small and large")]),
+        ({"client": {"max_grad_norm": 0.5}}, ["gradients at the clients clipped to norm 0.5"]),
+        ({"server": {"max_grad_norm": 2}}, ["gradients on the server clipped to norm 2.0"]),
+        ({"server": {"max_grad_norm": 2, "epochs": 0}}, []),
+        ({"client": {"max_grad_norm": 2}, "federation": {"participants": []}}, []),
         # what takes no effect is not said: without distillation, without clients, without λ
         ({"slm": FREEZE, "llm": FREEZE, "server": {"epochs": 0}}, [FROZEN.format("small")]),
         ({"server": {"epochs": 0, "transplant": 1, "distillation": TAUGHT}}, []),

@@ -35,6 +35,7 @@ class Client:
         batch_size: examples a step.
         learning_rate: of the local AdamW.
         proximal: μ of FedProx; 0: none.
+        max_grad_norm: longest gradient of a step; None: any.
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
         run: the only run that this client takes part in.
@@ -60,6 +61,7 @@ class Client:
     rounds: int | None = None
     spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
     proximal: float = 0.0
+    max_grad_norm: float | None = None
     upload: Upload = WHOLE
     store: Callable[[Adapter], None] | None = field(default=None, repr=False)
 
@@ -154,6 +156,5 @@ class Client:
         if private and isinstance(self.privacy, ExamplePrivacy):
             return fit_privately(self.task, self.slm, self.examples, privacy=self.privacy, **settings)
         seed = derive_seed(self.seed, "client", self.id, round_index)
-        return fit(
-            self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, proximal=self.proximal, **settings
-        )
+        settings |= {"proximal": self.proximal, "max_grad_norm": self.max_grad_norm}
+        return fit(self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, **settings)

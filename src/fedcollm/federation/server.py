@@ -78,6 +78,7 @@ class Server:
         epochs: passes over D_a a round.
         batch_size: examples a distillation step.
         learning_rate: of both models' AdamW.
+        max_grad_norm: longest gradient of a step, of each model by itself; None: any.
         weight: λ of the SLM's loss.
         llm_weight: λ of the LLM's loss; None: same.
         temperature: τ.
@@ -114,6 +115,7 @@ class Server:
     epochs: int = 1
     batch_size: int = 16
     learning_rate: float = 1e-3
+    max_grad_norm: float | None = None
     weight: float = 1.0
     llm_weight: float | None = None
     temperature: float = 1.0
@@ -272,6 +274,7 @@ class Server:
             temperature=self.temperature,
             kind=self.kind,
             selective=self.selective,
+            max_grad_norm=self.max_grad_norm,
             bridge=self.bridge,
         )
 

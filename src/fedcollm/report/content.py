@@ -173,6 +173,10 @@ def departures(config: RunConfig) -> list[str]:
             clients and (step.kind != "average" or step.rate != 1)
         ),
         f"FedProx at the clients, μ\u00a0=\u00a0{config.client.proximal:g}": clients and config.client.proximal,
+        f"gradients at the clients clipped to norm {config.client.max_grad_norm}": (
+            clients and config.client.max_grad_norm
+        ),
+        f"gradients on the server clipped to norm {server.max_grad_norm}": server.epochs and server.max_grad_norm,
         f"LoRA’s A stays frozen in the {models} model (FFA-LoRA)": models,
     }
     return [text for text, holds in words.items() if holds]
