@@ -202,7 +202,7 @@ def test_options_of_distillation_reach_it(server, monkeypatch):
 
     monkeypatch.setattr("fedcollm.federation.server.distil_mutually", note)
     options = {"epochs": 2, "batch_size": 3, "learning_rate": 5e-3, "weight": 0.5, "llm_weight": 0.25}
-    options |= {"temperature": 2.0, "kind": "reverse_kl", "selective": True}
+    options |= {"temperature": 2.0, "kind": "reverse_kl", "selective": True, "max_grad_norm": 0.5}
     for name, value in options.items():
         setattr(server, name, value)
     server.run_round(1, score=False)
