@@ -94,13 +94,13 @@ def check(config: RunConfig) -> Cost:
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
     named = config.federation.participants
     uploads = build_uploads(config, [str(k) for k in range(config.task.clients)] if named is None else named)
-    roles, shapes = {}, {}
+    roles, shapes, itemsizes = {}, {}, {}
     for role, model in models.items():
-        dtype, shapes[role] = resolve_dtype(model.dtype, device), _shape(model)
+        dtype = resolve_dtype(model.dtype, device)
+        shapes[role], itemsizes[role] = _shape(model), dtype.itemsize
         roles[role] = role_cost(model, is_text(config.task.name), dtype, uploads)
     parts, note = _data(config)
     data = None if parts is None else describe(parts)
-    itemsizes = {role: cost.base_bytes // cost.base_parameters for role, cost in roles.items()}
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
     memory += activation_bytes(config, shapes, itemsizes, parts)
     privacy = build_privacy(config)
@@ -177,7 +177,8 @@ def activation_bytes(
     public = _largest(parts and parts.public, config.server.batch_size, shapes["slm"])
     scored = _largest(parts and parts.test, config.evaluation.batch_size, shapes["slm"], all_choices=True)
     fitting = _training_bytes(shapes["slm"], itemsizes["slm"], *client)
-    distilling = sum(_training_bytes(shapes[role], itemsizes[role], *public) for role in shapes if "llm" in shapes)
+    both = [_training_bytes(shapes[role], itemsizes[role], *public) for role in shapes]
+    distilling = sum(both) if "llm" in shapes else 0
     scoring = max(_PASSING * scored[0] * shapes[role].hidden_size * itemsizes[role] for role in shapes)
     return round(max(fitting, distilling) + scoring)
 
