@@ -21,17 +21,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedcollm import run_directory
-from fedcollm.build import Remote
 from fedcollm.config import RunConfig
+from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.deploy.server import serving, stop_all
 from fedcollm.federation.server import Transport
-from fedcollm.loading import load_config
 from fedcollm.messages import Answer, Request, TrainRequest
-from fedcollm.runner import rounds, run
+from fedcollm.runs import directory as run_directory
+from fedcollm.runs.build import Remote
+from fedcollm.runs.runner import rounds, run
 
 FEDCOLLM = Path(sys.executable).with_name("fedcollm")
 

@@ -12,10 +12,10 @@ import time
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedcollm.federation.aggregation import aggregate
-from fedcollm.federation.fixed_point import STATISTICS, FixedPoint, statistics
-from fedcollm.federation.secure_aggregation import Participant
-from fedcollm.federation.secure_sum import collect_sum
+from fedcollm.federation.aggregation.validation import aggregate
+from fedcollm.federation.secagg.fixed_point import STATISTICS, FixedPoint, statistics
+from fedcollm.federation.secagg.protocol import Participant
+from fedcollm.federation.secagg.server import collect_sum
 from fedcollm.messages import ClientUpdate, Session, adapter_bytes
 
 

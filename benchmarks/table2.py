@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from fedcollm.checking import RoleCost, outline, role_cost
-from fedcollm.federation.uploads import Upload
-from fedcollm.loading import load_config
+from fedcollm.config.loading import load_config
+from fedcollm.federation.upload_format import Upload
 from fedcollm.messages import ClientUpdate
-from fedcollm.wire import encode
+from fedcollm.runs.estimate import RoleCost, outline, role_cost
+from fedcollm.transports.wire import encode
 
 #: Preset to the paper's numbers: parameters of the SLM and parameters sent a round, in millions.
 PAPER: Mapping[str, tuple[float, float]] = {"gpt2": (124, 0.29), "opt": (1316, 3.15), "llama2": (1345, 3.15)}

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedcollm.config import RunConfig
-from fedcollm.loading import load_config
-from fedcollm.methods import changed
+from fedcollm.config.loading import load_config
+from fedcollm.config.methods import changed
 
 WORDS = [
     "<pad>",

@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 from benchmarks.speed.lm_harness import harness_evaluate, harness_model, harness_task
 from benchmarks.speed.material import sequences, task_of
 from fedcollm.config import RunConfig
-from fedcollm.loading import load_config, parse_settings
-from fedcollm.pretrained import base_directory
+from fedcollm.config.loading import load_config, parse_settings
+from fedcollm.data.catalogue import load_pool
+from fedcollm.data.partition import split
+from fedcollm.models.pretrained import base_directory
 from fedcollm.seeding import derive_seed
-from fedcollm.tasks.catalogue import load_pool
-from fedcollm.tasks.partition import split
 
 #: Logits stored at a position.
 TOP = 64

@@ -1,4 +1,4 @@
-"""B2: the server's mutual distillation, `fedcollm.distillation.distil_mutually` beside two ways to do it with peers.
+"""B2: the server's mutual distillation beside two ways to do it with peers.
 
 Both sides: the same two bases in the same dtype, LoRA rank 8, alpha 16 on every linear layer but the head, the same
 initial adapters, one epoch over the same public examples at the same batch size, the optimiser of B1. Both models are
@@ -73,8 +73,8 @@ CASES = (
 
 def ours(case: dict) -> Callable[[], dict]:
     """`distil_mutually` on the pair that `fedcollm run` builds, from the same adapters in every repetition."""
-    from fedcollm.distillation import distil_mutually
-    from fedcollm.models import read_adapter, write_adapter
+    from fedcollm.models.adapters import read_adapter, write_adapter
+    from fedcollm.training.distillation import distil_mutually
 
     config = configuration(case)
     task, public = task_of(config), data_of(config).public

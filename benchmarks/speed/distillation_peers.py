@@ -12,7 +12,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from benchmarks.speed.fine_tuning import options
 from benchmarks.speed.material import configuration, data_of, peer_model, reset, sequences, task_of, tokens_of
-from fedcollm.models import read_adapter
+from fedcollm.models.adapters import read_adapter
 
 #: (student, teacher), in the order trained.
 DIRECTIONS = (("slm", "llm"), ("llm", "slm"))

@@ -1,4 +1,4 @@
-"""B1: a client's fine-tuning, `fedcollm.training.fit` beside `transformers.Trainer` with PEFT and TRL's `SFTTrainer`.
+"""B1: a client's fine-tuning beside `transformers.Trainer` with PEFT and TRL's `SFTTrainer`.
 
 Both sides: the same base in the same dtype, LoRA rank 8, alpha 16 on every linear layer but the head, the same initial
 adapter, one epoch over the same examples at the same batch size, fused AdamW with β = (0.9, 0.95), a constant rate, no
@@ -73,8 +73,8 @@ CASES = (
 
 def ours(case: dict) -> Callable[[], dict]:
     """`fit` on the model that `fedcollm run` builds, from the same adapter in every repetition."""
-    from fedcollm.models import read_adapter, write_adapter
-    from fedcollm.training import fit
+    from fedcollm.models.adapters import read_adapter, write_adapter
+    from fedcollm.training.fine_tuning import fit
 
     config = configuration(case)
     task, examples = task_of(config), data_of(config).private["0"]
@@ -158,7 +158,7 @@ def options(steps: int | None = None) -> dict[str, Any]:
 
 def _peer(case: dict, build: Callable[..., Any]) -> Callable[[], dict]:
     """Times `train()` of a fresh trainer from the initial adapter; making the trainer is not timed."""
-    from fedcollm.models import read_adapter
+    from fedcollm.models.adapters import read_adapter
 
     config = configuration(case)
     task = task_of(config)

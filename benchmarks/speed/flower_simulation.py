@@ -1,4 +1,4 @@
-"""The Flower side of B4: `run_simulation` with Ray, FedAvg, and a ClientApp that calls `fedcollm.training.fit`.
+"""The Flower side of B4: `run_simulation` with Ray, FedAvg, and a ClientApp that calls our `fit`.
 
 One actor at a time gets both cores, keeps the model and the data that its first client loaded, and holds the other
 clients one by one, as Flower's users do it. The message carries the adapter alone.
@@ -26,9 +26,9 @@ from flwr.simulation import run_simulation
 
 from benchmarks.speed import simulation
 from benchmarks.speed.material import configuration, our_model, task_of
-from fedcollm.models import read_adapter, write_adapter
+from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
-from fedcollm.training import fit
+from fedcollm.training.fine_tuning import fit
 
 CORES = 2
 

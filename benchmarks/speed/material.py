@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from fedcollm.build_models import build_model, set_matmul_precision, text_models
 from fedcollm.config import RunConfig
+from fedcollm.data.catalogue import build_task, load_pool
+from fedcollm.data.partition import split
 from fedcollm.messages import Adapter
-from fedcollm.models import write_adapter
-from fedcollm.pretrained import SHIPPED, base_directory
+from fedcollm.modalities.base import Split
+from fedcollm.modalities.text.task import TextExample, TextTask
+from fedcollm.models.adapters import write_adapter
+from fedcollm.models.pretrained import SHIPPED, base_directory
+from fedcollm.runs.build_models import build_model, set_matmul_precision, text_models
 from fedcollm.seeding import derive_seed
-from fedcollm.tasks.base import Split
-from fedcollm.tasks.catalogue import build_task, load_pool
-from fedcollm.tasks.partition import split
-from fedcollm.tasks.text import TextExample, TextTask
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

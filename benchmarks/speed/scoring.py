@@ -1,4 +1,4 @@
-"""B3: multiple-choice scoring, `fedcollm.training.evaluate` beside lm-evaluation-harness's `hf` model.
+"""B3: multiple-choice scoring, `fedcollm.training.fine_tuning.evaluate` beside lm-evaluation-harness's `hf` model.
 
 The same items, prompts, weights and dtype; a repetition is all that a caller waits for: tokenising, forward passes,
 metrics. The harness keeps its cache of one-token answers (its default), skips bootstrapping, and has the batch size
@@ -77,11 +77,11 @@ CASES = (
 def examples_of(case: dict) -> list[Any]:
     """The first `items` test examples of the case's data."""
     from fedcollm.config import FormatConfig
-    from fedcollm.loading import load_config
-    from fedcollm.tasks.catalogue import load_pool
-    from fedcollm.tasks.files import load_custom
-    from fedcollm.tasks.partition import split
-    from fedcollm.tasks.qa import load_qa
+    from fedcollm.config.loading import load_config
+    from fedcollm.data.catalogue import load_pool
+    from fedcollm.data.files import load_custom
+    from fedcollm.data.partition import split
+    from fedcollm.data.sources.qa import load_qa
 
     if case["data"] == "icd10":
         config = load_config("icd10")
@@ -96,7 +96,7 @@ def examples_of(case: dict) -> list[Any]:
 
 def base_model(case: dict, attention: str) -> Any:
     """The frozen base network of a case, with float32 products as `fedcollm run` sets them."""
-    from fedcollm.pretrained import base_directory, load_causal_lm
+    from fedcollm.models.pretrained import base_directory, load_causal_lm
 
     torch.set_float32_matmul_precision("medium" if case["dtype"] == "bfloat16" else "highest")
     place = base_directory("smollm2-135m", case["layers"])
@@ -111,12 +111,12 @@ def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def ours(case: dict) -> Callable[[], dict]:
     """`evaluate` on a fresh task, so that every repetition tokenises."""
-    from fedcollm.build_models import text_models
-    from fedcollm.fusion import fuse
-    from fedcollm.loading import load_config
-    from fedcollm.models import add_adapter, read_adapter, write_adapter
-    from fedcollm.tasks.text import TextTask
-    from fedcollm.training import evaluate
+    from fedcollm.config.loading import load_config
+    from fedcollm.modalities.text.task import TextTask
+    from fedcollm.models.adapters import add_adapter, read_adapter, write_adapter
+    from fedcollm.models.fused.patch import fuse
+    from fedcollm.runs.build_models import text_models
+    from fedcollm.training.fine_tuning import evaluate
 
     examples, facts = examples_of(case), text_models(load_config("icd10")).slm
 
@@ -170,7 +170,7 @@ def lm_eval(case: dict) -> Callable[[], dict]:
     """The harness around plain PEFT on the same base; the task is made before the clock starts."""
     import peft
 
-    from fedcollm.pretrained import load_tokenizer
+    from fedcollm.models.pretrained import load_tokenizer
 
     os.environ.setdefault("TQDM_DISABLE", "1")
     examples = examples_of(case)

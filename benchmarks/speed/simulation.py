@@ -24,7 +24,7 @@ from benchmarks.speed.material import SMOLLM2, configuration, data_of, our_model
 from fedcollm.federation import client as client_module
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server
-from fedcollm.models import read_adapter
+from fedcollm.models.adapters import read_adapter
 from fedcollm.transports.local import LocalTransport
 
 #: Largest difference of a value of the mean adapter: Flower sums in float32 and in the order of arrival.

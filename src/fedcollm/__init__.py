@@ -4,24 +4,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedcollm.comparison import Comparison, compare
     from fedcollm.config import RunConfig
+    from fedcollm.config.loading import load_config
     from fedcollm.errors import FedcollmError, NonFiniteError, UserError
-    from fedcollm.loading import load_config
-    from fedcollm.runner import RunResult, run
+    from fedcollm.experiments.comparison import Comparison, compare
+    from fedcollm.runs.runner import RunResult, run
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Comparison": "comparison",
+    "Comparison": "experiments.comparison",
     "FedcollmError": "errors",
     "NonFiniteError": "errors",
     "RunConfig": "config",
-    "RunResult": "runner",
+    "RunResult": "runs.runner",
     "UserError": "errors",
-    "compare": "comparison",
-    "load_config": "loading",
-    "run": "runner",
+    "compare": "experiments.comparison",
+    "load_config": "config.loading",
+    "run": "runs.runner",
 }
 __all__ = [
     "Comparison",

@@ -1,5 +1,5 @@
 """`python -m fedcollm`."""
 
-from fedcollm.cli import main
+from fedcollm.cli.app import main
 
 main()

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from fedcollm.config import RunConfig
+from fedcollm.config.loading import load_config
+from fedcollm.data.catalogue import load_pool
+from fedcollm.data.partition import split
 from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.deploy.server import stop_all
-from fedcollm.loading import load_config
-from fedcollm.tasks.catalogue import load_pool
-from fedcollm.tasks.partition import split
-from fedcollm.tasks.text import TextExample
+from fedcollm.modalities.text.task import TextExample
 
 PROGRAM = Path(sys.executable).with_name("fedcollm")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}

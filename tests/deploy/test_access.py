@@ -20,6 +20,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from tests.deploy.conftest import free_port, needs_nginx
 
 from fedcollm.config import RunConfig
+from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.directories import Deployment
@@ -27,9 +28,8 @@ from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.deploy.server import stop_all
 from fedcollm.deploy.services import start_proxy, start_superlink, superlink
 from fedcollm.errors import UserError
-from fedcollm.loading import load_config
-from fedcollm.transports import flower_node
-from fedcollm.transports.flower_node import FlowerNode, Service, connect
+from fedcollm.transports.flower.node import FlowerNode, Service, connect
+from fedcollm.transports.flower.transport import node as flower_node
 
 pytestmark = [pytest.mark.deploy, needs_nginx]
 LIMIT = 2**20

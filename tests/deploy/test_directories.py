@@ -10,17 +10,17 @@ from safetensors.torch import load_file
 from tests.deploy.conftest import example_rows
 from tests.transports.small_federation import shared_slm, small_config
 
+from fedcollm.config.methods import changed
+from fedcollm.data.catalogue import load_pool
+from fedcollm.data.partition import split
 from fedcollm.deploy import client, directories, server
 from fedcollm.deploy.client import Remembered, build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.errors import UserError
 from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Session, TrainRequest, payload_digest
-from fedcollm.methods import changed
-from fedcollm.run_directory import CONFIG, config_text
-from fedcollm.tasks.catalogue import load_pool
-from fedcollm.tasks.partition import split
-from fedcollm.wire import decode, encode
+from fedcollm.runs.directory import CONFIG, config_text
+from fedcollm.transports.wire import decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_directory_without_a_train_file_is_named(config, tmp_path):
 
 
 def test_two_processes_of_one_client_exclude_each_other(out):
-    from fedcollm.run_directory import locked
+    from fedcollm.runs.directory import locked
 
     (out / "clients" / "1" / "state").mkdir()
     with locked(out / "clients" / "1" / "state"), pytest.raises(UserError, match="is in use by another run"):

@@ -8,10 +8,11 @@ import pytest
 from tests.transports.memory_link import Fault, ServerKilledError
 from tests.transports.small_federation import Small, difference, identical, last, small_config
 
-from fedcollm import run_directory, runner
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation import aggregate
+from fedcollm.federation.aggregation.validation import aggregate
 from fedcollm.messages import Adapter, RoundRecord
+from fedcollm.runs import directory as run_directory
+from fedcollm.runs import runner
 
 ALL = ("0", "1", "2", "3")
 PHASES = ("training", "share", "mask", "confirm", "unmask")

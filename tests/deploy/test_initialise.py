@@ -16,16 +16,16 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from tests.transports.small_federation import small_config
 
 from fedcollm.config import RunConfig
+from fedcollm.config.loading import load_config
+from fedcollm.data.catalogue import load_pool
+from fedcollm.data.partition import split
 from fedcollm.deploy import directories
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.client import private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialise import Site, initialise
 from fedcollm.errors import UserError
-from fedcollm.loading import load_config
-from fedcollm.run_directory import parse_config
-from fedcollm.tasks.catalogue import load_pool
-from fedcollm.tasks.partition import split
+from fedcollm.runs.directory import parse_config
 
 SITE = Site("fed.example.org", 9555, 9556, 90)
 IDS = ("0", "1", "2", "3")

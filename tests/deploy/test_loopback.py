@@ -8,10 +8,10 @@ import pytest
 import torch
 from tests.deploy.conftest import Deploy, Deployed, needs_nginx, wait_for
 
-from fedcollm import run_directory
 from fedcollm.config import RunConfig
 from fedcollm.messages import Adapter, RoundRecord
-from fedcollm.runner import run
+from fedcollm.runs import directory as run_directory
+from fedcollm.runs.runner import run
 
 pytestmark = [pytest.mark.deploy, needs_nginx]
 

@@ -9,7 +9,7 @@ import pytest
 from fedcollm.deploy import services
 from fedcollm.deploy.directories import Deployment
 from fedcollm.errors import UserError
-from fedcollm.transports.superlink import SuperLink
+from fedcollm.transports.flower.superlink import SuperLink
 
 NOBODY = 2**31 - 1  # larger than any process number
 DEPLOYMENT = Deployment(run="run", host="localhost", port=9555, superlink_port=9556, clients={})

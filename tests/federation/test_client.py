@@ -9,11 +9,11 @@ from tests.conftest import tiny_llama
 
 from fedcollm.errors import NonFiniteError, RefusalError
 from fedcollm.federation.client import Client
-from fedcollm.federation.uploads import Upload, component_axis, first
+from fedcollm.federation.upload_format import Upload, component_axis, first
 from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
-from fedcollm.models import add_adapter, read_adapter
-from fedcollm.privacy import ClientPrivacy, ExamplePrivacy
-from fedcollm.tasks.text import TextExample, TextTask
+from fedcollm.modalities.text.task import TextExample, TextTask
+from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy
 
 
 def example(noun: str, answer: int) -> TextExample:

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from fedcollm.errors import NonFiniteError, RoundFailedError
-from fedcollm.federation.aggregation import aggregate
+from fedcollm.federation.aggregation.validation import aggregate
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server, peak_memory_bytes, sample
-from fedcollm.federation.server_steps import Step
-from fedcollm.federation.uploads import Upload
+from fedcollm.federation.server_optimizers import Step
+from fedcollm.federation.upload_format import Upload
 from fedcollm.messages import Adapter, Answer, Request, adapter_bytes
-from fedcollm.models import add_adapter, read_adapter
-from fedcollm.pretrained import load_causal_lm, prune_layers
+from fedcollm.modalities.text.task import TextExample, TextTask
+from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.pretrained import load_causal_lm, prune_layers
 from fedcollm.seeding import derive_seed
-from fedcollm.tasks.text import TextExample, TextTask
 from fedcollm.transports.local import LocalTransport
 
 

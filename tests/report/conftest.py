@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedcollm import run_directory
 from fedcollm.config import RunConfig
 from fedcollm.messages import RoundRecord
+from fedcollm.runs import directory as run_directory
 
 ENVIRONMENT = {
     "parameters": {"slm": {"adapter": 500, "base": 100_000}, "llm": {"adapter": 900, "base": 400_000}},

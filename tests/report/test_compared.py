@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from fedcollm import run_directory
 from fedcollm.config import RunConfig
-from fedcollm.methods import METHODS, NAMES
+from fedcollm.config.methods import METHODS, NAMES
 from fedcollm.report import write_report
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.compared import Compared, Row, found_in, mean_by_key, tabulate
@@ -15,6 +14,7 @@ from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.report.runs import described
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
 from fedcollm.report.tables import Table
+from fedcollm.runs import directory as run_directory
 
 DATA = {"clients": {"0": {"a": 20, "b": 13}, "1": {"a": 16}}, "public": {"a": 30, "b": 3}, "unlabelled": 7, "test": 4}
 

@@ -20,11 +20,11 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcollm.messages import Answer, Request, TrainRequest
-from fedcollm.transports import flower
-from fedcollm.transports.answering import Answering
-from fedcollm.transports.flower import Deadlines, FlowerTransport
-from fedcollm.transports.flower_messages import fetch, pack, request, send
-from fedcollm.wire import decode, longest_message
+from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.flower.messages import fetch, pack, request, send
+from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
+from fedcollm.transports.flower.transport import transport as flower
+from fedcollm.transports.wire import decode, longest_message
 
 _RUN, _TASK, _SERVER = 7, 8, 1
 _FASTER, _LEAP = 200, 500.0

@@ -11,23 +11,23 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.transports.memory_link import DEADLINES, MemoryLink
 
-from fedcollm import run_directory
-from fedcollm.build import Remote, build_client, secure_client, secured
-from fedcollm.build_models import build_model
 from fedcollm.config import RunConfig
+from fedcollm.config.loading import load_config
+from fedcollm.data.catalogue import load_pool
+from fedcollm.data.partition import split
 from fedcollm.deploy.client import Remembered
 from fedcollm.federation.client import Client
-from fedcollm.loading import load_config
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
-from fedcollm.models import read_adapter
-from fedcollm.pretrained import load_tokenizer
-from fedcollm.runner import rounds
-from fedcollm.tasks.catalogue import load_pool
-from fedcollm.tasks.partition import split
-from fedcollm.tasks.text import TextTask
-from fedcollm.transports.answering import Answering
-from fedcollm.transports.flower import Deadlines
-from fedcollm.wire import decode, longest_message
+from fedcollm.modalities.text.task import TextTask
+from fedcollm.models.adapters import read_adapter
+from fedcollm.models.pretrained import load_tokenizer
+from fedcollm.runs import directory as run_directory
+from fedcollm.runs.build import Remote, build_client, secure_client, secured
+from fedcollm.runs.build_models import build_model
+from fedcollm.runs.runner import rounds
+from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.flower.transport import Deadlines
+from fedcollm.transports.wire import decode, longest_message
 
 RUN = "small-0123"
 

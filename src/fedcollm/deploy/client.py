@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedcollm.build import build_client, secure_client, secured
-from fedcollm.build_models import build_model, set_matmul_precision
 from fedcollm.config import RunConfig
+from fedcollm.data.catalogue import TextModelFacts, text_task
+from fedcollm.data.files import find_part, load_custom
+from fedcollm.data.jsonl import read_examples
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
-from fedcollm.models import parameter_counts, read_adapter
-from fedcollm.pretrained import load_tokenizer, start_tokens
+from fedcollm.modalities.text.task import TextExample
+from fedcollm.models.adapters import parameter_counts, read_adapter
+from fedcollm.models.pretrained import load_tokenizer, start_tokens
 from fedcollm.progress import say
-from fedcollm.run_directory import CONFIG, locked, parse_config, write_atomically, writing
-from fedcollm.tasks.catalogue import TextModelFacts, text_task
-from fedcollm.tasks.files import find_part, load_custom
-from fedcollm.tasks.stored import read_examples
-from fedcollm.tasks.text import TextExample
-from fedcollm.transports.answering import Answering
-from fedcollm.transports.flower_node import Service, connect
-from fedcollm.wire import longest_message
+from fedcollm.runs.build import build_client, secure_client, secured
+from fedcollm.runs.build_models import build_model, set_matmul_precision
+from fedcollm.runs.directory import CONFIG, locked, parse_config, write_atomically, writing
+from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.flower.node import Service, connect
+from fedcollm.transports.wire import longest_message
 
 T = TypeVar("T")
 

@@ -14,17 +14,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedcollm.build import secured
-from fedcollm.build_models import text_models
 from fedcollm.config import RunConfig
+from fedcollm.data.catalogue import is_text, load_pool
+from fedcollm.data.jsonl import example_lines
+from fedcollm.data.partition import split
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority, private_pem
 from fedcollm.deploy.directories import Deployment, Membership, PublicKeys
 from fedcollm.errors import UserError
-from fedcollm.run_directory import CONFIG, config_text
-from fedcollm.tasks.catalogue import is_text, load_pool
-from fedcollm.tasks.partition import split
-from fedcollm.tasks.stored import example_lines
+from fedcollm.runs.build import secured
+from fedcollm.runs.build_models import text_models
+from fedcollm.runs.directory import CONFIG, config_text
 
 _ALLOWED = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 

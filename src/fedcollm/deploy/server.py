@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcollm import run_directory
-from fedcollm.build import Remote
 from fedcollm.config import RunConfig
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.services import kept_running, running, stop, superlink
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
-from fedcollm.runner import rounds
-from fedcollm.transports.flower import Deadlines, FlowerTransport
+from fedcollm.runs import directory as run_directory
+from fedcollm.runs.build import Remote
+from fedcollm.runs.runner import rounds
+from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
 from fedcollm.errors import UserError
 from fedcollm.progress import say
-from fedcollm.transports.superlink import SuperLink
+from fedcollm.transports.flower.superlink import SuperLink
 
 #: Flower asks its makers nothing and tells them nothing, and installs nothing.
 FLOWER_ENVIRONMENT = {

@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
-from fedcollm.federation.uploads import WHOLE, Upload, truncated
+from fedcollm.federation.upload_format import WHOLE, Upload, truncated
 from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
-from fedcollm.models import read_adapter, write_adapter
-from fedcollm.privacy import ClientPrivacy, ExamplePrivacy, Privacy
-from fedcollm.private_training import fit_privately
+from fedcollm.modalities.base import Task
+from fedcollm.models.adapters import read_adapter, write_adapter
+from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import derive_seed
-from fedcollm.tasks.base import Task
-from fedcollm.training import evaluate, fit
+from fedcollm.training.dp_sgd import fit_privately
+from fedcollm.training.fine_tuning import evaluate, fit
 
 
 @dataclass(frozen=True)

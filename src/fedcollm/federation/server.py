@@ -11,23 +11,23 @@ from typing import Any, Protocol
 import peft
 
 from fedcollm.config import asked_clients
-from fedcollm.distillation import Divergence, distil_mutually, ramp
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation import Aggregate, admitted, aggregate, explained, in_order
-from fedcollm.federation.fixed_point import FixedPoint
-from fedcollm.federation.means import ComponentMean, Mean
-from fedcollm.federation.personal import with_personal
-from fedcollm.federation.product_mean import ProductMean
-from fedcollm.federation.secure_round import SecureSettings, aggregate_securely, rehearse
-from fedcollm.federation.server_steps import PLAIN, Memory, Step
-from fedcollm.federation.transplant import carried, rooted
-from fedcollm.federation.uploads import WHOLE, Upload
+from fedcollm.federation.aggregation.lora import ProductMean
+from fedcollm.federation.aggregation.mean import ComponentMean, Mean
+from fedcollm.federation.aggregation.validation import Aggregate, admitted, aggregate, explained, in_order
+from fedcollm.federation.layer_transfer import carried, rooted
+from fedcollm.federation.personalization import with_personal
+from fedcollm.federation.secagg.aggregator import SecureSettings, aggregate_securely, rehearse
+from fedcollm.federation.secagg.fixed_point import FixedPoint
+from fedcollm.federation.server_optimizers import PLAIN, Memory, Step
+from fedcollm.federation.upload_format import WHOLE, Upload
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
-from fedcollm.models import read_adapter, write_adapter
+from fedcollm.modalities.base import Task
+from fedcollm.modalities.text.cross_tokenizer import Bridge
+from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
-from fedcollm.tasks.base import Task
-from fedcollm.tasks.bridge import Bridge
-from fedcollm.training import evaluate
+from fedcollm.training.distillation import Divergence, distil_mutually, ramp
+from fedcollm.training.fine_tuning import evaluate
 
 
 class Transport(Protocol):

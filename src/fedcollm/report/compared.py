@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcollm import run_directory as directories
 from fedcollm.config import RunConfig
+from fedcollm.config.methods import NAMES
 from fedcollm.messages import RoundRecord
-from fedcollm.methods import NAMES
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
+from fedcollm.runs import directory as directories
 
 #: Columns of scores.
 COLUMNS = {"slm": "SLM", "clients": "clients' SLMs", "llm": "LLM"}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fedcollm.methods import NAMES
+from fedcollm.config.methods import NAMES
 from fedcollm.report.budgets import Sizes
 from fedcollm.report.compared import COLUMNS, REFERENCES, Compared, Row
 from fedcollm.report.formats import count

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from fedcollm.config import RunConfig
+from fedcollm.config.methods import DEPARTURES, METHODS, NAMES
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
-from fedcollm.methods import DEPARTURES, METHODS, NAMES
 from fedcollm.report.formats import natural
-from fedcollm.run_directory import CONFIG, CONFUSION, DATA, ENVIRONMENT, ROUNDS, read_config, read_json, read_records
+from fedcollm.runs.directory import CONFIG, CONFUSION, DATA, ENVIRONMENT, ROUNDS, read_config, read_json, read_records
 
 
 @dataclass(frozen=True)

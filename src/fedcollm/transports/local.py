@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.client import Client
-from fedcollm.federation.secure_client import SecureClient
+from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.messages import Answer, Failure, Request
 
 

@@ -1,0 +1,274 @@
+"""Splitting a pool into public, private and test parts, and the private part into clients.
+
+The partitioners are those of flwr-datasets. They see positions and integer codes only, never examples.
+"""
+
+import contextlib
+import io
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedcollm.config import PartitionConfig, TaskConfig
+from fedcollm.errors import UserError
+from fedcollm.modalities.base import Pool, Split
+from fedcollm.modalities.text.task import TextExample
+from fedcollm.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+#: More distinct answers than this are no classes, where answers are free text.
+MOST_CLASSES = 30
+
+
+def check_classes(examples: Sequence[Any], where: str = "the training data") -> None:
+    """Refuses examples that all have one label: there is nothing to learn from them.
+
+    Raises:
+        UserError: fewer than two distinct labels.
+    """
+    labels = {example.label for example in examples}
+    if len(labels) < 2:
+        names = ", ".join(map(repr, labels)) or "no label"
+        raise UserError(f"{where}: all {len(examples)} examples have the answer {names}. Give examples of two or more.")
+
+
+def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Split:
+    """Disjoint test, public and private parts, a function of the pool, the sizes and the seed.
+
+    Where a text stands several times, one copy stays: that of the test set, else the first, those of the pool's
+    own public examples last. The public part is taken from these, or else from the front of the shuffled data,
+    and the private part from its end, so that neither changes with the other's size, and the private part does
+    not depend on the kind of partition. Without `private`, the clients have their own data elsewhere, and the
+    pool need not hold any for them.
+
+    Raises:
+        UserError: not enough examples, or a partition that cannot be made.
+    """
+    test, train, public, removed = _without_duplicates(pool)
+    random.Random(derive_seed(seed, "split")).shuffle(train)
+    clients = config.clients if private else 0
+    _check_sizes(len(train), None if public is None else len(public), removed, config, clients, pool.test is None)
+    if pool.test is None:
+        test, train, notes = train[: config.test_size], train[config.test_size :], []
+    else:
+        test, notes = _sampled(test, config, seed)
+    if public is None:
+        public = train
+    else:
+        random.Random(derive_seed(seed, "public")).shuffle(public)
+    labelled = public[: config.public_size]
+    unlabelled = public[config.public_size : config.public_size + config.unlabelled_size]
+    public = labelled + [example.without_label() for example in unlabelled]
+    if not private:
+        return Split(public, {}, test, removed, notes)
+    parts = partition(train[-clients * config.private_size :], clients, config.partition, seed)
+    if config.partition.kind == "natural":
+        notes += [_groups_note(client, examples) for client, examples in parts.items()]
+    if config.partition.with_public:
+        parts["0"] = parts["0"] + labelled
+    return Split(public, parts, test, removed, notes)
+
+
+def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any], list[str]]:
+    """`test_size` examples of a given test set, in its order, and a note if it has fewer."""
+    if not test:
+        raise UserError(f"task {config.name}: the test set has no examples. Give it some, or leave its file out.")
+    if len(test) < config.test_size:
+        note = f"the test set has {len(test)} examples, fewer than task.test_size {config.test_size}: all are used"
+        return test, [note]
+    chosen = random.Random(derive_seed(seed, "test")).sample(range(len(test)), config.test_size)
+    return [test[i] for i in sorted(chosen)], []
+
+
+def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], list[Any] | None, int]:
+    """Test, train and public examples with distinct contents, and the number of those dropped."""
+    seen: set[str] = set()
+    test, train, public = (_unseen(examples or (), seen) for examples in (pool.test, pool.train, pool.public))
+    removed = sum(map(len, (pool.test or (), pool.train, pool.public or ()))) - len(seen)
+    return test, train, None if pool.public is None else public, removed
+
+
+def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
+    """Examples whose content is not in `seen`, which grows."""
+    kept = []
+    for example in examples:
+        if example.content not in seen:
+            seen.add(example.content)
+            kept.append(example)
+    return kept
+
+
+def _check_sizes(
+    train: int, public: int | None, removed: int, config: TaskConfig, clients: int, test_from_train: bool
+) -> None:
+    """Whether there are enough examples for all parts; `public` is None if these come from the training data too."""
+    needed = clients * config.private_size
+    private = {f"task.clients {clients} × task.private_size {config.private_size}": needed} if clients else {}
+    shared = {f"task.{key} {getattr(config, key)}": getattr(config, key) for key in ("public_size", "unlabelled_size")}
+    test = {f"task.test_size {config.test_size}": config.test_size} if test_from_train else {}
+    if public is None:
+        _check_size("training", train, private | shared | test, removed, config.name)
+    else:
+        _check_size("training", train, private | test, removed, config.name)
+        _check_size("public", public, shared, removed, config.name)
+
+
+def _check_size(kind: str, available: int, parts: dict[str, int], removed: int, name: str) -> None:
+    needed = sum(parts.values())
+    if needed > available:
+        duplicates = f" (after {removed} duplicates were dropped)" if removed else ""
+        raise UserError(
+            f"task {name}: {needed} {kind} examples are needed ({' + '.join(parts)}), "
+            f"but there are {available}{duplicates}. Lower one of these keys or give more data."
+        )
+
+
+def _groups_note(client: str, examples: Sequence[Any]) -> str:
+    groups = sorted({example.group for example in examples})
+    more = f" and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return f"client {client} holds {', '.join(groups[:5])}{more}"
+
+
+def partition(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> dict[str, list[Any]]:
+    """Client id ("0", "1", ...) to its examples; every example goes to one client.
+
+    - iid: equal sizes.
+    - dirichlet: each label is shared out by proportions drawn from Dirichlet(α) (arXiv 1905.12022).
+    - shards: sorted by label, cut into `clients * shards` blocks, `shards` random ones a client (arXiv
+      1602.05629); the few examples that fill no block are dealt out one by one.
+    - natural: one client a group; where there are more groups than clients, whole groups are dealt out
+      in turn, largest first.
+    - quantity: sizes in the ratio 1 : 2 : ... : K.
+    - pooled: client "0" has all.
+
+    Raises:
+        UserError: the partition cannot be made, or would leave a client without examples.
+    """
+    if config.kind == "pooled":
+        return {"0": list(examples)}
+    if len(examples) < clients:
+        raise UserError(
+            f"{len(examples)} private examples are too few for {clients} clients. "
+            "Lower task.clients, or raise task.private_size."
+        )
+    order = list(range(len(examples)))
+    random.Random(derive_seed(seed, "partition")).shuffle(order)
+    shuffled = [examples[i] for i in order]
+    parts = _parts(shuffled, clients, config, derive_seed(seed, "partition"))
+    for client, part in enumerate(parts):
+        if not part:
+            raise UserError(_failed(config, len(examples), clients, f"client {client} would have no examples"))
+    return {str(client): [shuffled[i] for i in part] for client, part in enumerate(parts)}
+
+
+def _parts(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> list[list[int]]:
+    """Positions in `examples` by client."""
+    from flwr_datasets import partitioner as flower  # imports `datasets`: 3 s
+
+    if config.kind == "natural":
+        groups = _run(flower.NaturalIdPartitioner("code"), _codes(examples, "group", clients, config))
+        return _deal(groups, clients)
+    if config.kind in ("dirichlet", "shards"):
+        codes = _codes(examples, "label", clients, config)
+    else:
+        codes = [0] * len(examples)
+    makers = {
+        "iid": lambda: flower.IidPartitioner(clients),
+        "quantity": lambda: flower.LinearPartitioner(clients),
+        "dirichlet": lambda: flower.DirichletPartitioner(
+            clients, "code", config.alpha, min_partition_size=1, self_balancing=False, seed=seed
+        ),
+        "shards": lambda: flower.ShardPartitioner(clients, "code", config.shards, seed=seed),
+    }
+    try:
+        parts = _run(makers[config.kind](), codes)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(_failed(config, len(examples), clients, str(error).split(".")[0])) from None
+    used = {i for part in parts for i in part}
+    spare = sorted((i for i in range(len(examples)) if i not in used), key=lambda i: codes[i])
+    for turn, i in enumerate(spare):  # of shards only
+        parts[turn % clients].append(i)
+    return parts
+
+
+def _codes(examples: Sequence[Any], attribute: str, clients: int, config: PartitionConfig) -> list[int]:
+    """Each example's label or group as a number, in the order of their names."""
+    names = [getattr(example, attribute) for example in examples]
+    missing = names.count(None)
+    if missing:
+        column = "task.format.group" if attribute == "group" else "the answers"
+        raise UserError(
+            f"task.partition.kind {config.kind}: {missing} of {len(names)} examples have no {attribute}. "
+            f"Check {column}, or choose another kind (iid, quantity)."
+        )
+    distinct = sorted(set(names))
+    if attribute == "group" and len(distinct) < clients:
+        raise UserError(
+            f"task.partition.kind natural: the data has {len(distinct)} groups ({', '.join(distinct)}), "
+            f"fewer than task.clients {clients}. Lower task.clients to {len(distinct)} or choose another kind."
+        )
+    if config.kind == "dirichlet" and len(distinct) > max(MOST_CLASSES, len(names) / 2):
+        raise UserError(
+            f"task.partition.kind dirichlet: {len(distinct)} different answers in {len(names)} examples "
+            "are no classes. Choose another kind (iid, quantity, natural)."
+        )
+    codes = {name: code for code, name in enumerate(distinct)}
+    return [codes[name] for name in names]
+
+
+def _run(partitioner: "Partitioner", codes: list[int]) -> list[list[int]]:
+    """Positions by partition; keeps the partitioner's progress bars and warnings off the screen."""
+    import datasets
+
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        partitioner.dataset = datasets.Dataset.from_dict({"position": range(len(codes)), "code": codes})
+        return [list(partitioner.load_partition(i)["position"]) for i in range(partitioner.num_partitions)]
+
+
+def _deal(groups: list[list[int]], clients: int) -> list[list[int]]:
+    """Whole groups to clients: one each in the order of their names, or in turn, largest first."""
+    if len(groups) > clients:
+        groups = sorted(groups, key=len, reverse=True)
+    return [[i for group in groups[client::clients] for i in group] for client in range(clients)]
+
+
+def _failed(config: PartitionConfig, examples: int, clients: int, reason: str) -> str:
+    advice = {
+        "dirichlet": f"raise task.partition.alpha ({config.alpha}) or task.private_size",
+        "shards": f"lower task.partition.shards ({config.shards}) or raise task.private_size",
+    }.get(config.kind, "raise task.private_size")
+    return (
+        f"task.partition.kind {config.kind} cannot share {examples} examples among {clients} clients: {reason}. "
+        f"To mend it, {advice}, or lower task.clients."
+    )
+
+
+def describe(split: Split) -> dict[str, Any]:
+    """What is where, as JSON values: label counts of clients and public part, and sizes."""
+    labelled = [example for example in split.public if example.label is not None]
+    everyone = [example for part in split.private.values() for example in part] + labelled
+    free = len({example.label for example in everyone}) > MOST_CLASSES and all(map(_is_free, everyone))
+
+    def counts(examples: Sequence[Any]) -> dict[str, int]:
+        if free:
+            return {"all": len(examples)}
+        return dict(sorted(Counter(str(example.label) for example in examples).items()))
+
+    return {
+        "clients": {client: counts(examples) for client, examples in split.private.items()},
+        "public": counts(labelled),
+        "unlabelled": len(split.public) - len(labelled),
+        "test": len(split.test),
+        "duplicates_removed": split.duplicates_removed,
+        "notes": list(split.notes),
+    }
+
+
+def _is_free(example: Any) -> bool:
+    """Whether the answer is free text, not one of several choices."""
+    return isinstance(example, TextExample) and len(example.choices) == 1

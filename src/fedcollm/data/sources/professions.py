@@ -1,0 +1,119 @@
+"""A hospital, a bank and a court, each with its own subjects of MMLU (Hendrycks et al., arXiv 2009.03300).
+
+The clients' examples and the test set are of these subjects, the public part of the others. Prompts equal those of
+lm-evaluation-harness 0.4 (`lm_eval/tasks/mmlu/default`).
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedcollm.data.files import JSONL, LETTERS, find_part
+from fedcollm.data.partition import check_classes
+from fedcollm.data.sources.qa import Question, download, placed_rows, read_questions
+from fedcollm.errors import UserError
+from fedcollm.modalities.base import Pool
+from fedcollm.modalities.text.task import TextExample
+
+HUB = "cais/mmlu"
+LAYOUT = (
+    "a directory with dev.jsonl, val.jsonl and test.jsonl (or .jsonl.gz), or some of them, or the one above it, "
+    'called mmlu, with one {"id": "SUBJECT-SPLIT-NUMBER", "question": "...", "choices": ["...", "..."], '
+    '"labels": ["A", "B"], "answer": "B"} a line'
+)
+
+#: Client to the subjects that it knows.
+PROFESSIONS = {
+    "hospital": (
+        "anatomy",
+        "clinical_knowledge",
+        "college_biology",
+        "college_medicine",
+        "human_aging",
+        "medical_genetics",
+        "nutrition",
+        "professional_medicine",
+        "virology",
+    ),
+    "bank": (
+        "business_ethics",
+        "econometrics",
+        "high_school_macroeconomics",
+        "high_school_microeconomics",
+        "management",
+        "marketing",
+        "professional_accounting",
+    ),
+    "court": ("international_law", "jurisprudence", "professional_law"),
+}
+
+_PROFESSION_OF = {subject: profession for profession, subjects in PROFESSIONS.items() for subject in subjects}
+
+
+class SubjectExample(TextExample):
+    """A question under a line that names its subject."""
+
+    @property
+    def content(self) -> str:
+        """The question and its choices, case and spacing folded: some stand under two subjects."""
+        return " ".join(self.prompt.partition("\n\n")[2].casefold().split())
+
+
+def load_professions(path: Path | None) -> Pool:
+    """Questions of the three professions, and the others as the public ones; all splits of MMLU together.
+
+    Args:
+        path: MMLU's folder or the one above it; None: the Hugging Face hub, or its cache.
+
+    Raises:
+        UserError: the hub cannot be reached, a file is missing or broken, or a profession has no questions.
+    """
+    examples = read_questions(_hub_rows() if path is None else _file_rows(path), _example)
+    train = [example for example in examples if example.group]
+    counts = Counter(example.group for example in train)
+    for profession, subjects in PROFESSIONS.items():
+        if not counts[profession]:
+            raise UserError(
+                f"task professions: the data {'of ' + HUB if path is None else 'in ' + str(path)} has no questions for "
+                f"the {profession}. It needs some of {', '.join(subjects)}."
+            )
+    check_classes(train, "the data of professions")
+    return Pool(train, public=[example for example in examples if not example.group])
+
+
+def _file_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    folders = [path / "mmlu", path]
+    for folder in folders:
+        files = [file for part in ("dev", "val", "test") if (file := find_part(folder, part, JSONL))]
+        if files:
+            return [row for file in files for row in placed_rows(file)]
+    raise UserError(
+        f"task.path: no dev, val or test file, .jsonl or .jsonl.gz, in {' or '.join(map(str, folders))}. "
+        f"task.path for professions is {LAYOUT}."
+    )
+
+
+def _hub_rows() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of the hub in the format of our files."""
+    parts = download("professions", HUB, "all", LAYOUT)
+    for split in ("dev", "validation", "test"):
+        for i, row in enumerate(parts[split], 1):
+            letters = list(LETTERS[: len(row["choices"])])
+            fields = {"question": row["question"], "choices": list(row["choices"]), "labels": letters}
+            place = f"{HUB} {split}, row {i}"
+            yield place, {"id": f"{row['subject']}-{split}-{i}", **fields, "answer": letters[row["answer"]]}
+
+
+def _example(question: Question, place: str) -> TextExample:
+    subject, *rest = question.id.rsplit("-", 2)
+    if not subject or len(rest) < 2:
+        raise UserError(
+            f"{place}: id {question.id!r} names no subject. Write SUBJECT-SPLIT-NUMBER, such as anatomy-test-0012."
+        )
+    prompt = (
+        f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
+        f"{question.lettered}"
+    )
+    letters = question.letters
+    return SubjectExample(question.id, prompt, letters, question.answer, letters, _PROFESSION_OF.get(subject))

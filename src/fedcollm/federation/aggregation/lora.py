@@ -1,0 +1,109 @@
+"""The mean of what LoRA's clients learnt, B_k A_k, instead of the means of B_k and of A_k.
+
+Mean(B_k) mean(A_k) is not mean(B_k A_k). FlexLoRA (Bai et al., arXiv 2402.11505) takes the latter and gives it back by
+truncated SVD: of all adapters of the rank the closest, which FedEx-LoRA (Singhal et al., arXiv 2410.09432) calls the
+best inexact approximation. Here the product is never made: its factors, stacked, are enough.
+
+Where clients have different ranks, weights over all of them would let each component that some lack shrink, round by
+round ("rank collapse", Wu et al., arXiv 2602.13486). Their remedy is used: a component's weights are over those that
+have it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedcollm.errors import UserError
+from fedcollm.federation.aggregation.mean import WeightedMean
+from fedcollm.federation.upload_format import component_axis
+from fedcollm.messages import Adapter
+
+
+class ProductMean:
+    """Of every pair of A and B the adapter closest to Σ w_k B_k A_k / Σ w_k, of other tensors the plain mean.
+
+    Clients may have any rank, see `stacked`. All factors that were added are held until the end. B's columns come out
+    orthogonal, the longest first, and A's rows orthonormal, so that a component of length zero can still be trained.
+
+    Args:
+        theta: θ, as it was sent; its tensors' shapes say the rank.
+
+    Raises:
+        UserError: an A or a B that is no matrix, as those of convolutions.
+    """
+
+    def __init__(self, theta: Adapter):
+        self._theta = theta
+        if odd := [name for name, tensor in theta.items() if component_axis(name) is not None and tensor.dim() != 2]:
+            raise UserError(
+                f"federation.aggregation: product needs matrices, and tensor {odd[0]} has {theta[odd[0]].dim()} "
+                "dimensions. Set federation.aggregation: mean, or leave this layer out of slm.adapter.targets."
+            )
+        self._factors: dict[str, list[Tensor]] = {name: [] for name in theta if component_axis(name) is not None}
+        self._weights: list[float] = []
+        self._others = WeightedMean()
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        """Count one client's adapter in."""
+        for name, factors in self._factors.items():
+            factors.append(adapter[name])
+        self._others.add({n: tensor for n, tensor in adapter.items() if n not in self._factors}, weight)
+        self._weights.append(weight)
+
+    def value(self) -> Adapter:
+        """The mean of all that were added."""
+        mean = self._others.value()
+        for name_b in (name for name in self._factors if component_axis(name) == 1):
+            name_a = name_b.replace("lora_B", "lora_A")
+            theta_b, theta_a = self._theta[name_b], self._theta[name_a]
+            pairs = list(zip(self._factors[name_b], self._factors[name_a], strict=True))
+            b, a = closest(*stacked(pairs, self._weights, (theta_b, theta_a)), len(theta_a))
+            mean[name_b] = _filled(b, torch.zeros_like(theta_b), 1)
+            mean[name_a] = _filled(a, theta_a, 0)
+        return {name: mean[name] for name in self._theta}
+
+
+def stacked(
+    pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float], theta: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """L and R with L R = Σ_c Σ_k w_k b_kc a_kc / Σ_k w_k, where k are the clients that have component c.
+
+    Args:
+        pairs: B_k, [N, r_k], and A_k, [r_k, K], whose components are the columns b_kc and the rows a_kc.
+        weights: w_k.
+        theta: B, [N, r], and A, [r, K], whose last components stand in where no client has them.
+
+    Returns:
+        L, [N, R], and R, [R, K], in float64; R is Σ r_k, and what stands in.
+    """
+    totals = torch.zeros(theta[0].shape[1], dtype=torch.float64)
+    for (b, _), weight in zip(pairs, weights, strict=True):
+        totals[: b.shape[1]] += weight
+    largest = max(b.shape[1] for b, _ in pairs)
+    scaled = [b.double() * (weight / totals[: b.shape[1]]) for (b, _), weight in zip(pairs, weights, strict=True)]
+    left = torch.cat([*scaled, theta[0][:, largest:].double()], dim=1)
+    return left, torch.cat([*(a.double() for _, a in pairs), theta[1][largest:].double()])
+
+
+def closest(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The truncated SVD of L R, without L R itself (Eckart and Young 1936): O((N + K) R²).
+
+    Args:
+        left: L, [N, R].
+        right: R, [R, K].
+        rank: r, components to keep at most.
+
+    Returns:
+        B = U Σ, [N, m], and A = Vᵀ, [m, K], with m = min(r, N, R, K).
+    """
+    q_left, s_left = torch.linalg.qr(left)
+    q_right, s_right = torch.linalg.qr(right.T)
+    u, sigma, vt = torch.linalg.svd(s_left @ s_right.T, full_matrices=False)
+    return q_left @ (u[:, :rank] * sigma[:rank]), vt[:rank] @ q_right.T
+
+
+def _filled(part: Tensor, whole: Tensor, axis: int) -> Tensor:
+    """`whole` with its first components replaced, in its dtype."""
+    count = part.shape[axis]
+    return torch.cat([part.to(whole.dtype), whole.narrow(axis, count, whole.shape[axis] - count)], dim=axis)

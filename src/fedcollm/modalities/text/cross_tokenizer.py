@@ -1,0 +1,199 @@
+"""A pair of models with different tokenizers: what both say of the same text, over outcomes that they share.
+
+Both read the same examples, each in its own tokens. Their rows are compared where both have read exactly the same part
+of the answer, byte for byte (the chunks of ALM, Minixhofer et al., arXiv 2503.20083). There, both next-token
+distributions are summed into common outcomes:
+
+- a text that is a token of both vocabularies, the space before a word included;
+- "another one": whatever is in neither of these.
+
+A token that only one vocabulary has counts as the longest common one that it begins with: a model that says
+" cardiology" says " card" too, and that is what the other one, which cuts the word in two, can say of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedcollm.errors import UserError
+from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.text.forward import Tokens
+from fedcollm.modalities.text.task import TextBatch, TextExample, TextTask
+from fedcollm.modalities.text.vocabulary import token_texts
+
+#: Lowest probability of an outcome: its logarithm stays finite.
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class Common(NamedTuple):
+    """Both models on the rows that they share, P' of them.
+
+    Attributes:
+        slm: [P', C+1], log-probabilities of the common outcomes, "another one" last; they are logits of themselves.
+        llm: as `slm`.
+        slm_targets: [P'] int64, the outcome of the SLM's own next token, or `UNLABELLED`.
+        llm_targets: as `slm_targets`; another one, where the next tokens begin with different common texts.
+    """
+
+    slm: Tensor
+    llm: Tensor
+    slm_targets: Tensor
+    llm_targets: Tensor
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """The same examples in each model's tokens.
+
+    Attributes:
+        slm: for the SLM, with P rows.
+        llm: for the LLM, with Q rows.
+        slm_rows: [P'] int64, those of the P rows at which both have read the same text.
+        llm_rows: [P'] int64, the same ones among the Q.
+    """
+
+    slm: TextBatch
+    llm: TextBatch
+    slm_rows: Tensor
+    llm_rows: Tensor
+
+
+class Bridge:
+    """From a task in one model's tokens to the same task in another's.
+
+    Args:
+        slm: the task with the SLM's tokenizer.
+        llm: the task with the LLM's.
+
+    Raises:
+        UserError: the two vocabularies have no text in common.
+    """
+
+    def __init__(self, slm: TextTask, llm: TextTask):
+        self.slm, self.llm = slm, llm
+        self._texts = [token_texts(task.tokenizer, task.vocabulary_size) for task in (slm, llm)]
+        self.outcomes, (self.slm_columns, self.llm_columns) = common_columns(*self._texts)
+        if not self.outcomes:
+            raise UserError("the tokenizers of llm.source and slm.source have no token in common. Choose another pair.")
+
+    def size(self, example: TextExample) -> int:
+        """Tokens of the prompt and the first choice, of both."""
+        return self.slm.size(example) + self.llm.size(example)
+
+    def collate(self, examples: Sequence[TextExample]) -> PairBatch:
+        """One batch a model, and which of their rows belong together."""
+        pairs: list[tuple[int, int]] = []
+        first = [0, 0]
+        for example in examples:
+            one, other = (self._answer(task, example) for task in (self.slm, self.llm))
+            found = [(0, 0)] if example.answer is None else aligned(one, other, *self._texts)
+            pairs += [(first[0] + i, first[1] + j) for i, j in found]
+            first[0] += len(one)
+            first[1] += len(other)
+        rows = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+        return PairBatch(self.slm.collate(examples), self.llm.collate(examples), rows[:, 0], rows[:, 1])
+
+    @staticmethod
+    def _answer(task: TextTask, example: TextExample) -> Tokens:
+        """The tokens that have a row each in a batch of this task."""
+        if example.answer is None:
+            return (UNLABELLED,)
+        return task.encode(example.prompt, example.choices[example.answer])[1]
+
+    def common(self, batch: PairBatch, slm_logits: Tensor, llm_logits: Tensor) -> Common:
+        """Both models' outcomes where they can be compared.
+
+        Args:
+            batch: as `collate` made it.
+            slm_logits: [P, V], of all rows of `batch.slm`.
+            llm_logits: [Q, W], of all rows of `batch.llm`.
+        """
+        size = len(self.outcomes) + 1
+        sides = (
+            (slm_logits, batch.slm_rows, self.slm_columns, batch.slm.targets),
+            (llm_logits, batch.llm_rows, self.llm_columns, batch.llm.targets),
+        )
+        values = [summed(logits[rows.to(logits.device)], columns, size) for logits, rows, columns, _ in sides]
+        right = [_outcome(targets[rows], columns) for _, rows, columns, targets in sides]
+        return Common(values[0], values[1], right[0].to(values[0].device), right[1].to(values[1].device))
+
+
+def common_columns(
+    slm: Sequence[bytes | None], llm: Sequence[bytes | None]
+) -> tuple[list[bytes], tuple[Tensor, Tensor]]:
+    """The texts that are tokens of both vocabularies, and the outcome that each token counts as.
+
+    Args:
+        slm: text of each token id, None where it has none.
+        llm: likewise.
+
+    Returns:
+        The C common texts, and [V] and [W] int64 with values from 0 to C; C is "another one".
+
+    >>> texts, (slm, llm) = common_columns([None, b" card", b" cat"], [b" cat", b" cardiology", b" card", b" dog"])
+    >>> texts, slm.tolist(), llm.tolist()
+    ([b' card', b' cat'], [2, 0, 1], [1, 0, 0, 2])
+    """
+    texts = sorted({text for text in slm if text} & {text for text in llm if text})
+    known = {text: column for column, text in enumerate(texts)}
+
+    def column(text: bytes | None) -> int:
+        beginnings = (text[:length] for length in range(len(text), 0, -1)) if text else ()
+        return next((known[part] for part in beginnings if part in known), len(texts))
+
+    return texts, (torch.tensor([column(text) for text in slm]), torch.tensor([column(text) for text in llm]))
+
+
+def aligned(
+    slm: Tokens, llm: Tokens, slm_texts: Sequence[bytes | None], llm_texts: Sequence[bytes | None]
+) -> list[tuple[int, int]]:
+    """Rows of an answer, of each model, before which both have read the same text: what is left of it is the same.
+
+    Args:
+        slm: tokens of the answer.
+        llm: those of the other tokenizer.
+        slm_texts: text of each token id.
+        llm_texts: likewise.
+
+    >>> texts = [b" heart", b" disease", b" dis", b"ease"]
+    >>> aligned((0, 1), (0, 2, 3), texts, texts)
+    [(0, 0), (1, 1)]
+    """
+    there = {rest: row for row, rest in _rests(llm, llm_texts)}
+    return [(row, there[rest]) for row, rest in _rests(slm, slm_texts) if rest in there][::-1]
+
+
+def _rests(tokens: Tokens, texts: Sequence[bytes | None]) -> list[tuple[int, bytes]]:
+    """The text that is left from each row on, the last row first, as far back as all of it is known."""
+    rests, rest = [], b""
+    for row in range(len(tokens) - 1, -1, -1):
+        text = texts[tokens[row]]
+        if text is None:
+            break
+        rest = text + rest
+        rests.append((row, rest))
+    return rests
+
+
+def summed(logits: Tensor, columns: Tensor, size: int) -> Tensor:
+    """Log-probabilities of sums of tokens, each sum taken over probabilities: nothing is 1 minus the others.
+
+    Args:
+        logits: [P, V].
+        columns: [V] int64, the outcome of each token.
+        size: number of outcomes.
+
+    Returns:
+        [P, size]; an outcome without a token has the lowest probability that float32 can hold.
+    """
+    probabilities = logits.softmax(dim=-1).T  # [V, P]
+    sums = probabilities.new_zeros(size, len(logits)).index_add(0, columns.to(logits.device), probabilities)
+    return sums.T.clamp(min=_TINY).log()
+
+
+def _outcome(targets: Tensor, columns: Tensor) -> Tensor:
+    """The outcomes of tokens; `UNLABELLED` stays what it is."""
+    return torch.where(targets == UNLABELLED, targets, columns[targets.clamp(min=0)])

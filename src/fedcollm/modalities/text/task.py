@@ -1,0 +1,286 @@
+"""Text: multiple choice and prompt -> completion, on causal language models.
+
+A row of `logits` is one answer token: the prompt never reaches the LM head. When choices are scored,
+they follow their prompt one after the other, each blind to the others, so that the prompt is read once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedcollm.errors import UserError
+from fedcollm.messages import Score
+from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
+
+#: Rows of logits that are widened to float32 at once when choices are scored.
+_ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A prompt and its possible continuations.
+
+    Attributes:
+        id: unique within its file.
+        prompt: text before the answer.
+        choices: continuations, without the space that joins them to the prompt; free completion has
+            one, the answer itself.
+        answer: index of the right choice, or None if unlabelled.
+        labels: short names of the choices, for partitions and confusion tables.
+        group: natural client id, where the data has one.
+    """
+
+    id: str
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int | None
+    labels: tuple[str, ...]
+    group: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """Name of the right choice."""
+        return None if self.answer is None else self.labels[self.answer]
+
+    @property
+    def content(self) -> str:
+        """The prompt, case and spacing folded."""
+        return " ".join(self.prompt.casefold().split())
+
+    def without_label(self) -> "TextExample":
+        """The same example, its answer forgotten."""
+        return replace(self, answer=None)
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Sequences for one forward pass; B sequences of N columns, of which the last R reach the head.
+
+    Attributes:
+        inputs: `input_ids`, `attention_mask` and `position_ids`, each [B, N] int64, padded on the left.
+        rows: [B, R] bool, true where a column predicts a supervised token; P of them are true.
+        targets: [P] int64, the token that each row should predict, or `UNLABELLED`.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    targets: Tensor
+
+
+def picks(example: TextExample, likelihoods: Tensor) -> dict[str, int]:
+    """The choice that each metric takes: the likeliest (`acc`), and the likeliest a character (`acc_norm`).
+
+    Args:
+        example: C choices.
+        likelihoods: [C], their log-likelihoods.
+    """
+    lengths = torch.tensor([len(choice) for choice in example.choices])
+    return {"acc": int(likelihoods.argmax()), "acc_norm": int((likelihoods / lengths).argmax())}
+
+
+class TextTask:
+    """Answers to prompts, trained on answer tokens and scored by their log-likelihood.
+
+    Args:
+        name: name of the task, for reports.
+        tokenizer: a transformers tokenizer, common to the models that the task serves.
+        vocabulary_size: size of the output space common to these models; logits are cut to it.
+        context_length: longest sequence that both models take, in tokens. Longer prompts lose their
+            oldest tokens, never the answer; `truncated` counts the examples.
+        normalised: score by length-normalised log-likelihood (`acc_norm`) instead of `acc`.
+        start: tokens that every prompt begins with, however much of it is cut: what the tokenizer itself puts before a
+            text (Gemma, Llama 2 and OPT do), as in lm-evaluation-harness.
+    """
+
+    metric = "accuracy"
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        vocabulary_size: int,
+        context_length: int,
+        normalised: bool = False,
+        start: Tokens = (),
+    ):
+        self.name = name
+        self.tokenizer = tokenizer
+        self.vocabulary_size = vocabulary_size
+        self.context_length = context_length
+        self.main_metric = "acc_norm" if normalised else "acc"
+        self.start = start
+        self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
+        self._truncated: set[str] = set()
+
+    @property
+    def truncated(self) -> int:
+        """Number of distinct prompts that were cut so far."""
+        return len(self._truncated)
+
+    def encode(self, prompt: str, answer: str) -> tuple[Tokens, Tokens]:
+        """Prompt and answer tokens, split as lm-evaluation-harness does.
+
+        The answer starts with one space; both are encoded together, so that the split never changes
+        how the text as a whole is cut into tokens.
+
+        Raises:
+            UserError: the answer alone is longer than the context.
+        """
+        if (prompt, answer) not in self._encoded:
+            self._encode(prompt, [answer])
+        return self._encoded[prompt, answer]
+
+    def _encode(self, prompt: str, answers: Sequence[str]) -> None:
+        """Keep what `encode` returns, for all of these answers by one call of the tokenizer."""
+        new = [answer for answer in answers if (prompt, answer) not in self._encoded]
+        if not new:
+            return
+        context = prompt.rstrip()
+        texts = [context, *(f"{context} {answer}" for answer in new)]
+        prefix, *wholes = map(tuple, self.tokenizer(texts, add_special_tokens=False).input_ids)
+        for answer, whole in zip(new, wholes, strict=True):
+            self._encoded[prompt, answer] = self._split(prompt, answer, prefix, whole)
+
+    def _split(self, prompt: str, answer: str, prefix: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
+        continuation = whole[len(prefix) :] or whole[-1:]
+        start = self.start or (() if prefix else (self.start_token(),))
+        room = self.context_length - len(continuation) + 1  # the last answer token is never an input
+        if room < 1:
+            tokens, limit = len(continuation), self.context_length
+            raise UserError(
+                f"an answer of {tokens} tokens does not fit the models' context of {limit}: {answer[:60]!r}. "
+                "Shorten it, or take models with a longer context."
+            )
+        if len(start + prefix) > room:
+            self._truncated.add(prompt)
+            prefix = prefix[max(len(start + prefix) - room, 0) :]
+        return (start + prefix)[-room:], continuation
+
+    def start_token(self) -> int:
+        """What an empty prompt is replaced by, as lm-evaluation-harness does: a token to predict the first one from."""
+        special = self.tokenizer
+        tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
+        return next((token for token in tokens if token is not None), 0)
+
+    def size(self, example: TextExample) -> int:
+        """Tokens of the prompt and the first choice."""
+        prompt, answer = self.encode(example.prompt, example.choices[0])
+        return len(prompt) + len(answer)
+
+    def collate(self, examples: Sequence[TextExample]) -> TextBatch:
+        """Sequences whose supervised tokens are those of the right answer.
+
+        An unlabelled example has one row, the first answer token, whose target is `UNLABELLED`.
+        """
+        pairs = []
+        for example in examples:
+            prompt, answer = self.encode(example.prompt, example.choices[example.answer or 0])
+            pairs.append((prompt, (UNLABELLED,) if example.answer is None else answer))
+        return self._batch(pairs)
+
+    def _batch(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> TextBatch:
+        """Left-padded inputs prompt + answer[:-1]; each answer token is predicted one column before it."""
+        kept = max(len(answer) for _, answer in pairs)
+        rows = torch.zeros(len(pairs), kept, dtype=torch.bool)
+        for i, (_, answer) in enumerate(pairs):
+            rows[i, kept - len(answer) :] = True
+        targets = torch.tensor([token for _, answer in pairs for token in answer])
+        return TextBatch(self._padded([prompt + answer[:-1] for prompt, answer in pairs]), rows, targets)
+
+    def _padded(self, sequences: Sequence[Tokens]) -> dict[str, Tensor]:
+        return pad_left(sequences, self.tokenizer.pad_token_id or 0)
+
+    def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
+        """[P, V]: the head sees supervised positions only, or, where the model can't do that, the last R columns."""
+        return self._rows(model, batch.inputs, batch.rows).float()
+
+    def _rows(self, model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
+        return logits_of(model, inputs, rows, seen)[:, : self.vocabulary_size]
+
+    def targets(self, batch: TextBatch) -> Tensor:
+        """[P] int64: the answer tokens, sequence by sequence."""
+        return batch.targets
+
+    def score(self, model: nn.Module, examples: Sequence[TextExample]) -> Score:
+        """Accuracy of the choice with the highest log-likelihood, raw (`acc`) and a character (`acc_norm`).
+
+        As lm-evaluation-harness: `acc_norm` divides the log-likelihood by the choice's length in
+        characters, and the first of equal choices wins. Free completions are right if every answer
+        token is the most likely one (its `is_greedy`).
+        """
+        sums = {self.main_metric: 0.0, "acc": 0.0, "acc_norm": 0.0}
+        outcomes: dict[str, float] = {}
+        confusion: dict[tuple[str, str], int] = {}
+        for example, (likelihoods, greedy) in zip(examples, self._likelihoods(model, examples), strict=True):
+            answer = example.answer or 0
+            if len(example.choices) == 1:
+                right: dict[str, float] = dict.fromkeys(("acc", "acc_norm"), float(greedy[0]))
+            else:
+                chosen = picks(example, likelihoods)
+                right = {metric: float(choice == answer) for metric, choice in chosen.items()}
+                pair = (example.labels[answer], example.labels[chosen["acc"]])
+                confusion[pair] = confusion.get(pair, 0) + 1
+            sums = {metric: sums[metric] + right[metric] for metric in sums}
+            outcomes[example.id] = right[self.main_metric]
+        return Score(sums, len(examples), confusion, outcomes)
+
+    def likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
+        """[C] log-likelihoods, in nats, of each example's choices."""
+        return [values for values, _ in self._likelihoods(model, examples)]
+
+    def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
+        """Each example's choices: log-likelihood [C], and whether greedy decoding would give it [C].
+
+        A prompt is read once for all its choices, where the model's attention allows that.
+        """
+        for example in examples:
+            self._encode(example.prompt, example.choices)
+        encoded = [[self.encode(example.prompt, text) for text in example.choices] for example in examples]
+        longest = max(max(len(p) for p, _ in pairs) + sum(len(a) for _, a in pairs) for pairs in encoded)
+        shared = reads_branches(model, longest)
+        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
+        for index, pairs in enumerate(encoded):
+            by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
+            for choice, (prompt, answer) in enumerate(pairs):
+                one = by_prompt.setdefault(prompt if shared else choice, (index, [], prompt, []))
+                one[1].append(choice)
+                one[3].append(answer)
+            parts += by_prompt.values()
+        values = [torch.empty(len(example.choices)) for example in examples]
+        greedy = [torch.empty(len(example.choices), dtype=torch.bool) for example in examples]
+        for start in range(0, len(parts), len(examples)):
+            some = parts[start : start + len(examples)]
+            read = self._read(model, [(prompt, answers) for _, _, prompt, answers in some])
+            for (index, choices, _, _), (likelihoods, likeliest) in zip(some, read, strict=True):
+                values[index][choices], greedy[index][choices] = likelihoods, likeliest
+        return list(zip(values, greedy, strict=True))
+
+    def _read(self, model: nn.Module, branched: Sequence[Branched]) -> list[tuple[Tensor, Tensor]]:
+        """One forward pass over prompts with several answers each: as `_likelihoods`, on the CPU."""
+        inputs, seen = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched]), None
+        if any(len(answers) > 1 and max(map(len, answers)) > 1 for _, answers in branched):
+            seen, inputs["position_ids"] = branch(inputs, branched)
+        read = [1 + sum(len(answer) - 1 for answer in answers) for _, answers in branched]
+        columns = torch.arange(-max(read), 0)
+        logits = self._rows(model, inputs, columns >= -torch.tensor(read)[:, None], seen)  # [P, V]
+        rows, tokens = [], []  # of every answer token: the row that predicts it, and the token
+        first = 0  # row of the prompt's last token
+        for _, answers in branched:
+            row = first
+            for answer in answers:
+                rows += [first, *range(row + 1, row + len(answer))]
+                row += len(answer) - 1
+                tokens += answer
+            first = row + 1
+        normal = torch.cat([some.float().logsumexp(-1) for some in logits.split(_ROWS_AT_ONCE)])  # [P]
+        chosen, at = logits[rows, tokens].float(), torch.tensor(rows, device=logits.device)
+        likelihoods, likeliest = (chosen - normal[at]).cpu(), (chosen == logits.amax(-1)[at].float()).cpu()
+        lengths = torch.tensor([len(answer) for _, answers in branched for answer in answers])
+        sums = torch.segment_reduce(likelihoods, "sum", lengths=lengths)
+        all_likeliest = torch.segment_reduce(likeliest.float(), "min", lengths=lengths).bool()
+        counts = [len(answers) for _, answers in branched]
+        return list(zip(sums.split(counts), all_likeliest.split(counts), strict=True))

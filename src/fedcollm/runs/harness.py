@@ -1,0 +1,240 @@
+"""A run's adapter under EleutherAI's lm-evaluation-harness, item by item beside the scorer of the training loop.
+
+The test examples are written in the columns of the data set that they came from, and a task file includes the one that
+ships with the harness: prompts, choices and metrics are the harness's own. Nothing is downloaded.
+"""
+
+import contextlib
+import copy
+import importlib.util
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from fedcollm.errors import UserError
+from fedcollm.modalities.text.task import TextExample, TextTask, picks
+from fedcollm.progress import say, track
+from fedcollm.runs import directory as directories
+from fedcollm.runs.runner import restore
+from fedcollm.training.fine_tuning import like_sized
+
+#: The harness's own task files, under `lm_eval/tasks`.
+TASK_FILES: Mapping[str, str] = {
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "commonsense_qa": "commonsense_qa/default.yaml",
+}
+
+#: The one task of a directory that `write_task` made.
+_TASK = "fedcollm_test"
+
+_REQUESTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The harness beside the scorer of the loop.
+
+    Attributes:
+        task: its name.
+        version: of lm-evaluation-harness.
+        examples: how many were scored.
+        harness: its means, `acc` and, where its task has it, `acc_norm`.
+        ours: means of `TextTask`.
+        differing: metric of the harness to the number of examples whose picks differ.
+        largest_difference: of the log-likelihoods of one choice, in nats.
+        dtype: that the base computes in.
+    """
+
+    task: str
+    version: str
+    examples: int
+    harness: dict[str, float]
+    ours: dict[str, float]
+    differing: dict[str, int]
+    largest_difference: float
+    dtype: str
+
+
+def evaluate_with_harness(directory: Path, role: str) -> Parity:
+    """Score the adapter that a run left on disk with both; the harness's files stay in its directory `harness`.
+
+    Args:
+        directory: a run directory with at least one finished round.
+        role: `slm` or `llm`.
+
+    Raises:
+        UserError: no such run, role or task, or lm-eval is not installed.
+    """
+    name = directories.read_config(directory).task.name
+    if name not in TASK_FILES:
+        raise UserError(
+            f"task.name: --harness scores {', '.join(TASK_FILES)}, not {name}. Evaluate this run without --harness."
+        )
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--harness needs lm-evaluation-harness. Install it: pip install 'fedcollm[evaluation]'")
+    config, federation = restore(directory, role)
+    task, model, test = federation.task, federation.server.models()[role], federation.split.test
+    assert isinstance(task, TextTask)
+    return compare(task, model, test, directory / "harness", config.evaluation.batch_size)
+
+
+def compare(
+    task: TextTask, model: nn.Module, examples: Sequence[TextExample], directory: Path, batch_size: int
+) -> Parity:
+    """Score N labelled examples with both.
+
+    Args:
+        task: one of `TASK_FILES`.
+        model: a causal language model of transformers, or PEFT's around one.
+        examples: labelled ones.
+        directory: for the harness's task file, data and cache; replaced as a whole.
+        batch_size: sequences (harness) or examples (ours) a forward pass.
+    """
+    with directories.writing(directory):
+        write_task(task.name, examples, directory)
+    harness, theirs = score_with_harness(task, model, directory, batch_size)
+    ours = score(task, model, examples, batch_size)
+    chosen = [(picks(e, a), picks(e, b), e.answer) for e, a, b in zip(examples, theirs, ours, strict=True)]
+    return Parity(
+        task=task.name,
+        version=metadata.version("lm_eval"),
+        examples=len(examples),
+        harness=harness,
+        ours={metric: sum(b[metric] == answer for _, b, answer in chosen) / len(chosen) for metric in harness},
+        differing={metric: sum(a[metric] != b[metric] for a, b, _ in chosen) for metric in harness},
+        largest_difference=max(float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True)),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+    )
+
+
+def score(task: TextTask, model: nn.Module, examples: Sequence[TextExample], batch_size: int) -> list[Tensor]:
+    """The scorer of the loop: each example's log-likelihoods [C], from the batches of `training.evaluate`."""
+    batches, scored = like_sized(task, examples, batch_size), {}
+    with torch.inference_mode():
+        for batch in track(batches, "scoring", total=len(batches)):
+            scored |= dict(zip(batch, task.likelihoods(model.eval(), [examples[i] for i in batch]), strict=True))
+    return [scored[i] for i in range(len(examples))]
+
+
+def score_with_harness(
+    task: TextTask, model: Any, directory: Path, batch_size: int
+) -> tuple[dict[str, float], list[Tensor]]:
+    """The harness on what `write_task` wrote: means of its metrics, and each example's log-likelihoods [C].
+
+    It adds no token before a prompt, as the adapter was tuned without one, cuts long prompts where the task does, and
+    takes log-probabilities in float32.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    make_model, simple_evaluate = cast(Any, HFLM), cast(Any, lm_eval.simple_evaluate)  # decorators hide parameters
+    say("scoring with lm-evaluation-harness")
+    with _quiet_and_offline():
+        lm = make_model(
+            pretrained=model,
+            tokenizer=copy.deepcopy(task.tokenizer),  # the harness gives it a padding token if it has none
+            max_length=task.context_length,
+            batch_size=batch_size,
+            softmax_dtype="float32",
+            add_bos_token=False,
+            prefix_token_id=task.start_token(),  # it needs one, even for a tokenizer that has no special tokens
+        )
+        vars(lm)["_loglikelihood_tokens"] = _tracked(lm._loglikelihood_tokens)
+        seeds = dict.fromkeys(("random_seed", *(f"{kind}_random_seed" for kind in ("numpy", "torch", "fewshot"))))
+        manager = TaskManager(include_path=str(directory), include_defaults=False)
+        results = simple_evaluate(lm, tasks=[_TASK], task_manager=manager, bootstrap_iters=0, **seeds)
+    means = {name.removesuffix(",none"): value for name, value in results["results"][_TASK].items()}
+    samples = sorted(results["samples"][_TASK], key=lambda sample: sample["doc_id"])
+    likelihoods = [torch.tensor([value for value, _ in sample["filtered_resps"]]) for sample in samples]
+    return {name: float(means[name]) for name in ("acc", "acc_norm") if name in means}, likelihoods
+
+
+def _tracked(likelihoods_of: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """The harness's log-likelihoods of its requests, with our progress instead of its bar."""
+
+    def tracked(requests: list[Any], **_: Any) -> list[Any]:
+        parts = [requests[start : start + _REQUESTS_AT_ONCE] for start in range(0, len(requests), _REQUESTS_AT_ONCE)]
+        shown = track(parts, "scoring with lm-evaluation-harness", total=len(parts))
+        return [answer for part in shown for answer in likelihoods_of(part, disable_tqdm=True)]
+
+    return tracked
+
+
+@contextlib.contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """Keep the harness's bars and log, and git's word on the working directory, from standard error; and the network.
+
+    It asks git for a commit to name in its results, which are not kept.
+    """
+    from datasets import config
+    from lm_eval import evaluator
+
+    offline = mock.patch.object(config, "HF_HUB_OFFLINE", True)
+    no_commit = mock.patch.object(evaluator, "get_git_commit_hash", str, create=True)
+    with contextlib.redirect_stderr(io.StringIO()), offline, no_commit:
+        yield
+
+
+def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> None:
+    """Write a task for the harness: the examples, and a file that includes the harness's own.
+
+    Raises:
+        UserError: this version of the harness has no such task, or an example does not fit its template.
+    """
+    import lm_eval.tasks
+
+    own = Path(lm_eval.tasks.__file__).parent / TASK_FILES[name]
+    if not own.is_file():
+        version = metadata.version("lm_eval")
+        raise UserError(f"lm-eval {version} has no {TASK_FILES[name]}. Install another: pip install 'lm-eval==0.4.13'")
+    lines = [json.dumps(original_row(name, example)) + "\n" for example in examples]
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    data, cache = (directory.resolve() / place for place in (f"{name}.jsonl", "cache"))
+    data.write_text("".join(lines), encoding="utf-8")
+    settings = {
+        "include": str(own),
+        "task": _TASK,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(cache)},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+    }
+    (directory / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def original_row(name: str, example: TextExample) -> dict[str, Any]:
+    """An example in the columns of its data set on the Hugging Face hub: the inverse of `tasks.qa`.
+
+    Raises:
+        UserError: a question of `commonsense_qa` without the five choices of the harness's template.
+    """
+    question, texts = example.prompt, list(example.choices)
+    if name != "openbookqa":
+        question = question.removeprefix("Question: ").removesuffix("\nAnswer:")
+    if name == "commonsense_qa":
+        if len(texts) != 5:
+            raise UserError(f"example {example.id} has {len(texts)} choices; the harness's commonsense_qa wants five.")
+        for index, label in reversed(list(enumerate(example.labels))):  # the prompt lists them: "A. ...", a line each
+            question, _, texts[index] = question.rpartition(f"\n{label}. ")
+    return {
+        "id": example.id,
+        "question_stem" if name == "openbookqa" else "question": question,
+        "choices": {"text": texts, "label": list(example.labels)},
+        "answerKey": example.label,
+    }

@@ -1,0 +1,306 @@
+"""What a run would take, from a short measurement on a few batches with the real models and data."""
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedcollm.config import RunConfig
+from fedcollm.federation.server import peak_memory_bytes, sample
+from fedcollm.messages import adapter_bytes
+from fedcollm.modalities.base import Collator
+from fedcollm.progress import say
+from fedcollm.runs.build import Federation, build_federation
+from fedcollm.training.distillation import distil_mutually
+from fedcollm.training.fine_tuning import evaluate, fit, minibatches
+
+#: Batches that are timed a part; no more than the window in which `minibatches` sorts, so that they stay as chosen.
+_BATCHES = 6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run would take, on this machine as busy as it is now.
+
+    Attributes:
+        round_seconds: `clients`, `distillation` and `evaluation` as a round's record has them, the mean of all rounds
+            after round 0; without `clients` where their time is not covered.
+        start_seconds: loading data and models, and round 0, which scores every role before training.
+        run_seconds: the start and all rounds; None where `notes` say that a part of it is not covered.
+        peak_memory_bytes: highest resident memory of this process up to the end of the measurement.
+        bytes_up: adapter values that a client sends in a round; 0 without clients, None where not covered.
+        bytes_down: adapter values that a client receives in a round, likewise.
+        run_bytes: both ways, all clients that are asked, all rounds; None where not covered.
+        notes: what is not covered, a sentence each.
+    """
+
+    round_seconds: dict[str, float]
+    start_seconds: float
+    run_seconds: float | None
+    peak_memory_bytes: int
+    bytes_up: int | None
+    bytes_down: int | None
+    run_bytes: int | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Seconds of one pass over each part of the data.
+
+    Attributes:
+        fit: client id to an epoch over its D_k; None: not covered.
+        distillation: an epoch over D_a; 0 without an LLM.
+        scoring: role to its scoring on the test examples.
+    """
+
+    fit: Mapping[str, float] | None
+    distillation: float
+    scoring: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often a run makes each pass.
+
+    Attributes:
+        asked: ids of the clients that are asked, a list a round.
+        client_epochs: over D_k a round.
+        server_epochs: over D_a a round.
+        scored: the rounds, 1 for the first, after which the server's roles are scored.
+        clients_scored: those in which the clients that are asked score their tuned SLMs too.
+        personal: ids of the clients that tune and score once more after the last round, for themselves.
+    """
+
+    asked: Sequence[Sequence[str]]
+    client_epochs: int
+    server_epochs: int
+    scored: Sequence[int]
+    clients_scored: Sequence[int]
+    personal: Sequence[str] = ()
+
+
+def measure(config: RunConfig) -> Measured:
+    """Build the federation as a run does, train and score a few batches, and scale up. Leaves no files.
+
+    Args:
+        config: everything that the run depends on.
+
+    Raises:
+        UserError: a model, adapter or data error, as the run itself would give it.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedcollm-measure-") as base:
+        start = time.perf_counter()
+        federation = build_federation(config, Path(base))
+        loading = time.perf_counter() - start
+        asked = _asked(config, federation)
+        passes = _passes(config, federation)
+        peak = peak_memory_bytes()
+    personal = federation.server.transport.clients() if config.client.personal else []
+    plan, notes = _plan(config, asked, personal), tuple(_uncovered(config, federation))
+    totals = part_seconds(passes, plan)
+    first = loading + sum(passes.scoring.values())
+    up, down, both = _bytes(federation, asked, len(personal))
+    return Measured(
+        round_seconds={part: seconds / len(asked) for part, seconds in totals.items()},
+        start_seconds=first,
+        run_seconds=None if notes else first + sum(totals.values()),
+        peak_memory_bytes=peak,
+        bytes_up=up,
+        bytes_down=down,
+        run_bytes=both,
+        notes=notes,
+    )
+
+
+def part_seconds(passes: Passes, plan: Plan) -> dict[str, float]:
+    """Seconds of all rounds after round 0, by part.
+
+    >>> once = Passes({"a": 1.0, "b": 3.0}, 5.0, {"slm": 0.5, "llm": 2.0})
+    >>> part_seconds(once, Plan([["a", "b"], ["b"]], 2, 1, [2], [2]))
+    {'clients': 14.0, 'distillation': 10.0, 'evaluation': 3.0}
+    """
+    seconds = {}
+    if passes.fit is not None:
+        epochs = [passes.fit[client] for clients in (*plan.asked, plan.personal) for client in clients]
+        seconds["clients"] = plan.client_epochs * sum(epochs)
+    seconds["distillation"] = len(plan.asked) * plan.server_epochs * passes.distillation
+    scored_clients = sum(len(plan.asked[index - 1]) for index in plan.clients_scored) + len(plan.personal)
+    seconds["evaluation"] = len(plan.scored) * sum(passes.scoring.values())
+    seconds["evaluation"] += scored_clients * passes.scoring["slm"]
+    return seconds
+
+
+def chosen_batches(examples: Sequence[Any], sizes: Sequence[int], batch_size: int, count: int) -> list[list[Any]]:
+    """Batches of like size, evenly spread from the smallest examples to the largest.
+
+    Args:
+        examples: of a part, in any order.
+        sizes: of each example.
+        batch_size: examples a batch.
+        count: of batches; fewer if there are not so many.
+
+    >>> chosen_batches("abcdefgh", [8, 7, 6, 5, 4, 3, 2, 1], 2, 2)
+    [['f', 'e'], ['b', 'a']]
+    """
+    order = sorted(range(len(examples)), key=lambda i: sizes[i])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    kept = min(count, len(batches))
+    middles = [(2 * i + 1) * len(batches) // (2 * kept) for i in range(kept)]
+    return [[examples[i] for i in batches[middle]] for middle in middles]
+
+
+class _Sizes:
+    """A task whose examples are sizes and whose batches are what they cost: rows times the longest."""
+
+    def size(self, example: int) -> int:
+        return example
+
+    def collate(self, examples: Sequence[int]) -> int:
+        return len(examples) * max(*examples, 1)
+
+
+def work(model: Any, sizes: Sequence[int], batch_size: int, shuffled: bool) -> int:
+    """Cost of one pass in units of `Task.size`, padding included where the model must have it.
+
+    Args:
+        model: whether it takes packed tokens counts, nothing else.
+        sizes: of the examples.
+        batch_size: examples a batch.
+        shuffled: batches as training cuts them, else in order of size, as scoring does.
+
+    >>> work(None, [5, 1, 4, 2], 2, shuffled=False)
+    14
+    """
+    if hasattr(model, "reads_packed") and model.reads_packed(max(sizes, default=0)):
+        return sum(sizes)
+    task, order = _Sizes(), sorted(sizes)
+    if shuffled:
+        return sum(minibatches(task, sizes, batch_size, random.Random(0)))
+    return sum(task.collate(order[i : i + batch_size]) for i in range(0, len(order), batch_size))
+
+
+def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
+    """The clients of each round, as the server will draw them."""
+    server = federation.server
+    ids, rounds = server.transport.clients(), range(1, config.federation.rounds + 1)
+    return [sample(ids, server.fraction, server.seed, index) for index in rounds]
+
+
+def _bytes(
+    federation: Federation, asked: Sequence[Sequence[str]], personal: int
+) -> tuple[int | None, int | None, int | None]:
+    """What a client sends and receives in a round, on average, and all of the run; None under secure aggregation."""
+    server, clients = federation.server, federation.server.transport.clients()
+    if not clients:
+        return 0, 0, 0
+    if server.secure:
+        return None, None, None
+    down = adapter_bytes(server.adapter)
+    rounds = sum(len(ids) * (server.bytes_up(ids) + down) for ids in asked)
+    return server.bytes_up(clients), down, rounds + personal * down
+
+
+def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:
+    """How often a run of this configuration makes each pass; under privacy clients send no scores."""
+    rounds, evaluation = len(asked), config.evaluation
+    scored = [index for index in range(1, rounds + 1) if evaluation.scores(index, rounds)]
+    clients_scored = [index for index in scored if evaluation.scores_clients(index, rounds)]
+    if config.federation.privacy:
+        clients_scored = []
+    return Plan(asked, config.client.epochs, config.server.epochs, scored, clients_scored, personal)
+
+
+def _passes(config: RunConfig, federation: Federation) -> Passes:
+    """Time a few batches of every part."""
+    privacy = config.federation.privacy
+    private = {client: federation.split.private[client] for client in federation.server.transport.clients()}
+    covered = not (private and privacy and privacy.level == "example")
+    fits = _fit_seconds(config, federation, private) if covered else None
+    return Passes(fits, _distillation_seconds(federation), _scoring_seconds(config, federation))
+
+
+def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """Client id to seconds of an epoch, at the speed that a sample of all clients' examples shows."""
+    if not private:
+        return {}
+    say("measuring: a few batches of the clients' training")
+    task, model, batch_size = federation.task, federation.server.slm, config.client.batch_size
+    settings = {"learning_rate": config.client.learning_rate, "max_grad_norm": config.client.max_grad_norm}
+    train = partial(fit, task, model, epochs=1, batch_size=batch_size, seed=0, where="measuring", **settings)
+    unit = _seconds_a_unit(task, model, [x for part in private.values() for x in part], batch_size, train)
+    sizes = {client: [task.size(x) for x in part] for client, part in private.items()}
+    return {client: unit * work(model, part, batch_size, shuffled=True) for client, part in sizes.items()}
+
+
+def _distillation_seconds(federation: Federation) -> float:
+    """Seconds of an epoch over the public part."""
+    server, llm = federation.server, federation.server.llm
+    if llm is None:
+        return 0.0
+    say("measuring: a few batches of the distillation")
+    distil = partial(
+        distil_mutually,
+        server.task,
+        server.slm,
+        llm,
+        bridge=server.bridge,
+        epochs=1,
+        batch_size=server.batch_size,
+        learning_rate=server.learning_rate,
+        seed=0,
+        weight=server.weight,
+        llm_weight=server.llm_weight,
+        temperature=server.temperature,
+        kind=server.kind,
+        max_grad_norm=server.max_grad_norm,
+    )
+    collator = server.bridge or server.task
+    unit = _seconds_a_unit(collator, server.slm, server.public, server.batch_size, distil)
+    sizes = [collator.size(x) for x in server.public]
+    return unit * work(server.slm, sizes, server.batch_size, shuffled=True)
+
+
+def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, float]:
+    """Role to seconds of its scoring on the test examples."""
+    say("measuring: a few batches of the scoring")
+    server, test, batch_size = federation.server, federation.split.test, config.evaluation.batch_size
+    found = {}
+    for role, model in server.models().items():
+        task = server.task_of(role)
+        sizes = [task.size(x) for x in test]
+        unit = _seconds_a_unit(task, model, test, batch_size, partial(evaluate, task, model, batch_size=batch_size))
+        found[role] = unit * work(model, sizes, batch_size, shuffled=False)
+    return found
+
+
+def _seconds_a_unit(
+    task: Collator, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
+) -> float:
+    """Seconds a unit of `work`: a second pass over a few batches, after which nothing is new, as in most rounds."""
+    sizes = [task.size(example) for example in examples]
+    largest = [examples[i] for i in sorted(range(len(examples)), key=lambda i: sizes[i])[-batch_size:]]
+    run(largest)  # the peak of memory, too
+    timed = [example for batch in chosen_batches(examples, sizes, batch_size, _BATCHES) for example in batch]
+    run(timed)  # tokenises, and compiles products
+    start = time.perf_counter()
+    run(timed)
+    seconds = time.perf_counter() - start
+    return seconds / work(model, [task.size(example) for example in timed], batch_size, shuffled=False)
+
+
+def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
+    """What the measurement does not cover."""
+    privacy = config.federation.privacy
+    if not federation.server.transport.clients():
+        return
+    if privacy and privacy.level == "example":
+        yield "the clients' private training (DP-SGD) is not covered, neither its seconds nor its memory"
+    if privacy and privacy.level == "client":
+        yield "the clients' noise is not covered, neither its seconds nor its memory"
+    if federation.server.secure:
+        yield "secure aggregation is not covered: seconds and bytes of its keys, shares and masks come on top"

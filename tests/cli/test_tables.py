@@ -1,0 +1,48 @@
+"""What a person reads in the terminal."""
+
+from fedcollm.cli.tables import cost_table, round_line
+from fedcollm.messages import RoundRecord
+from fedcollm.runs.estimate import Cost, RoleCost
+
+
+def test_line_of_a_round_has_scores_and_seconds_by_part():
+    record = RoundRecord(3, {"slm": 0.55, "llm": 0.6789, "clients": 0.5}, seconds={"clients": 18.2, "evaluation": 5.0})
+    assert round_line(record) == ("round  3  SLM 0.550  clients 0.500  LLM 0.679  23 s (clients 18, evaluation 5)")
+
+
+def test_line_has_what_clients_keep():
+    record = RoundRecord(5, {"slm": 0.5, "clients": 0.25, "personal": 0.75, "llm": 0.5})
+    assert "SLM 0.500  clients 0.250  personal 0.750  LLM 0.500" in round_line(record)
+
+
+def test_line_before_training():
+    assert round_line(RoundRecord(0, {"slm": 0.05})) == "round  0  SLM 0.050  before training"
+
+
+def test_line_says_who_was_lost_and_why():
+    record = RoundRecord(1, seconds={"clients": 2.0}, lost={"2": "no answer", "4": "tensor w is not finite"})
+    assert round_line(record) == (
+        "round  1  not scored  2 s (clients 2)  lost client 2: no answer; client 4: tensor w is not finite"
+    )
+
+
+def test_line_says_what_was_spent_of_privacy():
+    record = RoundRecord(2, {"slm": 0.5}, seconds={"distillation": 2.0}, epsilon=1.23456)
+    assert round_line(record) == "round  2  SLM 0.500  ε 1.23  2 s (distillation 2)"
+
+
+def test_a_check_says_which_client_holds_what():
+    data = {
+        "clients": {"0": {"A": 2, "B": 1}, "1": {"A": 4}},
+        "public": {"B": 5},
+        "unlabelled": 0,
+        "test": 6,
+        "duplicates_removed": 7,
+        "notes": ["client 0 holds bank", "client 1 holds court"],
+    }
+    assert str(cost_table(Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, data)).caption).splitlines()[
+        1
+    ] == (
+        "data: private {'0': 3, '1': 4}, public 5, unlabelled 0, test 6, duplicates removed 7; client 0 holds bank; "
+        "client 1 holds court"
+    )

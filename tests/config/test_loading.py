@@ -1,0 +1,400 @@
+"""Configurations: what is refused, and with which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedcollm.config import RunConfig
+from fedcollm.config.loading import commented_yaml, load_config, parse_settings, preset_description, preset_names
+from fedcollm.errors import UserError
+
+PAPER = {"gpt2", "opt", "llama2"}
+
+
+def refused(preset: str | Path = "icd10", **overrides) -> str:
+    """The message of the error that these overrides cause."""
+    with pytest.raises(UserError) as caught:
+        load_config(preset, **overrides)
+    return str(caught.value)
+
+
+# --- presets and files ---
+
+
+def test_presets_are_those_that_the_design_names():
+    tasks = {"arc_challenge", "arc_easy", "commonsense_qa", "digits", "icd10", "openbookqa", "professions"}
+    assert set(preset_names()) == tasks | {"fedcollm_plus", "qwen", "smollm2"} | PAPER
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_loads_and_describes_itself(name):
+    assert load_config(name).name == name
+    assert preset_description(name)[0] not in "# "
+
+
+def test_default_preset_is_icd10_the_default_configuration_but_for_what_it_tunes():
+    evaluation = {"clients": "last", "batch_size": 64}
+    tuned = RunConfig.model_validate(
+        {"client": {"learning_rate": 3e-3}, "slm": {"layers": 10}, "evaluation": evaluation}
+    )
+    assert load_config() == load_config("icd10") == tuned
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_presets_of_the_paper_have_its_rank_and_whole_models(name):
+    config = load_config(name)
+    assert (config.slm.adapter.rank, config.llm.adapter.rank) == (8, 8)
+    assert (config.slm.layers, config.llm.layers) == (None, None)
+    assert config.task.clients == 4
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_commented_yaml_of_a_preset_is_the_same_configuration(name):
+    config = load_config(name)
+    assert RunConfig.model_validate(yaml.safe_load(commented_yaml(config))) == config
+
+
+def test_commented_yaml_keeps_awkward_values(tmp_path):
+    form = {"prompt": "Question: {q} # 1\nAnswer:", "answer": "yes", "choices": ["no", "1", "a: b"], "group": "null"}
+    config = load_config(
+        "icd10",
+        name="a: b # c",
+        task={"name": "custom", "path": "/some/data #1", "format": form},
+        slm={"adapter": {"targets": ["q_proj"], "options": {"use_rslora": True, "init": "x"}}},
+        federation={"participants": ["0", "1"]},
+        client={"learning_rate": 1e-9},
+    )
+    file = tmp_path / "mine.yaml"
+    file.write_text(commented_yaml(config))
+    assert load_config(file) == config
+
+
+def test_commented_yaml_names_every_key_and_explains_it():
+    lines = commented_yaml(RunConfig()).splitlines()
+    assert "  rounds: 5" in lines
+    assert "  clients: 4  # number of clients K" in lines
+    assert "    temperature: 1.0  # τ" in lines
+
+
+def test_file_overrides_defaults(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nclient: {epochs: 3}\n")
+    config = load_config(file)
+    assert (config.name, config.client.epochs, config.client.batch_size) == ("mine", 3, 16)
+
+
+def test_empty_file_is_the_default(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("# nothing\n")
+    assert load_config(file) == RunConfig()
+
+
+def test_unknown_preset_suggests_the_nearest():
+    message = refused("icd11")
+    assert "no preset or configuration file 'icd11'. Did you mean 'icd10'?" in message
+    assert "arc_easy" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a\n- b\n", "must be a mapping of keys, not list"),
+        (b"a: [1\n", "is not valid YAML"),
+        (b"\xff\xfe\x00", "can't be read"),
+    ],
+)
+def test_broken_file_is_the_users_error(tmp_path, content, message):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    assert message in refused(file)
+    assert str(file) in refused(file)
+
+
+# --- overrides ---
+
+
+def test_dotted_and_nested_overrides_are_the_same():
+    nested = load_config("gpt2", slm={"adapter": {"rank": 2}}, client={"epochs": 2})
+    assert nested == load_config("gpt2", **{"slm.adapter.rank": 2, "client.epochs": 2})
+    assert nested.slm.adapter.rank == 2
+    assert nested.slm.adapter.targets == ["c_attn"]  # of the preset
+    assert nested.slm.source == "openai-community/gpt2"
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("client.epochs=2", {"client.epochs": 2}),
+        ("client.learning_rate=1.0e-3", {"client.learning_rate": 0.001}),
+        ("llm.layers=null", {"llm.layers": None}),
+        ("llm.adapter.targets=[q_proj, v_proj]", {"llm.adapter.targets": ["q_proj", "v_proj"]}),
+        ("name=a=b", {"name": "a=b"}),
+        (" name =x", {"name": "x"}),
+    ],
+)
+def test_settings_are_read_as_yaml(setting, expected):
+    assert parse_settings([setting]) == expected
+
+
+def test_learning_rate_may_be_written_without_a_point():
+    # YAML 1.1 takes 1e-3 for a string
+    assert load_config("icd10", **parse_settings(["client.learning_rate=1e-3"])).client.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("setting", ["client.epochs", "=3", "", "client.epochs:3"])
+def test_setting_without_key_or_value_says_how_to_write_it(setting):
+    with pytest.raises(UserError, match=r"write it as key=value, such as --set federation.rounds=2"):
+        parse_settings([setting])
+
+
+def test_setting_whose_value_is_not_yaml_is_the_users_error():
+    with pytest.raises(UserError, match=r"--set 'llm.adapter.targets=\[q_proj': the value is not valid YAML"):
+        parse_settings(["llm.adapter.targets=[q_proj"])
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("federation.round", "rounds"),
+        ("client.lerning_rate", "learning_rate"),
+        ("clients", "client"),
+        ("slm.adapter.rnak", "rank"),
+        ("server.distillation.temprature", "temperature"),
+        ("task.partition.alfa", "alpha"),
+    ],
+)
+def test_unknown_key_suggests_the_nearest(key, nearest):
+    assert f"{key}: unknown key; did you mean '{nearest}'?" in refused(**{key: 1})
+
+
+def test_unknown_key_inside_an_optional_section_suggests_the_nearest():
+    message = refused(task={"format": {"prompt": "{x}", "answer": "y", "chioces": ["a"]}})
+    assert "task.format.chioces: unknown key; did you mean 'choices'?" in message
+
+
+def test_unknown_key_like_no_other_lists_the_valid_ones():
+    assert "client.zzz: unknown key; valid keys here: epochs, batch_size, learning_rate" in refused(**{"client.zzz": 1})
+
+
+def test_all_errors_are_reported_at_once():
+    message = refused(**{"federation.round": 3, "client.epochs": 0, "slm.adapter.rank": "eight"})
+    assert "3 errors" in message
+    assert "federation.round: unknown key; did you mean 'rounds'?" in message
+    assert "client.epochs: 0 is not allowed" in message
+    assert "slm.adapter.rank: 'eight' is not allowed" in message
+    assert len(message.splitlines()) == 4
+
+
+def test_one_error_is_one_error():
+    assert "configuration icd10: 1 error\n" in refused(seed=-1)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "federation.rounds",
+        "task.clients",
+        "task.private_size",
+        "task.test_size",
+        "slm.adapter.rank",
+        "llm.layers",
+        "client.epochs",
+        "client.batch_size",
+        "client.learning_rate",
+        "server.learning_rate",
+        "server.distillation.temperature",
+        "federation.fraction",
+        "evaluation.every",
+        "task.partition.alpha",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_zero_and_negative_numbers_are_refused(key, value):
+    message = refused(**{key: value})
+    assert f"{key}: {value} is not allowed: Input should be greater than" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("federation.rounds", "five"),
+        ("federation.rounds", 2.5),
+        ("federation.fraction", 1.5),
+        ("client.learning_rate", float("nan")),
+        ("client.learning_rate", float("inf")),
+        ("server.distillation.weight", -0.5),
+        ("server.distillation.weight", float("inf")),
+        ("server.distillation.divergence", "js"),
+        ("server.distillation.selective", "sometimes"),
+        ("server.distillation.ramp", -1),
+        ("server.transplant", 1.5),
+        ("server.transplant", -0.5),
+        ("client.proximal", -0.1),
+        ("client.max_grad_norm", 0),
+        ("server.max_grad_norm", -1),
+        ("client.proximal", float("inf")),
+        ("federation.step.kind", "sgd"),
+        ("federation.step.rate", 0),
+        ("federation.step.momentum", 1.0),
+        ("federation.step.decay", 1.0),
+        ("federation.step.tau", 0),
+        ("slm.adapter.freeze_a", "b"),
+        ("slm.adapter.dropout", 1.0),
+        ("slm.adapter.targets", 3),
+        ("slm.dtype", "int8"),
+        ("federation.aggregation", "median"),
+        ("federation.privacy", 1),
+        ("task.partition.kind", "random"),
+        ("client", 3),
+        ("seed", None),
+        ("name", ["a"]),
+    ],
+)
+def test_value_of_a_wrong_type_or_range_is_named(key, value):
+    message = refused(**{key: value})
+    assert f"  {key}" in message
+    assert f"{value!r} is not allowed" in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"task.clients": 2}, {"federation.fraction": 0.5}, {"federation.participants": ["0", "1"]}],
+    ids=["clients", "fraction", "participants"],
+)
+def test_secure_sum_of_two_clients_is_refused(overrides):
+    message = refused(**{"federation.secure_aggregation": True, **overrides})
+    assert "needs at least 3 clients in a round, and here 2 would be asked" in message
+
+
+def test_secure_aggregation_of_three_clients_is_allowed():
+    config = load_config(**{"federation.secure_aggregation": True, "task.clients": 3})
+    assert config.federation.secure_aggregation
+
+
+def test_distillation_without_public_data_is_refused():
+    message = refused(task={"public_size": 0})
+    assert (
+        "server.epochs > 0 needs public data: set task.public_size or task.unlabelled_size, or server.epochs: 0"
+        in message
+    )
+    assert load_config("icd10", task={"public_size": 0}, server={"epochs": 0}).task.public_size == 0
+    assert load_config("icd10", task={"public_size": 0, "unlabelled_size": 1}).server.epochs == 1
+
+
+BOTH_FREEZE = {"slm.adapter.freeze_a": True, "llm.adapter.freeze_a": True}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"slm.source": "another"},
+        {"llm.layers": 20},
+        {"slm.warm_up": 1},
+        {"llm.warm_up": 1},
+        {"slm.adapter.rank": 4},
+        {"llm.adapter.targets": ["q_proj"]},
+        {"slm.adapter.kind": "dora", "llm.adapter.kind": "dora"},
+        BOTH_FREEZE,
+    ],
+    ids=str,
+)
+def test_transplant_into_a_model_that_the_slm_was_not_cut_from_is_refused(overrides):
+    message = refused(**{"server.transplant": 0.5, **overrides})
+    assert "server.transplant 0.5 needs an SLM that was cut from the LLM by layers" in message
+    assert "or server.transplant: 0" in message
+    assert load_config(**overrides).server.transplant == 0
+
+
+def test_transplant_of_a_cut_slm_is_allowed():
+    assert load_config("icd10", **{"server.transplant": 1}).server.transplant == 1.0
+    both = {"slm.adapter.rank": 4, "llm.adapter.rank": 4, "slm.adapter.kind": "LORA", "llm.adapter.kind": "LORA"}
+    assert load_config("icd10", **{"server.transplant": 0.5, **both}).slm.adapter.rank == 4
+
+
+def test_run_that_trains_nothing_is_refused():
+    assert "trains nothing" in refused(federation={"participants": []}, server={"epochs": 0})
+
+
+def test_public_part_at_a_client_needs_the_pooled_partition():
+    assert "task.partition: " in refused(task={"partition": {"kind": "iid", "with_public": True}})
+    assert load_config("icd10", task={"partition": {"kind": "pooled", "with_public": True}}).task.partition.with_public
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().seed = 3
+
+
+# --- combinations that are refused ---
+
+NOISE = {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-4, "sampling_rate": 0.1}
+PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
+
+
+@pytest.mark.parametrize("upload", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("hidden", "why"),
+    [
+        ({"federation.secure_aggregation": True}, "secure_aggregation: the server sees a sum only, of 32-bit words"),
+        ({"federation.masking.rehearse": True}, "masking.rehearse: it does as secure aggregation"),
+        (PRIVATE, "privacy: its noise was worked out"),
+    ],
+)
+def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
+    message = refused(**hidden, **{"federation.upload": upload})
+    assert f"federation.upload {upload} with federation.{why}" in message
+    assert "Set federation.upload: float32" in message
+
+
+def test_unknown_upload_dtype_is_refused():
+    assert "federation.upload: 'int8' is not allowed" in refused(**{"federation.upload": "int8"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"client.ranks": [4, 16]},
+            "client.ranks [4, 16] go up to 16, and the adapter that they are parts of has rank 8",
+        ),
+        ({"client.ranks": [4], "slm.adapter.kind": "dora"}, "client.ranks [4] needs LoRA's A and B alone"),
+        (
+            {"client.ranks": [4], "slm.adapter.options": {"use_dora": True}},
+            "client.ranks [4] needs LoRA's A and B alone",
+        ),
+        ({"client.ranks": [4], "slm.adapter.freeze_a": True}, "client.ranks [4] needs both A and B to travel"),
+        (
+            {"client.ranks": [4], "federation.secure_aggregation": True},
+            "as many at each client. Set client.ranks: null",
+        ),
+        ({"client.ranks": [4]} | PRIVATE, "client.ranks [4] with federation.privacy"),
+        ({"client.ranks": []}, "client.ranks: [] is not allowed"),
+        ({"client.ranks": [0]}, "client.ranks.0: 0 is not allowed"),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused(changes, message):
+    assert message in refused(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"federation.secure_aggregation": True},
+            "product with federation.secure_aggregation: the server sees a sum only",
+        ),
+        ({"federation.masking.rehearse": True}, "Set federation.aggregation: mean or uniform"),
+        ({"federation.privacy": NOISE}, "aggregation: product weighs by the clients' numbers of examples"),
+        ({"slm.adapter.kind": "ia3"}, "federation.aggregation product needs LoRA's A and B alone"),
+        ({"slm.adapter.freeze_a": True}, "Set slm.adapter.freeze_a: false (with it a mean is exact)"),
+        ({"federation.step.kind": "fedadam"}, "product with federation.step fedadam, rate 1"),
+        ({"federation.step.rate": 0.5}, "product with federation.step average, rate 0.5"),
+        ({"server.transplant": 1.0}, "server.transplant 1 with federation.aggregation product"),
+    ],
+)
+def test_product_mean_where_it_means_nothing_is_refused(changes, message):
+    assert message in refused(**{"federation.aggregation": "product"}, **changes)

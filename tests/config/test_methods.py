@@ -1,0 +1,123 @@
+"""Every method differs from the base in the keys that it names, and in nothing else."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fedcollm.config import RunConfig
+from fedcollm.config.methods import DEPARTURES, METHODS, NAMES, PAPER, changed
+
+#: With two clients and some unlabelled public examples, so that every departure is one.
+BASE = RunConfig.model_validate({"task": {"clients": 2, "unlabelled_size": 10}})
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differing(config: RunConfig, base: RunConfig = BASE) -> dict[str, Any]:
+    """Dotted key to the config's value, where it is not the base's."""
+    one, two = dict(leaves(config.model_dump())), dict(leaves(base.model_dump()))
+    return {key: one.get(key) for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
+
+
+# --- changed ---
+
+
+def test_changed_replaces_the_named_keys_and_leaves_the_base_alone():
+    before = BASE.model_dump()
+    values = {"server.distillation.weight": 0.5, "seed": 3, "slm.adapter.targets": ["q_proj"]}
+    assert differing(changed(BASE, values)) == values
+    assert BASE.model_dump() == before
+    assert changed(BASE, {}) == BASE
+
+
+def test_changed_replaces_a_whole_section():
+    config = changed(BASE, {"federation.step": {"kind": "fedavgm"}})
+    assert (config.federation.step.kind, config.federation.step.rate) == ("fedavgm", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"server.distillation.divergence": "js"}, r"server\.distillation\.divergence"),
+        ({"client.proximla": 0.1}, r"client\.proximla\n.*not permitted"),
+        ({"federation.participants": [], "server.epochs": 0}, "trains nothing"),
+    ],
+)
+def test_changed_checks_what_it_makes(values, message):
+    with pytest.raises(ValueError, match=message):
+        changed(BASE, values)
+
+
+# --- the methods ---
+
+
+def test_every_method_has_a_name_and_no_two_share_one():
+    assert NAMES.keys() == METHODS.keys()
+    assert len(set(NAMES.values())) == len(NAMES)
+    assert METHODS.keys() == PAPER.keys() | DEPARTURES.keys()
+    assert not PAPER.keys() & DEPARTURES.keys()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_valid_configuration_and_a_function_of_the_base(method):
+    configs = METHODS[method](BASE)
+    assert configs == METHODS[method](BASE)
+    assert len(configs) == (2 if method == "standalone" else 1)
+    for config in configs.values():
+        assert RunConfig.model_validate(config.model_dump()) == config
+        assert config.model_dump() == RunConfig.model_validate_json(config.model_dump_json()).model_dump()
+
+
+@pytest.mark.parametrize("method", DEPARTURES)
+def test_departure_differs_in_the_keys_that_it_names_and_no_other(method):
+    (config,) = METHODS[method](BASE).values()
+    assert differing(config) == DEPARTURES[method] != {}
+
+
+def test_no_two_departures_are_the_same():
+    configs = [METHODS[method](BASE)[""] for method in ("fedcollm", *DEPARTURES)]
+    assert all(one != two for i, one in enumerate(configs) for two in configs[:i])
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("fedcollm", {}),
+        ("fedavg", {"server.epochs": 0}),
+        ("fedavg_ce", {"server.distillation.weight": 0.0, "server.distillation.llm_weight": 0.0}),
+        ("llm2slm", {"server.distillation.llm_weight": 0.0, "federation.participants": []}),
+        ("centralized", {"server.epochs": 0, "task.partition.kind": "pooled"}),
+        (
+            "centralized_llm",  # the LLM in the SLM's place: all layers
+            {
+                "server.epochs": 0,
+                "task.partition.kind": "pooled",
+                "task.partition.with_public": True,
+                "slm.layers": None,
+            },
+        ),
+    ],
+)
+def test_method_of_the_paper_differs_in_these_keys(method, values):
+    (config,) = METHODS[method](BASE).values()
+    assert differing(config) == values
+
+
+def test_standalone_is_a_run_a_client():
+    runs = METHODS["standalone"](BASE)
+    assert {name: differing(config) for name, config in runs.items()} == {
+        "client-0": {"server.epochs": 0, "federation.participants": ["0"]},
+        "client-1": {"server.epochs": 0, "federation.participants": ["1"]},
+    }
+
+
+def test_one_way_distillation_without_a_weight_gets_one():
+    (config,) = METHODS["llm2slm"](changed(BASE, {"server.distillation.weight": 0.0})).values()
+    assert config.server.distillation.weight == 1.0

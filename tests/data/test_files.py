@@ -1,0 +1,239 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from fedcollm.config import FormatConfig
+from fedcollm.data.files import load_custom
+from fedcollm.errors import UserError
+from fedcollm.modalities.text.task import TextExample
+
+ROWS = [
+    {"text": "fever", "age": 7, "ward": "north", "answer": "flu"},
+    {"text": "cough, dry", "age": 8, "ward": "south", "answer": "cold"},
+]
+LABELS = FormatConfig(prompt="{text} ({age}):", answer="answer", choices=["flu", "cold"], group="ward")
+EXPECTED = [
+    TextExample("1", "fever (7):", ("flu", "cold"), 0, ("flu", "cold"), "north"),
+    TextExample("2", "cough, dry (8):", ("flu", "cold"), 1, ("flu", "cold"), "south"),
+]
+FREE = FormatConfig(prompt="{text}", answer="answer")
+COLUMN = FormatConfig(prompt="{text}", answer="answer", choices="options")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        lines = [list(rows[0]), *(row.values() for row in rows)]
+        cells = [['"' + str(value).replace('"', '""') + '"' for value in line] for line in lines]
+        path.write_text("".join(",".join(line) + "\n" for line in cells), encoding="utf-8")
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def message_of(path: Path, format: FormatConfig = FREE) -> str:
+    with pytest.raises(UserError) as error:
+        load_custom(path, format)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.json", "x.csv", "x.parquet"])
+def test_one_file_of_each_kind(tmp_path: Path, name: str) -> None:
+    pool = load_custom(write(tmp_path / name, ROWS), LABELS)
+    assert list(pool.train) == EXPECTED
+    assert pool.test is None
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_directory(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / f"train{suffix}", ROWS)
+    assert load_custom(tmp_path, LABELS).test is None
+    write(tmp_path / f"dev{suffix}", ROWS[:1])
+    assert load_custom(tmp_path, LABELS).test == EXPECTED[:1]
+    write(tmp_path / f"test{suffix}", ROWS)
+    assert load_custom(tmp_path, LABELS).test == EXPECTED
+
+
+def test_free_completion(tmp_path: Path) -> None:
+    pool = load_custom(write(tmp_path / "x.jsonl", ROWS), FREE)
+    assert pool.train[0] == TextExample("1", "fever", ("flu",), 0, ("flu",))
+
+
+def test_free_completion_may_have_one_answer_only(tmp_path: Path) -> None:
+    assert len(load_custom(write(tmp_path / "x.jsonl", ROWS[:1]), FREE).train) == 1
+
+
+def test_ids_of_their_own(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "id": 10}, {**ROWS[1], "id": "x"}]
+    assert [e.id for e in load_custom(write(tmp_path / "x.jsonl", rows), FREE).train] == ["10", "x"]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "index"),
+    [
+        (["flu", "cold"], "cold", 1),
+        (["flu", "cold"], "B", 1),
+        ('["flu", "cold"]', "cold", 1),
+        ("flu|cold", " cold ", 1),
+        ("flu | cold", "A", 0),
+        (["B", "A"], "A", 1),  # the text goes before the letter
+        ([1, 2], 2, 1),
+        ("1|2", 2, 1),
+    ],
+)
+def test_choices_of_a_column(tmp_path: Path, options: Any, answer: Any, index: int) -> None:
+    other = {"text": "other", "options": "x|y", "answer": "B" if index == 0 else "A"}
+    path = write(tmp_path / "x.jsonl", [{"text": "t", "options": options, "answer": answer}, other])
+    example = load_custom(path, COLUMN).train[0]
+    assert example.answer == index
+    assert example.labels == ("A", "B")
+    assert len(example.choices) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_choices_of_a_column_in_other_formats(tmp_path: Path, suffix: str) -> None:
+    options: Any = ["flu", "cold"] if suffix == ".parquet" else '["flu", "cold"]'
+    rows = [{"text": answer, "options": options, "answer": answer} for answer in ("flu", "cold")]
+    pool = load_custom(write(tmp_path / f"x{suffix}", rows), COLUMN)
+    assert [(e.choices, e.answer) for e in pool.train] == [(("flu", "cold"), 0), (("flu", "cold"), 1)]
+
+
+def test_columns_of_any_name_and_format_specs(tmp_path: Path) -> None:
+    rows = [{"the text.": "a{b}", "x": 1.5, "answer": "y"}]
+    format = FormatConfig(prompt="{{{the text.}}} {x:.2f} {x!r}", answer="answer")
+    assert load_custom(write(tmp_path / "x.jsonl", rows), format).train[0].prompt == "{a{b}} 1.50 1.5"
+
+
+def test_csv_with_line_ends_in_a_text_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('\ufefftext,answer\r\n"a\nb",y\r\n\r\nc,z\r\n', encoding="utf-8", newline="")
+    assert [(e.id, e.prompt, e.label) for e in load_custom(path, FREE).train] == [("1", "a\nb", "y"), ("2", "c", "z")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('text,answer\n"a\nb",y\nc\n', "line 4: 1 fields, but the header has 2"),
+        ("text,answer\na,b,c\n", "line 2: 3 fields, but the header has 2"),
+        ("text,text\na,b\n", "line 1: the header names column 'text' twice"),
+        ('text,answer\na,b\n"a,b\n', "line 3: cannot be read as CSV"),
+        ("text,answer\n", "has no rows"),
+        ("", "has no rows"),
+        ("text,answer\na, \n", "line 2: column 'answer' (task.format.answer) is empty"),
+    ],
+)
+def test_a_broken_csv(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x.csv").write_text(content, encoding="utf-8")
+    assert message in message_of(tmp_path / "x.csv")
+
+
+def test_a_csv_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("text,answer\nä,b\n".encode("latin-1"))
+    assert "cannot be read as CSV in UTF-8" in message_of(tmp_path / "x.csv")
+
+
+def test_a_broken_parquet(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 and nothing more")
+    assert "x.parquet: cannot be read as Parquet" in message_of(tmp_path / "x.parquet")
+
+
+def test_an_empty_cell_of_a_parquet(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", [{"text": "a", "answer": 1.0}, {"text": "b", "answer": float("nan")}])
+    assert "row 2: column 'answer' (task.format.answer) is empty" in message_of(path)
+
+
+BAD_ROWS = [
+    ({"text": "a"}, LABELS, "line 3: no column 'answer' (task.format.answer). Columns there: text."),
+    (
+        {"note": "a", "answer": "flu"},
+        FREE,
+        "line 3: no column 'text' (task.format.prompt). Columns there: note, answer.",
+    ),
+    ({**ROWS[0], "answer": "pox"}, LABELS, "line 3: answer 'pox' (column 'answer') is not one of the choices"),
+    ({**ROWS[0], "answer": "A"}, LABELS, "line 3: answer 'A' (column 'answer') is not one of the choices"),
+    ({**ROWS[0], "answer": None}, LABELS, "line 3: column 'answer' (task.format.answer) is empty"),
+    ({**ROWS[0], "answer": ["flu"]}, LABELS, "line 3: column 'answer' (task.format.answer) holds ['flu']"),
+    ({**ROWS[0], "ward": " "}, LABELS, "line 3: column 'ward' (task.format.group) is empty"),
+    ({**ROWS[0], "text": ["fever"]}, LABELS, "line 3: column 'text' holds ['fever']; a prompt needs a text"),
+    (
+        {**ROWS[0], "age": "seven"},
+        LABELS.model_copy(update={"prompt": "{text} {age:d}"}),
+        "line 3: task.format.prompt cannot format column 'age', 'seven'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "format", "message"), BAD_ROWS, ids=[message for *_, message in BAD_ROWS])
+def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], format: FormatConfig, message: str) -> None:
+    path = write(tmp_path / "x.jsonl", [*ROWS, row])
+    assert f"{path}, {message}" in message_of(path, format)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "message"),
+    [
+        ([], "A", "line 1: column 'options' holds [], which is 0 choices"),
+        ("flu", "flu", "line 1: column 'options' holds ['flu'], which is 1 choices"),
+        (["a", " "], "A", "line 1: column 'options' holds ['a', ' '] with an empty choice"),
+        ([["a"], "b"], "A", "line 1: column 'options' holds [['a'], 'b'] with an empty choice"),
+        (7, "A", "line 1: column 'options' holds 7. Choices are a list, a JSON list, or a text with | between them"),
+        (["a", "b"], "C", "line 1: answer 'C' (column 'answer') is not one of the choices ['a', 'b']"),
+        (["a", "b", "a"], "a", "line 1: answer 'a' (column 'answer') stands more than once among the choices"),
+        (list("abcdefghijklmnopqrstuvwxyz0"), "a", "holds 27 choices. Give at most 26"),
+    ],
+)
+def test_bad_choices_of_a_column(tmp_path: Path, options: Any, answer: str, message: str) -> None:
+    path = write(tmp_path / "x.jsonl", [{"text": "t", "options": options, "answer": answer}])
+    assert message in message_of(path, COLUMN)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"choices": ["flu"]}, "task.format.choices holds ['flu'], which is 1 choices"),
+        ({"choices": ["flu", ""]}, "task.format.choices holds ['flu', ''] with an empty choice"),
+        ({"choices": ["flu", "flu "]}, "task.format.choices names a choice twice"),
+        ({"prompt": "{text"}, "task.format.prompt: '{text' is no template"),
+        ({"prompt": "{}"}, "task.format.prompt: '{}' is no template"),
+        ({"prompt": "{text!x}"}, "task.format.prompt: '{text!x}' is no template"),
+        ({"prompt": "What?"}, "task.format.prompt: 'What?' names no column"),
+    ],
+)
+def test_a_bad_format(tmp_path: Path, update: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "x.jsonl", ROWS)
+    assert message in message_of(path, LABELS.model_copy(update=update))
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [ROWS[0], {**ROWS[0], "text": "b"}])
+    assert message_of(path, LABELS) == (f"{path}: all 2 examples have the answer 'flu'. Give examples of two or more.")
+
+
+def test_ids_that_stand_twice(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [{**row, "id": "same"} for row in ROWS])
+    assert message_of(path) == f"{path}, line 2: id 'same' stands already in {path}, line 1. Give each row its own id."
+
+
+def test_paths_that_are_not_there(tmp_path: Path) -> None:
+    assert "none does not exist" in message_of(tmp_path / "none")
+    assert "has no train file" in message_of(tmp_path)
+    (tmp_path / "x.xlsx").write_text("x")
+    assert "x.xlsx has an unknown ending. Known: .jsonl, .jsonl.gz, .json, .csv, .parquet." in message_of(
+        tmp_path / "x.xlsx"
+    )
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "train.jsonl", ROWS)
+    assert "both train.jsonl and train.csv are there; keep one of them" in message_of(tmp_path)
+
+
+def test_an_error_in_the_test_file_names_it(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "test.jsonl", [{**ROWS[0], "answer": "pox"}])
+    assert f"{tmp_path / 'test.jsonl'}, line 1: answer 'pox'" in message_of(tmp_path, LABELS)

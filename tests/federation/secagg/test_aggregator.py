@@ -1,0 +1,325 @@
+"""Rounds under secure aggregation, on tiny models in one process: the same mean, and no client's update in sight."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedcollm.errors import RefusalError, RoundFailedError
+from fedcollm.federation.client import Client
+from fedcollm.federation.secagg.aggregator import SecureSettings
+from fedcollm.federation.secagg.client import SecureClient
+from fedcollm.federation.secagg.fixed_point import STATISTICS, FixedPoint, RangeError, statistics
+from fedcollm.federation.server import Server
+from fedcollm.messages import (
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    Score,
+    Session,
+    TrainRequest,
+    adapter_bytes,
+    payload_digest,
+)
+from fedcollm.modalities.text.task import TextExample, TextTask
+from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.pretrained import load_causal_lm
+from fedcollm.transports.local import LocalTransport
+
+IDS = ("a", "b", "c", "d")
+PARTS = {"a": ("cat",), "b": ("dog", "bird"), "c": ("red", "green", "blue"), "d": ("good",)}
+ANIMALS = ("cat", "dog", "bird")
+
+
+def example(noun: str) -> TextExample:
+    answer = 0 if noun in ANIMALS else 1
+    return TextExample(noun, f"the {noun} is a :", ("animal", "colour"), answer, ("animal", "colour"))
+
+
+@pytest.fixture
+def clients(tokenizer, model_directories) -> dict[str, Client]:
+    task = TextTask("toy", tokenizer, 16, 32)
+    slm = add_adapter(load_causal_lm(model_directories["slm"], torch.float32), rank=8, seed=1)
+    test = [example(noun) for noun in ("cat", "red", "dog")]
+    return {
+        name: Client(name, task, slm, [example(noun) for noun in nouns], test, learning_rate=1e-2, run="run")
+        for name, nouns in PARTS.items()
+    }
+
+
+class Wire(LocalTransport):
+    """A local transport that notes all answers and can lose clients: client id to the phase that it does not reach."""
+
+    def __init__(self, clients, losses=None):
+        super().__init__(clients)
+        self.losses = losses or {}
+        self.answers: list[object] = []
+
+    def ask(self, requests):
+        for client, request in requests.items():
+            phase = request.phase if isinstance(request, PhaseRequest) else "advertise"
+            if self.losses.get(client) == phase:
+                yield Failure(client, f"killed in phase {phase}")
+                continue
+            self.answers += list(super().ask({client: request}))
+            yield self.answers[-1]  # pyright: ignore[reportReturnType]
+
+
+def secured(clients, uniform=False, value_range=1.0, losses=None) -> tuple[Wire, SecureSettings]:
+    keys = {name: Ed25519PrivateKey.generate() for name in clients}
+    roster = {name: key.public_key() for name, key in keys.items()}
+    encoding = FixedPoint(len(clients), 1 if uniform else 64, value_range)
+    members = {
+        name: SecureClient(c, len(clients), encoding, uniform, keys[name], roster) for name, c in clients.items()
+    }
+    return Wire(members, losses), SecureSettings(encoding, roster, None, uniform)
+
+
+def server(clients, uniform=False, **secure) -> Server:
+    one = clients["a"]
+    plain = Server(one.task, one.slm, None, LocalTransport(clients), [], one.test, uniform=uniform, run=one.run)
+    if secure:
+        plain.transport, plain.secure = secured(clients, uniform, **{k: v for k, v in secure.items() if k != "on"})
+    return plain
+
+
+def largest_difference(one, other) -> float:
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("uniform", [False, True], ids=["by examples", "uniform"])
+def test_two_rounds_end_as_without_secure_aggregation(clients, uniform):
+    start = read_adapter(clients["a"].slm)
+    plain = server(clients, uniform)
+    expected = [plain.run_round(index) for index in (1, 2)]
+    final = plain.adapter
+    secure = server(clients, uniform, on=True)
+    secure.adapter = start
+    records = [secure.run_round(index) for index in (1, 2)]
+    assert largest_difference(secure.adapter, start) > 1e-3
+    assert largest_difference(secure.adapter, final) < 1e-5
+    for record, other in zip(records, expected, strict=True):
+        assert record.participants == other.participants == IDS
+        assert record.scores == pytest.approx(other.scores)
+        assert record.losses == pytest.approx(other.losses, abs=1e-4)
+        assert record.seconds["clients"] > 0
+
+
+def test_bytes_are_one_word_a_parameter_and_little_more(clients):
+    secure = server(clients, on=True)
+    record = secure.run_round(1)
+    values = sum(tensor.numel() for tensor in secure.adapter.values())
+    assert 4 * values < record.bytes_up < 4 * values + 1500
+    assert adapter_bytes(secure.adapter) < record.bytes_down < adapter_bytes(secure.adapter) + 2500
+
+
+def test_no_answer_holds_an_update_or_a_single_clients_numbers(clients):
+    secure = server(clients, on=True)
+    theta = secure.adapter
+    secure.run_round(1)
+    answers = secure.transport.answers  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(answers) == 5 * len(IDS)
+    assert {type(answer) for answer in answers} == {PhaseAnswer}
+    sent = {a.client: a.items["vector"] for a in answers if "vector" in a.items}
+    for name, client in clients.items():
+        update = client.train(TrainRequest(1, theta, run="run"))
+        delta = {key: tensor - theta[key] for key, tensor in update.adapter.items()}
+        plain = secure.secure.encoding.encode(delta, update.examples, statistics(update)).tobytes()  # pyright: ignore
+        assert len(plain) == len(sent[name])
+        same = sum(x == y for x, y in zip(plain, sent[name], strict=True)) / len(plain)
+        assert same < 0.02  # 1 in 256 by chance
+
+
+@pytest.mark.parametrize("phase", ["advertise", "share", "mask"])
+def test_round_goes_on_without_a_lost_client(clients, phase):
+    start = read_adapter(clients["a"].slm)
+    secure = server(clients, losses={"b": phase})
+    secure.adapter = start
+    record = secure.run_round(1)
+    assert record.participants == ("a", "c", "d")
+    assert dict(record.lost) == {"b": f"{phase}: killed in phase {phase}"}
+    plain = server({name: client for name, client in clients.items() if name != "b"})
+    plain.adapter = start
+    plain.run_round(1)
+    assert largest_difference(secure.adapter, plain.adapter) < 1e-5
+
+
+@pytest.mark.parametrize("phase", ["confirm", "unmask"])
+def test_client_lost_after_its_vector_arrived_still_counts(clients, phase):
+    record = server(clients, losses={"b": phase}).run_round(1)
+    assert record.participants == IDS
+
+
+@pytest.mark.parametrize("phase", ["advertise", "share", "mask", "confirm", "unmask"])
+def test_too_few_clients_end_the_round_and_keep_the_state_and_the_round_can_be_tried_again(clients, phase):
+    secure = server(clients, losses={"b": phase, "c": phase})
+    before = secure.adapter
+    with pytest.raises(RoundFailedError, match=f"2 of 4 clients are left after phase {phase}.* and 3 are needed"):
+        secure.run_round(1)
+    assert secure.adapter is before
+    secure.transport.losses = {}  # pyright: ignore[reportAttributeAccessIssue]
+    again = secure.run_round(1)
+    assert again.participants == IDS
+
+
+def test_value_outside_the_range_names_the_tensor_and_keeps_the_state(clients):
+    secure = server(clients, value_range=1e-6)
+    before = secure.adapter
+    with pytest.raises(RangeError, match=r"lora_B.weight changed by .* outside the fixed-point range of ±1e-06"):
+        secure.run_round(1)
+    assert secure.adapter is before
+
+
+def test_more_clients_than_the_fixed_point_holds_are_refused(clients):
+    secure = server(clients, on=True)
+    secure.secure = dataclasses.replace(secure.secure, encoding=FixedPoint(3, 64, 1.0))  # pyright: ignore
+    with pytest.raises(RoundFailedError, match="4 clients are asked, and the fixed point is set up for 3"):
+        secure.run_round(1)
+
+
+def test_client_that_lies_about_the_number_of_clients_ends_the_round(clients, monkeypatch):
+    def lying(update):
+        return statistics(update) | ({"clients": 9.0} if update.client == "c" else {})
+
+    monkeypatch.setattr("fedcollm.federation.secagg.fixed_point.statistics", lying)
+    with pytest.raises(RoundFailedError, match="the sums of 4 clients speak of 12 clients"):
+        server(clients, on=True).run_round(1)
+
+
+def test_server_that_sends_one_client_another_adapter_loses_it(clients):
+    secure = server(clients, on=True)
+    honest = secure.transport.ask
+
+    def ask(requests):
+        first = requests.get("a")
+        if isinstance(first, TrainRequest):
+            zero = {name: torch.zeros_like(tensor) for name, tensor in first.adapter.items()}
+            requests = {**requests, "a": dataclasses.replace(first, adapter=zero)}
+        return honest(requests)
+
+    secure.transport.ask = ask  # pyright: ignore[reportAttributeAccessIssue]
+    record = secure.run_round(1)
+    assert record.participants == ("b", "c", "d")
+    assert "not what the session says" in record.lost["a"]
+
+
+# --- what a client refuses ---
+
+
+def member(clients) -> SecureClient:
+    transport, _ = secured(clients)
+    return transport._clients["a"]  # pyright: ignore[reportReturnType]
+
+
+def invitation(one: SecureClient, ids=IDS, run="run", index=1, **changes) -> TrainRequest:
+    """A request to train with a session that fits it."""
+    theta = read_adapter(one.client.slm)
+    session = Session.fresh(run, index, ids, payload=payload_digest(theta, True, one.encoding, one.uniform, None))
+    return dataclasses.replace(TrainRequest(1, theta, session=session, run="run"), **changes)
+
+
+def test_plain_update_is_refused_by_a_client_of_secure_aggregation(clients):
+    one = member(clients)
+    with pytest.raises(RefusalError, match="a plain update was asked for"):
+        one.answer(TrainRequest(1, read_adapter(clients["a"].slm)))
+
+
+def test_invitation_that_fits_is_accepted(clients):
+    assert list(member(clients).answer(invitation(member(clients))).items) == ["keys"]
+
+
+def test_adapter_that_is_not_the_one_of_the_session_is_refused_untrained(clients, monkeypatch):
+    monkeypatch.setattr(Client, "train", lambda self, request: pytest.fail("trained"))
+    one = member(clients)
+    request = invitation(one)
+    name = min(request.adapter)
+    changed = {**request.adapter, name: request.adapter[name] + 1e-3}
+    for bad in (dataclasses.replace(request, adapter=changed), dataclasses.replace(request, evaluate=False)):
+        with pytest.raises(RefusalError, match="not what the session says that all clients were sent"):
+            one.answer(bad)
+
+
+def test_session_of_another_run_is_refused(clients):
+    one = member(clients)
+    with pytest.raises(RefusalError, match="a session of run 'other', and this client is part of 'run'"):
+        one.answer(invitation(one, run="other"))
+
+
+def test_smaller_session_than_agreed_is_refused(clients):
+    one = member(clients)
+    with pytest.raises(RefusalError, match="3 clients are invited, fewer than 4"):
+        one.answer(invitation(one, ids=("a", "b", "c")))
+
+
+def test_session_of_another_round_is_refused(clients):
+    one = member(clients)
+    with pytest.raises(RefusalError, match="a plain update was asked for"):
+        one.answer(invitation(one, index=2))
+
+
+def test_session_of_two_is_refused_before_anything_is_trained(clients, monkeypatch):
+    one = member(clients)
+    monkeypatch.setattr(Client, "train", lambda self, request: pytest.fail("trained"))
+    with pytest.raises(RefusalError, match="at least 3"):
+        one.answer(invitation(one, ids=("a", "b")))
+
+
+def test_phase_of_another_session_is_refused(clients):
+    one = member(clients)
+    one.answer(invitation(one))
+    with pytest.raises(RefusalError, match="not the session"):
+        one.answer(PhaseRequest("share", "00" * 16, {}))
+
+
+@pytest.mark.parametrize("phase", ["advertise", "_enter", "encrypt"])
+def test_phase_that_does_not_exist_is_refused(clients, phase):
+    one = member(clients)
+    nonce = one.answer(invitation(one)).nonce
+    with pytest.raises(RefusalError, match="there is no phase"):
+        one.answer(PhaseRequest(phase, nonce, {}))
+
+
+def test_client_without_secure_aggregation_refuses_a_session(clients):
+    session = Session.fresh("run", 1, IDS)
+    with pytest.raises(RefusalError, match="not set up for secure aggregation"):
+        clients["a"].answer(TrainRequest(1, {}, session=session))
+
+
+# --- statistics ---
+
+
+def test_statistics_are_sums_by_hand():
+    update = ClientUpdate("a", 1, {}, 5, 0.5, Score({"accuracy": 3.0}, 4), {"clients": 2.0, "evaluation": 1.0})
+    assert list(statistics(update)) == list(STATISTICS)
+    assert list(statistics(update).values()) == [1.0, 5.0, 2.5, 1.0, 0.75, 2.0, 1.0]
+    assert statistics(dataclasses.replace(update, score=None))["scored"] == 0.0
+
+
+# --- adapters that clients keep ---
+
+
+def test_client_keeps_its_own_adapter_and_tells_nothing_of_it(clients):
+    kept = {}
+    for name, client in clients.items():
+        clients[name] = dataclasses.replace(client, store=functools.partial(kept.__setitem__, name))
+    secure = server(clients, on=True)
+    record = secure.run_round(1)
+    answers = len(secure.transport.answers)
+    final, scores = secure.personalise(record)
+    assert (final, scores) == (record, {})
+    assert secure.transport.answers[answers:] == [ClientUpdate(name, 2, {}) for name in IDS]
+    assert kept.keys() == set(IDS)
+    assert largest_difference(kept["a"], secure.adapter) > 1e-3
+    assert largest_difference(kept["a"], kept["b"]) > 1e-3
+
+
+def test_request_to_keep_within_a_session_is_no_way_to_an_update(clients):
+    secure = server(clients, on=True)
+    member = secure.transport._clients["a"]
+    session = Session.fresh("run", 1, IDS, payload="")
+    request = TrainRequest(1, secure.adapter, True, session, "run", keep=True)
+    with pytest.raises(RefusalError):
+        member.answer(request)

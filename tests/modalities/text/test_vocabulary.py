@@ -1,0 +1,52 @@
+"""Texts of tokens: what tokens add to a text is the text."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from fedcollm.errors import UserError
+from fedcollm.modalities.text.vocabulary import token_texts
+
+
+@pytest.fixture
+def byte_level() -> PreTrainedTokenizerFast:
+    """GPT-2's kind: all 256 bytes, two merges, a special token and one that is added."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate([*letters, "Ġc", "at"])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "c"), ("a", "t")]))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    tokenizer.add_tokens([AddedToken("é!", special=False)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", [" cat", " the café 你\n\tx", "é!"])
+def test_tokens_of_a_text_are_the_text_again(byte_level, text):
+    texts = token_texts(byte_level, len(byte_level))
+    assert b"".join(texts[token] for token in byte_level(text).input_ids) == text.encode()
+
+
+def test_special_tokens_and_columns_without_a_token_have_no_text(byte_level):
+    texts = token_texts(byte_level, len(byte_level) + 3)
+    assert texts[byte_level.eos_token_id] is None
+    assert texts[-3:] == [None, None, None]
+    assert sum(text is None for text in texts) == 4
+
+
+def test_output_space_smaller_than_the_vocabulary(byte_level):
+    assert len(token_texts(byte_level, 100)) == 100
+
+
+def test_pieces_bring_their_space_and_bytes_are_bytes():
+    inner = Tokenizer(models.Unigram([("▁cat", 0.0), ("s", 0.0), ("<0xC3>", 0.0)]))
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    assert token_texts(PreTrainedTokenizerFast(tokenizer_object=inner), 3) == [b" cat", b"s", b"\xc3"]
+
+
+def test_words_come_after_a_space(tokenizer):
+    assert token_texts(tokenizer, 16)[:4] == [None, None, b" red", b" green"]
+
+
+def test_tokenizer_that_does_not_tell_its_texts_is_refused():
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        token_texts(object(), 3)

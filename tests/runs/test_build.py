@@ -1,0 +1,90 @@
+"""What a configuration says of the options of a method reaches the parts that obey it."""
+
+import pytest
+import torch
+
+from fedcollm.config import RunConfig
+from fedcollm.config.loading import load_config
+from fedcollm.config.methods import changed
+from fedcollm.errors import UserError
+from fedcollm.federation.server_optimizers import PLAIN, Step
+from fedcollm.models.adapters import read_adapter
+from fedcollm.runs.build import build_federation
+from fedcollm.runs.build_models import build_model, kept_layers
+
+CHANGES = {
+    "client.proximal": 0.25,
+    "client.max_grad_norm": 0.5,
+    "server.max_grad_norm": 2.0,
+    "server.distillation.divergence": "skew_kl",
+    "server.distillation.selective": True,
+    "server.distillation.ramp": 3,
+    "federation.step": {"kind": "fedadam", "rate": 0.01, "momentum": 0.5, "decay": 0.75, "tau": 0.1},
+}
+
+
+def test_options_reach_server_and_clients(tiny_config, tmp_path):
+    server = build_federation(changed(tiny_config, CHANGES), tmp_path).server
+    assert (server.kind, server.selective, server.ramp) == ("skew_kl", True, 3)
+    assert server.step == Step("fedadam", 0.01, 0.5, 0.75, 0.1)
+    assert [client.proximal for client in server.transport._clients.values()] == [0.25, 0.25]
+    assert [client.max_grad_norm for client in server.transport._clients.values()] == [0.5, 0.5]
+    assert server.max_grad_norm == 2.0
+
+
+def test_default_is_the_method_as_the_paper_has_it(tiny_config, tmp_path):
+    server = build_federation(tiny_config, tmp_path).server
+    assert (server.kind, server.selective, server.ramp, server.transplant) == ("forward_kl", False, 0, 0.0)
+    assert server.step == PLAIN
+    assert [client.proximal for client in server.transport._clients.values()] == [0.0, 0.0]
+
+
+@pytest.fixture
+def cut_config(tiny_config, monkeypatch, tmp_path) -> RunConfig:
+    """The SLM is two of the LLM's four layers."""
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
+    source = tiny_config.llm.source
+    return changed(tiny_config, {"slm.source": source, "slm.layers": 2, "server.transplant": 0.5})
+
+
+def test_transplant_knows_the_layers_that_the_slm_kept(cut_config, tmp_path):
+    server = build_federation(cut_config, tmp_path).server
+    assert server.transplant == 0.5
+    assert list(server.kept) == [0, 3]  # first and last of four
+    start, name = server.adapters(), "base_model.model.model.layers.{}.mlp.up_proj.lora_A.weight"
+    assert torch.equal(start["llm"][name.format(3)], start["slm"][name.format(1)])
+    assert not torch.equal(start["llm"][name.format(1)], start["slm"][name.format(1)])
+
+
+def test_transplant_from_a_whole_slm_goes_to_every_layer(cut_config, tmp_path):
+    server = build_federation(changed(cut_config, {"slm.layers": None}), tmp_path).server
+    assert list(server.kept) == [0, 1, 2, 3]
+
+
+def test_transplant_without_an_llm_moves_nothing(cut_config, tmp_path):
+    server = build_federation(changed(cut_config, {"server.epochs": 0}), tmp_path).server
+    assert server.llm is None
+    assert server.run_round(1, score=False).participants == ("0", "1")
+
+
+def test_transplant_between_models_of_random_weights_is_refused():
+    same = {"slm.source": "vit-digits-large", "slm.warm_up": 0, "llm.warm_up": 0, "server.transplant": 0.5}
+    config = load_config("digits", **same)
+    with pytest.raises(UserError, match=r"server\.transplant 0\.5: vit-digits-large is made with random weights"):
+        kept_layers(config, torch.nn.Linear(1, 1))
+
+
+def test_parties_that_build_the_slm_apart_have_the_same_frozen_a(tiny_config, tmp_path):
+    config = changed(tiny_config, {"slm.adapter.freeze_a": True})
+
+    def frozen(config: RunConfig) -> dict[str, torch.Tensor]:
+        model = build_model(config, "slm", config.slm, None, [], tmp_path)
+        assert all(name.endswith("lora_B.weight") for name in read_adapter(model))
+        return {name: p.detach() for name, p in model.named_parameters() if "lora_A" in name}
+
+    one = frozen(config)
+    torch.manual_seed(99)
+    two, other = frozen(config), frozen(changed(config, {"seed": 1}))
+    assert len(one) == 14
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,252 @@
+"""What a run leaves on disk, and what stays whole when writing fails."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from fedcollm.config import RunConfig
+from fedcollm.config.loading import load_config
+from fedcollm.errors import UserError
+from fedcollm.messages import RoundRecord
+from fedcollm.runs import directory as run_directory
+from fedcollm.runs.directory import (
+    load_round,
+    locked,
+    read_config,
+    read_json,
+    read_records,
+    save_round,
+    start,
+    write_atomically,
+    write_json,
+)
+
+
+def record(index: int) -> RoundRecord:
+    return RoundRecord(index, scores={"slm": 0.1 * index}, participants=("0", "1"), seconds={"clients": 1 / 3})
+
+
+def adapters(value: float) -> dict:
+    return {
+        "slm": {"base.layers.0.lora_A.weight": torch.full((2, 3), value), "b": torch.tensor([1 / 3, -0.0, value])},
+        "llm": {"b": torch.full((4,), value, dtype=torch.bfloat16)},
+    }
+
+
+def same_bits(one: dict, two: dict) -> bool:
+    def bits(tensor):
+        return tensor.dtype, tensor.shape, tensor.contiguous().view(torch.uint8).tolist()
+
+    return {r: {n: bits(t) for n, t in a.items()} for r, a in one.items()} == {
+        r: {n: bits(t) for n, t in a.items()} for r, a in two.items()
+    }
+
+
+def fail_with_a_full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# --- rounds ---
+
+
+def test_round_survives_bit_for_bit(tmp_path):
+    save_round(tmp_path, record(3), adapters(0.1))
+    loaded_record, loaded = load_round(tmp_path)
+    assert loaded_record == record(3)
+    assert same_bits(loaded, adapters(0.1))
+
+
+def test_directory_without_a_round_has_none(tmp_path):
+    assert load_round(tmp_path) is None
+    assert read_records(tmp_path) == []
+
+
+def test_last_round_is_the_one_that_is_loaded(tmp_path):
+    for index in range(3):
+        save_round(tmp_path, record(index), adapters(float(index)))
+    loaded_record, loaded = load_round(tmp_path)
+    assert loaded_record.round == 2
+    assert same_bits(loaded, adapters(2.0))
+    assert read_records(tmp_path) == [record(0), record(1), record(2)]
+
+
+def test_round_without_an_llm_survives(tmp_path):
+    only_slm = {"slm": adapters(1.0)["slm"]}
+    save_round(tmp_path, record(0), only_slm)
+    assert same_bits(load_round(tmp_path)[1], only_slm)
+
+
+def test_round_that_is_run_again_replaces_its_line_and_all_later_ones(tmp_path):
+    for index in range(4):
+        save_round(tmp_path, record(index), adapters(0.0))
+    again = RoundRecord(2, scores={"slm": 0.9})
+    save_round(tmp_path, again, adapters(0.0))
+    assert read_records(tmp_path) == [record(0), record(1), again]
+
+
+def test_records_are_one_json_line_each(tmp_path):
+    save_round(tmp_path, record(0), adapters(0.0))
+    save_round(tmp_path, record(1), adapters(0.0))
+    text = (tmp_path / "rounds.jsonl").read_text()
+    assert text == f"{record(0).to_json()}\n{record(1).to_json()}\n"
+
+
+def test_saving_leaves_no_temporary_files(tmp_path):
+    save_round(tmp_path, record(0), adapters(0.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "rounds.jsonl"]
+
+
+def test_checkpoint_is_replaced_and_never_rewritten(tmp_path):
+    save_round(tmp_path, record(0), adapters(0.5))
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    with checkpoint.open("rb") as file:
+        save_round(tmp_path, record(1), adapters(1.0))
+        assert file.read() == before
+    assert checkpoint.read_bytes() != before
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+    save_round(tmp_path, record(0), adapters(0.5))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "save_file", fail_with_a_full_disk)
+        with pytest.raises(
+            UserError, match=r"can't be written: .*No space left on device.*Free some space or choose another --out"
+        ):
+            save_round(tmp_path, record(1), adapters(1.0))
+    loaded_record, loaded = load_round(tmp_path)
+    assert loaded_record == record(0)
+    assert same_bits(loaded, adapters(0.5))
+    assert read_records(tmp_path) == [record(0)]
+
+
+def test_checkpoint_cut_off_while_writing_leaves_the_last_one_whole(tmp_path, monkeypatch):
+    def write_half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        fail_with_a_full_disk()
+
+    save_round(tmp_path, record(0), adapters(0.5))
+    monkeypatch.setattr(run_directory, "save_file", write_half)
+    with pytest.raises(UserError, match="No space left"):
+        save_round(tmp_path, record(1), adapters(1.0))
+    assert same_bits(load_round(tmp_path)[1], adapters(0.5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "rounds.jsonl"]
+
+
+def test_round_killed_before_its_line_gets_it_when_it_is_loaded(tmp_path, monkeypatch):
+    save_round(tmp_path, record(0), adapters(0.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "_append_record", fail_with_a_full_disk)
+        with pytest.raises(UserError, match="No space left"):
+            save_round(tmp_path, record(1), adapters(1.0))
+    assert read_records(tmp_path) == [record(0)]
+    assert load_round(tmp_path)[0] == record(1)
+    assert read_records(tmp_path) == [record(0), record(1)]
+
+
+def test_broken_checkpoint_is_the_users_error(tmp_path):
+    save_round(tmp_path, record(0), adapters(0.0))
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"cut off by a copy")
+    with pytest.raises(UserError, match="checkpoint"):
+        load_round(tmp_path)
+
+
+# --- text files ---
+
+
+def test_failed_write_keeps_the_old_file_and_no_other(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    write_atomically(file, "old")
+    monkeypatch.setattr(os, "fsync", fail_with_a_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_survives(tmp_path):
+    write_json(tmp_path, "data.json", {"clients": {"ä": [1, 2.5, None]}})
+    assert read_json(tmp_path, "data.json") == {"clients": {"ä": [1, 2.5, None]}}
+
+
+def test_missing_json_is_none(tmp_path):
+    assert read_json(tmp_path, "data.json") is None
+
+
+def test_json_that_cannot_be_written_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"output directory .*missing can't be written: .*No such file"):
+        write_json(tmp_path / "missing", "data.json", {})
+
+
+# --- beginning a run ---
+
+
+@pytest.mark.parametrize("preset", ["icd10", "gpt2", "digits"])
+def test_configuration_survives(tmp_path, preset):
+    config = load_config(preset, seed=3, task={"path": "/some/where"})
+    start(tmp_path, config)
+    assert read_config(tmp_path) == config
+
+
+def test_second_run_in_one_directory_is_refused(tmp_path):
+    start(tmp_path, RunConfig())
+    with pytest.raises(
+        UserError, match=r"already holds a run. Choose another --out, or go on with: fedcollm run --resume --out"
+    ):
+        start(tmp_path, RunConfig(seed=1))
+    assert read_config(tmp_path).seed == 0
+
+
+def test_directory_without_a_run_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run: config.yaml is missing"):
+        read_config(tmp_path)
+
+
+def test_configuration_that_no_longer_fits_is_the_users_error(tmp_path):
+    start(tmp_path, RunConfig())
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | {"sede": 3}))
+    with pytest.raises(UserError, match="sede"):
+        read_config(tmp_path)
+
+
+# --- the lock ---
+
+
+def test_lock_makes_the_directory_and_refuses_a_second_holder(tmp_path):
+    directory = tmp_path / "a" / "b"
+    with locked(directory):
+        assert directory.is_dir()
+        with (
+            pytest.raises(UserError, match=r"is in use by another run; wait for it or choose another --out"),
+            locked(directory),
+        ):
+            pytest.fail("locked twice")
+    with locked(directory):
+        assert directory.is_dir()
+
+
+def test_lock_is_released_when_the_holder_fails(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+def test_lock_holds_against_another_process(tmp_path):
+    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    with locked(tmp_path):
+        assert b"BlockingIOError" in subprocess.run(command, capture_output=True, check=False).stderr
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_directory_that_cannot_be_made_is_the_users_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"can't be written"), locked(tmp_path / "file" / "run"):
+        pytest.fail("locked a directory inside a file")

@@ -1,0 +1,58 @@
+"""What a configuration would cost, worked by hand on examples of a few bytes."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fedcollm.config.loading import load_config
+from fedcollm.config.methods import changed
+from fedcollm.modalities.base import Split
+from fedcollm.modalities.text.task import TextExample
+from fedcollm.runs.estimate import activation_bytes, check
+
+CONFIG = load_config(
+    "icd10", **{"client.batch_size": 1, "server.batch_size": 1, "evaluation.batch_size": 1, "federation.rounds": 1}
+)
+SLM = SimpleNamespace(hidden_size=2, num_hidden_layers=3, vocab_size=10)
+LLM = SimpleNamespace(hidden_size=4, num_hidden_layers=5, vocab_size=10)
+LONG = TextExample("long", "8 bytes.", ("ab", "5byte"), 0, ("A", "B"))  # 2 tokens; 1 and 2: at most 4, with both 5
+SHORT = TextExample("short", "red", ("a",), 0, ("A",))  # 1 and 1
+PARTS = Split([SHORT], {"0": [SHORT, LONG]}, [LONG, SHORT])
+
+
+def test_distillation_keeps_both_models_activations():
+    # SLM: 2 tokens x 3 layers x 2 x 30 values x 2 bytes + 1 row x 10 x 4 bytes x 4.5 copies = 720 + 180
+    # LLM: 2 x 5 x 4 x 30 x 4 bytes + 180 = 4980; scoring: 60 x 5 tokens x 4 x 4 bytes = 4800
+    assert activation_bytes(CONFIG, {"slm": SLM, "llm": LLM}, {"slm": 2, "llm": 4}, PARTS) == 900 + 4980 + 4800
+
+
+def test_a_clients_largest_batch_counts_where_there_is_no_llm():
+    # 4 tokens x 3 x 2 x 30 x 2 bytes + 2 rows x 180; scoring: 60 x 5 x 2 x 2 bytes
+    assert activation_bytes(CONFIG, {"slm": SLM}, {"slm": 2}, PARTS) == 1440 + 360 + 1200
+
+
+def test_a_batch_is_the_largest_examples():
+    two = changed(CONFIG, {"client.batch_size": 2})  # LONG and SHORT: 6 tokens, 3 rows
+    assert activation_bytes(two, {"slm": SLM}, {"slm": 2}, PARTS) == 2160 + 540 + 1200
+
+
+def test_data_that_is_not_here_counts_as_short_prompts():
+    # 64 tokens x 3 x 2 x 30 x 2 bytes + 4 rows x 180; scoring: 60 x 64 x 2 x 2 bytes
+    assert activation_bytes(CONFIG, {"slm": SLM}, {"slm": 2}, None) == 23040 + 720 + 15360
+
+
+def test_a_prompt_is_no_longer_than_the_context():
+    cut = SimpleNamespace(hidden_size=2, num_hidden_layers=3, vocab_size=10, max_position_embeddings=1)
+    assert activation_bytes(CONFIG, {"slm": cut}, {"slm": 2}, PARTS) == 1080 + 360 + 960
+
+
+def test_an_image_is_its_patches():
+    shape = SimpleNamespace(hidden_size=2, num_hidden_layers=3, num_labels=10, image_size=8, patch_size=4)
+    image = Split([], {"0": [object()]}, [object()])  # 4 patches and the class token
+    assert activation_bytes(CONFIG, {"slm": shape}, {"slm": 4}, image) == 3600 + 180 + 2400
+
+
+@pytest.mark.parametrize("key", ["server", "evaluation"])
+def test_check_says_that_larger_batches_take_more(tiny_config, key):
+    small, large = (changed(tiny_config, {f"{key}.batch_size": size}) for size in (1, 8))
+    assert check(small).memory_bytes < check(large).memory_bytes

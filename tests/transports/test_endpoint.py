@@ -1,0 +1,251 @@
+"""A client behind bytes, with a server that is hostile or broken."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from tests.transports.small_federation import RUN, Small, identical, small_config
+
+from fedcollm.errors import FedcollmError, NonFiniteError, RoundFailedError, UserError
+from fedcollm.federation.client import Client
+from fedcollm.federation.secagg.fixed_point import RangeError
+from fedcollm.messages import (
+    Answer,
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    Session,
+    TrainRequest,
+    payload_digest,
+)
+from fedcollm.models.adapters import read_adapter
+from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.wire import decode, encode
+
+ALL = ("0", "1", "2", "3")
+
+
+@pytest.fixture
+def small(model_directories, word_data, tmp_path, monkeypatch) -> Small:
+    """Without secure aggregation."""
+    return Small(small_config(model_directories, word_data), tmp_path / "disk", monkeypatch)
+
+
+@pytest.fixture
+def secure(model_directories, word_data, tmp_path, monkeypatch) -> Small:
+    """With it."""
+    config = small_config(model_directories, word_data, **{"federation.secure_aggregation": True})
+    return Small(config, tmp_path / "disk", monkeypatch)
+
+
+def asked(answering: Answering, request: object) -> Answer:
+    """The answer to a request, or to bytes."""
+    answer = decode(answering(request if isinstance(request, bytes) else encode(request)), 10**8)  # pyright: ignore
+    assert isinstance(answer, (ClientUpdate, PhaseAnswer, Failure))
+    return answer
+
+
+def session(small: Small, run: str = RUN, ids=ALL, payload: str | None = None, **changes) -> Session:
+    encoding = small.answering("0").client.encoding  # pyright: ignore[reportAttributeAccessIssue]
+    payload = payload_digest(small.theta, True, encoding, False, None) if payload is None else payload
+    return dataclasses.replace(Session.fresh(run, 1, ids, payload=payload), **changes)
+
+
+def retouched(small: Small, change) -> TrainRequest:
+    return small.request(adapter={name: change(tensor) for name, tensor in small.theta.items()})
+
+
+# --- without secure aggregation ---
+
+PLAIN = {
+    "empty": (lambda small: b"", "not a message of this protocol"),
+    "garbage": (lambda small: b"\xff" * 1000, "not a message of this protocol"),
+    "pickle": (lambda small: b"\x80\x04\x95" + bytes(50), "not a message of this protocol"),
+    "truncated": (lambda small: encode(small.request())[:-1], "not a message of this protocol"),
+    "longer than said": (lambda small: encode(small.request()) + b"\x00", "not a message of this protocol"),
+    "oversized": (lambda small: bytes(small.answering("0").limit_bytes + 1), "longer than the .* allowed"),
+    "failure": (lambda small: Failure("0", "why"), "an answer was sent to a client"),
+    "update": (lambda small: ClientUpdate("0", 1, small.theta, 3, 0.5), "an answer was sent to a client"),
+    "phase answer": (lambda small: PhaseAnswer("0", "00", {"keys": b"x"}), "an answer was sent to a client"),
+    "other run": (lambda small: small.request(run="other"), "'other', and this client is part of 'small-0123'"),
+    "no run": (lambda small: small.request(run=""), "a request of run ''"),
+    "shapes": (lambda small: retouched(small, lambda t: t[:1]), "does not fit the model: tensor .* not "),
+    "dtype": (lambda small: retouched(small, lambda t: t.half()), "does not fit the model: .*float16"),
+    "nan": (lambda small: retouched(small, lambda t: t * torch.nan), "is not finite"),
+    "infinity": (lambda small: retouched(small, lambda t: t + torch.inf), "is not finite"),
+    "no tensors": (lambda small: small.request(adapter={}), "is missing"),
+    "more tensors": (
+        lambda small: small.request(adapter={**small.theta, "base.weight": torch.zeros(2, 2)}),
+        "tensor base.weight is unknown",
+    ),
+    "phase": (lambda small: PhaseRequest("share", "00", {}), "not set up for secure aggregation"),
+    "session": (lambda small: small.request(session=Session.fresh(RUN, 1, ALL)), "not set up for secure aggregation"),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_bad_request_is_refused_untrained_and_the_next_good_one_is_answered(small, kind, monkeypatch):
+    answering = small.answering("0")
+    slm = answering.client.slm
+    before = read_adapter(slm)
+    build, reason = PLAIN[kind]
+    with monkeypatch.context() as patched:
+        patched.setattr("fedcollm.federation.client.fit", lambda *a, **k: pytest.fail("trained"))
+        answer = asked(answering, build(small))
+    assert isinstance(answer, Failure)
+    assert answer.client == "0"
+    assert re.search(reason, answer.reason)
+    assert identical(read_adapter(slm), before)
+    good = asked(answering, small.request())
+    assert isinstance(good, ClientUpdate)
+    assert identical(good.adapter, small.client("0").train(small.request()).adapter)
+
+
+def test_same_bytes_get_the_same_answer_and_are_done_once(small, monkeypatch):
+    answering, trained = small.answering("0"), []
+    train = Client.train
+
+    def noting(self, request):
+        trained.append(request.round_index)
+        return train(self, request)
+
+    monkeypatch.setattr(Client, "train", noting)
+    first = [answering(encode(small.request(index))) for index in (1, 1, 2, 2)]
+    assert first[0] == first[1] != first[2] == first[3]
+    assert trained == [1, 2]
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
+def test_client_without_test_examples_takes_part_unscored(small, secure, secured):
+    one = secure if secured else small
+    answering = one.answering("0")
+    part = answering.client.client if secured else answering.client
+    object.__setattr__(part, "test", [])
+    answer = asked(answering, one.request(session=session(one) if secured else None))
+    assert isinstance(answer, PhaseAnswer if secured else ClientUpdate)
+    assert getattr(answer, "score", None) is None
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("kind", [RangeError, NonFiniteError, UserError, RoundFailedError, FedcollmError])
+def test_error_that_is_no_refusal_travels_as_its_kind_only(small, monkeypatch, kind):
+    def failing(self, request):
+        raise kind("the patient John Smith has E11.9")
+
+    answering = small.answering("0")
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "train", failing)
+        data = answering(encode(small.request()))
+    assert b"John" not in data
+    reason = f"the client stopped with {kind.__name__}; its operator sees why"
+    assert decode(data, 10**6) == Failure("0", reason)
+
+
+def test_update_outside_the_range_is_not_sent(model_directories, word_data, tmp_path, monkeypatch):
+    changes = {"federation.secure_aggregation": True, "federation.masking.value_range": 1e-6}
+    small = Small(small_config(model_directories, word_data, **changes), tmp_path / "disk", monkeypatch)
+    answer = asked(small.answering("0"), small.request(session=session(small)))
+    assert answer == Failure("0", "the client stopped with RangeError; its operator sees why")
+
+
+# --- with secure aggregation ---
+
+
+SECURE = {
+    "plain update": (lambda small: small.request(), "a plain update was asked for"),
+    "other run": (lambda small: small.request(session=session(small, run="other")), "a session of run 'other'"),
+    "other run, told right": (
+        lambda small: small.request(run="other", session=session(small)),
+        "a request of run 'other'",
+    ),
+    "fewer": (lambda small: small.request(session=session(small, ids=ALL[:3])), "3 clients are invited, fewer than 4"),
+    "two": (lambda small: small.request(session=session(small, ids=ALL[:2])), "at least 3 are needed"),
+    "alone": (lambda small: small.request(session=session(small, ids=ALL[:1])), "at least 3 are needed"),
+    "without it": (
+        lambda small: small.request(session=session(small, ids=("1", "2", "3", "4"))),
+        "client 0 was not invited",
+    ),
+    "strangers": (
+        lambda small: small.request(session=session(small, ids=(*ALL, "9"))),
+        "client 9 is invited, but not in the roster",
+    ),
+    "low threshold": (lambda small: small.request(session=session(small, threshold=2)), "it must be from 3 to 4"),
+    "high threshold": (lambda small: small.request(session=session(small, threshold=5)), "it must be from 3 to 4"),
+    "twice": (
+        lambda small: small.request(session=session(small, invited=("0", "0", "1", "2"))),
+        "names a client twice",
+    ),
+    "other round": (lambda small: small.request(2, session=session(small)), "a plain update was asked for"),
+    "other adapter": (
+        lambda small: small.request(session=session(small, payload="00" * 32)),
+        "not what the session says that all clients were sent",
+    ),
+    "not evaluated": (
+        lambda small: small.request(evaluate=False, session=session(small)),
+        "not what the session says that all clients were sent",
+    ),
+    "phase first": (lambda small: PhaseRequest("share", "00" * 16, {}), "not the session that the client is in"),
+    "no nonce": (lambda small: PhaseRequest("unmask", "", {}), "not the session that the client is in"),
+    "garbage": (lambda small: b"garbage", "not a message of this protocol"),
+}
+
+
+@pytest.mark.parametrize("kind", SECURE)
+def test_bad_invitation_is_refused_untrained_and_the_next_good_one_is_answered(secure, kind, monkeypatch):
+    answering = secure.answering("0")
+    build, reason = SECURE[kind]
+    with monkeypatch.context() as patched:
+        patched.setattr("fedcollm.federation.client.fit", lambda *a, **k: pytest.fail("trained"))
+        answer = asked(answering, build(secure))
+    assert isinstance(answer, Failure)
+    assert re.search(reason, answer.reason)
+    good = asked(answering, secure.request(session=session(secure)))
+    assert isinstance(good, PhaseAnswer)
+    assert list(good.items) == ["keys"]
+
+
+@pytest.mark.parametrize("phase", ["mask", "confirm", "unmask", "advertise", "_enter", "__class__", ""])
+def test_phase_out_of_order_is_refused_and_the_session_is_over(secure, phase):
+    answering = secure.answering("0")
+    one = session(secure)
+    assert isinstance(asked(answering, secure.request(session=one)), PhaseAnswer)
+    answer = asked(answering, PhaseRequest(phase, one.nonce, dict.fromkeys(ALL, b"")))
+    assert isinstance(answer, Failure)
+    assert "there is no phase" in answer.reason or "is asked for where share comes next" in answer.reason
+    assert isinstance(asked(answering, secure.request(session=session(secure))), PhaseAnswer)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [{}, {"0": b""}, dict.fromkeys(ALL, b""), dict.fromkeys(ALL, bytes(160)), dict.fromkeys("5678", bytes(160))],
+    ids=["none", "one", "empty", "zeros", "strangers"],
+)
+def test_keys_that_are_none_are_refused_and_no_share_is_sent(secure, items):
+    answering = secure.answering("0")
+    one = session(secure)
+    keys = asked(answering, secure.request(session=one))
+    assert isinstance(keys, PhaseAnswer)
+    own = {"0": keys.items["keys"]} if len(items) == 4 and "0" in items else {}
+    answer = asked(answering, PhaseRequest("share", one.nonce, {**items, **own}))
+    assert isinstance(answer, Failure)
+    assert isinstance(asked(answering, secure.request(session=session(secure))), PhaseAnswer)
+
+
+def test_new_invitation_ends_the_session_before(secure):
+    answering = secure.answering("0")
+    first, second = session(secure), session(secure)
+    asked(answering, secure.request(session=first))
+    asked(answering, secure.request(session=second))
+    answer = asked(answering, PhaseRequest("share", first.nonce, {}))
+    assert answer == Failure("0", "this is not the session that the client is in")
+
+
+def test_same_invitation_again_gets_the_same_keys(secure):
+    answering = secure.answering("0")
+    data = encode(secure.request(session=session(secure)))
+    first = answering(data)
+    assert answering(data) == first

@@ -1,0 +1,152 @@
+"""Messages survive the wire bit for bit, and bytes that are no message are refused."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from fedcollm.errors import RefusalError
+from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Score, Session, TrainRequest
+from fedcollm.transports.wire import decode, encode
+
+LIMIT = 10_000
+ADAPTER = {
+    "b": torch.tensor([[1.0, -2.5], [1 / 3, 1e-30]]),
+    "a": torch.tensor([0.1], dtype=torch.float64),
+    "half": torch.tensor([1.5, 2.5], dtype=torch.bfloat16),
+    "strided": torch.arange(6.0).reshape(2, 3).T,
+}
+SESSION = Session("run", 3, "00ff", ("a", "b", "c"), 3)
+
+
+def same_tensors(one, other) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
+    )
+
+
+@pytest.mark.parametrize("session", [None, SESSION])
+def test_request_to_train(session):
+    back = decode(encode(TrainRequest(3, ADAPTER, False, session)), LIMIT)
+    assert isinstance(back, TrainRequest)
+    assert (back.round_index, back.evaluate, back.session) == (3, False, session)
+    assert same_tensors(back.adapter, ADAPTER)
+
+
+def test_request_to_keep_the_result():
+    back = decode(encode(TrainRequest(3, ADAPTER, True, None, "run", keep=True)), LIMIT)
+    assert isinstance(back, TrainRequest)
+    assert (back.keep, back.run) == (True, "run")
+
+
+def test_session_has_the_same_context_on_both_sides():
+    back = decode(encode(TrainRequest(3, {}, True, SESSION)), LIMIT)
+    assert isinstance(back, TrainRequest)
+    assert back.session is not None
+    assert back.session.context == SESSION.context
+
+
+@pytest.mark.parametrize("score", [None, Score({"acc": 2.0, "acc_norm": 1 / 3}, 7)])
+def test_update(score):
+    back = decode(encode(ClientUpdate("b", 2, ADAPTER, 5, 1 / 7, score, {"clients": 0.1})), LIMIT)
+    assert isinstance(back, ClientUpdate)
+    assert (back.client, back.round_index, back.examples, back.loss) == ("b", 2, 5, 1 / 7)
+    assert (back.score, back.seconds) == (score, {"clients": 0.1})
+    assert same_tensors(back.adapter, ADAPTER)
+
+
+def test_update_under_privacy_has_no_numbers():
+    back = decode(encode(ClientUpdate("b", 2, ADAPTER)), LIMIT)
+    assert isinstance(back, ClientUpdate)
+    assert (back.examples, back.loss, back.score, back.seconds) == (None, None, None, {})
+
+
+def test_confusion_table_and_outcomes_stay_at_home():
+    score = Score({"acc": 2.0}, 7, {("yes", "no"): 4}, {"case 17": 1.0})
+    back = decode(encode(ClientUpdate("b", 2, {}, 5, 0.0, score)), LIMIT)
+    assert isinstance(back, ClientUpdate)
+    assert back.score == Score({"acc": 2.0}, 7)
+    sent = encode(ClientUpdate("b", 2, {}, 5, 0.0, score))
+    assert b"yes" not in sent
+    assert b"17" not in sent
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        PhaseRequest("share", "00ff", {"a": b"\x00\x01\xff", "b": b"", "c d/é": b"x" * 1000}),
+        PhaseRequest("confirm", "00ff", {}),
+        PhaseAnswer("a", "00ff", {"vector": bytes(range(256))}),
+        Failure("a", "out of memory: “x”"),
+    ],
+)
+def test_small_messages(message):
+    assert decode(encode(message), LIMIT) == message
+
+
+@given(st.dictionaries(st.text(max_size=8).filter(lambda name: name != "__metadata__"), st.binary(max_size=40)))
+def test_any_items(items):
+    message = PhaseAnswer("a", "00", items)
+    assert decode(encode(message), 1_000_000) == message
+
+
+# --- what is refused ---
+
+
+def file(metadata: object, tensors=None) -> bytes:
+    return save(tensors or {}, {"fedcollm": metadata if isinstance(metadata, str) else json.dumps(metadata)})
+
+
+GOOD = {"kind": "answer", "client": "a", "nonce": "00"}
+
+
+def test_the_good_one_of_these_is_good():
+    assert decode(file(GOOD), LIMIT) == PhaseAnswer("a", "00", {})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"\xff" * 64,
+        (10**9).to_bytes(8, "little") + b"{}",
+        save({"a": torch.zeros(2)}),
+        file("not JSON"),
+        file([]),
+        file({**GOOD, "kind": "exec"}),
+        file({**GOOD, "more": 1}),
+        file({"kind": "answer", "client": "a"}),
+        file({**GOOD, "client": 3}),
+        file({"kind": "train", "round_index": "1", "evaluate": True, "session": None}),
+        file({"kind": "train", "round_index": 1, "evaluate": True, "session": {"run": "r"}}),
+        file("[" * 100_000)[:LIMIT],
+    ],
+    ids=lambda data: repr(data[:24]),
+)
+def test_bytes_that_are_no_message_are_refused(data):
+    with pytest.raises(RefusalError, match="not a message of this protocol"):
+        decode(data, LIMIT)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 30, 150])
+def test_truncated_message_is_refused(cut):
+    data = encode(TrainRequest(3, ADAPTER))
+    with pytest.raises(RefusalError, match="not a message of this protocol"):
+        decode(data[:-cut], LIMIT)
+
+
+def test_message_that_is_too_long_is_refused():
+    data = encode(PhaseAnswer("a", "00", {"vector": bytes(1000)}))
+    assert decode(data, len(data))
+    with pytest.raises(RefusalError, match=f"a message of {len(data)} bytes, longer than the {len(data) - 1} allowed"):
+        decode(data, len(data) - 1)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(2), torch.zeros(2, 2, dtype=torch.uint8)])
+def test_items_that_are_not_bytes_are_refused(tensor):
+    with pytest.raises(RefusalError, match="item v is not a string of bytes"):
+        decode(file(GOOD, {"v": tensor}), LIMIT)
