@@ -25,7 +25,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
-from fedcollm.deploy.initialise import Site, initialise
+from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.deploy.server import serving, stop_all
 from fedcollm.federation.server import Transport
 from fedcollm.messages import Answer, Request, TrainRequest
@@ -111,7 +111,7 @@ def trained_seconds(log: Path) -> dict[int, float]:
 def deployed(config: RunConfig, place: Path, environment: Mapping[str, str]) -> None:
     """Run the deployment, and print a line a round."""
     port = free_port()
-    deployment = initialise(config, Site("localhost", port, free_port()), place, demo_data=True)
+    deployment = initialize(config, Site("localhost", port, free_port()), place, demo_data=True)
     relays, processes = {}, []
     for client in deployment.clients:
         relays[client] = Relay(port)
@@ -174,10 +174,12 @@ def main() -> None:
     changes = {"federation.rounds": arguments.rounds, "evaluation.every": arguments.rounds}
     changes |= {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in arguments.set)}
     config = load_config(arguments.preset, **changes)
-    secure = load_config(arguments.preset, **changes, **{"federation.secure_aggregation": True})
+    secure = load_config(arguments.preset, **changes, **{"federation.secure_aggregation.enabled": True})
     try:
         deployed(secure, place / "deployment", environment)
-        rehearsed = load_config(arguments.preset, **changes, **{"federation.masking.rehearse": True})
+        rehearsed = load_config(
+            arguments.preset, **changes, **{"federation.secure_aggregation.simulate_quantization": True}
+        )
         others = {
             "the simulation with secure aggregation": secure,
             "the simulation without it, rounded in the same way": rehearsed,

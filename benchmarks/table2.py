@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fedcollm.config.loading import load_config
-from fedcollm.federation.upload_format import Upload
+from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import ClientUpdate
 from fedcollm.runs.estimate import RoleCost, outline, role_cost
 from fedcollm.transports.wire import encode
@@ -51,7 +51,7 @@ VARIANTS: Sequence[Variant] = (
 def cost(preset: str, variant: Variant) -> RoleCost:
     """The SLM's size, its base in float32."""
     config = load_config(preset, **{"slm.adapter.freeze_a": variant.freeze_a})
-    return role_cost(config.slm, True, torch.float32, {"0": Upload(variant.dtype)})
+    return role_cost(config.slm, True, torch.float32, {"0": UploadFormat(variant.dtype)})
 
 
 def message_bytes(preset: str, variant: Variant) -> int:

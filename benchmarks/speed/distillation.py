@@ -1,7 +1,7 @@
 """B2: the server's mutual distillation beside two ways to do it with peers.
 
 Both sides: the same two bases in the same dtype, LoRA rank 8, alpha 16 on every linear layer but the head, the same
-initial adapters, one epoch over the same public examples at the same batch size, the optimiser of B1. Both models are
+initial adapters, one epoch over the same public examples at the same batch size, the optimizer of B1. Both models are
 trained: ours from one pair of forward passes a batch, the peers one model after the other.
 """
 

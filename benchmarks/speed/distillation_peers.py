@@ -26,7 +26,7 @@ TOP_K = 16
 def gkd(case: dict) -> Callable[[], dict]:
     """GKD off-policy (`lmbda` 0) with the forward KL (`beta` 0): teacher LLM, student SLM, then the other way.
 
-    Its loss has no cross-entropy. It gets tokenised rows and transformers' collator, so that both sides read the same
+    Its loss has no cross-entropy. It gets tokenized rows and transformers' collator, so that both sides read the same
     tokens. `bf16` (autocast) is on for a bfloat16 base, its default (else the KL is summed in bfloat16), and
     off for a float32 one.
     """
@@ -115,7 +115,7 @@ def _with_teacher(collate: Any, rows: Sequence[dict]) -> dict[str, Tensor]:
 
 
 class _TopLogitsTrainer(Trainer):
-    """Cross-entropy, and KL to a teacher's stored top-k logits, which are renormalised over these k."""
+    """Cross-entropy, and KL to a teacher's stored top-k logits, which are renormalized over these k."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)

@@ -2,7 +2,7 @@
 
 Both sides: the same base in the same dtype, LoRA rank 8, alpha 16 on every linear layer but the head, the same initial
 adapter, one epoch over the same examples at the same batch size, fused AdamW with β = (0.9, 0.95), a constant rate, no
-clipping, no weight decay, no logging, saving or evaluation, no gradient checkpointing, examples tokenised beforehand.
+clipping, no weight decay, no logging, saving or evaluation, no gradient checkpointing, examples tokenized beforehand.
 The rest is each side's own habit: the peers shuffle and pad each batch to its longest sequence.
 """
 
@@ -117,7 +117,7 @@ def trainer(case: dict) -> Callable[[], dict]:
 
 
 def sft(case: dict) -> Callable[[], dict]:
-    """TRL's `SFTTrainer` on tokenised prompts and completions with labels on the completion; packing is off.
+    """TRL's `SFTTrainer` on tokenized prompts and completions with labels on the completion; packing is off.
 
     `bf16` (autocast), which TRL turns on by default, is off: on a bfloat16 base that is a tenth faster here.
     """

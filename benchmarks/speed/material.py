@@ -26,7 +26,7 @@ from fedcollm.seeding import derive_seed
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 
-#: Of every optimiser here; fedcollm's own is constant, without clipping, and so are the peers' made to be.
+#: Of every optimizer here; fedcollm's own is constant, without clipping, and so are the peers' made to be.
 LEARNING_RATE = 1e-3
 
 SMOLLM2 = {"llm": {"source": "smollm2-135m"}, "slm": {"source": "smollm2-135m", "layers": 10}}

@@ -1,6 +1,6 @@
 """B3: multiple-choice scoring, `fedcollm.training.fine_tuning.evaluate` beside lm-evaluation-harness's `hf` model.
 
-The same items, prompts, weights and dtype; a repetition is all that a caller waits for: tokenising, forward passes,
+The same items, prompts, weights and dtype; a repetition is all that a caller waits for: tokenizing, forward passes,
 metrics. The harness keeps its cache of one-token answers (its default), skips bootstrapping, and has the batch size
 that was its fastest of 4, 8, 16, 32 and 64; ours has that of the preset on `icd10`, and was not swept elsewhere. The
 harness is timed with its default softmax, which in bfloat16 is the faster one but rounds log-probabilities to 8 bits;
@@ -110,7 +110,7 @@ def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def ours(case: dict) -> Callable[[], dict]:
-    """`evaluate` on a fresh task, so that every repetition tokenises."""
+    """`evaluate` on a fresh task, so that every repetition tokenizes."""
     from fedcollm.config.loading import load_config
     from fedcollm.modalities.text.task import TextTask
     from fedcollm.models.adapters import add_adapter, read_adapter, write_adapter

@@ -142,7 +142,7 @@ BAD_SETTINGS = [
     ("slm.layers=99", "layers: 99"),
     ("device=gpu7", "device: 'gpu7'"),
     ("federation.participants=['9']", "no client '9'"),
-    ("federation.masking.threshold=0", "federation.masking.threshold: 0 is not allowed"),
+    ("federation.secure_aggregation.threshold=0", "federation.secure_aggregation.threshold: 0 is not allowed"),
 ]
 
 

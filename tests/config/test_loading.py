@@ -229,19 +229,19 @@ def test_zero_and_negative_numbers_are_refused(key, value):
         ("server.distillation.weight", -0.5),
         ("server.distillation.weight", float("inf")),
         ("server.distillation.divergence", "js"),
-        ("server.distillation.selective", "sometimes"),
-        ("server.distillation.ramp", -1),
-        ("server.transplant", 1.5),
-        ("server.transplant", -0.5),
+        ("server.distillation.teach_where_better", "sometimes"),
+        ("server.distillation.warmup_rounds", -1),
+        ("server.layer_transfer", 1.5),
+        ("server.layer_transfer", -0.5),
         ("client.proximal", -0.1),
         ("client.max_grad_norm", 0),
         ("server.max_grad_norm", -1),
         ("client.proximal", float("inf")),
-        ("federation.step.kind", "sgd"),
-        ("federation.step.rate", 0),
-        ("federation.step.momentum", 1.0),
-        ("federation.step.decay", 1.0),
-        ("federation.step.tau", 0),
+        ("federation.server_optimizer.kind", "sgd"),
+        ("federation.server_optimizer.learning_rate", 0),
+        ("federation.server_optimizer.momentum", 1.0),
+        ("federation.server_optimizer.decay", 1.0),
+        ("federation.server_optimizer.tau", 0),
         ("slm.adapter.freeze_a", "b"),
         ("slm.adapter.dropout", 1.0),
         ("slm.adapter.targets", 3),
@@ -266,12 +266,12 @@ def test_value_of_a_wrong_type_or_range_is_named(key, value):
     ids=["clients", "fraction", "participants"],
 )
 def test_secure_sum_of_two_clients_is_refused(overrides):
-    message = refused(**{"federation.secure_aggregation": True, **overrides})
+    message = refused(**{"federation.secure_aggregation.enabled": True, **overrides})
     assert "needs at least 3 clients in a round, and here 2 would be asked" in message
 
 
 def test_secure_aggregation_of_three_clients_is_allowed():
-    config = load_config(**{"federation.secure_aggregation": True, "task.clients": 3})
+    config = load_config(**{"federation.secure_aggregation.enabled": True, "task.clients": 3})
     assert config.federation.secure_aggregation
 
 
@@ -293,8 +293,8 @@ BOTH_FREEZE = {"slm.adapter.freeze_a": True, "llm.adapter.freeze_a": True}
     [
         {"slm.source": "another"},
         {"llm.layers": 20},
-        {"slm.warm_up": 1},
-        {"llm.warm_up": 1},
+        {"slm.pretrain_epochs": 1},
+        {"llm.pretrain_epochs": 1},
         {"slm.adapter.rank": 4},
         {"llm.adapter.targets": ["q_proj"]},
         {"slm.adapter.kind": "dora", "llm.adapter.kind": "dora"},
@@ -303,16 +303,16 @@ BOTH_FREEZE = {"slm.adapter.freeze_a": True, "llm.adapter.freeze_a": True}
     ids=str,
 )
 def test_transplant_into_a_model_that_the_slm_was_not_cut_from_is_refused(overrides):
-    message = refused(**{"server.transplant": 0.5, **overrides})
-    assert "server.transplant 0.5 needs an SLM that was cut from the LLM by layers" in message
-    assert "or server.transplant: 0" in message
-    assert load_config(**overrides).server.transplant == 0
+    message = refused(**{"server.layer_transfer": 0.5, **overrides})
+    assert "server.layer_transfer 0.5 needs an SLM that was cut from the LLM by layers" in message
+    assert "or server.layer_transfer: 0" in message
+    assert load_config(**overrides).server.layer_transfer == 0
 
 
 def test_transplant_of_a_cut_slm_is_allowed():
-    assert load_config("icd10", **{"server.transplant": 1}).server.transplant == 1.0
+    assert load_config("icd10", **{"server.layer_transfer": 1}).server.layer_transfer == 1.0
     both = {"slm.adapter.rank": 4, "llm.adapter.rank": 4, "slm.adapter.kind": "LORA", "llm.adapter.kind": "LORA"}
-    assert load_config("icd10", **{"server.transplant": 0.5, **both}).slm.adapter.rank == 4
+    assert load_config("icd10", **{"server.layer_transfer": 0.5, **both}).slm.adapter.rank == 4
 
 
 def test_run_that_trains_nothing_is_refused():
@@ -339,8 +339,14 @@ PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
 @pytest.mark.parametrize(
     ("hidden", "why"),
     [
-        ({"federation.secure_aggregation": True}, "secure_aggregation: the server sees a sum only, of 32-bit words"),
-        ({"federation.masking.rehearse": True}, "masking.rehearse: it does as secure aggregation"),
+        (
+            {"federation.secure_aggregation.enabled": True},
+            "secure_aggregation: the server sees a sum only, of 32-bit words",
+        ),
+        (
+            {"federation.secure_aggregation.simulate_quantization": True},
+            "secure_aggregation.simulate_quantization: it does as secure aggregation",
+        ),
         (PRIVATE, "privacy: its noise was worked out"),
     ],
 )
@@ -368,7 +374,7 @@ def test_unknown_upload_dtype_is_refused():
         ),
         ({"client.ranks": [4], "slm.adapter.freeze_a": True}, "client.ranks [4] needs both A and B to travel"),
         (
-            {"client.ranks": [4], "federation.secure_aggregation": True},
+            {"client.ranks": [4], "federation.secure_aggregation.enabled": True},
             "as many at each client. Set client.ranks: null",
         ),
         ({"client.ranks": [4]} | PRIVATE, "client.ranks [4] with federation.privacy"),
@@ -384,16 +390,22 @@ def test_ranks_that_do_not_fit_are_refused(changes, message):
     ("changes", "message"),
     [
         (
-            {"federation.secure_aggregation": True},
+            {"federation.secure_aggregation.enabled": True},
             "product with federation.secure_aggregation: the server sees a sum only",
         ),
-        ({"federation.masking.rehearse": True}, "Set federation.aggregation: mean or uniform"),
+        ({"federation.secure_aggregation.simulate_quantization": True}, "Set federation.aggregation: mean or uniform"),
         ({"federation.privacy": NOISE}, "aggregation: product weighs by the clients' numbers of examples"),
         ({"slm.adapter.kind": "ia3"}, "federation.aggregation product needs LoRA's A and B alone"),
         ({"slm.adapter.freeze_a": True}, "Set slm.adapter.freeze_a: false (with it a mean is exact)"),
-        ({"federation.step.kind": "fedadam"}, "product with federation.step fedadam, rate 1"),
-        ({"federation.step.rate": 0.5}, "product with federation.step average, rate 0.5"),
-        ({"server.transplant": 1.0}, "server.transplant 1 with federation.aggregation product"),
+        (
+            {"federation.server_optimizer.kind": "fedadam"},
+            "product with federation.server_optimizer fedadam, learning_rate 1",
+        ),
+        (
+            {"federation.server_optimizer.learning_rate": 0.5},
+            "product with federation.server_optimizer average, learning_rate 0.5",
+        ),
+        ({"server.layer_transfer": 1.0}, "server.layer_transfer 1 with federation.aggregation product"),
     ],
 )
 def test_product_mean_where_it_means_nothing_is_refused(changes, message):

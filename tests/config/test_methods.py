@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import DEPARTURES, METHODS, NAMES, PAPER, changed
+from fedcollm.config.methods import ABLATIONS, METHODS, NAMES, PAPER, changed
 
-#: With two clients and some unlabelled public examples, so that every departure is one.
+#: With two clients and some unlabelled public examples, so that every ablation is one.
 BASE = RunConfig.model_validate({"task": {"clients": 2, "unlabelled_size": 10}})
 
 
@@ -38,8 +38,11 @@ def test_changed_replaces_the_named_keys_and_leaves_the_base_alone():
 
 
 def test_changed_replaces_a_whole_section():
-    config = changed(BASE, {"federation.step": {"kind": "fedavgm"}})
-    assert (config.federation.step.kind, config.federation.step.rate) == ("fedavgm", 1.0)
+    config = changed(BASE, {"federation.server_optimizer": {"kind": "fedavgm"}})
+    assert (config.federation.server_optimizer.kind, config.federation.server_optimizer.learning_rate) == (
+        "fedavgm",
+        1.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,8 +64,8 @@ def test_changed_checks_what_it_makes(values, message):
 def test_every_method_has_a_name_and_no_two_share_one():
     assert NAMES.keys() == METHODS.keys()
     assert len(set(NAMES.values())) == len(NAMES)
-    assert METHODS.keys() == PAPER.keys() | DEPARTURES.keys()
-    assert not PAPER.keys() & DEPARTURES.keys()
+    assert METHODS.keys() == PAPER.keys() | ABLATIONS.keys()
+    assert not PAPER.keys() & ABLATIONS.keys()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -75,14 +78,14 @@ def test_every_method_is_a_valid_configuration_and_a_function_of_the_base(method
         assert config.model_dump() == RunConfig.model_validate_json(config.model_dump_json()).model_dump()
 
 
-@pytest.mark.parametrize("method", DEPARTURES)
+@pytest.mark.parametrize("method", ABLATIONS)
 def test_departure_differs_in_the_keys_that_it_names_and_no_other(method):
     (config,) = METHODS[method](BASE).values()
-    assert differing(config) == DEPARTURES[method] != {}
+    assert differing(config) == ABLATIONS[method] != {}
 
 
 def test_no_two_departures_are_the_same():
-    configs = [METHODS[method](BASE)[""] for method in ("fedcollm", *DEPARTURES)]
+    configs = [METHODS[method](BASE)[""] for method in ("fedcollm", *ABLATIONS)]
     assert all(one != two for i, one in enumerate(configs) for two in configs[:i])
 
 

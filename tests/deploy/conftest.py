@@ -17,7 +17,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
-from fedcollm.deploy.initialise import Site, initialise
+from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.deploy.server import stop_all
 from fedcollm.modalities.text.task import TextExample
 
@@ -114,7 +114,7 @@ def deploy(tmp_path: Path, tiny_config: RunConfig) -> Iterator[Deploy]:
         config = load_config("icd10", **tiny_config.model_dump(mode="json"), **changes)
         site = Site("localhost", free_port(), free_port())
         plain = not config.federation.secure_aggregation
-        deployment = initialise(config, site, root, plain_updates=plain)
+        deployment = initialize(config, site, root, plain_updates=plain)
         parts = split(load_pool(config.task, config.seed), config.task, config.seed)
         for client in deployment.clients:
             data = root / "clients" / client / "data"

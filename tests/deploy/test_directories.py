@@ -16,7 +16,7 @@ from fedcollm.data.partition import split
 from fedcollm.deploy import client, directories, server
 from fedcollm.deploy.client import Remembered, build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
-from fedcollm.deploy.initialise import Site, initialise
+from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.errors import UserError
 from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Session, TrainRequest, payload_digest
 from fedcollm.runs.directory import CONFIG, config_text
@@ -25,14 +25,14 @@ from fedcollm.transports.wire import decode, encode
 
 @pytest.fixture(scope="module")
 def config(model_directories, word_data):
-    return small_config(model_directories, word_data, **{"federation.secure_aggregation": True})
+    return small_config(model_directories, word_data, **{"federation.secure_aggregation.enabled": True})
 
 
 @pytest.fixture(scope="module")
 def original(config, tmp_path_factory) -> Path:
     """A deployment; every client has its data."""
     place = tmp_path_factory.mktemp("deployment") / "out"
-    initialise(config, Site("localhost"), place)
+    initialize(config, Site("localhost"), place)
     parts = split(load_pool(config.task, config.seed), config.task, config.seed)
     for name, examples in parts.private.items():
         (place / "clients" / name / "data.jsonl").write_text(example_rows(examples))

@@ -25,7 +25,9 @@ def make(model_directories, word_data, tmp_path, monkeypatch):
     """Makes a small federation under secure aggregation."""
 
     def small(**changes) -> Small:
-        config = small_config(model_directories, word_data, **{"federation.secure_aggregation": True, **changes})
+        config = small_config(
+            model_directories, word_data, **{"federation.secure_aggregation.enabled": True, **changes}
+        )
         return Small(config, tmp_path / "disk", monkeypatch)
 
     return small
@@ -35,7 +37,7 @@ def make(model_directories, word_data, tmp_path, monkeypatch):
 def baseline(model_directories, word_data, tmp_path_factory):
     """Records and the SLM's final adapter of a run in one process, without faults."""
     out = tmp_path_factory.mktemp("baseline") / "run"
-    runner.run(small_config(model_directories, word_data, **{"federation.secure_aggregation": True}), out)
+    runner.run(small_config(model_directories, word_data, **{"federation.secure_aggregation.enabled": True}), out)
     return run_directory.read_records(out), last(out)[1]
 
 

@@ -65,7 +65,7 @@ def equal(adapters: dict[str, Adapter], expected: dict[str, Adapter]) -> bool:
 
 def rehearsed(config: RunConfig) -> RunConfig:
     """The same without secure aggregation, but rounded as it rounds."""
-    masking = config.federation.masking.model_copy(update={"rehearse": True})
+    masking = config.federation.secure_aggregation.model_copy(update={"simulate_quantization": True})
     federation = config.federation.model_copy(update={"secure_aggregation": False, "masking": masking})
     return config.model_copy(update={"federation": federation})
 
@@ -73,7 +73,7 @@ def rehearsed(config: RunConfig) -> RunConfig:
 def test_secure_run_survives_kills_of_client_server_and_superlink(deploy: Deploy, tmp_path: Path):
     """Each is killed with SIGKILL while clients train; the same clients take part, so nothing is lost."""
     changes = {"task.clients": 4, "task.private_size": 24, "task.public_size": 60, "client.epochs": 30}
-    deployed = deploy(**changes, **{"federation.secure_aggregation": True, "federation.rounds": 3})
+    deployed = deploy(**changes, **{"federation.secure_aggregation.enabled": True, "federation.rounds": 3})
     for client in ("0", "1", "2", "3"):
         deployed.start_client(client)
     deployed.start_server()

@@ -61,7 +61,7 @@ def test_llm_on_all_data_is_tuned_as_the_server_tunes_it(tiny_config):
 
 @pytest.mark.parametrize("method", ["standalone", "centralized", "centralized_llm"])
 def test_method_of_a_single_party_has_no_secure_aggregation(tiny_config, method):
-    secure = changed(tiny_config, {"federation.secure_aggregation": True, "task.clients": 3})
+    secure = changed(tiny_config, {"federation.secure_aggregation.enabled": True, "task.clients": 3})
     assert not any(config.federation.secure_aggregation for _, config in plan(secure, [method], [0]))
     assert all(config.federation.secure_aggregation for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
 
@@ -97,9 +97,9 @@ def test_several_tasks_have_a_folder_each(tiny_config, tmp_path):
 def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_config):
     # the SLM of tiny_config is a model of its own
     with pytest.raises(
-        UserError, match=r"--methods: transplant does not fit.*1 error\n  server\.transplant 1 needs an SLM"
+        UserError, match=r"--methods: layer_transfer does not fit.*1 error\n  server\.layer_transfer 1 needs an SLM"
     ):
-        plan(tiny_config, ["fedcollm", "transplant"], [0])
+        plan(tiny_config, ["fedcollm", "layer_transfer"], [0])
 
 
 def test_departures_are_planned_and_named_in_the_table(tiny_config, tmp_path):
@@ -112,7 +112,7 @@ def test_departures_are_planned_and_named_in_the_table(tiny_config, tmp_path):
         "FedCoLLM, FFA-LoRA",
     ]
     assert all(len(row.values["slm"]) == len(row.values["llm"]) == 1 for row in comparison.rows)
-    assert read_config(tmp_path / "fedadam" / "seed-0").federation.step.kind == "fedadam"
+    assert read_config(tmp_path / "fedadam" / "seed-0").federation.server_optimizer.kind == "fedadam"
 
 
 def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_uploads_of_another_form_are_not_shared(tiny_config, tmp_path):
 
 
 def test_nothing_is_shared_under_secure_aggregation(tiny_config, tmp_path):
-    values = {"federation.secure_aggregation": True, "task.clients": 3, "federation.rounds": 1}
+    values = {"federation.secure_aggregation.enabled": True, "task.clients": 3, "federation.rounds": 1}
     fedcollm.compare(changed(tiny_config, values), tmp_path, methods=["fedavg"])
     assert [folder.name for folder in (tmp_path / ".shared").iterdir()] == ["round-0"]
 
@@ -219,7 +219,7 @@ def test_what_a_client_does_otherwise_is_not_shared(tiny_config, tmp_path, monke
     base = changed(tiny_config, {"federation.rounds": 1, "server.epochs": 0})
     for name, values in (
         ("whole", {}),
-        ("again", {"federation.step.kind": "fedavgm"}),
+        ("again", {"federation.server_optimizer.kind": "fedavgm"}),
         ("half", {"federation.upload": "bfloat16"}),
         ("pulled", {"client.proximal": 0.1}),
         ("narrow", {"client.ranks": [2, 4]}),

@@ -9,7 +9,7 @@ from tests.conftest import tiny_llama
 
 from fedcollm.errors import NonFiniteError, RefusalError
 from fedcollm.federation.client import Client
-from fedcollm.federation.upload_format import Upload, component_axis, first
+from fedcollm.federation.upload_format import UploadFormat, component_axis, first
 from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.adapters import add_adapter, read_adapter
@@ -188,7 +188,7 @@ def test_data_never_show_in_the_representation(task, slm):
 def test_client_of_a_lower_rank_trains_and_sends_its_first_components(task, llama):
     slm = add_adapter(llama, rank=4, seed=1)
     start = {name: tensor + 0.01 for name, tensor in read_adapter(slm).items()}
-    update = client(task, slm, upload=Upload(rank=1), epochs=3).train(TrainRequest(1, start))
+    update = client(task, slm, upload=UploadFormat(rank=1), epochs=3).train(TrainRequest(1, start))
     trained = read_adapter(slm)
     assert trained.keys() == update.adapter.keys()
     for name, tensor in trained.items():
@@ -203,14 +203,14 @@ def test_client_of_a_lower_rank_trains_as_one_whose_module_has_that_rank(task):
     large = add_adapter(tiny_llama(), rank=4, alpha=16, seed=2)  # scale 16 / 4
     start = {name: torch.randn_like(tensor) / 10 for name, tensor in read_adapter(large).items()}
     expected = client(task, small).train(TrainRequest(1, first(start, 1)))
-    update = client(task, large, upload=Upload(rank=1)).train(TrainRequest(1, start))
+    update = client(task, large, upload=UploadFormat(rank=1)).train(TrainRequest(1, start))
     assert update.loss == pytest.approx(expected.loss, rel=1e-5)
     assert all(torch.allclose(update.adapter[n], t, atol=1e-4) for n, t in expected.adapter.items())
 
 
 def test_adapter_that_does_not_fit_is_refused_by_a_client_of_a_lower_rank_too(task, slm):
     with pytest.raises(RefusalError, match="client a: the adapter does not fit the model"):
-        client(task, slm, upload=Upload(rank=1)).train(TrainRequest(1, {"q.lora_A.weight": torch.tensor(1.0)}))
+        client(task, slm, upload=UploadFormat(rank=1)).train(TrainRequest(1, {"q.lora_A.weight": torch.tensor(1.0)}))
 
 
 # --- its own adapter ---
@@ -233,7 +233,7 @@ def test_client_keeps_what_it_would_have_sent_and_sends_none_of_it(task, slm):
 
 
 def test_client_of_a_lower_rank_keeps_an_adapter_that_fits_its_model(task, slm):
-    one, kept = keeping(task, slm, upload=Upload(torch.float16, rank=1))
+    one, kept = keeping(task, slm, upload=UploadFormat(torch.float16, rank=1))
     one.answer(TrainRequest(3, read_adapter(slm), keep=True))
     assert {(t.dtype, t.shape) for t in kept[0].values()} == {(t.dtype, t.shape) for t in read_adapter(slm).values()}
     assert all(kept[0][name].narrow(component_axis(name), 1, 1).count_nonzero() == 0 for name in kept[0])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedcollm.federation.layer_transfer import carried, in_llm, rooted
+from fedcollm.federation.layer_transfer import apply_delta, in_llm, init_from_slm
 
 KEPT = [0, 2]
 
@@ -41,13 +41,13 @@ def test_layer_after_the_ninth_has_all_its_digits():
 
 def test_rooted_llm_has_the_slms_values_in_the_kept_layers_and_its_own_elsewhere():
     llm, slm = adapter(1.0, 2.0, 3.0), adapter(10.0, 20.0)
-    assert plain(rooted(llm, slm, KEPT)) == plain(adapter(10.0, 2.0, 20.0))
+    assert plain(init_from_slm(llm, slm, KEPT)) == plain(adapter(10.0, 2.0, 20.0))
     assert plain(llm) == plain(adapter(1.0, 2.0, 3.0))
 
 
 def test_rooted_llm_shares_no_memory_with_the_slm():
     slm = adapter(10.0, 20.0)
-    llm = rooted(adapter(1.0, 2.0, 3.0), slm, KEPT)
+    llm = init_from_slm(adapter(1.0, 2.0, 3.0), slm, KEPT)
     slm[name(1)].zero_()
     assert plain(llm) == plain(adapter(10.0, 2.0, 20.0))
 
@@ -61,10 +61,10 @@ def test_rooted_llm_shares_no_memory_with_the_slm():
 )
 def test_share_of_the_change_is_added_to_the_kept_layers(share, expected):
     llm = adapter(1.0, 2.0, 3.0)
-    moved = carried(llm, adapter(10.0, 20.0), adapter(10.5, 16.0), KEPT, share)
+    moved = apply_delta(llm, adapter(10.0, 20.0), adapter(10.5, 16.0), KEPT, share)
     assert plain(moved) == plain(adapter(*expected))
     assert plain(llm) == plain(adapter(1.0, 2.0, 3.0))
 
 
 def test_whole_change_is_carried_by_default():
-    assert plain(carried(adapter(1.0), adapter(0.0), adapter(2.0), [0])) == plain(adapter(3.0))
+    assert plain(apply_delta(adapter(1.0), adapter(0.0), adapter(2.0), [0])) == plain(adapter(3.0))

@@ -15,8 +15,8 @@ from fedcollm.errors import NonFiniteError, RoundFailedError
 from fedcollm.federation.aggregation.validation import aggregate
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server, peak_memory_bytes, sample
-from fedcollm.federation.server_optimizers import Step
-from fedcollm.federation.upload_format import Upload
+from fedcollm.federation.server_optimizers import ServerOptimizer
+from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, Answer, Request, adapter_bytes
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.adapters import add_adapter, read_adapter
@@ -167,7 +167,7 @@ def test_sequence_of_arrival_changes_nothing(server):
 
 @pytest.mark.parametrize("kind", ["average", "fedavgm", "fedadam"])
 def test_round_restored_and_run_again_is_the_same_bit_for_bit(server, kind):
-    server.step = Step(kind, rate=0.1)
+    server.step = ServerOptimizer(kind, learning_rate=0.1)
     server.run_round(1)
     after_one = server.adapters()
     record = server.run_round(2)
@@ -202,7 +202,7 @@ def test_options_of_distillation_reach_it(server, monkeypatch):
 
     monkeypatch.setattr("fedcollm.federation.server.distil_mutually", note)
     options = {"epochs": 2, "batch_size": 3, "learning_rate": 5e-3, "weight": 0.5, "llm_weight": 0.25}
-    options |= {"temperature": 2.0, "kind": "reverse_kl", "selective": True, "max_grad_norm": 0.5}
+    options |= {"temperature": 2.0, "kind": "reverse_kl", "teach_where_better": True, "max_grad_norm": 0.5}
     for name, value in options.items():
         setattr(server, name, value)
     server.run_round(1, score=False)
@@ -250,7 +250,7 @@ def test_scores_do_not_change_the_next_round(server):
 
 
 def test_step_starts_from_what_was_broadcast_and_ends_at_what_is_broadcast_next(server):
-    server.llm, server.step = None, Step("fedavgm", rate=0.5, momentum=0.9)
+    server.llm, server.step = None, ServerOptimizer("fedavgm", learning_rate=0.5, momentum=0.9)
     start = server.adapter
     server.run_round(1)
     mean = aggregate(server.transport.updates).adapter
@@ -268,7 +268,7 @@ def test_step_starts_from_what_was_broadcast_and_ends_at_what_is_broadcast_next(
     ("kind", "roles"), [("average", []), ("fedavgm", ["momentum"]), ("fedadam", ["momentum", "second_moment"])]
 )
 def test_memory_of_the_step_is_part_of_what_the_next_round_depends_on(server, kind, roles):
-    server.step = Step(kind, rate=0.1)
+    server.step = ServerOptimizer(kind, learning_rate=0.1)
     server.run_round(1, score=False)
     after_one = server.adapters()
     assert list(after_one) == ["slm", "llm", *roles]
@@ -281,7 +281,7 @@ def test_memory_of_the_step_is_part_of_what_the_next_round_depends_on(server, ki
 
 
 def test_round_without_clients_keeps_the_memory(server):
-    server.step = Step("fedavgm")
+    server.step = ServerOptimizer("fedavgm")
     server.run_round(1, score=False)
     memory = server.memory
     server.transport = Spy({})
@@ -291,7 +291,7 @@ def test_round_without_clients_keeps_the_memory(server):
 
 
 def test_round_that_fails_keeps_the_memory_of_the_last_good_one(server):
-    server.step = Step("fedadam", rate=0.01)
+    server.step = ServerOptimizer("fedadam", learning_rate=0.01)
     server.run_round(1, score=False)
     memory, adapter = server.memory, server.adapter
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_round_that_fails_keeps_the_memory_of_the_last_good_one(server):
     assert server.adapter is adapter
 
 
-# --- transplant ---
+# --- layer_transfer ---
 
 KEPT = (0, 3)
 
@@ -319,7 +319,7 @@ def cut(task, model_directories):
             name: Client(name, task, slm, part, COLOURS, batch_size=1, learning_rate=1e-2)
             for name, part in PRIVATE.items()
         }
-        options = {"epochs": 0, "transplant": 1.0, "kept": kept} | options
+        options = {"epochs": 0, "layer_transfer": 1.0, "kept": kept} | options
         return Server(task, slm, llm, Spy(clients), PUBLIC, ANIMALS + COLOURS, **options)
 
     return make
@@ -331,7 +331,7 @@ def layer_of(adapter: Adapter, index: int) -> Adapter:
 
 
 def test_roots_are_the_slms_in_the_kept_layers_and_the_llms_own_elsewhere(cut):
-    own = cut(transplant=0.0).adapters()["llm"]
+    own = cut(layer_transfer=0.0).adapters()["llm"]
     start = cut().adapters()
     assert len(layer_of(start["slm"], 1)) == 14
     for place, layer in enumerate(KEPT):
@@ -343,7 +343,7 @@ def test_roots_are_the_slms_in_the_kept_layers_and_the_llms_own_elsewhere(cut):
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_every_round_carries_its_share_of_the_clients_mean_change(cut, share):
-    server = cut(transplant=share)
+    server = cut(layer_transfer=share)
     for index in (1, 2):
         before = server.adapters()
         server.run_round(index, score=False)
@@ -375,7 +375,7 @@ def test_llm_whose_every_layer_is_the_slms_answers_as_the_slm_does(cut):
 
 
 def test_carried_change_is_that_of_the_servers_step(cut):
-    server = cut(step=Step(rate=0.5))
+    server = cut(step=ServerOptimizer(learning_rate=0.5))
     before = server.adapters()["llm"]
     server.run_round(1, score=False)
     mean, after = aggregate(server.transport.updates).adapter, server.adapters()["llm"]
@@ -386,7 +386,7 @@ def test_carried_change_is_that_of_the_servers_step(cut):
 
 
 def test_without_transplant_nothing_of_the_clients_reaches_the_llm_by_itself(cut):
-    server = cut(transplant=0.0)
+    server = cut(layer_transfer=0.0)
     before = server.adapters()["llm"]
     server.run_round(1, score=False)
     assert equal(server.adapters()["llm"], before)
@@ -425,7 +425,7 @@ def test_uploads_in_sixteen_bits_are_half_as_long_and_only_rounded(server, dtype
     server.run_round(1)
     exact, server.adapter = server.adapter, start
     whole = [update.adapter for update in server.transport.updates]
-    upload, clients = Upload(dtype), server.transport._clients
+    upload, clients = UploadFormat(dtype), server.transport._clients
     server.transport = Spy({name: dataclasses.replace(client, upload=upload) for name, client in clients.items()})
     server.uploads = dict.fromkeys(clients, upload)
     record = server.run_round(1)
@@ -441,7 +441,7 @@ def test_uploads_in_sixteen_bits_are_half_as_long_and_only_rounded(server, dtype
 
 def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_those_that_have_them(server):
     server.llm, start, clients = None, server.adapter, server.transport._clients
-    server.uploads = {"a": Upload(rank=2), "b": Upload(rank=4), "c": Upload(rank=2)}
+    server.uploads = {"a": UploadFormat(rank=2), "b": UploadFormat(rank=4), "c": UploadFormat(rank=2)}
     server.transport = Spy({n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()})
     record = server.run_round(1)
     assert record.lost == {}
@@ -460,7 +460,7 @@ def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_t
 def test_product_of_the_global_adapter_is_the_closest_to_the_mean_of_the_clients_products(server, ranks):
     server.llm, server.product, clients = None, True, server.transport._clients
     if ranks:
-        server.uploads = {name: Upload(rank=rank) for name, rank in zip(clients, ranks, strict=True)}
+        server.uploads = {name: UploadFormat(rank=rank) for name, rank in zip(clients, ranks, strict=True)}
         replaced = {n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()}
         server.transport = Spy(replaced)
     server.run_round(1)
@@ -484,7 +484,7 @@ def test_clients_keep_what_they_tune_from_the_distilled_adapter(server):
     server.transport = Spy({n: dataclasses.replace(client, store=stores[n]) for n, client in clients.items()})
     record = server.run_round(1)
     distilled = server.adapters()
-    final, scores = server.personalise(record)
+    final, scores = server.personalize(record)
     assert equal(server.transport.requests[-1].adapter, distilled["slm"])
     assert kept.keys() == scores.keys() == set(PRIVATE)
     assert final.scores == record.scores | {"personal": sum(scores.values()) / 3}

@@ -1,9 +1,9 @@
-"""Two steps of each server optimiser by hand; Δ is the mean of the clients less what was broadcast."""
+"""Two steps of each server optimizer by hand; Δ is the mean of the clients less what was broadcast."""
 
 import pytest
 import torch
 
-from fedcollm.federation.server_optimizers import PLAIN, Step
+from fedcollm.federation.server_optimizers import PLAIN, ServerOptimizer
 
 BEFORE, MEAN = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([1.5, 1.0])}  # Δ = (1/2, -1)
 
@@ -23,13 +23,13 @@ def test_plain_step_is_the_mean_itself_and_keeps_no_memory():
     [(0.5, (1.25, 1.5)), (2.0, (2.0, 0.0))],  # θ + η (1/2, -1)
 )
 def test_average_goes_a_share_of_the_way_or_beyond(rate, expected):
-    adapter, memory = Step(rate=rate)(BEFORE, MEAN, {})
+    adapter, memory = ServerOptimizer(learning_rate=rate)(BEFORE, MEAN, {})
     assert close(adapter, *expected)
     assert memory == {}
 
 
 def test_momentum_by_hand():
-    step = Step("fedavgm", rate=2.0, momentum=0.5)
+    step = ServerOptimizer("fedavgm", learning_rate=2.0, momentum=0.5)
     adapter, memory = step(BEFORE, MEAN, {})
     assert memory.keys() == {"momentum"}
     assert close(memory["momentum"], 0.5, -1.0)  # Δ
@@ -41,7 +41,7 @@ def test_momentum_by_hand():
 
 
 def test_adam_by_hand():
-    step = Step("fedadam", rate=1.0, momentum=0.5, decay=0.75, tau=0.25)
+    step = ServerOptimizer("fedadam", learning_rate=1.0, momentum=0.5, decay=0.75, tau=0.25)
     adapter, memory = step(BEFORE, MEAN, {})
     # m = 1/2 Δ, v = 1/4 Δ² = (1/16, 1/4); m / (√v + τ) = (1/4 / (1/4 + 1/4), -1/2 / (1/2 + 1/4)) = (1/2, -2/3)
     assert memory.keys() == {"momentum", "second_moment"}
@@ -59,7 +59,7 @@ def test_adam_by_hand():
 def test_step_changes_nothing_that_it_is_given(kind):
     memory = {"momentum": {"a": torch.tensor([1.0, 1.0])}, "second_moment": {"a": torch.tensor([4.0, 4.0])}}
     before, mean = {"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([1.5, 1.0])}
-    Step(kind)(before, mean, memory)
+    ServerOptimizer(kind)(before, mean, memory)
     assert close(before, 1.0, 2.0)
     assert close(mean, 1.5, 1.0)
     assert close(memory["momentum"], 1.0, 1.0)
@@ -68,7 +68,7 @@ def test_step_changes_nothing_that_it_is_given(kind):
 
 @pytest.mark.parametrize("kind", ["fedavgm", "fedadam"])
 def test_momentum_goes_on_where_the_clients_stand_still(kind):
-    step = Step(kind, rate=0.1, momentum=0.9)
+    step = ServerOptimizer(kind, learning_rate=0.1, momentum=0.9)
     adapter, memory = step(BEFORE, MEAN, {})
     further, _ = step(adapter, adapter, memory)
     assert further["a"][0] > adapter["a"][0] > BEFORE["a"][0]

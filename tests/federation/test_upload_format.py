@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from fedcollm.errors import UserError
-from fedcollm.federation.aggregation.validation import admitted, aggregate
-from fedcollm.federation.upload_format import WHOLE, Upload, first, rounded, truncated, widened
+from fedcollm.federation.aggregation.validation import aggregate, validate_updates
+from fedcollm.federation.upload_format import WHOLE, UploadFormat, first, rounded, truncated, widened
 from fedcollm.messages import ClientUpdate, TrainRequest, adapter_bytes
 from fedcollm.transports.wire import decode, encode
 
-HALF, BRAIN = Upload(torch.float16), Upload(torch.bfloat16)
+HALF, BRAIN = UploadFormat(torch.float16), UploadFormat(torch.bfloat16)
 THETA = {"w": torch.zeros(3)}
 
 
@@ -17,9 +17,9 @@ def update(values: list[float], dtype: torch.dtype, client: str = "a") -> Client
     return ClientUpdate(client, 1, {"w": torch.tensor(values, dtype=dtype)}, 1, 0.0)
 
 
-def reasons(answer: ClientUpdate, uploads: dict[str, Upload]) -> dict[str, str]:
+def reasons(answer: ClientUpdate, uploads: dict[str, UploadFormat]) -> dict[str, str]:
     lost: dict[str, str] = {}
-    assert list(admitted([answer], TrainRequest(1, THETA), ["a"], 100.0, lost, uploads=uploads)) == []
+    assert list(validate_updates([answer], TrainRequest(1, THETA), ["a"], 100.0, lost, uploads=uploads)) == []
     return lost
 
 
@@ -80,7 +80,7 @@ def test_sixteen_bits_travel_as_sixteen_bits(dtype):
 def test_server_takes_the_mean_of_what_came_in_thetas_dtype():
     answers = [update([1.0, 2.0, 3.0], torch.float16), update([2.0, 2.0, 0.0], torch.bfloat16, "b")]
     uploads = {"a": HALF, "b": BRAIN}
-    kept = list(admitted(answers, TrainRequest(1, THETA), ["a", "b"], 100.0, {}, uploads=uploads))
+    kept = list(validate_updates(answers, TrainRequest(1, THETA), ["a", "b"], 100.0, {}, uploads=uploads))
     assert [one.adapter["w"].dtype for one in kept] == [torch.float32] * 2
     mean = aggregate(kept).adapter["w"]
     assert mean.dtype == torch.float32
@@ -145,7 +145,7 @@ def test_truncated_product_is_that_of_the_first_components():
 
 
 def test_lower_rank_in_sixteen_bits_sends_both_fewer_and_shorter_values():
-    upload = Upload(torch.bfloat16, 1)
+    upload = UploadFormat(torch.bfloat16, 1)
     sent = upload.pack(LORA)
     assert adapter_bytes(sent) == adapter_bytes(upload.expected(LORA)) == 2 * (2 + 2 + 4)
     assert sent["q.lora_B.weight"].dtype == torch.bfloat16
@@ -155,13 +155,13 @@ def test_update_of_another_rank_than_agreed_is_refused():
     theta = {"q.lora_A.weight": A}
     answer = ClientUpdate("a", 1, first(theta, 2), 1, 0.0)
     lost: dict[str, str] = {}
-    request, uploads = TrainRequest(1, theta), {"a": Upload(rank=1)}
-    assert list(admitted([answer], request, ["a"], 100.0, lost, uploads=uploads)) == []
+    request, uploads = TrainRequest(1, theta), {"a": UploadFormat(rank=1)}
+    assert list(validate_updates([answer], request, ["a"], 100.0, lost, uploads=uploads)) == []
     assert lost == {"a": "tensor q.lora_A.weight is [(2, 2), 'torch.float32'], not [(1, 2), 'torch.float32']"}
 
 
 def test_change_of_a_lower_rank_is_measured_from_the_components_that_were_sent():
     theta = {"q.lora_A.weight": A}
     answer = ClientUpdate("a", 1, first({"q.lora_A.weight": A + 1}, 1), 1, 0.0)
-    request, uploads = TrainRequest(1, theta), {"a": Upload(rank=1)}
-    assert list(admitted([answer], request, ["a"], 1.5, {}, uploads=uploads))  # √2
+    request, uploads = TrainRequest(1, theta), {"a": UploadFormat(rank=1)}
+    assert list(validate_updates([answer], request, ["a"], 1.5, {}, uploads=uploads))  # √2

@@ -8,10 +8,10 @@ from typing import get_args
 import pytest
 
 from fedcollm import report
-from fedcollm.config import DistillationConfig, RunConfig, StepConfig
+from fedcollm.config import DistillationConfig, RunConfig, ServerOptimizerConfig
 from fedcollm.errors import UserError
 from fedcollm.report import write_report
-from fedcollm.report.content import DIVERGENCES, STEPS, departures, settings
+from fedcollm.report.content import DIVERGENCES, STEPS, ablations, settings
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 BROWSER = next(
@@ -121,14 +121,14 @@ def test_page_says_it_all_and_loads_nothing(whole, tmp_path):
         assert words in text, words
 
 
-TAUGHT = {"divergence": "jensen_shannon", "selective": True, "ramp": 4}
+TAUGHT = {"divergence": "jensen_shannon", "teach_where_better": True, "warmup_rounds": 4}
 STEPPED = {"client": {"proximal": 0.01}, "federation": {"step": {"kind": "fedadam", "rate": 0.02}}}
 FREEZE = {"adapter": {"freeze_a": True}}
 FROZEN = "LoRA’s A stays frozen in the {} model (FFA-LoRA)"
 
 
 def test_departures_from_the_method_are_said(make_run, make_record, tmp_path):
-    server = {"transplant": 0.5, "distillation": TAUGHT}
+    server = {"layer_transfer": 0.5, "distillation": TAUGHT}
     run = make_run("run", [make_record(0, 0.1, 0.3), make_record(1, 0.6, 0.7)], server=server, **STEPPED)
     text = " ".join(Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")).text.split())
     assert (
@@ -153,19 +153,19 @@ def test_departures_from_the_method_are_said(make_run, make_record, tmp_path):
         ({"client": {"max_grad_norm": 2}, "federation": {"participants": []}}, []),
         # what takes no effect is not said: without distillation, without clients, without λ
         ({"slm": FREEZE, "llm": FREEZE, "server": {"epochs": 0}}, [FROZEN.format("small")]),
-        ({"server": {"epochs": 0, "transplant": 1, "distillation": TAUGHT}}, []),
-        ({"client": {"proximal": 1}, "server": {"transplant": 1}, "federation": {"participants": []}}, []),
+        ({"server": {"epochs": 0, "layer_transfer": 1, "distillation": TAUGHT}}, []),
+        ({"client": {"proximal": 1}, "server": {"layer_transfer": 1}, "federation": {"participants": []}}, []),
         ({"federation": {"participants": [], "step": {"rate": 2}}}, []),
         ({"server": {"distillation": {**TAUGHT, "weight": 0}}}, []),
         (
-            {"server": {"distillation": {"weight": 0, "llm_weight": 1, "ramp": 2}}},
+            {"server": {"distillation": {"weight": 0, "llm_weight": 1, "warmup_rounds": 2}}},
             ["λ grows linearly over the first 2 rounds"],
         ),
     ],
 )
 def test_departures_are_those_that_take_effect(values, words):
     config = RunConfig.model_validate({"slm": {"layers": 10}} | values)
-    assert departures(config) == words
+    assert ablations(config) == words
     assert ("Otherwise than above" in settings(config)) == bool(words)
 
 
@@ -186,7 +186,7 @@ def test_every_divergence_and_step_has_words():
         return set(get_args(section.model_fields[key].annotation))
 
     assert DIVERGENCES.keys() == values(DistillationConfig, "divergence") - {"forward_kl"}
-    assert STEPS.keys() == values(StepConfig, "kind")
+    assert STEPS.keys() == values(ServerOptimizerConfig, "kind")
 
 
 def test_folder_as_output_gets_report_html(whole):

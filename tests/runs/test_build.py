@@ -7,26 +7,32 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.config.methods import changed
 from fedcollm.errors import UserError
-from fedcollm.federation.server_optimizers import PLAIN, Step
+from fedcollm.federation.server_optimizers import PLAIN, ServerOptimizer
 from fedcollm.models.adapters import read_adapter
 from fedcollm.runs.build import build_federation
-from fedcollm.runs.build_models import build_model, kept_layers
+from fedcollm.runs.build_models import build_model, slm_layers
 
 CHANGES = {
     "client.proximal": 0.25,
     "client.max_grad_norm": 0.5,
     "server.max_grad_norm": 2.0,
     "server.distillation.divergence": "skew_kl",
-    "server.distillation.selective": True,
-    "server.distillation.ramp": 3,
-    "federation.step": {"kind": "fedadam", "rate": 0.01, "momentum": 0.5, "decay": 0.75, "tau": 0.1},
+    "server.distillation.teach_where_better": True,
+    "server.distillation.warmup_rounds": 3,
+    "federation.server_optimizer": {
+        "kind": "fedadam",
+        "learning_rate": 0.01,
+        "momentum": 0.5,
+        "decay": 0.75,
+        "tau": 0.1,
+    },
 }
 
 
 def test_options_reach_server_and_clients(tiny_config, tmp_path):
     server = build_federation(changed(tiny_config, CHANGES), tmp_path).server
-    assert (server.kind, server.selective, server.ramp) == ("skew_kl", True, 3)
-    assert server.step == Step("fedadam", 0.01, 0.5, 0.75, 0.1)
+    assert (server.kind, server.teach_where_better, server.ramp) == ("skew_kl", True, 3)
+    assert server.step == ServerOptimizer("fedadam", 0.01, 0.5, 0.75, 0.1)
     assert [client.proximal for client in server.transport._clients.values()] == [0.25, 0.25]
     assert [client.max_grad_norm for client in server.transport._clients.values()] == [0.5, 0.5]
     assert server.max_grad_norm == 2.0
@@ -34,7 +40,7 @@ def test_options_reach_server_and_clients(tiny_config, tmp_path):
 
 def test_default_is_the_method_as_the_paper_has_it(tiny_config, tmp_path):
     server = build_federation(tiny_config, tmp_path).server
-    assert (server.kind, server.selective, server.ramp, server.transplant) == ("forward_kl", False, 0, 0.0)
+    assert (server.kind, server.teach_where_better, server.ramp, server.layer_transfer) == ("forward_kl", False, 0, 0.0)
     assert server.step == PLAIN
     assert [client.proximal for client in server.transport._clients.values()] == [0.0, 0.0]
 
@@ -44,12 +50,12 @@ def cut_config(tiny_config, monkeypatch, tmp_path) -> RunConfig:
     """The SLM is two of the LLM's four layers."""
     monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
     source = tiny_config.llm.source
-    return changed(tiny_config, {"slm.source": source, "slm.layers": 2, "server.transplant": 0.5})
+    return changed(tiny_config, {"slm.source": source, "slm.layers": 2, "server.layer_transfer": 0.5})
 
 
 def test_transplant_knows_the_layers_that_the_slm_kept(cut_config, tmp_path):
     server = build_federation(cut_config, tmp_path).server
-    assert server.transplant == 0.5
+    assert server.layer_transfer == 0.5
     assert list(server.kept) == [0, 3]  # first and last of four
     start, name = server.adapters(), "base_model.model.model.layers.{}.mlp.up_proj.lora_A.weight"
     assert torch.equal(start["llm"][name.format(3)], start["slm"][name.format(1)])
@@ -68,10 +74,15 @@ def test_transplant_without_an_llm_moves_nothing(cut_config, tmp_path):
 
 
 def test_transplant_between_models_of_random_weights_is_refused():
-    same = {"slm.source": "vit-digits-large", "slm.warm_up": 0, "llm.warm_up": 0, "server.transplant": 0.5}
+    same = {
+        "slm.source": "vit-digits-large",
+        "slm.pretrain_epochs": 0,
+        "llm.pretrain_epochs": 0,
+        "server.layer_transfer": 0.5,
+    }
     config = load_config("digits", **same)
-    with pytest.raises(UserError, match=r"server\.transplant 0\.5: vit-digits-large is made with random weights"):
-        kept_layers(config, torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match=r"server\.layer_transfer 0\.5: vit-digits-large is made with random weights"):
+        slm_layers(config, torch.nn.Linear(1, 1))
 
 
 def test_parties_that_build_the_slm_apart_have_the_same_frozen_a(tiny_config, tmp_path):

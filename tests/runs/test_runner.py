@@ -92,9 +92,15 @@ def test_resume_gives_bit_for_bit_what_an_uninterrupted_run_gives(tiny_config, t
 
 
 STEPS = {
-    "fedavgm": ({"federation.step.kind": "fedavgm", "federation.step.rate": 0.5}, {"momentum"}),
-    "fedadam": ({"federation.step.kind": "fedadam", "federation.step.rate": 0.01}, {"momentum", "second_moment"}),
-    "transplant": ({"server.transplant": 1.0, "federation.step.kind": "fedavgm"}, {"momentum"}),
+    "fedavgm": (
+        {"federation.server_optimizer.kind": "fedavgm", "federation.server_optimizer.learning_rate": 0.5},
+        {"momentum"},
+    ),
+    "fedadam": (
+        {"federation.server_optimizer.kind": "fedadam", "federation.server_optimizer.learning_rate": 0.01},
+        {"momentum", "second_moment"},
+    ),
+    "layer_transfer": ({"server.layer_transfer": 1.0, "federation.server_optimizer.kind": "fedavgm"}, {"momentum"}),
 }
 
 
@@ -102,7 +108,7 @@ STEPS = {
 def test_memory_of_the_servers_step_is_resumed_bit_for_bit(tiny_config, tmp_path, monkeypatch, name):
     monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
     values, memory = STEPS[name]
-    if name == "transplant":  # an SLM of the LLM's first and last layer
+    if name == "layer_transfer":  # an SLM of the LLM's first and last layer
         values = values | {"slm.source": tiny_config.llm.source, "slm.layers": 2}
     config = changed(with_rounds(tiny_config, 3), values)
     fedcollm.run(config, tmp_path / "whole")
@@ -200,11 +206,11 @@ def test_second_run_into_the_same_directory_is_refused(tiny_config, tmp_path):
 
 @pytest.mark.parametrize("threshold", [2, 5])
 def test_threshold_that_no_client_would_accept_is_refused_and_leaves_nothing(tiny_config, tmp_path, threshold):
-    masking = tiny_config.federation.masking.model_copy(update={"threshold": threshold})
+    masking = tiny_config.federation.secure_aggregation.model_copy(update={"threshold": threshold})
     federation = tiny_config.federation.model_copy(update={"secure_aggregation": True, "masking": masking})
     task = tiny_config.task.model_copy(update={"clients": 4, "private_size": 20})
     config = tiny_config.model_copy(update={"federation": federation, "task": task})
-    message = f"federation.masking: threshold {threshold} of 4 clients: it must be from 3 to 4"
+    message = f"federation.secure_aggregation: threshold {threshold} of 4 clients: it must be from 3 to 4"
     with pytest.raises(UserError, match=message):
         fedcollm.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -271,18 +277,18 @@ def test_clients_own_adapters_are_peft_files_and_scored_once(personal, tiny_conf
     assert not any(torch.equal(slm[name], own[name]) for name in slm)
 
 
-@pytest.mark.parametrize("place", ["personalise", "save_round"])
+@pytest.mark.parametrize("place", ["personalize", "save_round"])
 def test_run_that_ends_before_clients_keep_theirs_does_it_when_resumed(personal, tmp_path, monkeypatch, place):
     fedcollm.run(personal, tmp_path / "whole")
 
     def dying(*args, **kwargs):
         raise KeyboardInterrupt
 
-    if place == "personalise":
-        monkeypatch.setattr(Server, "personalise", dying)
+    if place == "personalize":
+        monkeypatch.setattr(Server, "personalize", dying)
     else:
         monkeypatch.setattr(
-            Server, "personalise", lambda *args: monkeypatch.setattr(run_directory, place, dying) or (1, 2)
+            Server, "personalize", lambda *args: monkeypatch.setattr(run_directory, place, dying) or (1, 2)
         )
     with pytest.raises(KeyboardInterrupt):
         fedcollm.run(personal, tmp_path / "parts")
@@ -298,9 +304,9 @@ def test_run_that_ends_before_clients_keep_theirs_does_it_when_resumed(personal,
 
 def test_finished_run_is_not_personalised_again_but_one_with_more_rounds_is(personal, tmp_path, monkeypatch):
     fedcollm.run(personal, tmp_path / "run")
-    calls, personalise = [], Server.personalise
+    calls, personalize = [], Server.personalize
     monkeypatch.setattr(
-        Server, "personalise", lambda self, record: calls.append(record.round) or personalise(self, record)
+        Server, "personalize", lambda self, record: calls.append(record.round) or personalize(self, record)
     )
     fedcollm.run(personal, tmp_path / "run", resume=True)
     assert calls == []

@@ -12,7 +12,7 @@ from fedcollm.errors import NonFiniteError
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.adapters import add_adapter, read_adapter
-from fedcollm.training.distillation import distil_mutually, divergence, lacking, mutual_losses
+from fedcollm.training.distillation import distil_mutually, divergence, mutual_losses, uncertainty
 from fedcollm.training.fine_tuning import cross_entropy
 
 LN2, LN3, LN9 = math.log(2), math.log(3), math.log(9)
@@ -273,14 +273,14 @@ HALF, SURE = [0.0, 0.0], [LN3, 0.0]  # (1/2, 1/2) and (3/4, 1/4)
     ],
 )
 def test_who_knows_better_by_hand(first, second, target, teaches):
-    ours, theirs = (lacking(torch.tensor([row]), torch.tensor([target])) for row in (first, second))
+    ours, theirs = (uncertainty(torch.tensor([row]), torch.tensor([target])) for row in (first, second))
     assert (ours < theirs).tolist() == [teaches]
 
 
 def test_each_row_has_its_own_teacher_and_no_gradient_flows_through_the_choice():
     slm, llm = (torch.tensor(rows, requires_grad=True) for rows in ([SURE, SURE, HALF], [HALF, HALF, SURE]))
     targets = torch.tensor([0, 1, UNLABELLED])
-    chosen = lacking(slm, targets) < lacking(llm, targets)
+    chosen = uncertainty(slm, targets) < uncertainty(llm, targets)
     assert chosen.tolist() == [True, False, False]
     assert not chosen.requires_grad
 
@@ -289,7 +289,7 @@ def test_selective_losses_by_hand():
     # row 1: p_g = (3/4, 1/4) knows y = 0 better than p_f = (1/2, 1/2), so that only the LLM is taught;
     # row 2: p_f = (9/10, 1/10) knows it better than p_g = (1/2, 1/2), so that only the SLM is taught
     slm, llm = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
-    losses = mutual_losses(slm, llm, torch.tensor([0, 0]), weight=2.0, selective=True)
+    losses = mutual_losses(slm, llm, torch.tensor([0, 0]), weight=2.0, teach_where_better=True)
     assert losses.kl.item() == pytest.approx(0.3680642 / 2, abs=1e-6)  # KL(p_f ‖ p_g) of row 2
     # CE (ln(4/3) + ln 2) / 2 and (ln 2 + ln(10/9)) / 2; KL(p_g ‖ p_f) of row 1 is 0.1308120
     assert losses.total.item() == pytest.approx(0.4904147 + 0.3992538 + 2 * (0.1840321 + 0.0654060), abs=1e-6)
@@ -301,10 +301,10 @@ def test_selective_losses_by_hand():
 
 def test_selective_losses_of_unlabelled_rows_go_by_confidence():
     # entropies: SLM 0.5623351 and ln 2, LLM ln 2 and 0.3250830; with labels 1 it would be the other way round
-    losses = mutual_losses(STUDENT, TEACHER, torch.tensor([UNLABELLED, UNLABELLED]), selective=True)
+    losses = mutual_losses(STUDENT, TEACHER, torch.tensor([UNLABELLED, UNLABELLED]), teach_where_better=True)
     assert losses.kl.item() == pytest.approx(0.3680642 / 2, abs=1e-6)
     assert losses.total.item() == pytest.approx(0.1840321 + 0.0654060, abs=1e-6)
-    labelled = mutual_losses(STUDENT, TEACHER, torch.tensor([1, 1]), selective=True)
+    labelled = mutual_losses(STUDENT, TEACHER, torch.tensor([1, 1]), teach_where_better=True)
     assert labelled.kl.item() == pytest.approx(ROW_1 / 2, abs=1e-6)
 
 
@@ -423,7 +423,7 @@ def test_one_way_distillation_tunes_the_llm_as_cross_entropy_alone(task, pair):
     assert not equal(slm, slm_alone)
 
 
-@pytest.mark.parametrize("option", [{"selective": True}, *({"kind": kind} for kind in KINDS[1:])], ids=str)
+@pytest.mark.parametrize("option", [{"teach_where_better": True}, *({"kind": kind} for kind in KINDS[1:])], ids=str)
 def test_options_change_what_both_models_learn(task, pair, option):
     slm, llm, losses = distil(task, pair, **option)
     plain_slm, plain_llm, plain_losses = distil(task, pair)

@@ -63,14 +63,14 @@ def norm(gradient) -> float:
 
 
 def stepped(monkeypatch, task, model, examples, clip=1e4, noise=1e-12, rate=1.0, batch_size=16, stream=None):
-    """The gradient that the optimiser takes its only step with."""
+    """The gradient that the optimizer takes its only step with."""
     seen = {}
 
     class Recorder(torch.optim.SGD):
         def step(self, closure=None):
             seen.update({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
 
-    monkeypatch.setattr(module, "optimiser", lambda m, lr: Recorder([p for p in m.parameters() if p.requires_grad], lr))
+    monkeypatch.setattr(module, "optimizer", lambda m, lr: Recorder([p for p in m.parameters() if p.requires_grad], lr))
     privacy = ExamplePrivacy(clip, noise, 1e-5, rate, steps=1)
     fit_privately(task, model, examples, privacy=privacy, batch_size=batch_size, learning_rate=0.1, stream=stream)
     return seen

@@ -24,7 +24,7 @@ from fedcollm.training.fine_tuning import (
     evaluate,
     fit,
     minibatches,
-    optimiser,
+    adamw,
     pull_back,
 )
 
@@ -184,7 +184,7 @@ def test_proximal_steps_by_hand(monkeypatch):
     # One example a step, gradient -(1 - p) ln 3, by plain gradient descent with rate 1 and μ = 2.
     # Step 1: p = 3/4, and θ = θ₀ is not pulled: θ = 1 + ln(3) / 4 = 1.2746531
     # Step 2: p = σ(1.2746531 ln 3) = 0.8022393, gradient -0.2172623 + 2 * 0.2746531: θ = 1.2746531 - 0.3320439
-    monkeypatch.setattr(training, "optimiser", lambda m, rate: torch.optim.SGD([m.weight], rate))
+    monkeypatch.setattr(training, "optimizer", lambda m, rate: torch.optim.SGD([m.weight], rate))
     model = Scaled()
     settings = {"epochs": 2, "batch_size": 1, "learning_rate": 1.0, "seed": 0}
     loss = fit(IMAGES, model, [image(math.log(3), 0, 0)], proximal=2.0, **settings)
@@ -209,7 +209,7 @@ def test_clip_scales_all_trainable_gradients_as_one_vector():
 def test_clipped_steps_by_hand(monkeypatch):
     # gradient -ln(3) / 4 = -0.2746531, cut to -0.1: θ = 1.1; the pull of μ = 2, in step 2, is part of what is cut:
     # p = σ(1.1 ln 3) = 0.7700287, gradient -0.2526492 + 2 * 0.1 = -0.0526492, which is short enough
-    monkeypatch.setattr(training, "optimiser", lambda m, rate: torch.optim.SGD([m.weight], rate))
+    monkeypatch.setattr(training, "optimizer", lambda m, rate: torch.optim.SGD([m.weight], rate))
     settings = {"batch_size": 1, "learning_rate": 1.0, "seed": 0, "proximal": 2.0, "max_grad_norm": 0.1}
     for epochs, weight in [(1, 1.1), (2, 1.1526492)]:
         model = Scaled()
@@ -256,7 +256,7 @@ def test_last_step_that_ends_in_infinity_is_noticed():
 
 def test_optimiser_holds_trainable_parameters_only():
     model = Scaled()
-    (group,) = optimiser(model, 0.5).param_groups
+    (group,) = adamw(model, 0.5).param_groups
     assert group["params"] == [model.weight]
     assert group["lr"] == 0.5
     assert group["weight_decay"] == 0.0

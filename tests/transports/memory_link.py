@@ -20,10 +20,10 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcollm.messages import Answer, Request, TrainRequest
-from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.flower.messages import fetch, pack, request, send
 from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
-from fedcollm.transports.flower.transport import transport as flower
+from fedcollm.transports.flower import transport as flower
 from fedcollm.transports.wire import decode, longest_message
 
 _RUN, _TASK, _SERVER = 7, 8, 1
@@ -31,7 +31,7 @@ _FASTER, _LEAP = 200, 500.0
 DEADLINES = Deadlines(training=9000, phase=8000, absence=3000)
 
 #: Client id to a process's fresh memory.
-Memories = Mapping[str, Callable[[], Answering]]
+Memories = Mapping[str, Callable[[], ClientEndpoint]]
 
 
 class Fault(Enum):
@@ -65,8 +65,8 @@ class _Process:
 
     name: str
     node: int
-    memory: Callable[[], Answering]
-    answering: Answering
+    memory: Callable[[], ClientEndpoint]
+    answering: ClientEndpoint
     inbox: "queue.Queue[_Letter]" = field(default_factory=queue.Queue)
     incarnation: int = 1
     alive: bool = True

@@ -25,7 +25,7 @@ from fedcollm.runs import directory as run_directory
 from fedcollm.runs.build import Remote, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_model
 from fedcollm.runs.runner import rounds
-from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.flower.transport import Deadlines
 from fedcollm.transports.wire import decode, longest_message
 
@@ -87,7 +87,7 @@ class Small:
             self.config, RUN, name, task, slm, self._parts[name], self._test, {}, list(self._parts), self.own(name)
         )
 
-    def answering(self, name: str) -> Answering:
+    def answering(self, name: str) -> ClientEndpoint:
         """A client's process: nothing in its memory, and what was opened on its disk."""
         client: Any = self.client(name)
         settings = secured(self.config, self.roster)
@@ -95,7 +95,7 @@ class Small:
             self.disk.mkdir(exist_ok=True)
             opened: Remembered[list[str]] = Remembered(self.disk / f"{name}-opened.json")
             client = secure_client(self.config, client, settings, self._keys[name], opened)
-        return Answering(name, client, longest_message(adapter_bytes(self.theta)))
+        return ClientEndpoint(name, client, longest_message(adapter_bytes(self.theta)))
 
     def own(self, name: str) -> Path:
         """Where a client keeps its own adapter."""

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from fedcollm.messages import ClientUpdate, Failure, Score, TrainRequest
-from fedcollm.transports.caching import RememberingTransport
+from fedcollm.transports.caching import CachingTransport
 
 UPDATE = ClientUpdate(
     "a", 1, {"w": torch.tensor([[1.0, 1 / 3]])}, 5, 0.1, Score({"acc": 2.0, "acc_norm": 1 / 3}, 7), {"clients": 1 / 7}
@@ -32,8 +32,8 @@ def request(round_index=1, value=0.0, **rest) -> TrainRequest:
     return TrainRequest(round_index, {"w": torch.tensor([[value, 0.0]])}, **rest)
 
 
-def remembering(inner, tmp_path, **settings) -> RememberingTransport:
-    return RememberingTransport(inner, tmp_path / "kept", {"a": "small steps", "b": "small steps"} | settings)
+def remembering(inner, tmp_path, **settings) -> CachingTransport:
+    return CachingTransport(inner, tmp_path / "kept", {"a": "small steps", "b": "small steps"} | settings)
 
 
 def test_a_second_run_gets_the_same_bits_without_training(tmp_path):

@@ -21,7 +21,7 @@ from fedcollm.messages import (
     payload_digest,
 )
 from fedcollm.models.adapters import read_adapter
-from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.wire import decode, encode
 
 ALL = ("0", "1", "2", "3")
@@ -36,11 +36,11 @@ def small(model_directories, word_data, tmp_path, monkeypatch) -> Small:
 @pytest.fixture
 def secure(model_directories, word_data, tmp_path, monkeypatch) -> Small:
     """With it."""
-    config = small_config(model_directories, word_data, **{"federation.secure_aggregation": True})
+    config = small_config(model_directories, word_data, **{"federation.secure_aggregation.enabled": True})
     return Small(config, tmp_path / "disk", monkeypatch)
 
 
-def asked(answering: Answering, request: object) -> Answer:
+def asked(answering: ClientEndpoint, request: object) -> Answer:
     """The answer to a request, or to bytes."""
     answer = decode(answering(request if isinstance(request, bytes) else encode(request)), 10**8)  # pyright: ignore
     assert isinstance(answer, (ClientUpdate, PhaseAnswer, Failure))
@@ -146,7 +146,7 @@ def test_error_that_is_no_refusal_travels_as_its_kind_only(small, monkeypatch, k
 
 
 def test_update_outside_the_range_is_not_sent(model_directories, word_data, tmp_path, monkeypatch):
-    changes = {"federation.secure_aggregation": True, "federation.masking.value_range": 1e-6}
+    changes = {"federation.secure_aggregation.enabled": True, "federation.secure_aggregation.value_range": 1e-6}
     small = Small(small_config(model_directories, word_data, **changes), tmp_path / "disk", monkeypatch)
     answer = asked(small.answering("0"), small.request(session=session(small)))
     assert answer == Failure("0", "the client stopped with RangeError; its operator sees why")

@@ -48,14 +48,14 @@ def init(
 ) -> None:
     """Write certificates, keys and configurations: one directory for the server, one for each client."""
     from fedcollm.config.loading import load_config, parse_settings
-    from fedcollm.deploy.initialise import Site, initialise
+    from fedcollm.deploy.initialize import Site, initialize
 
     overrides = parse_settings(settings or [])
     if clients:
         overrides |= {"federation.participants": clients.split(","), "task.clients": len(clients.split(","))}
     config = load_config(source, **overrides)
     site = Site(host, port, superlink_port, days)
-    initialise(config, site, out, demo_data=demo_data, plain_updates=unsafe_plain_updates)
+    initialize(config, site, out, demo_data=demo_data, plain_updates=unsafe_plain_updates)
     print((out / "README.txt").read_text(encoding="utf-8"), end="")
 
 

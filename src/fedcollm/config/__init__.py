@@ -3,9 +3,9 @@
 from fedcollm.config.federation import (
     DeadlinesConfig,
     FederationConfig,
-    MaskingConfig,
     PrivacyConfig,
-    StepConfig,
+    SecureAggregationConfig,
+    ServerOptimizerConfig,
     asked_clients,
 )
 from fedcollm.config.run import RunConfig
@@ -31,15 +31,15 @@ __all__ = [
     "EvaluationConfig",
     "FederationConfig",
     "FormatConfig",
-    "MaskingConfig",
     "ModelConfig",
     "NonNegative",
     "PartitionConfig",
     "PrivacyConfig",
     "RunConfig",
     "Section",
+    "SecureAggregationConfig",
     "ServerConfig",
-    "StepConfig",
+    "ServerOptimizerConfig",
     "TaskConfig",
     "asked_clients",
 ]

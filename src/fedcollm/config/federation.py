@@ -1,8 +1,8 @@
 """Sections of a run's configuration: rounds, aggregation, secure aggregation, privacy and deadlines."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedcollm.config.sections import Positive, PositiveFloat, Section
 
@@ -16,17 +16,24 @@ def asked_clients(count: int, fraction: float) -> int:
     return min(count, max(1, round(fraction * count)))
 
 
-class MaskingConfig(Section):
-    """Secure aggregation's numbers, which all parties must agree on."""
+class SecureAggregationConfig(Section):
+    """Secure aggregation, with the numbers that all parties must agree on. `true` or `false` alone sets `enabled`."""
 
+    enabled: bool = False
+    """true: the server learns only the sum of the clients' changes, and nothing of a single client"""
     threshold: Positive | None = None
     """clients needed to open a sum, more than 2/3 of those asked in a round; null: the smallest such number"""
     value_range: PositiveFloat = 1.0
     """largest change of a parameter in a round; a larger one is an error (privacy at level client has its own range)"""
-    largest_weight: Positive = 4096
+    max_weight: Positive = 4096
     """largest number of examples of a client"""
-    rehearse: bool = False
-    """without secure_aggregation: round as it does, so that a run gives bit for bit what it gives with it"""
+    simulate_quantization: bool = False
+    """without secure aggregation: round as it does, so that a run gives bit for bit what it gives with it"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"enabled": value} if isinstance(value, bool) else value
 
 
 class DeadlinesConfig(Section):
@@ -64,12 +71,12 @@ class PrivacyConfig(Section):
         return []
 
 
-class StepConfig(Section):
+class ServerOptimizerConfig(Section):
     """What the server does with the clients' mean change, its pseudo-gradient (Reddi et al., arXiv 2003.00295)."""
 
     kind: Literal["average", "fedavgm", "fedadam"] = "average"
     """average: take it as it is (FedAvg); fedavgm: with momentum; fedadam: as Adam would"""
-    rate: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = 1.0
     """server learning rate η; fedadam wants about 0.01"""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """β of fedavgm, β₁ of fedadam"""
@@ -91,15 +98,13 @@ class FederationConfig(Section):
     """mean: weighted by number of examples; uniform: the paper's 1/K; product: weighted, of LoRA's products B A"""
     upload: Literal["float32", "float16", "bfloat16"] = "float32"
     """dtype that a client's adapter travels in, rounded to the nearest: 16 bits halve the bytes up"""
-    step: StepConfig = StepConfig()
-    minimum_clients: Positive = 1
+    server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
+    min_clients: Positive = 1
     """a round with fewer updates fails; under secure aggregation masking.threshold says this"""
     deadlines: DeadlinesConfig = DeadlinesConfig()
-    largest_change: PositiveFloat = 1000.0
+    max_update_norm: PositiveFloat = 1000.0
     """bound of the L2 norm of a client's change, where the server sees it; a larger change is refused"""
-    secure_aggregation: bool = False
-    """true: the server learns the sum of the clients' changes only, and of a single client nothing"""
-    masking: MaskingConfig = MaskingConfig()
+    secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
     privacy: PrivacyConfig | None = None
     """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
 
@@ -111,11 +116,13 @@ class FederationConfig(Section):
             reasons += self.needs_single_updates("federation.upload", self.upload, "float32")
         if self.aggregation == "product":
             reasons += self.needs_single_updates("federation.aggregation", "product", "mean or uniform")
-        if self.aggregation == "product" and (self.step.kind != "average" or self.step.rate != 1):
+        if self.aggregation == "product" and (
+            self.server_optimizer.kind != "average" or self.server_optimizer.learning_rate != 1
+        ):
             reasons.append(
-                f"federation.aggregation product with federation.step {self.step.kind}, rate {self.step.rate:g}: a "
+                f"federation.aggregation product with federation.server_optimizer {self.server_optimizer.kind}, learning_rate {self.server_optimizer.learning_rate:g}: a "
                 "step moves A and B themselves, which the product's mean makes anew in every round. Set "
-                "federation.step.kind: average and federation.step.rate: 1, or federation.aggregation: mean"
+                "federation.server_optimizer.kind: average and federation.server_optimizer.learning_rate: 1, or federation.aggregation: mean"
             )
         return reasons
 
@@ -129,10 +136,13 @@ class FederationConfig(Section):
         """
         why = {
             "secure_aggregation": (
-                self.secure_aggregation,
+                self.secure_aggregation.enabled,
                 "the server sees a sum only, of 32-bit words, as many at each client",
             ),
-            "masking.rehearse": (self.masking.rehearse, "it does as secure aggregation, whose sum is of 32-bit words"),
+            "secure_aggregation.simulate_quantization": (
+                self.secure_aggregation.simulate_quantization,
+                "it does as secure aggregation, whose sum is of 32-bit words",
+            ),
             "privacy": (self.privacy is not None, "its noise was worked out for a whole update in 32 bits"),
         }
         hiding = [(name, reason) for name, (is_on, reason) in why.items() if is_on][:1]

@@ -105,7 +105,12 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        result[key] = _merged(old if isinstance(old, Mapping) else {}, value) if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            old = {"enabled": old} if isinstance(old, bool) else old  # the short form of `secure_aggregation`
+            value = _merged(old if isinstance(old, Mapping) else {}, value)
+        elif isinstance(value, bool) and isinstance(old, Mapping):
+            value = dict(old) | {"enabled": value}
+        result[key] = value
     return result
 
 

@@ -7,11 +7,11 @@ from fedcollm.config import RunConfig
 
 #: Where nothing leaves the one place that the data is in, there is nobody to hide it from, and nothing to send.
 _ALONE: Mapping[str, Any] = {
-    "secure_aggregation": False,
+    "secure_aggregation": {},
     "privacy": None,
     "upload": "float32",
     "aggregation": "mean",
-    "step": {},
+    "server_optimizer": {},
 }
 
 Method = Callable[[RunConfig], dict[str, RunConfig]]
@@ -92,8 +92,8 @@ PAPER: Mapping[str, Method] = {
     for method in (standalone, fedavg, fedavg_ce, llm2slm, fedcollm, centralized, centralized_llm)
 }
 
-#: Departures from FedCoLLM: name to the keys that it changes. Sources are at the functions that they switch on.
-DEPARTURES: Mapping[str, Mapping[str, Any]] = {
+#: Ablations from FedCoLLM: name to the keys that it changes. Sources are at the functions that they switch on.
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "labelled_only": {"task.unlabelled_size": 0},
     "one_way": {"server.distillation.llm_weight": 0.0},
     "half_weight": {"server.distillation.weight": 0.5},
@@ -102,31 +102,31 @@ DEPARTURES: Mapping[str, Mapping[str, Any]] = {
     "jensen_shannon": {"server.distillation.divergence": "jensen_shannon"},
     "skew_kl": {"server.distillation.divergence": "skew_kl"},
     "skew_reverse_kl": {"server.distillation.divergence": "skew_reverse_kl"},
-    "selective": {"server.distillation.selective": True},
-    "ramp": {"server.distillation.ramp": 4},
-    "transplant": {"server.transplant": 1.0},
+    "teach_where_better": {"server.distillation.teach_where_better": True},
+    "warmup": {"server.distillation.warmup_rounds": 4},
+    "layer_transfer": {"server.layer_transfer": 1.0},
     "fedprox": {"client.proximal": 0.01},
     "clipped": {"client.max_grad_norm": 1.0, "server.max_grad_norm": 1.0},
-    "fedavgm": {"federation.step.kind": "fedavgm", "federation.step.momentum": 0.5},
-    "fedadam": {"federation.step.kind": "fedadam", "federation.step.rate": 0.01},
+    "fedavgm": {"federation.server_optimizer.kind": "fedavgm", "federation.server_optimizer.momentum": 0.5},
+    "fedadam": {"federation.server_optimizer.kind": "fedadam", "federation.server_optimizer.learning_rate": 0.01},
     "ffa_lora": {"slm.adapter.freeze_a": True},
-    "one_way_transplant": {"server.distillation.llm_weight": 0.0, "server.transplant": 0.5},
-    "fedcollm_plus": {"server.distillation.selective": True, "federation.aggregation": "product"},
+    "one_way_layer_transfer": {"server.distillation.llm_weight": 0.0, "server.layer_transfer": 0.5},
+    "fedcollm_plus": {"server.distillation.teach_where_better": True, "federation.aggregation": "product"},
     "fedcollm_plus_secure": {
-        "server.distillation.selective": True,
-        "federation.step.kind": "fedavgm",
-        "federation.step.momentum": 0.5,
+        "server.distillation.teach_where_better": True,
+        "federation.server_optimizer.kind": "fedavgm",
+        "federation.server_optimizer.momentum": 0.5,
     },
     "product": {"federation.aggregation": "product"},
     "half_upload": {"federation.upload": "bfloat16"},
 }
 
 
-def _departure(name: str) -> Method:
-    return lambda config: {"": changed(config, DEPARTURES[name])}
+def _ablation(name: str) -> Method:
+    return lambda config: {"": changed(config, ABLATIONS[name])}
 
 
-METHODS: Mapping[str, Method] = {**PAPER, **{name: _departure(name) for name in DEPARTURES}}
+METHODS: Mapping[str, Method] = {**PAPER, **{name: _ablation(name) for name in ABLATIONS}}
 
 #: What a reader calls them.
 NAMES: Mapping[str, str] = {
@@ -145,17 +145,17 @@ NAMES: Mapping[str, str] = {
     "jensen_shannon": "FedCoLLM, Jensen–Shannon",
     "skew_kl": "FedCoLLM, skew KL",
     "skew_reverse_kl": "FedCoLLM, skew reverse KL",
-    "selective": "FedCoLLM, selective",
-    "ramp": "FedCoLLM, λ ramped",
-    "transplant": "FedCoLLM, transplant",
+    "teach_where_better": "FedCoLLM, teach_where_better",
+    "warmup": "FedCoLLM, λ ramped",
+    "layer_transfer": "FedCoLLM, layer_transfer",
     "fedprox": "FedCoLLM, FedProx clients",
     "clipped": "FedCoLLM, clipped gradients",
     "fedavgm": "FedCoLLM, FedAvgM server",
     "fedadam": "FedCoLLM, FedAdam server",
     "ffa_lora": "FedCoLLM, FFA-LoRA",
-    "one_way_transplant": "FedCoLLM, LLM → SLM only, half transplant",
-    "fedcollm_plus": "FedCoLLM+ (selective, mean of products)",
-    "fedcollm_plus_secure": "FedCoLLM+ for secure aggregation (selective, server momentum)",
+    "one_way_layer_transfer": "FedCoLLM, LLM → SLM only, half layer_transfer",
+    "fedcollm_plus": "FedCoLLM+ (teach_where_better, mean of products)",
+    "fedcollm_plus_secure": "FedCoLLM+ for secure aggregation (teach_where_better, server momentum)",
     "product": "FedCoLLM, mean of products",
     "half_upload": "FedCoLLM, 16-bit uploads",
 }

@@ -35,14 +35,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _reachable_minimum(self) -> "RunConfig":
         federation, asked = self.federation, self._asked()
-        if federation.minimum_clients > 1 and federation.secure_aggregation:
+        if federation.min_clients > 1 and federation.secure_aggregation.enabled:
             raise ValueError(
-                f"federation.minimum_clients {federation.minimum_clients} with secure_aggregation: the number of "
-                "clients that a sum needs is federation.masking.threshold. Set that instead"
+                f"federation.min_clients {federation.min_clients} with secure_aggregation: the number of "
+                "clients that a sum needs is federation.secure_aggregation.threshold. Set that instead"
             )
-        if asked and federation.minimum_clients > asked:
+        if asked and federation.min_clients > asked:
             raise ValueError(
-                f"federation.minimum_clients {federation.minimum_clients}, but a round asks {asked} clients only. "
+                f"federation.min_clients {federation.min_clients}, but a round asks {asked} clients only. "
                 "Lower it, or raise task.clients or federation.fraction"
             )
         return self
@@ -56,7 +56,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _secure_sum_of_three(self) -> "RunConfig":
         federation, asked = self.federation, self._asked()
-        if federation.secure_aggregation and 0 < asked < 3:
+        if federation.secure_aggregation.enabled and 0 < asked < 3:
             raise ValueError(
                 f"federation.secure_aggregation needs at least 3 clients in a round, and here {asked} would be asked: "
                 "of a sum of two, each learns the other's part. Raise task.clients or federation.fraction"
@@ -74,7 +74,7 @@ class RunConfig(Section):
                 f"aggregation: {federation.aggregation} weighs by the clients' numbers of examples, which are private; "
                 "set federation.aggregation: uniform"
             )
-        if privacy.level == "client" and not federation.secure_aggregation:
+        if privacy.level == "client" and not federation.secure_aggregation.enabled:
             reasons.append(
                 "at level client each client adds its share of the noise only, too little for a server that sees "
                 "single updates; set federation.secure_aggregation: true"
@@ -104,9 +104,9 @@ class RunConfig(Section):
         reasons = self.federation.objections
         if self.federation.aggregation == "product":
             reasons += adapter.not_plain_lora("federation.aggregation product")
-        if self.federation.aggregation == "product" and self.server.transplant:
+        if self.federation.aggregation == "product" and self.server.layer_transfer:
             reasons.append(
-                f"server.transplant {self.server.transplant:g} with federation.aggregation product: what is moved is "
+                f"server.layer_transfer {self.server.layer_transfer:g} with federation.aggregation product: what is moved is "
                 "the change of A and B themselves, which the product's mean makes anew. Set one of them otherwise"
             )
         if ranks is not None:
@@ -124,13 +124,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _transplant_fits(self) -> "RunConfig":
         cut = self.slm.source == self.llm.source and self.llm.layers is None
-        cut = cut and not self.slm.warm_up + self.llm.warm_up  # each role would be warmed up by itself
+        cut = cut and not self.slm.pretrain_epochs + self.llm.pretrain_epochs  # each role would be warmed up by itself
         adapters = self.slm.adapter == self.llm.adapter and self.slm.adapter.kind.lower() == "lora"
-        if self.server.transplant and not (cut and adapters and not self.slm.adapter.freeze_a):
+        if self.server.layer_transfer and not (cut and adapters and not self.slm.adapter.freeze_a):
             raise ValueError(
-                f"server.transplant {self.server.transplant:g} needs an SLM that was cut from the LLM by layers "
-                "(slm.source as llm.source, llm.layers null, no warm_up) and the same adapter for both, of kind lora "
-                "and without freeze_a. Set those, or server.transplant: 0"
+                f"server.layer_transfer {self.server.layer_transfer:g} needs an SLM that was cut from the LLM by layers "
+                "(slm.source as llm.source, llm.layers null, no pretrain_epochs) and the same adapter for both, of kind lora "
+                "and without freeze_a. Set those, or server.layer_transfer: 0"
             )
         return self
 

@@ -109,7 +109,7 @@ class ModelConfig(Section):
     """dtype of the frozen base; auto: bfloat16 where the hardware multiplies it fast, else float32"""
     attention: Literal["auto", "grouped", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """attention implementation; auto: grouped (ours) on a CPU where the model qualifies, else transformers' choice"""
-    warm_up: NonNegative = 0
+    pretrain_epochs: NonNegative = 0
     """epochs of full training on the public part before the adapter is added (models without pretrained weights)"""
     adapter: AdapterConfig = AdapterConfig()
 
@@ -145,9 +145,9 @@ class DistillationConfig(Section):
     """τ"""
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"] = "forward_kl"
     """forward_kl: KL(teacher ‖ student); reverse_kl: KL(student ‖ teacher); jensen_shannon; skewed ones (DistiLLM)"""
-    selective: bool = False
+    teach_where_better: bool = False
     """teach a role only where the other one knows better (FedMKT's DualMinCE): by the label, else by lower entropy"""
-    ramp: NonNegative = 0
+    warmup_rounds: NonNegative = 0
     """rounds over which λ grows linearly to its full weight; 0: full from the first round on"""
     across_tokenizers: bool = False
     """allow an LLM and an SLM with different tokenizers: they teach each other over the tokens that they share"""
@@ -163,7 +163,7 @@ class ServerConfig(Section):
     max_grad_norm: PositiveFloat | None = None
     """each model's gradient in a step is scaled down to this L2 norm where it is longer; null: never"""
     distillation: DistillationConfig = DistillationConfig()
-    transplant: Annotated[float, Field(ge=0, le=1)] = 0.0
+    layer_transfer: Annotated[float, Field(ge=0, le=1)] = 0.0
     """share of the clients' mean change that goes into the LLM's own layers, where the SLM was cut from it by layers"""
 
 

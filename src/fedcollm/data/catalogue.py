@@ -12,7 +12,7 @@ from fedcollm.data.sources.professions import load_professions
 from fedcollm.data.sources.qa import QA_TASKS, load_qa
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool, Task
-from fedcollm.modalities.text.cross_tokenizer import Bridge
+from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.modalities.vision.task import ImageTask, load_digit_images
 
@@ -78,7 +78,7 @@ def load_pool(config: TaskConfig, seed: int) -> Pool:
     return load_custom(config.path, config.format)
 
 
-def build_task(name: str, text_models: Callable[[], PairFacts]) -> tuple[Task, Bridge | None]:
+def build_task(name: str, text_models: Callable[[], PairFacts]) -> tuple[Task, TokenizerBridge | None]:
     """The task, and where each role has a tokenizer of its own the bridge from this task, the SLM's, to the LLM's.
 
     Args:
@@ -89,7 +89,7 @@ def build_task(name: str, text_models: Callable[[], PairFacts]) -> tuple[Task, B
         return ImageTask(name, [str(digit) for digit in range(10)]), None
     facts = text_models()
     task = text_task(name, facts.slm)
-    return task, None if facts.llm is facts.slm else Bridge(task, text_task(name, facts.llm))
+    return task, None if facts.llm is facts.slm else TokenizerBridge(task, text_task(name, facts.llm))
 
 
 def text_task(name: str, facts: TextModelFacts) -> TextTask:

@@ -22,7 +22,7 @@ from fedcollm.progress import say
 from fedcollm.runs.build import build_client, secure_client, secured
 from fedcollm.runs.build_models import build_model, set_matmul_precision
 from fedcollm.runs.directory import CONFIG, locked, parse_config, write_atomically, writing
-from fedcollm.transports.endpoint import Answering
+from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
 
@@ -89,7 +89,7 @@ def private_examples(config: RunConfig, path: Path) -> tuple[list[TextExample], 
     return read_examples(train), read_examples(test) if test else []
 
 
-def build_answering(directory: Path, data: Path) -> Answering:
+def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     """This client, ready to answer requests in bytes.
 
     Raises:
@@ -112,7 +112,7 @@ def build_answering(directory: Path, data: Path) -> Answering:
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")
         client = secure_client(config, client, settings, names.signing_key(directory), opened)
-    return Answering(membership.client, client, longest_message(adapter_bytes(read_adapter(slm))))
+    return ClientEndpoint(membership.client, client, longest_message(adapter_bytes(read_adapter(slm))))
 
 
 def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -> None:

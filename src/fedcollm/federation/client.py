@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedcollm.errors import RefusalError
-from fedcollm.federation.upload_format import WHOLE, Upload, truncated
+from fedcollm.federation.upload_format import WHOLE, UploadFormat, truncated
 from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
 from fedcollm.modalities.base import Task
 from fedcollm.models.adapters import read_adapter, write_adapter
@@ -62,7 +62,7 @@ class Client:
     spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
     proximal: float = 0.0
     max_grad_norm: float | None = None
-    upload: Upload = WHOLE
+    upload: UploadFormat = WHOLE
     store: Callable[[Adapter], None] | None = field(default=None, repr=False)
 
     def answer(self, request: Request) -> ClientUpdate:

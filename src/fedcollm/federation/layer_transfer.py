@@ -3,7 +3,7 @@
 The other way round, Offsite-Tuning (Xiao et al., arXiv 2302.04870) and FedBiOT (Wu et al., arXiv 2406.17706) tune an
 adapter on a model with layers dropped and plug it into the whole one. Here both models have adapters of their own, so
 that what moves is the clients' mean change of A and of B, layer by layer. It means the same in both models as far as
-their A and B are alike: they start alike (`rooted`).
+their A and B are alike: they start alike (`init_from_slm`).
 """
 
 import re
@@ -28,12 +28,12 @@ def in_llm(name: str, kept: Sequence[int]) -> str:
     return _LAYER.sub(lambda match: str(kept[int(match.group())]), name, count=1)
 
 
-def rooted(llm: Adapter, slm: Adapter, kept: Sequence[int]) -> Adapter:
+def init_from_slm(llm: Adapter, slm: Adapter, kept: Sequence[int]) -> Adapter:
     """ω with the SLM's values in the layers that the SLM has, as both should start."""
     return llm | {in_llm(name, kept): tensor.clone() for name, tensor in slm.items()}
 
 
-def carried(llm: Adapter, before: Adapter, after: Adapter, kept: Sequence[int], share: float = 1.0) -> Adapter:
+def apply_delta(llm: Adapter, before: Adapter, after: Adapter, kept: Sequence[int], share: float = 1.0) -> Adapter:
     """ω plus a share of the change from θ to the clients' mean, in the layers that the SLM has.
 
     Args:

@@ -1,6 +1,6 @@
 """After the last round: every client tunes the final adapter once more, for itself, and keeps the result.
 
-The plainest personalisation, and a strong one (Cheng, Chadha and Duchi, "Fine-tuning in federated learning: a simple
+The plainest personalization, and a strong one (Cheng, Chadha and Duchi, "Fine-tuning in federated learning: a simple
 but tough-to-beat baseline", arXiv 2108.07313v2). No adapter comes back, only whether there is one now and, without
 privacy, what it scores.
 """

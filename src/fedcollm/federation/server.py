@@ -14,16 +14,22 @@ from fedcollm.config import asked_clients
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation.lora import ProductMean
 from fedcollm.federation.aggregation.mean import ComponentMean, Mean
-from fedcollm.federation.aggregation.validation import Aggregate, admitted, aggregate, explained, in_order
-from fedcollm.federation.layer_transfer import carried, rooted
+from fedcollm.federation.aggregation.validation import (
+    Aggregate,
+    aggregate,
+    in_order,
+    validate_updates,
+    with_client_failures,
+)
+from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
 from fedcollm.federation.personalization import with_personal
-from fedcollm.federation.secagg.aggregator import SecureSettings, aggregate_securely, rehearse
+from fedcollm.federation.secagg.aggregator import SecureSettings, aggregate_securely, simulate_quantization
 from fedcollm.federation.secagg.fixed_point import FixedPoint
-from fedcollm.federation.server_optimizers import PLAIN, Memory, Step
-from fedcollm.federation.upload_format import WHOLE, Upload
+from fedcollm.federation.server_optimizers import PLAIN, OptimizerState, ServerOptimizer
+from fedcollm.federation.upload_format import WHOLE, UploadFormat
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
 from fedcollm.modalities.base import Task
-from fedcollm.modalities.text.cross_tokenizer import Bridge
+from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
 from fedcollm.training.distillation import Divergence, distil_mutually, ramp
@@ -70,10 +76,10 @@ class Server:
         uniform: aggregate with weight 1/K instead of n_k / n.
         product: aggregate the products of LoRA's factors, not the factors.
         secure: aggregate securely; None: see each update.
-        rehearsal: without `secure`, round as secure aggregation with this encoding does.
+        simulated_encoding: without `secure`, round as secure aggregation with this encoding does.
         minimum: a round with fewer updates fails.
         private: clients send adapters alone, without numbers of examples, losses, scores and seconds.
-        largest_change: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
+        max_update_norm: bound of the L2 norm of a client's θ_k − θ, where it is seen; larger ones are refused.
         uploads: client id to the form that its adapter comes in; those that are not named send all as it is.
         epochs: passes over D_a a round.
         batch_size: examples a distillation step.
@@ -83,11 +89,11 @@ class Server:
         llm_weight: λ of the LLM's loss; None: same.
         temperature: τ.
         kind: divergence.
-        selective: each role is taught only where the other one knows better.
+        teach_where_better: each role is taught only where the other one knows better.
         ramp: rounds over which λ grows to its full weight; 0: none.
         step: what is done with the clients' mean.
-        transplant: share of the clients' mean change that is moved into the LLM's own layers.
-        kept: for `transplant`: index in the LLM of every layer of the SLM.
+        layer_transfer: share of the clients' mean change that is moved into the LLM's own layers.
+        kept: for `layer_transfer`: index in the LLM of every layer of the SLM.
         evaluation_batch_size: examples a forward pass when scoring.
         seed: the run's seed.
         run: identity of the run, which its clients know.
@@ -107,11 +113,11 @@ class Server:
     uniform: bool = False
     product: bool = False
     secure: SecureSettings | None = None
-    rehearsal: FixedPoint | None = None
+    simulated_encoding: FixedPoint | None = None
     minimum: int = 1
     private: bool = False
-    largest_change: float = 1e3
-    uploads: Mapping[str, Upload] = field(default_factory=dict)
+    max_update_norm: float = 1e3
+    uploads: Mapping[str, UploadFormat] = field(default_factory=dict)
     epochs: int = 1
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -120,23 +126,23 @@ class Server:
     llm_weight: float | None = None
     temperature: float = 1.0
     kind: Divergence = "forward_kl"
-    selective: bool = False
+    teach_where_better: bool = False
     ramp: int = 0
-    step: Step = PLAIN
-    transplant: float = 0.0
+    step: ServerOptimizer = PLAIN
+    layer_transfer: float = 0.0
     kept: Sequence[int] = ()
     evaluation_batch_size: int = 32
     seed: int = 0
     run: str = ""
-    bridge: Bridge | None = field(default=None, repr=False)
+    bridge: TokenizerBridge | None = field(default=None, repr=False)
     adapter: Adapter = field(init=False, repr=False)
-    memory: Memory = field(init=False, repr=False, default_factory=dict)
+    memory: OptimizerState = field(init=False, repr=False, default_factory=dict)
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.adapter = read_adapter(self.slm)
-        if self.llm and self.transplant:
-            write_adapter(self.llm, rooted(read_adapter(self.llm), self.adapter, self.kept))
+        if self.llm and self.layer_transfer:
+            write_adapter(self.llm, init_from_slm(read_adapter(self.llm), self.adapter, self.kept))
 
     def adapters(self) -> dict[str, Adapter]:
         """θ, where there is an LLM ω, and the memory of `step`: all that the next round depends on."""
@@ -163,7 +169,7 @@ class Server:
         ids = sample(self.transport.clients(), self.fraction, self.seed, round_index)
         request = TrainRequest(round_index, self.adapter, score and score_clients, run=self.run)
         tuned = self._aggregate(request, ids) if ids else None
-        memory = self._take_up(tuned.adapter) if tuned else self.memory
+        memory = self._apply_server_optimizer(tuned.adapter) if tuned else self.memory
         start = time.perf_counter()
         losses = self._distil(self.llm, round_index) if self.llm else {}
         seconds = dict(tuned.seconds) if tuned else {"clients": 0.0}
@@ -187,15 +193,17 @@ class Server:
             bytes_down=tuned.bytes_down,
         )
 
-    def _take_up(self, mean: Adapter) -> Memory:
+    def _apply_server_optimizer(self, mean: Adapter) -> OptimizerState:
         """Write the clients' mean into the SLM and, where it was cut from the LLM, into that; returns the memory."""
         adapter, memory = self.step(self.adapter, mean, self.memory)
         write_adapter(self.slm, adapter)
-        if self.llm and self.transplant:
-            write_adapter(self.llm, carried(read_adapter(self.llm), self.adapter, adapter, self.kept, self.transplant))
+        if self.llm and self.layer_transfer:
+            write_adapter(
+                self.llm, apply_delta(read_adapter(self.llm), self.adapter, adapter, self.kept, self.layer_transfer)
+            )
         return memory
 
-    def personalise(self, record: RoundRecord) -> tuple[RoundRecord, dict[str, float]]:
+    def personalize(self, record: RoundRecord) -> tuple[RoundRecord, dict[str, float]]:
         """After the last round: let every client tune θ once more and keep the result; see `with_personal`."""
         request, ids = TrainRequest(record.round + 1, self.adapter, run=self.run, keep=True), self.transport.clients()
         told = with_personal(record, request, ids, self.transport.ask(dict.fromkeys(ids, request)))
@@ -231,11 +239,11 @@ class Server:
             return aggregate_securely(self.transport.ask, request, ids, self.secure)
         lost: dict[str, str] = {}
         answers = self.transport.ask(dict.fromkeys(ids, request))
-        updates = admitted(answers, request, ids, self.largest_change, lost, self.private, self.uploads)
-        with explained(lost):
+        updates = validate_updates(answers, request, ids, self.max_update_norm, lost, self.private, self.uploads)
+        with with_client_failures(lost):
             ordered = in_order(updates, ids)
-            if self.rehearsal:
-                mean = rehearse(ordered, request, self.rehearsal, self.uniform)
+            if self.simulated_encoding:
+                mean = simulate_quantization(ordered, request, self.simulated_encoding, self.uniform)
             else:
                 mean = aggregate(ordered, self.uniform, self._mean(request.adapter))
             if len(mean.participants) < self.minimum:
@@ -273,7 +281,7 @@ class Server:
             llm_weight=None if self.llm_weight is None else self.llm_weight * share,
             temperature=self.temperature,
             kind=self.kind,
-            selective=self.selective,
+            teach_where_better=self.teach_where_better,
             max_grad_norm=self.max_grad_norm,
             bridge=self.bridge,
         )

@@ -19,7 +19,7 @@ _AXES = {"lora_A": 0, "lora_B": 1}
 
 
 @dataclass(frozen=True)
-class Upload:
+class UploadFormat:
     """The form that a client's adapter travels in.
 
     Attributes:
@@ -50,7 +50,7 @@ class Upload:
 
 
 #: All of an adapter, as it was trained.
-WHOLE = Upload()
+WHOLE = UploadFormat()
 
 
 def rounded(adapter: Adapter, dtype: torch.dtype) -> Adapter:

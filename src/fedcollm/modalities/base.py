@@ -32,7 +32,7 @@ class Example(Protocol):
 
     @property
     def content(self) -> str:
-        """What makes two examples duplicates of each other: normalised input, without label."""
+        """What makes two examples duplicates of each other: normalized input, without label."""
         ...
 
     def without_label(self) -> "Example":

@@ -216,7 +216,7 @@ def _cached(key: str, make: Callable[[Path], None]) -> Path:
 
 
 def _convert_gguf(file: Path, target: Path) -> None:
-    """Dequantise a GGUF file into a directory of float32 safetensors."""
+    """Dequantize a GGUF file into a directory of float32 safetensors."""
     say(f"converting {file.name} once into {target.parent}")
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
@@ -236,7 +236,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
 
 
 def _same_embeddings(model: Any) -> bool:
-    """Whether the head is the input embedding, stored twice and perhaps quantised differently.
+    """Whether the head is the input embedding, stored twice and perhaps quantized differently.
 
     GGUF files of Qwen2.5 below 7B load untied, although the official configurations tie them.
     """

@@ -1,4 +1,4 @@
-"""What a run may spend: its optimiser steps, and the sizes of its data, from its configuration and `data.json`."""
+"""What a run may spend: its optimizer steps, and the sizes of its data, from its configuration and `data.json`."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from fedcollm.federation.server import sample
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimiser steps of a whole run.
+    """Optimizer steps of a whole run.
 
     Attributes:
         client: of all clients together.
@@ -55,7 +55,7 @@ def sizes(data: Mapping[str, Any]) -> Sizes:
 
 
 def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
-    """Optimiser steps of a run, all rounds together.
+    """Optimizer steps of a run, all rounds together.
 
     Args:
         config: of the run.

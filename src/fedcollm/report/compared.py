@@ -30,7 +30,7 @@ class Row:
         method: its name in `methods`; empty for the models before any training.
         differences: role to reference method to how far this one is above it.
         sampling: column to half-width of the 95% interval over test examples, where there is one seed.
-        steps: optimiser steps of a run, on average over seeds.
+        steps: optimizer steps of a run, on average over seeds.
     """
 
     name: str

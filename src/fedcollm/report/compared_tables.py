@@ -16,7 +16,7 @@ _ROLES = {"slm": "SLM", "llm": "LLM"}
 
 
 def score_table(compared: Compared) -> Table:
-    """Scores of every method, and the optimiser steps that it took."""
+    """Scores of every method, and the optimizer steps that it took."""
     rows = [
         (
             _name(row, compared),
@@ -131,6 +131,6 @@ def _size_words(sizes: Sizes | None) -> str:
         return ""
     return (
         f"{count(sizes.test)} test examples; {sizes.clients} clients with {count(sizes.private)} private ones in all; "
-        f"public: {count(sizes.labelled)} labelled, {count(sizes.unlabelled)} unlabelled. Steps are the optimiser’s in "
+        f"public: {count(sizes.labelled)} labelled, {count(sizes.unlabelled)} unlabelled. Steps are the optimizer’s in "
         "a whole run: of all clients together, and of each of the server’s models."
     )

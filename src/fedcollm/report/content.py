@@ -15,7 +15,7 @@ METHOD = (
     "In every round the server sends the small model’s adapter θ to the clients, each client fine-tunes it on its own "
     "private examples, and the server averages what comes back; the examples never leave a client. "
     "The server then distils its large model and the averaged small model into each other on a public set: each of "
-    "them minimises its cross-entropy plus λτ² times the Kullback–Leibler divergence from the other’s predictions. "
+    "them minimizes its cross-entropy plus λτ² times the Kullback–Leibler divergence from the other’s predictions. "
     "So the clients gain what the large model knows and the large model gains what the clients learnt, while only an "
     "adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
 )
@@ -130,14 +130,14 @@ def caution(method: Method) -> str:
 
 def settings(config: RunConfig) -> str:
     """How this run departs from, or fills in, the method's sentences."""
-    federation, first, words = config.federation, _on_public_set(config.server), departures(config)
+    federation, first, words = config.federation, _on_public_set(config.server), ablations(config)
     otherwise = f" Otherwise than above: {'; '.join(words)}." if words else ""
     if federation.participants == []:
         return f"In this run: {first}; no clients.{otherwise}"
     kind = AGGREGATIONS[federation.aggregation]
     security = (
         "masked by secure aggregation"
-        if federation.secure_aggregation
+        if federation.secure_aggregation.enabled
         else "without secure aggregation, so the server sees each of them"
     )
     privacy = f"with {federation.privacy.level}-level" if federation.privacy else "without"
@@ -155,22 +155,22 @@ def _on_public_set(server: ServerConfig) -> str:
     return f"{server.epochs} {epochs} on the public set a round, {weights}, τ\u00a0=\u00a0{distillation.temperature:g}"
 
 
-def departures(config: RunConfig) -> list[str]:
+def ablations(config: RunConfig) -> list[str]:
     """What a run does otherwise than the method's sentences say, as far as it takes effect."""
-    server, taught, step = config.server, config.server.distillation, config.federation.step
+    server, taught, step = config.server, config.server.distillation, config.federation.server_optimizer
     distils = bool(server.epochs and (taught.weight or taught.llm_weight))
     clients = config.federation.participants != []
     frozen = {"small": config.slm.adapter.freeze_a, "large": config.llm.adapter.freeze_a and server.epochs > 0}
     models = " and ".join(name for name, is_frozen in frozen.items() if is_frozen)
     words = {
         DIVERGENCES.get(taught.divergence, ""): distils and taught.divergence != "forward_kl",
-        "a model is taught only where the other one knows better": distils and taught.selective,
-        f"λ grows linearly over the first {taught.ramp} rounds": distils and taught.ramp > 0,
-        f"{100 * server.transplant:g}% of the averaged change goes into the large model’s own layers": (
-            clients and server.epochs and server.transplant
+        "a model is taught only where the other one knows better": distils and taught.teach_where_better,
+        f"λ grows linearly over the first {taught.warmup_rounds} rounds": distils and taught.warmup_rounds > 0,
+        f"{100 * server.layer_transfer:g}% of the averaged change goes into the large model’s own layers": (
+            clients and server.epochs and server.layer_transfer
         ),
-        f"{STEPS[step.kind]} step of the server, η\u00a0=\u00a0{step.rate:g}": (
-            clients and (step.kind != "average" or step.rate != 1)
+        f"{STEPS[step.kind]} step of the server, η\u00a0=\u00a0{step.learning_rate:g}": (
+            clients and (step.kind != "average" or step.learning_rate != 1)
         ),
         f"FedProx at the clients, μ\u00a0=\u00a0{config.client.proximal:g}": clients and config.client.proximal,
         f"gradients at the clients clipped to norm {config.client.max_grad_norm}": (

@@ -95,7 +95,7 @@ def controls(directory: Path) -> list[tables.Table]:
 def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared: Sequence[tables.Table] = ()) -> str:
     """The whole page."""
     run = methods[0].runs[0]
-    numbers = tables.summarise(run)
+    numbers = tables.summarize(run)
     sections = _sections(methods, run, numbers)
     # Plotly's own JSON: "<", ">" and "/" escaped, so that no text ends the script element, and NaN as null.
     figures = ", ".join(f'"{panel.id}": {panel.figure.to_json()}' for _, panels in sections for panel in panels)
@@ -185,7 +185,7 @@ def _training(run: Run) -> Iterator[Panel]:
 
 
 def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
-    """Bytes, if any travelled."""
+    """Bytes, if any traveled."""
     if not numbers.bytes_up + numbers.bytes_down:
         return
     text = "What one client has sent and received so far; the axis is logarithmic."

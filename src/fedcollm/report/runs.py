@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import DEPARTURES, METHODS, NAMES
+from fedcollm.config.methods import ABLATIONS, METHODS, NAMES
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.report.formats import natural
@@ -174,6 +174,6 @@ def described(name: str) -> str | None:
     """
     if name not in METHODS:
         return None
-    if name in DEPARTURES:
-        return f"{NAMES[name]}: " + ", ".join(f"{key} = {value}" for key, value in DEPARTURES[name].items())
+    if name in ABLATIONS:
+        return f"{NAMES[name]}: " + ", ".join(f"{key} = {value}" for key, value in ABLATIONS[name].items())
     return (METHODS[name].__doc__ or NAMES[name]).strip().splitlines()[0]

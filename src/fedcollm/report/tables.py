@@ -62,10 +62,10 @@ def summary(directory: Path) -> Summary:
     Raises:
         UserError: there is no run, or one of its files is broken.
     """
-    return summarise(read_run(directory))
+    return summarize(read_run(directory))
 
 
-def summarise(run: Run) -> Summary:
+def summarize(run: Run) -> Summary:
     """One run in numbers."""
     scores = {role: role_scores(run.records, role) for role in ROLES}
     up = max((record.bytes_up for record in run.records), default=0)
@@ -99,7 +99,7 @@ def comparison(methods: Sequence[Method]) -> Table:
     roles = [role for role in ROLES if role != "personal" or any(finals(method, role) for method in methods)]
     rows = []
     for method in methods:
-        summaries = [summarise(run) for run in method.runs]
+        summaries = [summarize(run) for run in method.runs]
         own = finals(method, "slm")
         paired = [own[seed] - main[seed] for seed in own if seed in main]
         done = sorted({value.rounds_done for value in summaries})

@@ -20,15 +20,15 @@ from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint
 from fedcollm.federation.secagg.noise import check_grid, private_fixed_point
 from fedcollm.federation.server import Server, Transport
-from fedcollm.federation.server_optimizers import Step
-from fedcollm.federation.upload_format import Upload
+from fedcollm.federation.server_optimizers import ServerOptimizer
+from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, Session, default_threshold
 from fedcollm.modalities.base import Pool, Split, Task
-from fedcollm.modalities.text.cross_tokenizer import Bridge
+from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.models.adapters import parameter_counts, save_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
-from fedcollm.runs.build_models import build_model, kept_layers, set_matmul_precision, text_models
+from fedcollm.runs.build_models import build_model, set_matmul_precision, slm_layers, text_models
 from fedcollm.runs.directory import writing
 from fedcollm.runs.sharing import remembering
 from fedcollm.transports.local import LocalTransport
@@ -83,7 +83,7 @@ def build_federation(
 
     Args:
         config: everything that the run depends on.
-        base: directory for base models that the run makes itself (`warm_up`).
+        base: directory for base models that the run makes itself (`pretrain_epochs`).
         task: the user's own task, instead of `config.task.name`.
         pool: the user's own data.
         remote: the clients are elsewhere; by default they are in this process.
@@ -164,11 +164,11 @@ def _store(slm: peft.PeftModel, directory: Path, adapter: Adapter) -> None:
         save_adapter(slm, adapter, directory)
 
 
-def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, Upload]:
+def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, UploadFormat]:
     """Client id to the form that its adapter travels in; ids are of all clients of the federation, in its order."""
     name = config.federation.upload
     dtype = None if name == "float32" else getattr(torch, name)
-    return {client: Upload(dtype, config.client.rank(k)) for k, client in enumerate(ids)}
+    return {client: UploadFormat(dtype, config.client.rank(k)) for k, client in enumerate(ids)}
 
 
 def _server(
@@ -180,7 +180,7 @@ def _server(
     split: Split,
     transport: Transport,
     secure: SecureSettings | None,
-    bridge: Bridge | None,
+    bridge: TokenizerBridge | None,
 ) -> Server:
     distillation, clients = config.server.distillation, transport.clients()
     return Server(
@@ -195,10 +195,12 @@ def _server(
         uniform=config.federation.aggregation == "uniform",
         product=config.federation.aggregation == "product",
         secure=secure,
-        rehearsal=fixed_point(config, len(clients)) if config.federation.masking.rehearse and clients else None,
-        minimum=config.federation.minimum_clients,
+        simulated_encoding=fixed_point(config, len(clients))
+        if config.federation.secure_aggregation.simulate_quantization and clients
+        else None,
+        minimum=config.federation.min_clients,
         private=config.federation.privacy is not None,
-        largest_change=config.federation.largest_change,
+        max_update_norm=config.federation.max_update_norm,
         uploads=build_uploads(config, clients),
         epochs=config.server.epochs,
         batch_size=config.server.batch_size,
@@ -208,11 +210,11 @@ def _server(
         llm_weight=distillation.llm_weight,
         temperature=distillation.temperature,
         kind=distillation.divergence,
-        selective=distillation.selective,
-        ramp=distillation.ramp,
-        step=Step(**dict(config.federation.step)),
-        transplant=config.server.transplant,
-        kept=kept_layers(config, llm) if llm and config.server.transplant else (),
+        teach_where_better=distillation.teach_where_better,
+        ramp=distillation.warmup_rounds,
+        step=ServerOptimizer(**dict(config.federation.server_optimizer)),
+        layer_transfer=config.server.layer_transfer,
+        kept=slm_layers(config, llm) if llm and config.server.layer_transfer else (),
         evaluation_batch_size=config.evaluation.batch_size,
         seed=config.seed,
         run=run,
@@ -278,13 +280,16 @@ def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameter
     Raises:
         UserError: a threshold that no client would accept, or sums or noise that don't fit the fixed point.
     """
-    if not (config.federation.secure_aggregation and roster):  # without clients there is nothing to mask
+    if not (config.federation.secure_aggregation.enabled and roster):  # without clients there is nothing to mask
         return None
-    threshold, asked = config.federation.masking.threshold, asked_clients(len(roster), config.federation.fraction)
+    threshold, asked = (
+        config.federation.secure_aggregation.threshold,
+        asked_clients(len(roster), config.federation.fraction),
+    )
     try:
         Session.fresh(config.name, 0, list(roster)[:asked], threshold).check()
     except RefusalError as error:
-        raise UserError(f"federation.masking: {error}") from error
+        raise UserError(f"federation.secure_aggregation: {error}") from error
     uniform = config.federation.aggregation == "uniform"
     encoding, privacy = fixed_point(config, len(roster)), build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and parameters:
@@ -313,13 +318,13 @@ def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
     privacy = build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and clients < 2**16:
         return private_fixed_point(clients, privacy)
-    masking = config.federation.masking
-    weight = 1 if config.federation.aggregation == "uniform" else masking.largest_weight
+    masking = config.federation.secure_aggregation
+    weight = 1 if config.federation.aggregation == "uniform" else masking.max_weight
     encoding = FixedPoint(clients, weight, masking.value_range)
     if clients >= 2**16 or encoding.fraction_bits < 4:
         raise UserError(
-            f"federation.masking: sums of {clients} clients with up to {weight} examples each and changes up to "
-            f"{masking.value_range:g} don't fit 32 bits with enough precision. Lower largest_weight or value_range, "
+            f"federation.secure_aggregation: sums of {clients} clients with up to {weight} examples each and changes up to "
+            f"{masking.value_range:g} don't fit 32 bits with enough precision. Lower max_weight or value_range, "
             "or set federation.aggregation: uniform."
         )
     return encoding

@@ -30,7 +30,7 @@ from fedcollm.training.fine_tuning import fit
 #: Common to all of `VISION_MODELS`: 8 x 8 grey images of ten classes.
 VISION_SHAPE: Mapping[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
 
-#: Image classifiers made from a configuration, with random weights: pair them with `warm_up`.
+#: Image classifiers made from a configuration, with random weights: pair them with `pretrain_epochs`.
 VISION_MODELS: Mapping[str, Mapping[str, int]] = {
     "vit-digits-large": {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 192},
     "vit-digits-small": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
@@ -79,9 +79,9 @@ def build_model(
     made = base / role
     network, place = _base_model(config, role, model, dtype, made)
     network.to(device)
-    if model.warm_up and not made.is_dir():
-        say(f"warming up {role} ({model.source}) on the public part: {model.warm_up} epochs")
-        _warm_up(config, role, model, task, network, public)
+    if model.pretrain_epochs and not made.is_dir():
+        say(f"pretraining {role} ({model.source}) on the public part: {model.pretrain_epochs} epochs")
+        _pretrain(config, role, model, task, network, public)
         network.save_pretrained(made)
         network = _base_model(config, role, model, dtype, made)[0].to(device)  # the bits that a resumed run will have
     tuned = add_adapter(
@@ -107,7 +107,7 @@ def _base_model(config: RunConfig, role: str, model: ModelConfig, dtype: torch.d
     return load_causal_lm(place, dtype, model.attention, resolve_device(config.device).type), place
 
 
-def kept_layers(config: RunConfig, llm: nn.Module) -> list[int]:
+def slm_layers(config: RunConfig, llm: nn.Module) -> list[int]:
     """Index in the LLM of every layer of the SLM, which was cut from it.
 
     Raises:
@@ -115,8 +115,8 @@ def kept_layers(config: RunConfig, llm: nn.Module) -> list[int]:
     """
     if config.slm.source in VISION_MODELS:
         raise UserError(
-            f"server.transplant {config.server.transplant:g}: {config.slm.source} is made with random weights, so an "
-            "SLM of it is not cut from the LLM. Set server.transplant: 0."
+            f"server.layer_transfer {config.server.layer_transfer:g}: {config.slm.source} is made with random weights, so an "
+            "SLM of it is not cut from the LLM. Set server.layer_transfer: 0."
         )
     layers = cast(Any, llm).config.num_hidden_layers
     return even_layers(layers, config.slm.layers or layers)
@@ -127,20 +127,22 @@ def vision_config(source: str) -> ViTConfig:
     return ViTConfig(**VISION_SHAPE, **VISION_MODELS[source])  # pyright: ignore[reportArgumentType]
 
 
-def _warm_up(
+def _pretrain(
     config: RunConfig, role: str, model: ModelConfig, task: Task, network: nn.Module, public: Sequence[Any]
 ) -> None:
     """Train the whole base on the labelled public part, as pretraining would have."""
     labelled = [example for example in public if example.label is not None]
     if not labelled:
-        raise UserError(f"{role}.warm_up: {model.warm_up} needs labelled public examples; set task.public_size.")
+        raise UserError(
+            f"{role}.pretrain_epochs: {model.pretrain_epochs} needs labelled public examples; set task.public_size."
+        )
     fit(
         task,
         network,
         labelled,
-        epochs=model.warm_up,
+        epochs=model.pretrain_epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
         seed=derive_seed(config.seed, "warm_up", role),
-        where=f"warming up {role}",
+        where=f"pretraining {role}",
     )

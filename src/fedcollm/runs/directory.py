@@ -9,7 +9,7 @@
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     adapters/clients/ID/    with `client.personal`: what clients in this process keep after the last round
     personal.json           with `client.personal`: the round after which they did, and each one's score
-    base/{slm,llm}/         base models, only if this run made them (`warm_up`)
+    base/{slm,llm}/         base models, only if this run made them (`pretrain_epochs`)
     confusion.json          role -> [true label, predicted label, examples], of the last round
     outcomes.json           role -> {test example's id: its main metric}, of the last scored round
     harness/                test examples and task file, written by `evaluate --harness`

@@ -13,7 +13,7 @@ from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import is_text, load_pool
 from fedcollm.data.partition import describe, split
 from fedcollm.errors import UserError
-from fedcollm.federation.upload_format import Upload
+from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, adapter_bytes
 from fedcollm.modalities.base import Split
 from fedcollm.modalities.text.task import TextExample
@@ -69,7 +69,7 @@ class Cost:
 
     Attributes:
         roles: `slm` and, where it is trained, `llm`.
-        memory_bytes: estimate of weights, optimiser states and activations in one process.
+        memory_bytes: estimate of weights, optimizer states and activations in one process.
         data: how the data would be split; None if it has to come from the hub first.
         data_note: why there is no data.
         epsilon: what the whole run spends of privacy; None without privacy.
@@ -118,7 +118,7 @@ def _data(config: RunConfig) -> tuple[Split | None, str]:
         return None, str(error)
 
 
-def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, uploads: Mapping[str, Upload]) -> RoleCost:
+def role_cost(model: ModelConfig, text: bool, dtype: torch.dtype, uploads: Mapping[str, UploadFormat]) -> RoleCost:
     """A role's size.
 
     Args:

@@ -286,7 +286,7 @@ def _seconds_a_unit(
     largest = [examples[i] for i in sorted(range(len(examples)), key=lambda i: sizes[i])[-batch_size:]]
     run(largest)  # the peak of memory, too
     timed = [example for batch in chosen_batches(examples, sizes, batch_size, _BATCHES) for example in batch]
-    run(timed)  # tokenises, and compiles products
+    run(timed)  # tokenizes, and compiles products
     start = time.perf_counter()
     run(timed)
     seconds = time.perf_counter() - start

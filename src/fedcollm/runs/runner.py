@@ -147,7 +147,7 @@ def _rounds(
         if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
             server.scores()
             _publish(directory, federation)
-        _personalise(config, directory, server)
+        _personalize(config, directory, server)
         yield from directories.read_records(directory)
     else:
         scores = zero_shot(config, server, shared) if shared else server.scores()
@@ -162,10 +162,10 @@ def _rounds(
         (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
-        yield _personalise(config, directory, server) or record
+        yield _personalize(config, directory, server) or record
 
 
-def _personalise(config: RunConfig, directory: Path, server: Server) -> RoundRecord | None:
+def _personalize(config: RunConfig, directory: Path, server: Server) -> RoundRecord | None:
     """After the last round let clients tune θ for themselves, once; the record with their score, if they just did."""
     if not config.client.personal:
         return None
@@ -173,7 +173,7 @@ def _personalise(config: RunConfig, directory: Path, server: Server) -> RoundRec
     done = (directories.read_json(directory, directories.PERSONAL) or {}).get("round")
     if record.round < config.federation.rounds or done == record.round:
         return None
-    record, scores = server.personalise(record)
+    record, scores = server.personalize(record)
     directories.save_round(directory, record, server.adapters())
     directories.write_json(directory, directories.PERSONAL, {"round": record.round, "scores": scores})
     return record

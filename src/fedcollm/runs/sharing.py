@@ -20,7 +20,7 @@ from fedcollm.modalities.base import Task
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.runs.build_models import VISION_MODELS
 from fedcollm.runs.directory import write_atomically, writing
-from fedcollm.transports.caching import RememberingTransport, one_at_a_time
+from fedcollm.transports.caching import CachingTransport, one_at_a_time
 
 #: Adapters that change nothing before they are trained.
 _NEUTRAL = ("lora", "dora", "ia3")
@@ -43,7 +43,7 @@ def remembering(config: RunConfig, clients: Mapping[str, Client], transport: Tra
     one = next(iter(clients.values()))
     common = _settings(config, config.slm, one.task, one.test) | {"model": config.slm.model_dump(mode="json")}
     settings = {name: json.dumps(common | {"client": _own_settings(client)}) for name, client in clients.items()}
-    return RememberingTransport(transport, shared / "round-1", settings)
+    return CachingTransport(transport, shared / "round-1", settings)
 
 
 def _own_settings(client: Client) -> dict[str, str]:
@@ -78,7 +78,7 @@ def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, floa
 
 def _is_made_by_the_run(model: ModelConfig) -> bool:
     """Whether the base itself depends on the run: its seed, its public part."""
-    return bool(model.warm_up) or model.source in VISION_MODELS
+    return bool(model.pretrain_epochs) or model.source in VISION_MODELS
 
 
 def _settings(config: RunConfig, model: ModelConfig, task: Task, test: Iterable[Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedcollm.modalities.base import UNLABELLED, Task
-from fedcollm.modalities.text.cross_tokenizer import Bridge, Common
+from fedcollm.modalities.text.cross_tokenizer import SharedOutcomes, TokenizerBridge
 from fedcollm.progress import track
 from fedcollm.training.fine_tuning import (
     batch_count,
@@ -30,7 +30,7 @@ from fedcollm.training.fine_tuning import (
     clip,
     cross_entropy,
     minibatches,
-    optimiser,
+    adamw,
 )
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
@@ -111,7 +111,7 @@ def divergence(
     return temperature**2 * rows.sum() / max(len(student), 1)
 
 
-def lacking(logits: Tensor, targets: Tensor) -> Tensor:
+def uncertainty(logits: Tensor, targets: Tensor) -> Tensor:
     """What a model lacks on each row, [P] in nats: its cross-entropy, or, of unlabelled rows, its entropy.
 
     The first is what DualMinCE of FedMKT compares (Fan et al., arXiv 2406.02224, section 3.3); the second needs no
@@ -156,9 +156,9 @@ def mutual_losses(
     llm_weight: float | None = None,
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
-    selective: bool = False,
+    teach_where_better: bool = False,
     llm_targets: Tensor | None = None,
-    common: Common | None = None,
+    common: SharedOutcomes | None = None,
 ) -> Losses:
     """Eq. 4-6 for both roles.
 
@@ -170,7 +170,7 @@ def mutual_losses(
         llm_weight: λ of the LLM's loss; None means the same as `weight`.
         temperature: τ.
         kind: the divergence.
-        selective: a role is taught only where the other one knows better (`lacking`).
+        teach_where_better: a role is taught only where the other one knows better (`uncertainty`).
         llm_targets: [Q], where the LLM has rows of its own, `llm_logits` [Q, W]; None: `targets`.
         common: what the two are compared by instead of their logits, where they have different tokenizers.
 
@@ -185,8 +185,8 @@ def mutual_losses(
         slm_logits, llm_logits, targets, llm_targets = common
     total, kl = slm_loss + llm_loss, torch.zeros(())
     slm_taught = llm_taught = None
-    if selective:
-        slm_lacks, llm_lacks = lacking(slm_logits, targets), lacking(llm_logits, llm_targets)
+    if teach_where_better:
+        slm_lacks, llm_lacks = uncertainty(slm_logits, targets), uncertainty(llm_logits, llm_targets)
         slm_taught, llm_taught = llm_lacks < slm_lacks, slm_lacks < llm_lacks
     if weight:
         kl = divergence(llm_logits, slm_logits, temperature, kind, slm_taught)
@@ -210,9 +210,9 @@ def distil_mutually(
     llm_weight: float | None = None,
     temperature: float = 1.0,
     kind: Divergence = "forward_kl",
-    selective: bool = False,
+    teach_where_better: bool = False,
     max_grad_norm: float | None = None,
-    bridge: Bridge | None = None,
+    bridge: TokenizerBridge | None = None,
 ) -> dict[str, float]:
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
@@ -229,7 +229,7 @@ def distil_mutually(
         llm_weight: λ of the LLM's loss, if it differs.
         temperature: τ.
         kind: the divergence.
-        selective: teach a role only where the other one knows better.
+        teach_where_better: teach a role only where the other one knows better.
         max_grad_norm: longest gradient of a step, of each model by itself (`training.clip`).
         bridge: to the LLM's own task, where it has another tokenizer.
 
@@ -241,7 +241,7 @@ def distil_mutually(
     """
     generator = random.Random(seed)
     torch.manual_seed(seed)
-    optimizers = [optimiser(model, learning_rate) for model in (slm, llm)]
+    optimizers = [adamw(model, learning_rate) for model in (slm, llm)]
     batches = (batch for _ in range(epochs) for batch in minibatches(bridge or task, public, batch_size, generator))
     count = batch_count(public, batch_size)
     history: list[dict[str, float]] = []
@@ -254,7 +254,7 @@ def distil_mutually(
             llm_weight=llm_weight,
             temperature=temperature,
             kind=kind,
-            selective=selective,
+            teach_where_better=teach_where_better,
         )
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -272,7 +272,7 @@ def distil_mutually(
     return {name: sum(entry[name] for entry in last) / max(len(last), 1) for name in ("slm", "llm", "kl")}
 
 
-def _outputs(task: Task, slm: nn.Module, llm: nn.Module, batch: Any, bridge: Bridge | None) -> dict[str, Any]:
+def _outputs(task: Task, slm: nn.Module, llm: nn.Module, batch: Any, bridge: TokenizerBridge | None) -> dict[str, Any]:
     """What `mutual_losses` compares on one batch, on the SLM's device."""
     own, other = (batch.slm, batch.llm) if bridge else (batch, batch)
     slm_logits = task.logits(slm, own)

@@ -22,7 +22,7 @@ from fedcollm.privacy.accounting import ExamplePrivacy, missing
 from fedcollm.privacy.discrete_gaussian import discrete_gaussian
 from fedcollm.privacy.keystream import SecureStream
 from fedcollm.progress import track
-from fedcollm.training.fine_tuning import check_finite_weights, optimiser
+from fedcollm.training.fine_tuning import adamw, check_finite_weights
 
 _GRID_BITS = 30  # the grid's step is the noise's standard deviation / 2³⁰
 
@@ -82,7 +82,7 @@ def fit_privately(
 
 
 def _private(model: nn.Module, learning_rate: float, privacy: ExamplePrivacy, stream: SecureStream) -> tuple[Any, Any]:
-    """Opacus' hooks on the model, to be cleaned up, and its optimiser, to which our noise is added.
+    """Opacus' hooks on the model, to be cleaned up, and its optimizer, to which our noise is added.
 
     Raises:
         UserError: opacus is not installed, or a trainable parameter is not a linear layer's.
@@ -101,7 +101,7 @@ def _private(model: nn.Module, learning_rate: float, privacy: ExamplePrivacy, st
             )
     hooks = GradSampleHooks(model, loss_reduction="sum")
     optimizer = DPOptimizer(
-        optimiser(model, learning_rate),
+        adamw(model, learning_rate),
         noise_multiplier=0.0,  # opacus clips and sums; the noise is added by the hook, which runs at every step
         max_grad_norm=privacy.clip,
         expected_batch_size=None,

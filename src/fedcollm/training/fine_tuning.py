@@ -45,7 +45,7 @@ def minibatches(task: Collator, examples: Sequence[Any], batch_size: int, genera
         yield task.collate([examples[i] for i in batch])
 
 
-def optimiser(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     """A fresh AdamW over the trainable parameters, β = (0.9, 0.95) as in FedMKT (arXiv 2406.02224).
 
     A round has few steps, so the usual β₂ = 0.999 would still be averaging over the first ones at its end.
@@ -143,7 +143,7 @@ def fit(
     """
     generator = random.Random(seed)
     torch.manual_seed(seed)
-    optimizer = optimiser(model, learning_rate)
+    optimizer = adamw(model, learning_rate)
     count = batch_count(examples, batch_size)
     batches = (batch for _ in range(epochs) for batch in minibatches(task, examples, batch_size, generator))
     losses, rows = [], []

@@ -18,7 +18,7 @@ from fedcollm.runs.directory import writing
 SHARED_ROUND = 1
 
 
-class RememberingTransport:
+class CachingTransport:
     """Clients whose updates of round 1 are kept on disk, and are not trained again where they are there.
 
     For clients that answer with plain updates, which are functions of θ, their settings and their data alone: neither

@@ -22,7 +22,7 @@ class Answers(Protocol):
 
 
 @dataclass
-class Answering:
+class ClientEndpoint:
     """Answers requests in bytes. The same request again gets the same answer again, without being done twice.
 
     Answers are kept until the next request to train; a request from before is refused, as it would end what came after.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation.validation import admitted, aggregate, in_order
+from fedcollm.federation.aggregation.validation import aggregate, in_order, validate_updates
 from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, Score, TrainRequest
 
 
@@ -172,17 +172,17 @@ def test_aggregation_holds_one_update_at_a_time():
 REQUEST = TrainRequest(1, {"w": torch.zeros(3)})
 
 
-def refused(*answers, ids=("a", "b"), largest_change=100.0) -> dict[str, str]:
+def refused(*answers, ids=("a", "b"), max_update_norm=100.0) -> dict[str, str]:
     """Reasons by client, when these answers follow one good update of client a."""
     lost: dict[str, str] = {}
-    kept = list(admitted([A, *answers], REQUEST, ids, largest_change, lost))
+    kept = list(validate_updates([A, *answers], REQUEST, ids, max_update_norm, lost))
     assert [u.client for u in kept] == ["a"]
     return lost
 
 
 def test_good_updates_are_admitted_as_they_are():
     lost: dict[str, str] = {}
-    assert list(admitted([B, A], REQUEST, ["a", "b"], 100.0, lost)) == [B, A]
+    assert list(validate_updates([B, A], REQUEST, ["a", "b"], 100.0, lost)) == [B, A]
     assert lost == {}
 
 
@@ -213,7 +213,7 @@ def test_faulty_answer_is_refused_with_its_reason(answer, reason):
 def test_change_is_measured_from_what_was_sent():
     lost: dict[str, str] = {}
     request = TrainRequest(1, {"w": torch.tensor([60.0, 80.0, 0.0])})
-    assert list(admitted([update("a", [60.0, 80.0, 1.0])], request, ["a"], 1.0, lost))
+    assert list(validate_updates([update("a", [60.0, 80.0, 1.0])], request, ["a"], 1.0, lost))
     assert lost == {}
 
 

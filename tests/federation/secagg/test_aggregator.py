@@ -308,7 +308,7 @@ def test_client_keeps_its_own_adapter_and_tells_nothing_of_it(clients):
     secure = server(clients, on=True)
     record = secure.run_round(1)
     answers = len(secure.transport.answers)
-    final, scores = secure.personalise(record)
+    final, scores = secure.personalize(record)
     assert (final, scores) == (record, {})
     assert secure.transport.answers[answers:] == [ClientUpdate(name, 2, {}) for name in IDS]
     assert kept.keys() == set(IDS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedcollm.federation.secagg.fixed_point import FixedPoint, RangeError
 
-POINT = FixedPoint(clients=4, largest_weight=512, value_range=1.0)  # 19 fraction bits: 1.0 is 524288
+POINT = FixedPoint(clients=4, max_weight=512, value_range=1.0)  # 19 fraction bits: 1.0 is 524288
 SIZES = [  # K, W, R, and f by hand
     (4, 512, 1.0, 19),  # (2²⁹ - 1) / 2⁹ is just below 2²⁰
     (1, 1, 1.0, 30),  # 2³¹ - 1
@@ -136,7 +136,7 @@ def federations(draw) -> tuple[FixedPoint, list[tuple[int, list[float]]]]:
     value_range = draw(st.floats(2.0**-6, 64.0, width=32))
     point = FixedPoint(draw(st.integers(1, 12)), draw(st.integers(1, 4096)), value_range)
     value = st.floats(-value_range, value_range, width=32)
-    client = st.tuples(st.integers(0, point.largest_weight), st.lists(value, min_size=3, max_size=3))
+    client = st.tuples(st.integers(0, point.max_weight), st.lists(value, min_size=3, max_size=3))
     return point, draw(st.lists(client, min_size=1, max_size=point.clients))
 
 
@@ -233,7 +233,7 @@ def test_value_outside_the_range_names_the_tensor_and_the_value(value, shown):
 
 @pytest.mark.parametrize("weight", [513, 10**9, -1])
 def test_weight_outside_the_range_names_the_weight_and_the_bound(weight):
-    with pytest.raises(RangeError, match=f"^{weight} examples, more than the 512 .*largest_weight"):
+    with pytest.raises(RangeError, match=f"^{weight} examples, more than the 512 .*max_weight"):
         encoded([0.0], weight)
 
 

@@ -9,7 +9,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedcollm.errors import RefusalError, UserError
-from fedcollm.federation.aggregation.validation import admitted
+from fedcollm.federation.aggregation.validation import validate_updates
 from fedcollm.federation.client import Client
 from fedcollm.federation.secagg import client as secure_client
 from fedcollm.federation.secagg.aggregator import SecureSettings
@@ -319,11 +319,11 @@ def test_without_privacy_nothing_is_counted(make):
 def test_update_that_tells_more_than_it_should_is_refused(numbers):
     request, lost = TrainRequest(1, {"w": torch.zeros(1)}), {}
     update = ClientUpdate("a", 1, request.adapter, **numbers)
-    assert list(admitted([update], request, ["a"], 1.0, lost, private=True)) == []
+    assert list(validate_updates([update], request, ["a"], 1.0, lost, private=True)) == []
     assert lost == {"a": "numbers of private data beside the adapter"}
 
 
 def test_update_without_numbers_is_refused_where_they_are_needed():
     request, lost = TrainRequest(1, {"w": torch.zeros(1)}), {}
-    assert list(admitted([ClientUpdate("a", 1, request.adapter)], request, ["a"], 1.0, lost)) == []
+    assert list(validate_updates([ClientUpdate("a", 1, request.adapter)], request, ["a"], 1.0, lost)) == []
     assert lost == {"a": "None examples with a loss of None"}

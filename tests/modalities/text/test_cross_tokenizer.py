@@ -7,7 +7,7 @@ import torch
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED
-from fedcollm.modalities.text.cross_tokenizer import Bridge, common_columns, summed
+from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge, common_columns, summed
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.training.distillation import divergence, mutual_losses
 
@@ -20,8 +20,8 @@ def example(prompt: str, *choices: str, answer: int | None = 0) -> TextExample:
 
 
 @pytest.fixture
-def bridge(tokenizer, pieces) -> Bridge:
-    return Bridge(TextTask("toy", tokenizer, 16, 32), TextTask("toy", pieces, 24, 32, start=(1,)))
+def bridge(tokenizer, pieces) -> TokenizerBridge:
+    return TokenizerBridge(TextTask("toy", tokenizer, 16, 32), TextTask("toy", pieces, 24, 32, start=(1,)))
 
 
 # --- common outcomes ---
@@ -54,7 +54,7 @@ def test_several_tokens_of_one_text_are_one_outcome():
 def test_vocabularies_without_a_common_text_are_refused(tokenizer, bridge):
     strange = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>")
     with pytest.raises(UserError, match="no token in common"):
-        Bridge(bridge.slm, TextTask("toy", strange, 2, 32))
+        TokenizerBridge(bridge.slm, TextTask("toy", strange, 2, 32))
 
 
 # --- sums of probabilities ---
@@ -113,7 +113,7 @@ def test_unknown_text_is_paired_with_nothing(bridge):
 
 
 def test_pairs_keep_to_the_sequence_of_examples_whatever_is_cut(bridge, tokenizer, pieces):
-    narrow = Bridge(TextTask("toy", tokenizer, 16, 6), TextTask("toy", pieces, 24, 6, start=(1,)))
+    narrow = TokenizerBridge(TextTask("toy", tokenizer, 16, 6), TextTask("toy", pieces, 24, 6, start=(1,)))
     some = [example("the blue bird is a good dog :", "red colour"), example("a :", "cat", answer=None)]
     cut, whole = narrow.collate(some), bridge.collate(some)
     assert narrow.llm.truncated == narrow.slm.truncated == 1
@@ -158,7 +158,7 @@ def test_batch_without_a_pair_of_rows_has_no_divergence(bridge):
 
 def test_between_models_of_one_tokenizer_it_is_the_plain_divergence(tokenizer):
     task = TextTask("toy", tokenizer, 16, 32)
-    bridge = Bridge(task, task)
+    bridge = TokenizerBridge(task, task)
     batch = bridge.collate([example("red :", "good colour bird"), example("a :", "cat", answer=None)])
     one, other = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0)).unbind()
     one[:, :2] = other[:, :2] = -50.0  # <pad> and <unk>, which are one outcome here

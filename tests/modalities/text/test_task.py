@@ -309,7 +309,7 @@ def test_acc_takes_the_likeliest_choice_and_acc_norm_the_likeliest_a_character(t
 
 
 def test_normalised_task_is_scored_by_acc_norm(tokenizer):
-    task = TextTask("toy", tokenizer, 16, 32, normalised=True)
+    task = TextTask("toy", tokenizer, 16, 32, normalized=True)
     score = task.score(long_or_likely(), [LONG_OR_LIKELY])
     assert score.value == 1.0
     assert score.outcomes == {LONG_OR_LIKELY.id: 1.0}

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from fedcollm.models.fused.layers import Grid, normalise, normalise_backward, rotate
+from fedcollm.models.fused.layers import Grid, normalise_backward, normalize, rotate
 
 
 def test_norm_by_hand():
-    normal, inverse = normalise(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), epsilon=0.5)  # mean of squares 12.5 and 0
+    normal, inverse = normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), epsilon=0.5)  # mean of squares 12.5 and 0
     assert inverse.flatten().tolist() == pytest.approx([13**-0.5, 2**0.5])
     assert normal.flatten().tolist() == pytest.approx([3 * 13**-0.5, 4 * 13**-0.5, 0.0, 0.0])
 
@@ -15,7 +15,7 @@ def test_gradient_of_norm_is_that_of_its_formula():
     x, gradient = torch.randn(3, 5, dtype=torch.float64, requires_grad=True), torch.randn(3, 5, dtype=torch.float64)
     y = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     (expected,) = torch.autograd.grad(y, x, gradient)
-    got = normalise_backward(gradient, *normalise(x.detach(), 1e-5))
+    got = normalise_backward(gradient, *normalize(x.detach(), 1e-5))
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 

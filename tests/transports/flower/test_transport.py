@@ -319,7 +319,7 @@ def test_bad_answer_loses_its_client_and_the_round_goes_on(make, tmp_path, kind)
 
 
 def test_too_few_updates_fail_the_round_and_a_later_resume_ends_as_if_nothing_had_been(make, baseline, tmp_path):
-    small, out = make(**{"federation.minimum_clients": 3}), tmp_path / "run"
+    small, out = make(**{"federation.min_clients": 3}), tmp_path / "run"
     small.link.fault("1", "training", Fault.DIES)
     small.link.fault("2", "training", Fault.LATE)
     with pytest.raises(RoundFailedError) as failed:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation.mean import Mean, WeightedMean
-from fedcollm.federation.upload_format import WHOLE, Upload, widened
+from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
 from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
 
 NO_UPDATE = "no client's update could be used; the last good state is kept: --resume tries again"
@@ -52,14 +52,14 @@ def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[Cl
     yield from (waiting[client] for client in expected if client in waiting)
 
 
-def admitted(
+def validate_updates(
     answers: Iterable[Answer],
     request: TrainRequest,
     ids: Sequence[str],
-    largest_change: float,
+    max_update_norm: float,
     lost: dict[str, str],
     private: bool = False,
-    uploads: Mapping[str, Upload] | None = None,
+    uploads: Mapping[str, UploadFormat] | None = None,
 ) -> Iterator[ClientUpdate]:
     """The updates that answer a request, in its dtypes; `lost` gets the reason for every other one, or missing one.
 
@@ -67,7 +67,7 @@ def admitted(
         answers: of a transport, from clients that may be faulty or hostile.
         request: what was asked.
         ids: who was asked.
-        largest_change: bound of the L2 norm of θ_k − θ.
+        max_update_norm: bound of the L2 norm of θ_k − θ.
         lost: client id to reason; filled here, completely once the iterator is at its end.
         private: updates come without numbers of examples and losses.
         uploads: client id to the form of its adapter, where that is not θ's own.
@@ -75,7 +75,7 @@ def admitted(
     waited_for, forms = set(ids), uploads or {}
     for answer in answers:
         form = forms.get(answer.client, WHOLE)
-        if reason := _objection(answer, request, form, waited_for, ids, largest_change, private):
+        if reason := _objection(answer, request, form, waited_for, ids, max_update_norm, private):
             lost[answer.client] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
@@ -86,10 +86,10 @@ def admitted(
 def _objection(
     answer: Answer,
     request: TrainRequest,
-    form: Upload,
+    form: UploadFormat,
     waited_for: Collection[str],
     ids: Collection[str],
-    largest_change: float,
+    max_update_norm: float,
     private: bool,
 ) -> str | None:
     """Why an answer is refused; None if it is not."""
@@ -105,8 +105,8 @@ def _objection(
         return reason
     start = form.part(request.adapter)
     change = math.hypot(*(norm(tensor - start[name]) for name, tensor in answer.adapter.items()))
-    if change > largest_change:
-        return f"the adapter changed by {change:.4g} (L2 norm), more than {largest_change:g}"
+    if change > max_update_norm:
+        return f"the adapter changed by {change:.4g} (L2 norm), more than {max_update_norm:g}"
     return None
 
 
@@ -122,7 +122,7 @@ def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
 
 
 @contextlib.contextmanager
-def explained(lost: Mapping[str, str]) -> Iterator[None]:
+def with_client_failures(lost: Mapping[str, str]) -> Iterator[None]:
     """Add to the message of a failed round why clients were lost."""
     try:
         yield

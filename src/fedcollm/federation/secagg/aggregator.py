@@ -7,7 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation.validation import NO_UPDATE, Aggregate, explained
+from fedcollm.federation.aggregation.validation import NO_UPDATE, Aggregate, with_client_failures
 from fedcollm.federation.secagg.fixed_point import STATISTICS, FixedPoint
 from fedcollm.federation.secagg.protocol import Items
 from fedcollm.federation.secagg.server import collect_sum
@@ -73,7 +73,7 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
     shapes = {name: tuple(tensor.shape) for name, tensor in request.adapter.items()}
     names = STATISTICS[:1] if settings.privacy else STATISTICS
     words = encoding.words(shapes, len(names))
-    with explained(traffic.reasons):
+    with with_client_failures(traffic.reasons):
         total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
     mean = _mean(total.vector, total.survivors, request, encoding, settings.uniform, names)
     return replace(
@@ -84,7 +84,9 @@ def aggregate_securely(ask: Ask, request: TrainRequest, ids: Sequence[str], sett
     )
 
 
-def rehearse(updates: Iterable[ClientUpdate], request: TrainRequest, encoding: FixedPoint, uniform: bool) -> Aggregate:
+def simulate_quantization(
+    updates: Iterable[ClientUpdate], request: TrainRequest, encoding: FixedPoint, uniform: bool
+) -> Aggregate:
     """The mean of plain updates, rounded as secure aggregation rounds it: the same bits, without masks.
 
     Raises:

@@ -53,22 +53,22 @@ class FixedPoint:
 
     Attributes:
         clients: K, the largest number of vectors in a sum; below 2¹⁶.
-        largest_weight: the largest weight of one client (its number of examples, or 1).
+        max_weight: the largest weight of one client (its number of examples, or 1).
         value_range: R; every |θ_k − θ| must be at most R.
     """
 
     clients: int
-    largest_weight: int
+    max_weight: int
     value_range: float
 
     @property
     def fraction_bits(self) -> int:
         """F = ⌊log₂ of (2³¹ / K − 1) / (W R)⌋: K (W R 2^f + 1) stays below 2³¹.
 
-        >>> FixedPoint(clients=4, largest_weight=512, value_range=1.0).fraction_bits
+        >>> FixedPoint(clients=4, max_weight=512, value_range=1.0).fraction_bits
         19
         """
-        return math.floor(math.log2((2**31 / self.clients - 1) / (self.largest_weight * self.value_range)))
+        return math.floor(math.log2((2**31 / self.clients - 1) / (self.max_weight * self.value_range)))
 
     def words(self, shapes: Mapping[str, Sequence[int]], statistics: int) -> int:
         """m: length of the encoded vector."""
@@ -102,10 +102,10 @@ class FixedPoint:
         Raises:
             RangeError: names the tensor or statistic, the value and the key to change.
         """
-        if not 0 <= weight <= self.largest_weight:
+        if not 0 <= weight <= self.max_weight:
             raise RangeError(
-                f"{weight} examples, more than the {self.largest_weight} that secure aggregation was set up for: raise "
-                "federation.masking.largest_weight at every party, or give fewer examples"
+                f"{weight} examples, more than the {self.max_weight} that secure aggregation was set up for: raise "
+                "federation.secure_aggregation.max_weight at every party, or give fewer examples"
             )
         integers = []
         for name in sorted(delta):
@@ -114,7 +114,7 @@ class FixedPoint:
             if not largest <= self.value_range:
                 raise RangeError(
                     f"{name} changed by {largest:.4g}, outside the fixed-point range of ±{self.value_range:g}: raise "
-                    "federation.masking.value_range at every party, or lower the learning rate"
+                    "federation.secure_aggregation.value_range at every party, or lower the learning rate"
                 )
             integers.append((values * (weight * 2.0**self.fraction_bits)).round().to(torch.int64).numpy())
         return pack(np.concatenate([np.empty(0, np.int64), *integers]), statistics)

@@ -28,7 +28,7 @@ from fedcollm.modalities.text.vocabulary import token_texts
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class Common(NamedTuple):
+class SharedOutcomes(NamedTuple):
     """Both models on the rows that they share, P' of them.
 
     Attributes:
@@ -61,7 +61,7 @@ class PairBatch:
     llm_rows: Tensor
 
 
-class Bridge:
+class TokenizerBridge:
     """From a task in one model's tokens to the same task in another's.
 
     Args:
@@ -103,7 +103,7 @@ class Bridge:
             return (UNLABELLED,)
         return task.encode(example.prompt, example.choices[example.answer])[1]
 
-    def common(self, batch: PairBatch, slm_logits: Tensor, llm_logits: Tensor) -> Common:
+    def common(self, batch: PairBatch, slm_logits: Tensor, llm_logits: Tensor) -> SharedOutcomes:
         """Both models' outcomes where they can be compared.
 
         Args:
@@ -118,7 +118,7 @@ class Bridge:
         )
         values = [summed(logits[rows.to(logits.device)], columns, size) for logits, rows, columns, _ in sides]
         right = [_outcome(targets[rows], columns) for _, rows, columns, targets in sides]
-        return Common(values[0], values[1], right[0].to(values[0].device), right[1].to(values[1].device))
+        return SharedOutcomes(values[0], values[1], right[0].to(values[0].device), right[1].to(values[1].device))
 
 
 def common_columns(

@@ -91,7 +91,7 @@ class TextTask:
         vocabulary_size: size of the output space common to these models; logits are cut to it.
         context_length: longest sequence that both models take, in tokens. Longer prompts lose their
             oldest tokens, never the answer; `truncated` counts the examples.
-        normalised: score by length-normalised log-likelihood (`acc_norm`) instead of `acc`.
+        normalized: score by length-normalized log-likelihood (`acc_norm`) instead of `acc`.
         start: tokens that every prompt begins with, however much of it is cut: what the tokenizer itself puts before a
             text (Gemma, Llama 2 and OPT do), as in lm-evaluation-harness.
     """
@@ -104,14 +104,14 @@ class TextTask:
         tokenizer: Any,
         vocabulary_size: int,
         context_length: int,
-        normalised: bool = False,
+        normalized: bool = False,
         start: Tokens = (),
     ):
         self.name = name
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
-        self.main_metric = "acc_norm" if normalised else "acc"
+        self.main_metric = "acc_norm" if normalized else "acc"
         self.start = start
         self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._truncated: set[str] = set()

@@ -15,7 +15,7 @@ from fedcollm.models.fused.attention import GROUPED, LONGEST, attend, attend_bac
 from fedcollm.models.fused.lora import LoraStack
 
 
-def normalise(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def normalize(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Norm x / √(mean(x²) + ε) (Zhang and Sennrich, arXiv 1910.07467, eq. 4); and 1 / √... in float32."""
     wide = x.float()
     mean = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
@@ -24,7 +24,7 @@ def normalise(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
 
 def normalise_backward(gradient: Tensor, normal: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient of x, from that of `normalise`'s first output and from both outputs."""
+    """Gradient of x, from that of `normalize`'s first output and from both outputs."""
     along = (gradient * normal).mean(-1, keepdim=True, dtype=torch.float32)
     return torch.addcmul(gradient, normal, along.neg_().to(normal.dtype)).mul_(inverse.to(normal.dtype))
 
@@ -138,7 +138,7 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, half: MlpHalf, *adapters: Tensor) -> Tensor:
         flat, (first, last) = x.reshape(-1, x.shape[-1]), half.split(adapters)
-        normal, inverse = normalise(flat, half.norm.variance_epsilon)
+        normal, inverse = normalize(flat, half.norm.variance_epsilon)
         y, inner = half.first.forward(normal * half.norm.weight, first)
         gate, up = y.split(half.first.widths, dim=1)
         middle = functional.silu(gate).mul_(up)
@@ -168,7 +168,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, x: Tensor, half: AttentionHalf, mask: Tensor | None, grid: Grid, cos: Tensor, sin: Tensor, *a: Tensor
     ) -> Tensor:
         flat, (first, last) = x.reshape(-1, x.shape[-1]), half.split(a)
-        normal, inverse = normalise(flat, half.norm.variance_epsilon)
+        normal, inverse = normalize(flat, half.norm.variance_epsilon)
         y, inner = half.first.forward(normal * half.norm.weight, first)
         turned, width, widths = y.new_empty(y.shape), half.module.head_dim, half.first.widths
         _turn(y, turned, cos, sin, half, 1)

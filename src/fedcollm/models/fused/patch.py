@@ -12,7 +12,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-from fedcollm.models.fused.layers import AttentionHalf, MlpHalf, normalise, normalise_backward
+from fedcollm.models.fused.layers import AttentionHalf, MlpHalf, normalise_backward, normalize
 from fedcollm.models.fused.lora import ADAPTER, LoraStack, product
 
 _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
@@ -20,7 +20,7 @@ _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 #: Children of one module that are called with the same input.
 SIBLINGS = (_QKV, ("query", "key", "value"), _GATE_UP)
 
-#: transformers' classes with the formula of `normalise` times w; Gemma's multiplies by 1 + w.
+#: transformers' classes with the formula of `normalize` times w; Gemma's multiplies by 1 + w.
 _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 #: transformers' layers of attention and MLP, each after a norm and with a residual, and nothing else.
@@ -44,7 +44,7 @@ def fuse(model: Any) -> None:
             for member, layer in enumerate(layers):
                 layer.forward = functools.partial(stack.output, member)
         if type(parent).__name__ in _RMS_NORMS and not parent.weight.requires_grad:
-            parent.forward = functools.partial(_normalise, parent)
+            parent.forward = functools.partial(_normalize, parent)
     layers = [module for module in model.modules() if type(module).__name__ in _PRE_NORM_LAYERS]
     halves = [(_attention_half(layer, stacks), _mlp_half(layer, stacks)) for layer in layers]
     for layer, pair in zip(layers, halves, strict=True):
@@ -161,7 +161,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        normal, inverse = normalise(x, epsilon)
+        normal, inverse = normalize(x, epsilon)
         ctx.save_for_backward(normal, inverse, weight)
         return normal * weight
 
@@ -171,7 +171,7 @@ class _RmsNorm(torch.autograd.Function):
         return normalise_backward(gradient * weight, normal, inverse), None, None
 
 
-def _normalise(norm: Any, x: Tensor) -> Tensor:
+def _normalize(norm: Any, x: Tensor) -> Tensor:
     return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)  # pyright: ignore[reportReturnType]
 
 

@@ -23,7 +23,7 @@ from fedcollm.deploy import directories
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.client import private_examples
 from fedcollm.deploy.directories import Deployment, Membership
-from fedcollm.deploy.initialise import Site, initialise
+from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.errors import UserError
 from fedcollm.runs.directory import parse_config
 
@@ -36,14 +36,14 @@ SECRETS = {"ca/ca.key", "server/server.key", "server/superexec.key"} | {
 
 @pytest.fixture(scope="module")
 def config(model_directories, word_data) -> RunConfig:
-    return small_config(model_directories, word_data, **{"federation.secure_aggregation": True})
+    return small_config(model_directories, word_data, **{"federation.secure_aggregation.enabled": True})
 
 
 @pytest.fixture(scope="module")
 def out(config, tmp_path_factory) -> Path:
     """A deployment of four clients; tests leave it as it is."""
     place = tmp_path_factory.mktemp("deployment") / "out"
-    initialise(config, SITE, place)
+    initialize(config, SITE, place)
     return place
 
 
@@ -116,7 +116,7 @@ def test_all_parties_know_the_same_federation(out, config):
 
 
 def test_two_deployments_share_no_run_and_no_key(out, config, tmp_path):
-    other = initialise(config, SITE, tmp_path / "other")
+    other = initialize(config, SITE, tmp_path / "other")
     first = read_deployment(out)
     assert first.run != other.run
     assert not {k.signing for k in first.clients.values()} & {k.signing for k in other.clients.values()}
@@ -127,7 +127,7 @@ def test_two_deployments_share_no_run_and_no_key(out, config, tmp_path):
 def test_names_of_clients_are_the_configurations(config, tmp_path):
     names = ["north", "south-2", "east_3", "w.est"]
     federation = config.federation.model_copy(update={"participants": names})
-    deployment = initialise(config.model_copy(update={"federation": federation}), SITE, tmp_path / "out")
+    deployment = initialize(config.model_copy(update={"federation": federation}), SITE, tmp_path / "out")
     assert list(deployment.clients) == names
     assert sorted(path.name for path in (tmp_path / "out" / "clients").iterdir()) == sorted(names)
     readme = (tmp_path / "out" / "README.txt").read_text()
@@ -193,7 +193,7 @@ def test_keys_belong_to_the_certificates(out):
 
 
 def test_host_may_be_an_address(config, tmp_path):
-    initialise(config, Site("10.1.2.3"), tmp_path / "out")
+    initialize(config, Site("10.1.2.3"), tmp_path / "out")
     names = certificate(tmp_path / "out" / "server" / "server.crt").extensions
     addresses = names.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.IPAddress)
     assert [str(address) for address in addresses] == ["10.1.2.3", "127.0.0.1"]
@@ -242,8 +242,16 @@ def changed(config: RunConfig, **changes) -> RunConfig:
 
 REFUSED = {
     "image task": ({"task.name": "digits", "task.path": None, "task.format": None}, {}, "only text tasks"),
-    "plain updates": ({"federation.secure_aggregation": False}, {}, "the server would see every single client's"),
-    "threshold": ({"federation.masking.threshold": 2}, {}, "threshold 2 of 4 clients: it must be from 3 to 4"),
+    "plain updates": (
+        {"federation.secure_aggregation.enabled": False},
+        {},
+        "the server would see every single client's",
+    ),
+    "threshold": (
+        {"federation.secure_aggregation.threshold": 2},
+        {},
+        "threshold 2 of 4 clients: it must be from 3 to 4",
+    ),
     "name with a slash": ({"federation.participants": ["a", "b", "../c"]}, {}, r"name '../c': use letters"),
     "name with a space": ({"federation.participants": ["a", "b", "c d"]}, {}, "name 'c d': use letters"),
     "name with a newline": ({"federation.participants": ["a", "b", "c\nd"]}, {}, "use letters"),
@@ -260,7 +268,7 @@ REFUSED = {
         {"demo_data": True},
         "the preset's parts have no names",
     ),
-    "too coarse": ({"federation.masking.value_range": 1e6}, {}, "don't fit 32 bits"),
+    "too coarse": ({"federation.secure_aggregation.value_range": 1e6}, {}, "don't fit 32 bits"),
 }
 
 
@@ -269,38 +277,38 @@ def test_refusal_leaves_nothing_behind(config, tmp_path, kind):
     changes, options, reason = REFUSED[kind]
     arguments = {"config": changed(config, **changes), "site": SITE, "out": tmp_path / "out", **options}
     with pytest.raises(UserError, match=reason):
-        initialise(**arguments)
+        initialize(**arguments)
     assert not (tmp_path / "out").exists()
 
 
 def test_existing_deployment_is_never_overwritten(config, out):
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match=r"exists already\. Choose another --out: keys that are in use"):
-        initialise(config, SITE, out)
+        initialize(config, SITE, out)
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
 
 def test_file_in_the_way_is_refused_and_an_empty_directory_is_not(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="exists already"):
-        initialise(config, SITE, tmp_path / "file")
+        initialize(config, SITE, tmp_path / "file")
     (tmp_path / "empty").mkdir()
-    initialise(config, SITE, tmp_path / "empty")
+    initialize(config, SITE, tmp_path / "empty")
 
 
 def test_place_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"can't be written: Not a directory. Choose another --out"):
-        initialise(config, SITE, tmp_path / "file" / "out")
+        initialize(config, SITE, tmp_path / "file" / "out")
 
 
 def test_demo_data_is_each_clients_own_part(config, model_directories, tmp_path):
     preset = load_config(
         "icd10",
         **{f"{role}.source": model_directories[role] for role in ("llm", "slm")},
-        **{"slm.layers": None, "federation.secure_aggregation": True, "task.test_size": 20},
+        **{"slm.layers": None, "federation.secure_aggregation.enabled": True, "task.test_size": 20},
     )
-    deployment = initialise(preset, SITE, tmp_path / "out", demo_data=True)
+    deployment = initialize(preset, SITE, tmp_path / "out", demo_data=True)
     parts = split(load_pool(preset.task, preset.seed), preset.task, preset.seed)
     assert list(deployment.clients) == list(parts.private)
     for client in deployment.clients:
@@ -309,5 +317,5 @@ def test_demo_data_is_each_clients_own_part(config, model_directories, tmp_path)
 
 
 def test_plain_updates_with_the_flag(config, tmp_path):
-    plain = changed(config, **{"federation.secure_aggregation": False})
-    assert list(initialise(plain, SITE, tmp_path / "out", plain_updates=True).clients) == list(IDS)
+    plain = changed(config, **{"federation.secure_aggregation.enabled": False})
+    assert list(initialize(plain, SITE, tmp_path / "out", plain_updates=True).clients) == list(IDS)

@@ -60,7 +60,7 @@ class _Keys:
         return PublicKeys(node=node.decode(), signing=self.signing.public_key().public_bytes_raw().hex())
 
 
-def initialise(
+def initialize(
     config: RunConfig, site: Site, out: Path, *, demo_data: bool = False, plain_updates: bool = False
 ) -> Deployment:
     """Make certificates, keys and configurations for the server and every client.
@@ -122,7 +122,7 @@ def _check(
         raise UserError("--demo-data: the preset's parts have no names. Leave out --clients.")
     if demo_data and config.task.name == "custom":
         raise UserError("--demo-data: your own data has no parts to write. Give each client's with --data.")
-    if not config.federation.secure_aggregation and not plain_updates:
+    if not config.federation.secure_aggregation.enabled and not plain_updates:
         raise UserError(
             "federation.secure_aggregation is false: the server would see every single client's update, from which "
             "training data can be reconstructed. Set --set federation.secure_aggregation=true, or say "
