@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fedcollm.errors import RefusalError
 
+#: Version of everything that travels between parties; two versions refuse each other.
+PROTOCOL_VERSION = 2
+
 #: Trainable tensors by name: the only weights that ever travel.
 Adapter = dict[str, Tensor]
 
@@ -84,9 +87,14 @@ class Score:
         return Score(sums, self.count + other.count, confusion, {**self.outcomes, **other.outcomes})
 
 
-def payload_digest(adapter: Adapter, *settings: object) -> str:
-    """SHA-256, in hexadecimal, of an adapter's names, shapes, dtypes and values, and of the settings' text."""
-    digest = hashlib.sha256(json.dumps([str(setting) for setting in settings]).encode())
+def payload_digest(adapter: Adapter, settings: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hexadecimal, of an adapter's names, shapes, dtypes and values, and of the settings.
+
+    Args:
+        adapter: any tensors by name.
+        settings: plain values, as the `to_wire` of what they belong to returns them.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(adapter):
         tensor = adapter[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -137,7 +145,7 @@ class Session:
     def context(self) -> bytes:
         """SHA-256 of the whole session; part of every signature, key derivation and ciphertext."""
         fields = [self.run, self.round_index, self.nonce, list(self.invited), self.threshold, self.payload]
-        return hashlib.sha256(b"fedcollm secure aggregation 1" + json.dumps(fields).encode()).digest()
+        return hashlib.sha256(f"fedcollm secure aggregation {PROTOCOL_VERSION}{json.dumps(fields)}".encode()).digest()
 
     def check(self) -> None:
         """Refuse a session that would not protect its clients.

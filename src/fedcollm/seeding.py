@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,3 +27,20 @@ def seed_everything(seed: int, *identity: str | int) -> int:
     np.random.seed(derived)
     torch.manual_seed(derived)
     return derived
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which run this is: what its parties call it, and the seed that everything random in it comes from.
+
+    Attributes:
+        run: name that server and clients know it by.
+        seed: of the run.
+    """
+
+    run: str = ""
+    seed: int = 0
+
+    def derive(self, *identity: str | int) -> int:
+        """Return the seed of a part of the run, as `derive_seed`."""
+        return derive_seed(self.seed, *identity)

@@ -131,7 +131,7 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
         for method in methods:
             seeded = config.model_copy(update={"seed": seed, "name": method})
             try:
-                parts = METHODS[method](seeded)
+                parts = METHODS[method].configure(seeded)
             except ValidationError as error:
                 raise UserError(f"--methods: {method} does not fit this configuration: {explain(error)}") from error
             runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in parts.items()]

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -27,10 +28,10 @@ class CachingTransport:
     Args:
         inner: the way to the clients.
         directory: where updates are kept; several processes may use it at once.
-        settings: client id to all that its update depends on beside the request, as text.
+        settings: client id to all that its update depends on beside the request, as plain values.
     """
 
-    def __init__(self, inner: Transport, directory: Path, settings: Mapping[str, str]):
+    def __init__(self, inner: Transport, directory: Path, settings: Mapping[str, Mapping[str, Any]]):
         self._inner = inner
         self._directory = directory
         self._settings = settings
@@ -48,8 +49,9 @@ class CachingTransport:
                 yield from self._inner.ask({client: request})
 
     def _remembered(self, client: str, request: TrainRequest) -> Iterator[Answer]:
-        settings = client, request.round_index, request.evaluate, self._settings[client]
-        file = self._directory / f"{payload_digest(request.adapter, *settings)}.safetensors"
+        settings = {"client": client, "round": request.round_index, "evaluate": request.evaluate}
+        digest = payload_digest(request.adapter, settings | {"settings": dict(self._settings[client])})
+        file = self._directory / f"{digest}.safetensors"
         with one_at_a_time(file):
             if file.exists():
                 answers = [_read(file)]
