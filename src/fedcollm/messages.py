@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fedcollm.errors import RefusalError
 
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used: who only reads records need not wait for torch
+
 #: Trainable tensors by name: the only weights that ever travel.
-Adapter = dict[str, Tensor]
+Adapter = dict[str, "Tensor"]
 
 
 def adapter_bytes(adapter: Adapter) -> int:
@@ -25,12 +25,14 @@ def adapter_bytes(adapter: Adapter) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
 
 
-def norm(tensor: Tensor) -> float:
+def norm(tensor: "Tensor") -> float:
     """L2 norm, summed in float64: of float32 values, finite if and only if they are."""
+    import torch
+
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
-def misfit(adapter: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+def misfit(adapter: Mapping[str, "Tensor"], expected: Mapping[str, "Tensor"]) -> str | None:
     """In what way an adapter from elsewhere differs from the expected form; None if in none."""
     if odd := sorted(adapter.keys() ^ expected.keys()):
         return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
@@ -86,6 +88,8 @@ class Score:
 
 def payload_digest(adapter: Adapter, *settings: object) -> str:
     """SHA-256, in hexadecimal, of an adapter's names, shapes, dtypes and values, and of the settings' text."""
+    import torch
+
     digest = hashlib.sha256(json.dumps([str(setting) for setting in settings]).encode())
     for name in sorted(adapter):
         tensor = adapter[name].detach().cpu().contiguous()

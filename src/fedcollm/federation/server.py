@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from fedcollm.federation.secagg.fixed_point import FixedPoint
 from fedcollm.federation.server_optimizers import PLAIN, OptimizerState, ServerOptimizer
 from fedcollm.federation.upload_format import WHOLE, UploadFormat
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest, adapter_bytes
+from fedcollm.metrics import peak_memory_bytes
 from fedcollm.modalities.base import Task
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.models.adapters import read_adapter, write_adapter
@@ -285,8 +285,3 @@ class Server:
             max_grad_norm=self.max_grad_norm,
             bridge=self.bridge,
         )
-
-
-def peak_memory_bytes() -> int:
-    """Highest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

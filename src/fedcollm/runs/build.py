@@ -29,8 +29,8 @@ from fedcollm.models.adapters import parameter_counts, save_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
 from fedcollm.runs.build_models import build_model, set_matmul_precision, slm_layers, text_models
-from fedcollm.runs.directory import writing
 from fedcollm.runs.sharing import remembering
+from fedcollm.storage import writing
 from fedcollm.transports.local import LocalTransport
 
 

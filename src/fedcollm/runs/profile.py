@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import RunConfig
-from fedcollm.federation.server import peak_memory_bytes, sample
+from fedcollm.federation.server import sample
 from fedcollm.messages import adapter_bytes
+from fedcollm.metrics import peak_memory_bytes
 from fedcollm.modalities.base import Collator
 from fedcollm.progress import say
 from fedcollm.runs.build import Federation, build_federation

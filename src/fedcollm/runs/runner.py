@@ -23,6 +23,7 @@ from fedcollm.progress import say
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Federation, Remote, build_federation
 from fedcollm.runs.sharing import zero_shot
+from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def rounds(
     elif (directory / directories.CONFIG).exists():
         directories.start(directory, config)  # refuses
     fresh = not directory.exists()
-    with directories.locked(directory):
+    with locked(directory):
         try:
             personal = directory / "adapters" / "clients"
             federation = build_federation(config, directory / "base", task, pool, remote, shared, personal)
@@ -209,7 +210,7 @@ def _spend(directory: Path, privacy: Privacy, index: int) -> float:
 def _publish(directory: Path, federation: Federation) -> None:
     """Write what is derived from the checkpoint: PEFT's files, confusion tables, outcomes, notes on the data."""
     server = federation.server
-    with directories.writing(directory):
+    with writing(directory):
         (directory / "adapters").mkdir(exist_ok=True)
         adapters = server.adapters()
         for role, model in server.models().items():
@@ -293,8 +294,8 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
     """
     config, federation = restore(directory, role)
     if write_examples:
-        with directories.writing(write_examples.parent):
-            directories.write_atomically(write_examples, example_lines(federation.split.test))
+        with writing(write_examples.parent):
+            write_atomically(write_examples, example_lines(federation.split.test))
     model = federation.server.models()[role]
     task = federation.server.task_of(role)
     return evaluate(task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")

@@ -19,8 +19,8 @@ from fedcollm.messages import Score
 from fedcollm.modalities.base import Task
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.runs.build_models import VISION_MODELS
-from fedcollm.runs.directory import write_atomically, writing
-from fedcollm.transports.caching import CachingTransport, one_at_a_time
+from fedcollm.storage import one_at_a_time, write_atomically, writing
+from fedcollm.transports.caching import CachingTransport
 
 #: Adapters that change nothing before they are trained.
 _NEUTRAL = ("lora", "dora", "ia3")
