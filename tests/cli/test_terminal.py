@@ -36,8 +36,8 @@ def screen(monkeypatch):
 
 
 def plain(text: str) -> str:
-    """Text without the control sequences that draw tables and bars, none of which gives a color."""
-    for sequence in ("\x1b[1m", "\x1b[3m", "\x1b[0m"):  # bold and italic, of headers and titles, and their end
+    """Text without the styles that every table has: bold, italic and dim, whatever is in it."""
+    for sequence in ("\x1b[1m", "\x1b[3m", "\x1b[2;3m", "\x1b[0m"):  # of headers, titles and captions, and their end
         text = text.replace(sequence, "")
     assert "\x1b" not in text
     return text
