@@ -8,11 +8,10 @@ Nothing is computed or copied from a device where nobody listens.
 
 import contextlib
 import contextvars
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import psutil
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,16 @@ def emit(step: Step) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Return the highest resident memory of this process so far; where no system call tells, its memory now."""
+    """Return the highest resident memory of this process so far, in bytes.
+
+    Where the system does not record the highest value, this is the memory resident now.
+    """
     try:
         import resource
-        import sys
+    except ImportError:  # Windows
+        import psutil
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    except ImportError:
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux KiB

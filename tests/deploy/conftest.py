@@ -18,7 +18,7 @@ from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy.initialize import Site, initialize
-from fedcollm.deploy.server import stop_all
+from fedcollm.deploy.status import stop_all
 from fedcollm.modalities.text.task import TextExample
 
 PROGRAM = Path(sys.executable).with_name("fedcollm")

@@ -13,7 +13,7 @@ from tests.transports.small_federation import shared_slm, small_config
 from fedcollm.config.methods import changed
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
-from fedcollm.deploy import client, directories, server
+from fedcollm.deploy import client, directories, server, status
 from fedcollm.deploy.client import Remembered, build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Site, initialize
@@ -164,7 +164,7 @@ def test_directory_without_a_train_file_is_named(config, tmp_path):
 
 
 def test_two_processes_of_one_client_exclude_each_other(out):
-    from fedcollm.runs.directory import locked
+    from fedcollm.storage import locked
 
     (out / "clients" / "1" / "state").mkdir()
     with locked(out / "clients" / "1" / "state"), pytest.raises(UserError, match="is in use by another run"):
@@ -266,7 +266,7 @@ def test_malformed_deployment_is_named(out, changes, reason):
 
 
 def test_directory_that_is_no_servers_is_named(out):
-    for function in (server.stop_all, lambda place: server.status(place, place), lambda place: list(
+    for function in (status.stop_all, lambda place: status.status(place, place), lambda place: list(
         server.run_rounds(place, place))):  # fmt: skip
         with pytest.raises(UserError, match=r"is no server's directory: deployment.json can't be read"):
             function(out / "clients" / "1")

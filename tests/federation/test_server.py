@@ -14,7 +14,7 @@ import torch
 from fedcollm.errors import NonFiniteError, RoundFailedError
 from fedcollm.federation.aggregation.validation import aggregate
 from fedcollm.federation.client import Client
-from fedcollm.federation.server import Server, peak_memory_bytes, sample
+from fedcollm.federation.server import Server, sample
 from fedcollm.federation.server_optimizers import ServerOptimizer
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, Answer, Request, adapter_bytes
@@ -523,10 +523,6 @@ def test_round_that_is_not_scored_asks_nobody_for_scores(server):
 def test_scores_before_any_round(server):
     assert server.scores().keys() == {"slm", "llm"}
     assert server.transport.requests == []
-
-
-def test_peak_memory_is_in_bytes():
-    assert 50_000_000 < peak_memory_bytes() < 2**40
 
 
 # --- who takes part ---

@@ -21,7 +21,8 @@ from fedcollm.models.pretrained import load_tokenizer, start_tokens
 from fedcollm.progress import say
 from fedcollm.runs.build import build_client, secure_client, secured
 from fedcollm.runs.build_models import build_model, set_matmul_precision
-from fedcollm.runs.directory import CONFIG, locked, parse_config, write_atomically, writing
+from fedcollm.runs.directory import CONFIG, parse_config
+from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
@@ -41,7 +42,7 @@ class Remembered(MutableMapping[str, T]):
 
     def __post_init__(self) -> None:
         try:
-            self._values: dict[str, T] = json.loads(self.file.read_text()) if self.file.exists() else {}
+            self._values: dict[str, T] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.file} can't be read ({error}). It guards this client's data: restore it from a copy, or leave "
@@ -136,6 +137,6 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -
         key, number = names.node_key(directory), directory / "state" / "node"
         node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
         say(f"connecting to {membership.address}")
-        known = int(number.read_text()) if number.exists() else None
+        known = int(number.read_text(encoding="utf-8")) if number.exists() else None
         stopped = stopped or threading.Event()
         Service(node, answering, known, lambda value: write_atomically(number, str(value)), stopped=stopped).run()

@@ -18,6 +18,7 @@ state/                 written by the client
 adapter/               with client.personal, after the last round: its own SLM's adapter, in PEFT's format
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -158,5 +159,5 @@ def check_private(file: Path) -> None:
         raise UserError(
             f"{file} can't be read ({error.strerror}). It came with the directory: copy it again."
         ) from error
-    if mode & 0o077:
+    if os.name == "posix" and mode & 0o077:  # Windows has access lists in place of these bits
         raise UserError(f"{file} can be read by others (mode {mode:o}). Run: chmod 600 {file}")

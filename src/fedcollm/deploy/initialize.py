@@ -26,6 +26,8 @@ from fedcollm.runs.build import secured
 from fedcollm.runs.build_models import text_models
 from fedcollm.runs.directory import CONFIG, config_text
 
+#: Whom the server's container runs as where this machine numbers no users, as Windows does not.
+_FIRST_USER = 1000
 _ALLOWED = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
@@ -148,8 +150,8 @@ def _write_server(out: Path, config: RunConfig, deployment: Deployment, authorit
         "superlink_port": site.superlink_port,
         "directory": server.resolve(),
         "program": Path(sys.executable).with_name("fedcollm"),
-        "user": os.getuid(),
-        "group": os.getgid(),
+        "user": getattr(os, "getuid", lambda: _FIRST_USER)(),
+        "group": getattr(os, "getgid", lambda: _FIRST_USER)(),
     }
     for name in ("nginx.conf", "compose.yaml", "Dockerfile"):
         _write(server / name, _filled(name, facts))

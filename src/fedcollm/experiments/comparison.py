@@ -24,6 +24,7 @@ from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.runs import directory as directories
 from fedcollm.runs.estimate import check
+from fedcollm.storage import write_atomically, writing
 
 #: Folder of what the runs of a comparison have in common.
 SHARED = ".shared"
@@ -72,9 +73,9 @@ class Comparison:
             "table.tex": self.to_latex(),
             "comparison.json": json.dumps(self.to_dict(), indent=1) + "\n",
         }
-        with directories.writing(self.directory):
+        with writing(self.directory):
             for name, text in texts.items():
-                directories.write_atomically(self.directory / name, text)
+                write_atomically(self.directory / name, text)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Plan:
             home = self.home(config)
             for place, run_config in plan(config, self.methods, self.seeds):
                 path = home / place
-                found.append(Job(str(path.relative_to(self.directory)), run_config, path, self.directory / SHARED))
+                name = path.relative_to(self.directory).as_posix()
+                found.append(Job(name, run_config, path, self.directory / SHARED))
         return found
 
     def tabulate(self) -> Comparison:

@@ -27,6 +27,8 @@ from fedcollm.runs.runner import rounds
 
 _LOOK_SECONDS, _STOP_SECONDS = 0.1, 10.0
 _OMP = "OMP_NUM_THREADS"
+#: Ctrl-C is for the parent, which ends the children: a session of their own on Unix, a process group on Windows.
+_NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=errors,
             stderr=errors,
-            text=True,
-            env=os.environ | {_OMP: str(threads)},
-            start_new_session=True,  # Ctrl-C is for the parent, which ends the children
+            encoding="utf-8",
+            env=os.environ | {_OMP: str(threads), "PYTHONIOENCODING": "utf-8"},
+            start_new_session=True,  # ignored on Windows
+            creationflags=_NEW_GROUP,
         )
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):  # it ended at once: its exit status says why

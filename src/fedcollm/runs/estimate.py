@@ -147,7 +147,8 @@ def _shape(model: ModelConfig) -> Any:
     """The base's configuration after depth pruning."""
     if model.source in VISION_MODELS:
         return vision_config(model.source)
-    known = json.loads((resources.files("fedcollm.config") / "presets" / "architectures.json").read_text())
+    shapes = resources.files("fedcollm.config") / "presets" / "architectures.json"
+    known = json.loads(shapes.read_text(encoding="utf-8"))
     shape = AutoConfig.for_model(**known[model.source]) if model.source in known else load_config(model.source)
     if model.layers is not None:
         kept = even_layers(shape.num_hidden_layers, model.layers)

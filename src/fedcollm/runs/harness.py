@@ -26,6 +26,7 @@ from fedcollm.modalities.text.task import TextExample, TextTask, picks
 from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import restore
+from fedcollm.storage import writing
 from fedcollm.training.fine_tuning import like_sized
 
 #: The harness's own task files, under `lm_eval/tasks`.
@@ -102,7 +103,7 @@ def compare(
         directory: for the harness's task file, data and cache; replaced as a whole.
         batch_size: sequences (harness) or examples (ours) a forward pass.
     """
-    with directories.writing(directory):
+    with writing(directory):
         write_task(task.name, examples, directory)
     harness, theirs = score_with_harness(task, model, directory, batch_size)
     ours = score(task, model, examples, batch_size)

@@ -1,9 +1,6 @@
 """Round 1 of clients that several runs have in common, trained once: every method starts from the same θ."""
 
-import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from safetensors.torch import save_file
 
 from fedcollm.federation.server import Transport
 from fedcollm.messages import Answer, ClientUpdate, Request, Score, TrainRequest, payload_digest
-from fedcollm.runs.directory import writing
+from fedcollm.storage import one_at_a_time, replacing, writing
 
 #: Later rounds start from what the method made of this one, so that no two methods share them.
 SHARED_ROUND = 1
@@ -63,30 +60,14 @@ class CachingTransport:
         yield from answers
 
 
-@contextlib.contextmanager
-def one_at_a_time(file: Path) -> Iterator[None]:
-    """Let one process at a time make a file: the others wait, and find it there."""
-    with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_name(f".{file.name}.lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _write(file: Path, update: ClientUpdate) -> None:
     """Keep an update: its adapter as tensors, all else as JSON in the header; the file is whole or absent."""
     score = (dict(update.score.sums), update.score.count) if update.score else None
     values = {"client": update.client, "round_index": update.round_index, "examples": update.examples}
     values |= {"loss": update.loss, "score": score, "seconds": dict(update.seconds)}
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
-    with writing(file.parent):
-        try:
-            tensors = {name: tensor.contiguous() for name, tensor in update.adapter.items()}
-            save_file(tensors, temporary, metadata={"update": json.dumps(values)})
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in update.adapter.items()}
+    with writing(file.parent), replacing(file) as temporary:
+        save_file(tensors, temporary, metadata={"update": json.dumps(values)})
 
 
 def _read(file: Path) -> ClientUpdate:
