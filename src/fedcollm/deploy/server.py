@@ -12,7 +12,7 @@ from fedcollm.deploy.services import kept_running
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.runs import directory as run_directory
-from fedcollm.runs.build import Remote
+from fedcollm.runs.build import Inputs, Remote
 from fedcollm.runs.runner import rounds
 from fedcollm.storage import locked, writing
 from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
@@ -62,4 +62,4 @@ def run_rounds(directory: Path, out: Path) -> Iterator[RoundRecord]:
     """
     with serving(directory) as (config, remote):
         resume = (out / run_directory.CONFIG).exists()
-        yield from rounds(config, out, resume=resume, remote=remote)
+        yield from rounds(config, out, Inputs(remote=remote), resume=resume)

@@ -23,6 +23,7 @@ from fedcollm.errors import UserError
 from fedcollm.experiments.hardware import threads_each
 from fedcollm.messages import RoundRecord
 from fedcollm.runs import directory as directories
+from fedcollm.runs.build import Inputs
 from fedcollm.runs.runner import rounds
 
 _LOOK_SECONDS, _STOP_SECONDS = 0.1, 10.0
@@ -61,7 +62,7 @@ class Job:
     def records(self) -> Iterator[RoundRecord]:
         """Do the run in this process, from where it stopped; its records as they come, the old ones first."""
         exists = (self.directory / directories.CONFIG).exists()
-        yield from rounds(self.config, self.directory, resume=exists, shared=self.shared)
+        yield from rounds(self.config, self.directory, Inputs(shared=self.shared), resume=exists)
 
 
 @dataclass(frozen=True)
