@@ -139,8 +139,8 @@ def _aggregation(config: "RunConfig") -> Iterator[str]:
         )
     if name == "product" and config.server.layer_transfer:
         yield (
-            f"server.layer_transfer {config.server.layer_transfer:g} with federation.aggregation product: what is moved "
-            "is the change of A and B themselves, which the product's mean makes anew. Change one of them"
+            f"server.layer_transfer {config.server.layer_transfer:g} with federation.aggregation product: what is "
+            "moved is the change of A and B themselves, which the product's mean makes anew. Change one of them"
         )
 
 

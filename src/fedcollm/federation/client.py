@@ -156,8 +156,6 @@ class Client:
     def _fit(self, round_index: int, where: str, private: bool = True) -> float | None:
         """Tune the SLM's adapter; return the mean loss, which does not leave the client under privacy."""
         if private and isinstance(self.agreement.privacy, ExamplePrivacy):
-            return fit_privately(
-                self.modality, self.slm, self.examples, self.settings, self.agreement.privacy, where
-            )
+            return fit_privately(self.modality, self.slm, self.examples, self.settings, self.agreement.privacy, where)
         seed = self.agreement.identity.derive("client", self.id, round_index)
         return fit(self.modality, self.slm, self.examples, self.settings, seed, where)

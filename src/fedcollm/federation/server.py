@@ -122,9 +122,7 @@ class Server:
         return state
 
     def _distil(self, round_index: int) -> dict[str, float]:
-        return distil(
-            self.pair, self.public, self.settings, self.identity.derive("server", round_index), round_index
-        )
+        return distil(self.pair, self.public, self.settings, self.identity.derive("server", round_index), round_index)
 
     def _record(self, record: RoundRecord, tuned: Aggregate | None) -> RoundRecord:
         """Return a round's record with what the clients did in it."""

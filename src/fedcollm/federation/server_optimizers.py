@@ -33,7 +33,7 @@ def apply_server_optimizer(
 def average(
     settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """θ + η Δ; with η = 1 the mean itself, bit for bit (FedAvg)."""
+    """Return θ + η Δ; with η = 1 the mean itself, bit for bit (FedAvg)."""
     if settings.learning_rate == 1:
         return mean, state
     return {name: torch.lerp(before[name], mean[name], settings.learning_rate) for name in mean}, state
@@ -42,7 +42,7 @@ def average(
 def fedavgm(
     settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """M ← β m + Δ; θ + η m (arXiv 1909.06335, section 4.3)."""
+    """Return θ + η m with m ← β m + Δ (arXiv 1909.06335, section 4.3)."""
     momentum = _running(state, "momentum", mean)
     momentum = {name: settings.momentum * momentum[name] + (mean[name] - before[name]) for name in mean}
     return {name: before[name] + settings.learning_rate * momentum[name] for name in mean}, {"momentum": momentum}
@@ -51,18 +51,24 @@ def fedavgm(
 def fedadam(
     settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """M ← β₁ m + (1 - β₁) Δ; v ← β₂ v + (1 - β₂) Δ²; θ + η m / (√v + τ), without correction of bias, as the paper's."""
+    """Return θ + η m / (√v + τ) with m ← β₁ m + (1 - β₁) Δ and v ← β₂ v + (1 - β₂) Δ².
+
+    There is no bias correction, as in the paper.
+    """
     change = {name: mean[name] - before[name] for name in mean}
     momentum, second = _running(state, "momentum", mean), _running(state, "second_moment", mean)
     momentum = {name: torch.lerp(change[name], momentum[name], settings.momentum) for name in mean}
     second = {name: torch.lerp(change[name].square(), second[name], settings.decay) for name in mean}
     moved = {
-        name: before[name] + settings.learning_rate * momentum[name] / (second[name].sqrt() + settings.tau) for name in mean
+        name: before[name] + settings.learning_rate * momentum[name] / (second[name].sqrt() + settings.tau)
+        for name in mean
     }
     return moved, {"momentum": momentum, "second_moment": second}
 
 
-OPTIMIZERS: Mapping[str, Callable[[ServerOptimizerConfig, Adapter, Adapter, OptimizerState], tuple[Adapter, OptimizerState]]] = {
+OPTIMIZERS: Mapping[
+    str, Callable[[ServerOptimizerConfig, Adapter, Adapter, OptimizerState], tuple[Adapter, OptimizerState]]
+] = {
     "average": average,
     "fedavgm": fedavgm,
     "fedadam": fedadam,

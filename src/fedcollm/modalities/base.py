@@ -2,7 +2,7 @@
 
 A modality says how its models are loaded, how examples become a batch, what the models make of it, and how that is
 scored and shown. The loop, the federation, the transports and deployment know nothing else of it. To co-tune your own
-networks on your own data, derive from `Modality` and pass an instance to `fedcollm.run(config, modality=..., pool=...)`.
+networks on your own data, derive from `Modality` and call `fedcollm.run(config, modality=MyModality(), pool=pool)`.
 """
 
 from abc import ABC, abstractmethod
@@ -114,9 +114,7 @@ class Modality(ABC):
         Raises:
             UserError: models of this modality are not cut from each other.
         """
-        raise UserError(
-            f"server.layer_transfer: the models of {self.name} are not cut from each other. Set server.layer_transfer: 0."
-        )
+        raise UserError(f"server.layer_transfer: the models of {self.name} are not cut from each other; set it to 0.")
 
     # batches
 

@@ -53,7 +53,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def add_adapter(
     base: nn.Module,
-    section: AdapterConfig = AdapterConfig(),  # noqa: B008
+    section: AdapterConfig = AdapterConfig(),
     *,
     seed: int = 0,
     causal_lm: bool = True,
@@ -92,7 +92,8 @@ def add_adapter(
             {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
         )
         raise UserError(
-            f"adapter.targets: {section.targets!r} does not fit this model ({error}). Its linear layers: {', '.join(names)}"
+            f"adapter.targets: {section.targets!r} does not fit this model ({error}). "
+            f"Its linear layers: {', '.join(names)}"
         ) from error
     for name, parameter in model.named_parameters():
         if section.freeze_a and "lora_A" in name:

@@ -89,7 +89,7 @@ class Inputs:
     personal: Path | None = None
 
 
-def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -> Federation:  # noqa: B008
+def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -> Federation:
     """Load data and models and connect the clients.
 
     Args:

@@ -47,9 +47,7 @@ class ClientData:
     spent: MutableMapping[str, int] = field(default_factory=dict, repr=False)
 
 
-def build_client(
-    config: RunConfig, identity: RunIdentity, name: str, data: ClientData, ids: Sequence[str]
-) -> Client:
+def build_client(config: RunConfig, identity: RunIdentity, name: str, data: ClientData, ids: Sequence[str]) -> Client:
     """Build one client of a run.
 
     Args:
@@ -60,9 +58,7 @@ def build_client(
         ids: of all clients, in the federation's order.
     """
     store = functools.partial(_store, data.slm, data.own) if config.client.personal and data.own else None
-    agreement = Agreement(
-        identity, config.federation.rounds, build_privacy(config), build_uploads(config, ids)[name]
-    )
+    agreement = Agreement(identity, config.federation.rounds, build_privacy(config), build_uploads(config, ids)[name])
     return Client(
         name,
         data.modality,

@@ -86,9 +86,10 @@ def evaluate_with_harness(directory: Path, role: str) -> Parity:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("--harness needs lm-evaluation-harness. Install it: pip install 'fedcollm[evaluation]'")
     config, federation = restore(directory, role)
-    task, model, test = federation.task, federation.server.models()[role], federation.split.test
+    pair = federation.server.pair
+    task, model = pair.modality.of(role), pair.models()[role]
     assert isinstance(task, TextTask)
-    return compare(task, model, test, directory / "harness", config.evaluation.batch_size)
+    return compare(task, model, federation.split.test, directory / "harness", config.evaluation.batch_size)
 
 
 def compare(

@@ -22,7 +22,7 @@ from fedcollm.progress import say
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Federation, Inputs, build_federation
 from fedcollm.runs.sharing import zero_shot
-from fedcollm.storage import locked, writing, write_atomically
+from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def result(directory: Path) -> RunResult:
 def rounds(
     config: RunConfig | None,
     directory: Path,
-    inputs: Inputs = Inputs(),  # noqa: B008
+    inputs: Inputs = Inputs(),
     *,
     resume: bool = False,
 ) -> Iterator[RoundRecord]:

@@ -69,7 +69,7 @@ def step_count(examples: Sequence[Any], settings: TrainingConfig) -> int:
 def step_batches(
     modality: Collator, examples: Sequence[Any], settings: TrainingConfig, generator: random.Random
 ) -> Iterator[list[Any]]:
-    """Yield the batches of each optimizer step of one shuffled pass: `gradient_accumulation` of them, or what is left."""
+    """Yield the batches of each optimizer step of one shuffled pass: `gradient_accumulation` of them, or the rest."""
     batches = minibatches(modality, examples, settings.batch_size, generator)
     while group := list(itertools.islice(batches, settings.gradient_accumulation)):
         yield group

@@ -82,9 +82,7 @@ class Stepper:
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
 
-    def step(
-        self, losses: Mapping[str, Tensor], rows: int, check: Callable[[], None] = lambda: None
-    ) -> None:
+    def step(self, losses: Mapping[str, Tensor], rows: int, check: Callable[[], None] = lambda: None) -> None:
         """Clip the gradients, call `check`, step every optimizer and its schedule, and tell who listens.
 
         Args:
@@ -105,8 +103,6 @@ class Stepper:
             now = time.perf_counter()
             known = {name: norm for name, norm in norms.items() if norm is not None}
             metrics.emit(
-                metrics.Step(
-                    self._where, self._done, self._steps, losses, float(rate), rows, now - self._last, known
-                )
+                metrics.Step(self._where, self._done, self._steps, losses, float(rate), rows, now - self._last, known)
             )
             self._last = now

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
-from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
+from fedcollm.messages import Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
+
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
     """Updates in the order of `ids`, each as early as it can be had; only those that came too early wait.

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedcollm.errors import RefusalError
 from fedcollm.federation.client import Client
 from fedcollm.federation.secagg.fixed_point import change, pack, statistics
-from fedcollm.federation.secagg.settings import SecureSettings
 from fedcollm.federation.secagg.noise import noised
 from fedcollm.federation.secagg.protocol import Participant, check_invitation
+from fedcollm.federation.secagg.settings import SecureSettings
 from fedcollm.messages import ClientUpdate, PhaseAnswer, Request, Session, TrainRequest, payload_digest
 from fedcollm.privacy.accounting import ClientPrivacy
 
