@@ -11,7 +11,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedcollm.config import RunConfig, asked_clients
-from fedcollm.data.catalogue import build_task, load_pool
+from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split as split_pool
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation.client import Client
@@ -28,7 +28,7 @@ from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.models.adapters import parameter_counts, save_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.progress import say
-from fedcollm.runs.build_models import build_model, set_matmul_precision, slm_layers, text_models
+from fedcollm.runs.build_models import build_model, set_matmul_precision
 from fedcollm.runs.directory import writing
 from fedcollm.runs.sharing import remembering
 from fedcollm.transports.local import LocalTransport
@@ -96,7 +96,9 @@ def build_federation(
     say(f"loading the data of {config.task.name}")
     pool = pool or load_pool(config.task, config.seed)
     split = split_pool(pool, config.task, config.seed, private=remote is None)
-    task, bridge = (task, None) if task else build_task(config.task.name, lambda: text_models(config))
+    across = config.server.distillation.across_tokenizers
+    modality = task or build_modality(config.task, config.slm, config.llm, across)
+    task, bridge = modality.of("slm"), modality if isinstance(modality, TokenizerBridge) else None
     llm_task = bridge.llm if bridge else task
     say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
     set_matmul_precision(config)
@@ -214,7 +216,7 @@ def _server(
         ramp=distillation.warmup_rounds,
         step=ServerOptimizer(**dict(config.federation.server_optimizer)),
         layer_transfer=config.server.layer_transfer,
-        kept=slm_layers(config, llm) if llm and config.server.layer_transfer else (),
+        kept=task.slm_layers(config.slm, llm) if llm and config.server.layer_transfer else (),
         evaluation_batch_size=config.evaluation.batch_size,
         seed=config.seed,
         run=run,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedcollm.config import RunConfig
-from fedcollm.data.jsonl import example_lines
 from fedcollm.data.partition import describe
 from fedcollm.errors import UserError
 from fedcollm.federation.server import Server
@@ -294,7 +293,7 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
     config, federation = restore(directory, role)
     if write_examples:
         with directories.writing(write_examples.parent):
-            directories.write_atomically(write_examples, example_lines(federation.split.test))
+            directories.write_atomically(write_examples, federation.task.write_examples(federation.split.test))
     model = federation.server.models()[role]
     task = federation.server.task_of(role)
     return evaluate(task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")
