@@ -76,10 +76,8 @@ class Membership(_File):
     """HOST:PORT of the server"""
     roster: dict[str, str]
     """id to public signing key of every client, 32 bytes in hexadecimal"""
-    vocabulary_size: Annotated[int, Field(ge=1)]
-    """size of the output space that both models share"""
-    context_length: Annotated[int, Field(ge=1)]
-    """longest sequence that both models take, in tokens"""
+    facts: dict[str, Annotated[int, Field(ge=1)]]
+    """what the modality of a client, which has the SLM only, must know of both models; see `Modality.facts`"""
 
 
 T = TypeVar("T", bound=_File)

@@ -2,11 +2,11 @@
 
 A modality says how its models are loaded, how examples become a batch, what the models make of it, and how that is
 scored and shown. The loop, the federation, the transports and deployment know nothing else of it. To co-tune your own
-networks on your own data, derive from `Modality` and call `fedcollm.run(config, modality=MyModality(), pool=pool)`.
+networks on your own data, derive from `Modality` and pass an instance: `fedcollm.run(config, modality=..., pool=...)`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -77,11 +77,13 @@ class Modality(ABC):
         name: name of the task, for reports.
         metric: name of the main metric, for reports.
         causal_lm: whether its models are causal language models of transformers, which PEFT must know.
+        options: what the outputs and scores depend on besides models and examples, as plain values; part of cache keys.
     """
 
     name: str
     metric: str = "accuracy"
     causal_lm: ClassVar[bool] = False
+    options: Mapping[str, Any] = {}
 
     # models
 
@@ -114,7 +116,10 @@ class Modality(ABC):
         Raises:
             UserError: models of this modality are not cut from each other.
         """
-        raise UserError(f"server.layer_transfer: the models of {self.name} are not cut from each other; set it to 0.")
+        raise UserError(
+            f"server.layer_transfer: the models of {self.name} are not cut from each other. "
+            "Set server.layer_transfer: 0."
+        )
 
     # batches
 
@@ -187,7 +192,7 @@ class Modality(ABC):
 
     def to_wire(self) -> dict[str, Any]:
         """Return what outputs and scores depend on besides models and examples, as plain values: part of cache keys."""
-        return {"name": self.name, "metric": self.metric}
+        return {"name": self.name, "metric": self.metric, "options": dict(self.options)}
 
     # estimates and files
 
@@ -205,11 +210,16 @@ class Modality(ABC):
         """Return what a reader of the results should know of the data as it was read, a sentence each."""
         return []
 
+    def facts(self) -> dict[str, int]:
+        """Return what a client elsewhere, which has the SLM only, must be told to build this modality."""
+        return {}
+
     def write_examples(self, examples: Sequence[Any]) -> str:
         """Return examples as JSON lines, for a client elsewhere.
 
         Raises:
-            UserError: examples of this modality can't be written yet.
+            UserError: examples of this modality can't be written yet. It is raised for an empty sequence too, so that
+                a caller can find out beforehand.
         """
         raise UserError(f"examples of {self.name} can't be written to a file: it works in one process only.")
 

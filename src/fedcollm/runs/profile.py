@@ -267,10 +267,10 @@ def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, flo
 
 
 def _seconds_a_unit(
-    task: Collator, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
+    modality: Collator, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
 ) -> float:
     """Seconds a unit of `work`: a second pass over a few batches, after which nothing is new, as in most rounds."""
-    sizes = [task.size(example) for example in examples]
+    sizes = [modality.size(example) for example in examples]
     largest = [examples[i] for i in sorted(range(len(examples)), key=lambda i: sizes[i])[-batch_size:]]
     run(largest)  # the peak of memory, too
     timed = [example for batch in chosen_batches(examples, sizes, batch_size, _BATCHES) for example in batch]
@@ -278,7 +278,7 @@ def _seconds_a_unit(
     start = time.perf_counter()
     run(timed)
     seconds = time.perf_counter() - start
-    return seconds / work(model, [task.size(example) for example in timed], batch_size, shuffled=False)
+    return seconds / work(model, [modality.size(example) for example in timed], batch_size, shuffled=False)
 
 
 def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
