@@ -2,7 +2,7 @@
 
 Whatever speaks of a choice takes it from here: the configuration's check, the comments of `fedcollm init`, the methods
 of `fedcollm compare` and the words of the report. Adding one takes a row here and a function of the same name in the
-module that does the work (`docs/decisions/0010-choices.md`). Nothing here imports torch.
+module that does the work (`docs/decisions/0011-choices.md`). Nothing here imports torch.
 """
 
 from collections.abc import Iterator, Mapping

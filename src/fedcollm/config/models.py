@@ -1,6 +1,6 @@
 """Sections of a run's configuration: base models and their adapters."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ class AdapterConfig(Section):
     """dropout inside the adapter"""
     targets: Literal["auto", "all-linear"] | list[str] = "auto"
     """names of the modules that get an adapter; auto: every linear layer except the head"""
-    options: Annotated[dict[str, Any], Field(default_factory=dict)]
+    options: dict[str, Any] = Field(default_factory=dict)
     """further fields of the method's PEFT configuration"""
     freeze_a: bool = False
     """kind lora: keep A at its random start, and train and send only B (FFA-LoRA): a mean of adapters is then exact"""

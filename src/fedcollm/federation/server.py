@@ -134,7 +134,7 @@ class Server:
         seconds["evaluation"] = seconds.get("evaluation", 0.0) + record.seconds["evaluation"]
         return replace(
             record,
-            scores=record.scores | ({} if tuned.clients_score is None else {"clients": tuned.clients_score}),
+            scores=dict(record.scores) | ({} if tuned.clients_score is None else {"clients": tuned.clients_score}),
             losses=({} if tuned.loss is None else {"client": tuned.loss}) | dict(record.losses),
             seconds=seconds,
             participants=tuned.participants,

@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 
 from fedcollm.config import DistillationConfig, ServerConfig
 from fedcollm.modalities.base import Modality, Rows
@@ -39,10 +40,10 @@ class ModelPair:
     """
 
     modality: Modality
-    slm: nn.Module
-    llm: nn.Module | None = None
+    slm: PeftModel
+    llm: PeftModel | None = None
 
-    def models(self) -> dict[str, nn.Module]:
+    def models(self) -> dict[str, PeftModel]:
         """Return role to model, for the roles that there are."""
         return {"slm": self.slm} | ({"llm": self.llm} if self.llm is not None else {})
 
