@@ -52,6 +52,9 @@ class ImageModels:
             return network.to(dtype).to(device)
         return _from_directory(AutoModelForImageClassification, section.source, dtype=dtype).to(device)
 
+    def prepare(self, section: ModelConfig) -> None:
+        """Do nothing: these models are neither converted nor cut."""
+
     def outline(self, section: ModelConfig) -> nn.Module:
         """Return the same network without weights.
 
