@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fedcollm.messages import RoundRecord, Score
     from fedcollm.metrics import Step, listening
     from fedcollm.modalities.base import Example, Modality, Pool, Rows
+    from fedcollm.runs.build import Inputs
     from fedcollm.runs.runner import RunResult, run
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ _HOMES = {
     "Comparison": "experiments.comparison",
     "Example": "modalities.base",
     "FedcollmError": "errors",
+    "Inputs": "runs.build",
     "Modality": "modalities.base",
     "NonFiniteError": "errors",
     "Pool": "modalities.base",
@@ -39,6 +41,7 @@ __all__ = [
     "Comparison",
     "Example",
     "FedcollmError",
+    "Inputs",
     "Modality",
     "NonFiniteError",
     "Pool",

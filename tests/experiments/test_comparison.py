@@ -63,8 +63,8 @@ def test_llm_on_all_data_is_tuned_as_the_server_tunes_it(tiny_config):
 @pytest.mark.parametrize("method", ["standalone", "centralized", "centralized_llm"])
 def test_method_of_a_single_party_has_no_secure_aggregation(tiny_config, method):
     secure = changed(tiny_config, {"federation.secure_aggregation.enabled": True, "task.clients": 3})
-    assert not any(config.federation.secure_aggregation for _, config in plan(secure, [method], [0]))
-    assert all(config.federation.secure_aggregation for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
+    assert not any(config.federation.secure_aggregation.enabled for _, config in plan(secure, [method], [0]))
+    assert all(config.federation.secure_aggregation.enabled for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
 
 
 def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_config):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedcollm.errors import UserError
+from fedcollm.runs.build import Inputs
 from fedcollm.experiments.workers import Failed, Job, in_processes, in_this_process, raise_for
 from fedcollm.messages import RoundRecord
 from fedcollm.runs import directory as run_directory
@@ -14,7 +15,7 @@ from fedcollm.runs import directory as run_directory
 
 @pytest.fixture
 def jobs(tiny_config, tmp_path):
-    return [Job(f"m/seed-{seed}", tiny_config, tmp_path / f"seed-{seed}", tmp_path / ".shared") for seed in (0, 1)]
+    return [Job(f"m/seed-{seed}", tiny_config, tmp_path / f"seed-{seed}", Inputs(shared=tmp_path / ".shared")) for seed in (0, 1)]
 
 
 @pytest.fixture

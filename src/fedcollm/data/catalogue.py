@@ -53,6 +53,10 @@ class BaseModels(Protocol):
         """Return the base network of a role."""
         ...
 
+    def prepare(self, section: ModelConfig) -> None:
+        """Convert and cut the base of a role once, before several processes would all do it."""
+        ...
+
     def outline(self, section: ModelConfig) -> nn.Module:
         """Return the same network without weights."""
         ...
@@ -193,15 +197,6 @@ def base_models(task: TaskConfig) -> BaseModels:
         UserError: unknown task.
     """
     return _modality(task).models
-
-
-def is_text(name: str) -> bool:
-    """Return whether a task needs causal language models.
-
-    Raises:
-        UserError: unknown task.
-    """
-    return _entry(TaskConfig(name=name)).modality == "text"
 
 
 def _modality(task: TaskConfig) -> ModalityEntry:

@@ -18,7 +18,7 @@ def cores() -> int:
     affinity = getattr(psutil.Process(), "cpu_affinity", None)  # macOS has none
     allowed = len(affinity()) if affinity else psutil.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (_GROUP / "cpu.max").read_text().split()
+        quota, period = (_GROUP / "cpu.max").read_text(encoding="utf-8").split()
         allowed = min(allowed, max(1, int(quota) // int(period)))  # "max" is no number: no quota
     return allowed
 
@@ -27,9 +27,9 @@ def available_bytes() -> int:
     """Return the memory that new processes can take without swapping, within the control group's limit, in bytes."""
     available = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError, KeyError):
-        used = int((_GROUP / "memory.current").read_text())
-        counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        limit = int((_GROUP / "memory.max").read_text())
+        used = int((_GROUP / "memory.current").read_text(encoding="utf-8"))
+        counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
+        limit = int((_GROUP / "memory.max").read_text(encoding="utf-8"))
         available = min(available, limit - used + int(counts["inactive_file"]))
     return available
 

@@ -40,29 +40,29 @@ class Job:
         place: its name, and its directory relative to that of the comparison.
         config: of the run.
         directory: of the run.
-        shared: directory of what several runs have in common.
+        inputs: what it is given beside its configuration; only `shared` can go to another process.
     """
 
     place: str
     config: RunConfig
     directory: Path
-    shared: Path
+    inputs: Inputs
 
     def to_json(self) -> str:
         """One line of JSON."""
-        paths = [str(path.absolute()) for path in (self.directory, self.shared)]
+        paths = [str(path.absolute()) for path in (self.directory, self.inputs.shared or Path())]
         return json.dumps([self.place, self.config.model_dump(mode="json"), *paths])
 
     @classmethod
     def from_json(cls, line: str) -> "Job":
         """Inverse of `to_json`."""
         place, config, directory, shared = json.loads(line)
-        return cls(place, RunConfig.model_validate(config), Path(directory), Path(shared))
+        return cls(place, RunConfig.model_validate(config), Path(directory), Inputs(shared=Path(shared)))
 
     def records(self) -> Iterator[RoundRecord]:
         """Do the run in this process, from where it stopped; its records as they come, the old ones first."""
         exists = (self.directory / directories.CONFIG).exists()
-        yield from rounds(self.config, self.directory, Inputs(shared=self.shared), resume=exists)
+        yield from rounds(self.config, self.directory, self.inputs, resume=exists)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,13 @@ class Modality(ABC):
         with torch.device("meta"):
             return self.load_model(section, "slm", torch.device("meta"), 0)
 
+    def prepare(self, section: ModelConfig) -> None:
+        """Convert and cut the base of a role once, before several processes would all do it. By default, do nothing.
+
+        Raises:
+            UserError: the source does not exist or does not fit.
+        """
+
     def is_pretrained(self, section: ModelConfig) -> bool:
         """Return whether the base has weights of its own, instead of random ones that depend on the run's seed."""
         return True

@@ -11,11 +11,13 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
 from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit
 
+_HEADS = ("head", "classifier", "lm_head", "score")  # names of output layers
 _ACTIVE = ".default"  # PEFT's name of the adapter inside parameter names; its files leave it out
 
 
@@ -80,6 +82,8 @@ def add_adapter(
         what = f"{kind} with use_dora has more to train than B" if dora else f"{kind} is not plain LoRA"
         raise UserError(f"adapter.freeze_a: {what}; set adapter.kind: lora without use_dora, or freeze_a: false.")
     config = _peft_config(section)
+    if getattr(config, "target_modules", None) == "all-linear" and not isinstance(base, PreTrainedModel):
+        config.target_modules = _linear_layers(base)
     config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
     torch.manual_seed(seed)
     try:
@@ -134,6 +138,12 @@ def _peft_config(section: AdapterConfig) -> Any:
         return factory(**{**values, **options})
     except (TypeError, ValueError) as error:
         raise UserError(f"adapter: {factory.__name__} refuses these values: {error}") from error
+
+
+def _linear_layers(base: nn.Module) -> list[str]:
+    """Return the names of a network's linear layers except its head, as PEFT finds them in transformers' models."""
+    names = [name for name, module in base.named_modules() if type(module) is nn.Linear]
+    return [name for name in names if name.rsplit(".", 1)[-1] not in _HEADS]
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -118,6 +118,14 @@ class TextModels:
         dtype = resolve_dtype(section.dtype, device)
         return load_causal_lm(place, dtype, section.attention, device.type).to(device)
 
+    def prepare(self, section: ModelConfig) -> None:
+        """Convert and cut the base once; what is made is kept in the cache.
+
+        Raises:
+            UserError: the source does not exist, is not readable, or has fewer layers.
+        """
+        base_directory(section.source, section.layers)
+
     def outline(self, section: ModelConfig) -> nn.Module:
         """Return the same network without weights. Nothing is downloaded for hub ids whose architecture we know.
 
