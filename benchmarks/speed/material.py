@@ -93,8 +93,7 @@ def task_of(config: RunConfig) -> TextTask:
 def our_model(config: RunConfig, role: str, task: TextTask) -> Any:
     """A role's model exactly as `fedcollm run` builds it."""
     set_matmul_precision(config)
-    model = config.slm if role == "slm" else config.llm
-    return build_model(config, role, model, task, [], Path(tempfile.gettempdir()) / "no-base-of-the-benchmark")
+    return build_model(config, role, task, [], Path(tempfile.gettempdir()) / "no-base-of-the-benchmark")
 
 
 def peer_model(config: RunConfig, role: str) -> Any:

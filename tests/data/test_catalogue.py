@@ -87,3 +87,11 @@ def test_what_is_known_of_models_is_part_of_the_modality(name):
     whole = TextTask if TASKS[name].modality == "text" else ImageTask
     assert issubclass(whole, (type(known), Modality))
     assert known.causal_lm == whole.causal_lm == (name != "digits")
+
+
+def test_bases_are_made_once_where_they_must_be(tiny_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path))
+    base_models(TaskConfig(name="digits")).prepare(ModelConfig(source="vit-digits-small"))
+    assert not list(tmp_path.iterdir())
+    base_models(tiny_config.task).prepare(tiny_config.llm.model_copy(update={"layers": 2}))
+    assert [place.name.endswith("-2-layers") for place in tmp_path.iterdir()] == [True]

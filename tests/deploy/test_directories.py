@@ -218,8 +218,8 @@ def test_client_made_from_its_directory_answers_its_run_and_no_other(out, config
     answering = build_answering(place, place / "data.jsonl")
     membership = directories.read(place, directories.MEMBERSHIP, Membership)
     theta = shared_slm(config.slm.source)[1]
-    encoding = answering.client.encoding  # pyright: ignore[reportAttributeAccessIssue]
-    payload = payload_digest(theta, True, encoding, False, None)
+    settings = answering.client.settings  # pyright: ignore[reportAttributeAccessIssue]
+    payload = payload_digest(theta, {"evaluate": True, "agreed": settings.to_wire()})
 
     def answer(run: str):
         session = Session.fresh(run, 1, membership.roster, payload=payload)

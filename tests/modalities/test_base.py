@@ -83,6 +83,7 @@ def test_rows_are_those_of_both_models_as_they_are(model):
     batch = POINTS.collate(EXAMPLES)
     one, other = POINTS.logits(model, batch), torch.zeros(3, 2)
     rows = POINTS.align(batch, one, other)
+    assert POINTS.rows(batch) == 3
     assert rows.slm is one
     assert rows.llm is other
     assert rows.slm_targets.tolist() == rows.llm_targets.tolist() == [1, UNLABELLED, 1]
@@ -109,7 +110,8 @@ def test_base_counts_as_pretrained_and_is_no_language_model():
     assert POINTS.is_pretrained(ModelConfig())
     assert not POINTS.causal_lm
     assert POINTS.metric == "accuracy"
-    assert (POINTS.options, POINTS.facts(), POINTS.notes()) == ({}, {}, [])
+    assert POINTS.to_wire() == {"name": "points", "metric": "accuracy", "options": {}}
+    assert (POINTS.facts(), POINTS.notes()) == ({}, [])
 
 
 def test_shown_as_a_line():

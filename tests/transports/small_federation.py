@@ -13,7 +13,7 @@ from tests.transports.memory_link import DEADLINES, MemoryLink
 
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
-from fedcollm.data.catalogue import load_pool
+from fedcollm.data.catalogue import base_models, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy.client import Remembered
 from fedcollm.federation.client import Client
@@ -55,7 +55,7 @@ def small_config(models: dict[str, str], data: Path, **changes: Any) -> RunConfi
 def shared_slm(source: str) -> tuple[peft.PeftModel, Adapter]:
     """One SLM for all clients, as they work one after the other, and its adapter before the first round."""
     config = load_config("icd10", **{"slm.source": source, "slm.layers": None})
-    slm = build_model(config, "slm", config.slm, None, [], Path())  # pyright: ignore[reportArgumentType]
+    slm = build_model(config, "slm", base_models(config.task), [], Path())  # pyright: ignore[reportArgumentType]
     return slm, read_adapter(slm)
 
 

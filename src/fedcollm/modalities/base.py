@@ -106,7 +106,7 @@ class Modality(ABC):
         with torch.device("meta"):
             return self.load_model(section, "slm", torch.device("meta"), 0)
 
-    def prepare(self, section: ModelConfig) -> None:
+    def prepare(self, section: ModelConfig) -> None:  # noqa: B027 - most modalities need none
         """Convert and cut the base of a role once, before several processes would all do it. By default, do nothing.
 
         Raises:

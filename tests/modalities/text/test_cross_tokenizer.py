@@ -102,6 +102,7 @@ def test_rows_are_paired_where_both_have_read_the_same_text(bridge):
     # the | : | good colour bird  and  good col our bird: after "good colour" the LLM is one row further
     assert batch.slm_rows.tolist() == [0, 1, 2, 3]
     assert batch.llm_rows.tolist() == [0, 1, 3, 4]
+    assert bridge.rows(batch) == 4
     assert batch.slm.targets.tolist() == [14, 12, 7, 13]
     assert batch.llm.targets.tolist() == [3, 14, 15, 8, 16, 17]
 

@@ -236,7 +236,3 @@ def summed(logits: Tensor, columns: Tensor, size: int) -> Tensor:
 def _outcome(targets: Tensor, columns: Tensor) -> Tensor:
     """Return the outcomes of tokens; `UNLABELLED` stays what it is."""
     return torch.where(targets == UNLABELLED, targets, columns[targets.clamp(min=0)])
-
-
-# The former name, until distillation reads `Rows`.
-SharedOutcomes = tuple

@@ -155,7 +155,8 @@ class TextModels:
 
 def _shape(section: ModelConfig) -> Any:
     """Return the base's configuration after depth pruning."""
-    known = json.loads((resources.files("fedcollm.config") / "presets" / "architectures.json").read_text())
+    architectures = resources.files("fedcollm.config") / "presets" / "architectures.json"
+    known = json.loads(architectures.read_text(encoding="utf-8"))
     source = section.source
     shape = AutoConfig.for_model(**known[source]) if source in known else load_config(source)
     if section.layers is not None:

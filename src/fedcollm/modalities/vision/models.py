@@ -53,7 +53,7 @@ class ImageModels:
         return _from_directory(AutoModelForImageClassification, section.source, dtype=dtype).to(device)
 
     def prepare(self, section: ModelConfig) -> None:
-        """Do nothing: these networks are made in an instant."""
+        """Do nothing: these models are neither converted nor cut."""
 
     def outline(self, section: ModelConfig) -> nn.Module:
         """Return the same network without weights.
