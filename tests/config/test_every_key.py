@@ -213,3 +213,8 @@ def test_tables_of_words_name_no_key_that_is_gone():
 
 def test_only_free_fields_of_adapters_have_no_phrase():
     assert METHOD.keys() - FACTS - PHRASES.keys() == {"llm.adapter.options", "slm.adapter.options"}
+
+
+@pytest.mark.parametrize("key", sorted(key for key in METHOD.keys() - FACTS if isinstance(PHRASES.get(key), str)))
+def test_phrase_has_a_place_for_its_value(key):
+    assert ("{" in PHRASES[key]) == (METHOD[key].value is not True)
