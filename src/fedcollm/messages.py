@@ -262,6 +262,38 @@ Answer = ClientUpdate | PhaseAnswer | Failure
 
 
 @dataclass(frozen=True)
+class Role:
+    """Names of what is scored under one key of `RoundRecord.scores`.
+
+    Attributes:
+        short: in a column of scores.
+        label: in a report.
+        full: in a table of one run.
+        subject: in a sentence; only for the server's two models, empty for a mean over clients.
+    """
+
+    short: str
+    label: str
+    full: str
+    subject: str = ""
+
+
+#: Key of `RoundRecord.scores` to its names, in the order of a report.
+ROLES: Mapping[str, Role] = {
+    "slm": Role("SLM", "Small model", "SLM (global)", "the clients’ small model"),
+    "llm": Role("LLM", "Large model", "LLM", "the server’s large model"),
+    "clients": Role("clients' SLMs", "Mean of clients", "SLM (clients' mean, after local tuning)"),
+    "personal": Role("clients' own", "Clients’ own", "SLM (mean of what clients keep)"),
+}
+
+#: The roles that are models of the server.
+MODELS: tuple[str, ...] = tuple(role for role, names in ROLES.items() if names.subject)
+
+#: The parts of a round's time, in their order: key of `RoundRecord.seconds` to its name in a report.
+PARTS: Mapping[str, str] = {"clients": "Clients", "distillation": "Distillation", "evaluation": "Evaluation"}
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One line of `rounds.jsonl`; round 0 is before any training.
 
@@ -274,7 +306,7 @@ class RoundRecord:
         participants: ids of the clients whose updates are in the aggregate.
         bytes_up: bytes that one client sent in this round: its adapter, or its part of secure aggregation.
         bytes_down: bytes that one client received in this round; the final θ, which clients tune to keep, comes on top.
-        seconds: wall-clock by part: `clients`, `distillation`, `evaluation`.
+        seconds: wall-clock time of each of `PARTS`.
         peak_memory_bytes: highest resident memory of the process so far.
         lost: client id to when it was lost, or why an answer of it was refused.
         epsilon: ε spent so far, at the δ of the configuration; None without privacy.

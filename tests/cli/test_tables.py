@@ -1,5 +1,8 @@
 """What a person reads in the terminal."""
 
+import json
+
+from fedcollm.cli.run import check
 from fedcollm.cli.tables import cost_table, round_line
 from fedcollm.messages import RoundRecord
 from fedcollm.runs.estimate import Cost, RoleCost
@@ -46,3 +49,17 @@ def test_a_check_says_which_client_holds_what():
         "data: private {'0': 3, '1': 4}, public 5, unlabelled 0, test 6, duplicates removed 7; client 0 holds bank; "
         "client 1 holds court"
     )
+
+
+def test_a_check_says_every_setting(capsys, monkeypatch):
+    cost = Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, None)
+    monkeypatch.setattr("fedcollm.runs.estimate.check", lambda config: cost)
+    settings = ["client.proximal=0.5", "seed=3"]
+    check("icd10", settings, as_json=True)
+    words = json.loads(capsys.readouterr().out)["settings"]
+    assert {"5 rounds", "seed: 3"} <= set(words)
+    assert any("FedProx" in phrase for phrase in words)
+    check("icd10", settings)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "FedProx" in shown
+    assert "seed: 3" in shown

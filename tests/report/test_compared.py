@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import METHODS, NAMES
+from fedcollm.config.methods import METHODS
 from fedcollm.report import write_report
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.compared import Compared, Row, found_in, mean_by_key, tabulate
@@ -140,7 +140,10 @@ def test_tables_of_a_comparison(compared):
     assert scores.rows[3][1:] == ("0.750 ± 0.327", "0.650", "1.000 ± 0.245", "8", "6")
     assert "4 test examples; 2 clients with 49 private ones in all; public: 33 labelled, 7 unlabelled" in scores.caption
     assert differences.header[1:3] == ("SLM above FedAvg + CE", "SLM above FedCoLLM")
-    assert [row[0] for row in differences.rows] == [NAMES[m] for m in NAMES if m in {r.method for r in table.rows}]
+    compared_methods = {row.method for row in table.rows}
+    assert [row[0] for row in differences.rows] == [
+        method.label for name, method in METHODS.items() if name in compared_methods
+    ]
     assert len(all_tables([table])) == 2
     assert difference_table(Compared("toy", [Row("x", {"slm": [0.5]})], [0])) is None
 
@@ -185,8 +188,8 @@ def test_latex_and_markdown_take_every_sign_literally():
     )
 
 
-def test_every_method_has_a_name_and_words():
-    assert NAMES.keys() == METHODS.keys()
+def test_every_method_has_a_label_and_words():
+    assert all(method.label and described(name) for name, method in METHODS.items())
     assert described("fedcollm") == "The method itself."
     assert described("fedprox") == "FedCoLLM, FedProx clients: client.proximal = 0.01"
     assert described("mine") is None

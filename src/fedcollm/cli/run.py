@@ -41,12 +41,13 @@ def check(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Validate a configuration; print parameters, bytes and a memory estimate; without --measure nothing is trained."""
+    """Validate a configuration; print its sizes and settings. Without --measure, nothing is trained."""
     from dataclasses import asdict
 
-    from fedcollm.cli.tables import cost_table, measured_table
+    from fedcollm.cli.tables import cost_table, measured_table, settings_table
     from fedcollm.cli.terminal import interruptible, output, screen
     from fedcollm.config.loading import load_config, parse_settings
+    from fedcollm.config.words import everything_in_words
     from fedcollm.progress import shown
     from fedcollm.runs.estimate import check as check_config
     from fedcollm.runs.profile import measure
@@ -57,8 +58,10 @@ def check(
         with shown(screen(as_json)), interruptible("the same command", "Nothing was kept"):
             taken = measure(config)
     if as_json:
-        print(json.dumps(asdict(cost) | ({"measured": asdict(taken)} if taken else {})))
+        words = {"settings": everything_in_words(config)}
+        print(json.dumps(asdict(cost) | words | ({"measured": asdict(taken)} if taken else {})))
         return
     output().print(cost_table(cost, trained=taken is not None))
+    output().print(settings_table(config))
     if taken:
         output().print(measured_table(taken))

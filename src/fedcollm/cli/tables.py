@@ -1,28 +1,36 @@
 """What a person reads in the terminal, as plain text for the consoles of `terminal`, which read no markup."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from fedcollm.experiments.comparison import Comparison
-from fedcollm.messages import RoundRecord
+from fedcollm.config import RunConfig
+from fedcollm.config.words import facts_in_words, inputs_in_words, settings_in_words
+from fedcollm.messages import MODELS, PARTS, ROLES, RoundRecord
 from fedcollm.report import tables
 from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.formats import byte_count, duration
 from fedcollm.report.tables import full_model_bytes
 from fedcollm.runs import directory as directories
-from fedcollm.runs.estimate import Cost
-from fedcollm.runs.harness import Parity
-from fedcollm.runs.profile import Measured
+
+if TYPE_CHECKING:
+    from fedcollm.experiments.comparison import Comparison
+    from fedcollm.runs.estimate import Cost
+    from fedcollm.runs.harness import Parity
+    from fedcollm.runs.profile import Measured
 
 NOT_COVERED = "not covered"
 
+#: Everything that is scored, the small models first.
+_LLM_LAST = sorted(ROLES, key=lambda role: role == "llm")
+
 
 def round_line(record: RoundRecord) -> str:
-    """One line a round, in columns of fixed width."""
-    names = {"slm": "SLM", "clients": "clients", "personal": "personal", "llm": "LLM"}
-    scores = [f"{name} {record.scores[role]:.3f}" for role, name in names.items() if role in record.scores]
-    parts = {part: record.seconds.get(part, 0.0) for part in ("clients", "distillation", "evaluation")}
+    """Return one line per round, in columns of fixed width."""
+    scored = [role for role in _LLM_LAST if role in record.scores]
+    scores = [f"{role.upper() if role in MODELS else role} {record.scores[role]:.3f}" for role in scored]
+    parts = {part: record.seconds.get(part, 0.0) for part in PARTS}
     spent = ", ".join(f"{part} {value:.0f}" for part, value in parts.items() if value)
     when = f"{sum(parts.values()):.0f} s ({spent})" if spent else "before training"
     lost = "; ".join(f"client {client}: {reason}" for client, reason in record.lost.items())
@@ -32,7 +40,7 @@ def round_line(record: RoundRecord) -> str:
 
 
 def summary_table(directory: Path) -> Table:
-    """Zero-shot to final for both roles, bytes, time and memory of a finished run."""
+    """Return zero-shot and final scores, bytes, time and memory of a finished run."""
     records, environment = (
         directories.read_records(directory),
         directories.read_json(directory, directories.ENVIRONMENT),
@@ -41,16 +49,12 @@ def summary_table(directory: Path) -> Table:
     table = Table(title=f"{directory}: {last.round} rounds", title_justify="left")
     for column in ("", "zero-shot", "final", "gain"):
         table.add_column(column, justify="left" if not column else "right")
-    names = {
-        "slm": "SLM (global)",
-        "clients": "SLM (clients' mean, after local tuning)",
-        "personal": "SLM (mean of what clients keep)",
-        "llm": "LLM",
-    }
-    for role, name in names.items():
+    for role in _LLM_LAST:
         if role in last.scores:
             start = first.scores[role if role in first.scores else "slm"]
-            table.add_row(name, f"{start:.3f}", f"{last.scores[role]:.3f}", f"{last.scores[role] - start:+.3f}")
+            table.add_row(
+                ROLES[role].full, f"{start:.3f}", f"{last.scores[role]:.3f}", f"{last.scores[role] - start:+.3f}"
+            )
     table.add_section()
     if last.bytes_up:
         full = full_model_bytes(environment)
@@ -62,7 +66,7 @@ def summary_table(directory: Path) -> Table:
         )
     parts = {
         part: sum(record.seconds.get(part, 0.0) for record in records)
-        for part in ("clients", "distillation", "evaluation")
+        for part in PARTS
         if any(part in record.seconds for record in records)
     }
     for part, seconds in parts.items():
@@ -71,13 +75,13 @@ def summary_table(directory: Path) -> Table:
     return table
 
 
-def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The paper's tables."""
+def comparison_tables(comparison: "Comparison") -> list[Table]:
+    """Return the paper's tables."""
     return [_plain_table(table) for table in all_tables(comparison.tasks)]
 
 
 def _plain_table(source: tables.Table) -> Table:
-    """A report's table for the terminal."""
+    """Return a table of the report for the terminal."""
     table = Table(title=source.caption, title_justify="left")
     for column in source.header:
         table.add_column(column, justify="left" if column == source.header[0] else "right")
@@ -86,8 +90,8 @@ def _plain_table(source: tables.Table) -> Table:
     return table
 
 
-def parity_table(role: str, parity: Parity) -> Table:
-    """lm-evaluation-harness beside the scorer of the loop."""
+def parity_table(role: str, parity: "Parity") -> Table:
+    """Return the scores of lm-evaluation-harness beside those of the loop."""
     table = Table(title=f"{role} on {parity.examples} test examples of {parity.task}", title_justify="left")
     table.add_column("")
     for metric in parity.harness:
@@ -104,8 +108,8 @@ def parity_table(role: str, parity: Parity) -> Table:
     return table
 
 
-def cost_table(cost: Cost, trained: bool = False) -> Table:
-    """Parameters, bytes and memory of a configuration."""
+def cost_table(cost: "Cost", trained: bool = False) -> Table:
+    """Return the parameters, bytes and memory of a configuration."""
     nothing = "" if trained else "; nothing was trained"
     table = Table(title=f"the configuration is valid{nothing}", title_justify="left")
     table.add_column("")
@@ -130,13 +134,29 @@ def cost_table(cost: Cost, trained: bool = False) -> Table:
     return table
 
 
-def measured_table(measured: Measured) -> Table:
-    """Seconds, memory and bytes that a run would take."""
+def settings_table(config: RunConfig) -> Table:
+    """Return the settings of a configuration in words: what every run says, then whatever is not the default."""
+    table = Table(title="settings", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", overflow="fold")
+    rows = {
+        "settings": facts_in_words(config),
+        "ablations": settings_in_words(config),
+        "inputs": inputs_in_words(config),
+    }
+    for name, phrases in rows.items():
+        if phrases:
+            table.add_row(name, "\n".join(phrases), end_section=True)
+    return table
+
+
+def measured_table(measured: "Measured") -> Table:
+    """Return the seconds, memory and bytes that a run would take."""
     table = Table(title="a run would take, by a measurement on a few batches", title_justify="left")
     for column in ("", "a round, on average", "the whole run"):
         table.add_column(column, justify="right" if column else "left")
     parts = measured.round_seconds
-    for part in ("clients", "distillation", "evaluation"):
+    for part in PARTS:
         table.add_row(f"time: {part}", duration(parts[part]) if part in parts else NOT_COVERED, "")
     whole = measured.run_seconds
     table.add_row("time: loading and round 0", "", duration(measured.start_seconds))
@@ -158,7 +178,7 @@ def _covered_bytes(count: int | None) -> str:
     return NOT_COVERED if count is None else byte_count(count)
 
 
-def _data_line(cost: Cost) -> str:
+def _data_line(cost: "Cost") -> str:
     if cost.data is None:
         return f"data: not checked. {cost.data_note}"
     sizes = {name: sum(labels.values()) for name, labels in cost.data["clients"].items()}

@@ -1,4 +1,4 @@
-"""Run directories -> tables, plots, one self-contained HTML file."""
+"""Reports: tables, plots and one self-contained HTML file, made from run directories."""
 
 from fedcollm.report.html import write_report
 from fedcollm.report.runs import find_runs

@@ -1,4 +1,4 @@
-"""What a run may spend: its optimizer steps, and the sizes of its data, from its configuration and `data.json`."""
+"""What a run may spend: optimizer steps and sizes of its data, from its configuration and `data.json`."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from fedcollm.federation.server import sample
 
 @dataclass(frozen=True)
 class Steps:
-    """Optimizer steps of a whole run.
+    """Numbers of optimizer steps in a whole run.
 
     Attributes:
         client: of all clients together.
@@ -44,18 +44,18 @@ class Sizes:
     test: int
 
     def to_dict(self) -> dict[str, int]:
-        """Name to number."""
+        """Return the name of each size with its number."""
         return asdict(self)
 
 
 def sizes(data: Mapping[str, Any]) -> Sizes:
-    """Numbers of examples from `data.json`."""
+    """Return the numbers of examples that `data.json` tells."""
     private = [sum(labels.values()) for labels in data["clients"].values()]
     return Sizes(len(private), sum(private), sum(data["public"].values()), data["unlabelled"], data["test"])
 
 
 def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
-    """Optimizer steps of a run, all rounds together.
+    """Return the optimizer steps of a run, summed over all rounds.
 
     Args:
         config: of the run.
@@ -73,7 +73,7 @@ def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
 
 
 def _local_steps(config: RunConfig, examples: int) -> int:
-    """Of one client in one round; under privacy of examples, batches are drawn at a rate instead."""
+    """Return the steps of one client in one round; with example-level privacy, batches are drawn at a rate."""
     privacy = config.federation.privacy
     if privacy is not None and privacy.sampling_rate is not None:
         return round(config.client.epochs / privacy.sampling_rate)

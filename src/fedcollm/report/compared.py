@@ -1,4 +1,4 @@
-"""A finished comparison in numbers: methods x seeds of one task, with paired differences. Pure reading."""
+"""A finished comparison in numbers: methods x seeds of one task, with paired differences. Nothing is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,13 +7,13 @@ from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
-from fedcollm.messages import RoundRecord
+from fedcollm.messages import MODELS, ROLES, RoundRecord
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
 from fedcollm.runs import directory as directories
 
-#: Columns of scores.
-COLUMNS = {"slm": "SLM", "clients": "clients' SLMs", "llm": "LLM"}
+#: Columns of scores, each a role with its heading.
+COLUMNS = {role: ROLES[role].short for role in ("slm", "clients", "llm")}
 #: What a method is measured against: the control that has the same labelled public data, and the method itself.
 REFERENCES = ("fedavg_ce", "fedcollm")
 
@@ -22,15 +22,15 @@ Outcomes = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
         name: the method, in words.
-        values: column (`slm`, `clients`, `llm`) to one value a seed.
+        values: column (`slm`, `clients`, `llm`) to one value per seed.
         method: its name in `methods`; empty for the models before any training.
-        differences: role to reference method to how far this one is above it.
-        sampling: column to half-width of the 95% interval over test examples, where there is one seed.
-        steps: optimizer steps of a run, on average over seeds.
+        differences: role to reference method to the difference of this method from it.
+        sampling: column to half-width of the 95% interval over test examples; empty with more than one seed.
+        steps: optimizer steps of a run, averaged over seeds.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Row:
     steps: Steps | None = None
 
     def mean(self, column: str) -> tuple[float, float | None] | None:
-        """Mean over seeds and half-width of its 95% interval; None if it was never scored."""
+        """Return the mean over seeds and the half-width of its 95% interval; None if the column was never scored."""
         values = self.values.get(column, ())
         if not values:
             return None
@@ -49,7 +49,7 @@ class Row:
         return mean, self.sampling.get(column) if half is None else half
 
     def text(self, column: str) -> str:
-        """Mean ± half-width of the 95% interval; a dash if there is nothing.
+        """Return the mean ± the half-width of its 95% interval; a dash if the column was never scored.
 
         >>> Row("", {"slm": [0.5, 0.7]}).text("slm")
         '0.600 ± 1.271'
@@ -61,7 +61,7 @@ class Row:
         return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the same as plain values, ready for JSON."""
         means = {column: known for column in COLUMNS if (known := self.mean(column))}
         return {
             "method": self.method or None,
@@ -79,12 +79,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """One task's table.
+    """The table of one task.
 
     Attributes:
         name: of the task's configuration.
-        rows: best read top to bottom.
-        seeds: the seeds.
+        rows: in the order in which they are read.
+        seeds: those that were asked for, finished or not.
         sizes: of the data; None if no run is finished.
     """
 
@@ -94,14 +94,14 @@ class Compared:
     sizes: Sizes | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the same as plain values, ready for JSON."""
         sized = self.sizes.to_dict() if self.sizes else None
         return {"seeds": self.seeds, "sizes": sized, "rows": [row.to_dict() for row in self.rows]}
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What a method came to with one seed; `scores` and `outcomes` by role."""
+    """Result of a method with one seed; `scores` and `outcomes` are by role."""
 
     scores: Mapping[str, float]
     outcomes: Mapping[str, Outcomes]
@@ -110,7 +110,7 @@ class _Result:
 
 
 def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence[int]) -> Compared:
-    """Read the table off finished runs; those that are not finished are left out.
+    """Read the table of one task from its finished runs; unfinished runs are left out.
 
     Args:
         directory: of one task, with `METHOD/seed-S` or `METHOD/seed-S/client-K` in it.
@@ -127,7 +127,7 @@ def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence
 
 
 def found_in(directory: Path) -> Compared | None:
-    """The table of a directory that holds `METHOD/seed-S` of at least two methods; None of any other directory."""
+    """Return the table of a directory that holds `METHOD/seed-S` of two methods or more; None for any other."""
     methods = [name for name in METHODS if any((directory / name).glob("seed-*"))]
     names = {path.name for name in methods for path in (directory / name).glob("seed-*")}
     seeds = sorted(int(number) for name in names if (number := name.removeprefix("seed-")).isdecimal())
@@ -142,13 +142,13 @@ def _last(config: RunConfig, records: Sequence[RoundRecord]) -> bool:
 
 
 def _results(directory: Path, seeds: Sequence[int]) -> dict[int, _Result]:
-    """Seed to what a method came to, the seeds that are finished."""
+    """Return the result of a method by seed, for the seeds that are finished."""
     found = {seed: _result(directory.name, directory / f"seed-{seed}") for seed in seeds}
     return {seed: result for seed, result in found.items() if result}
 
 
 def _result(method: str, directory: Path) -> _Result | None:
-    """A method's last round; the mean over its runs if it has one a client. None if it is not finished."""
+    """Return a method's last round, the mean over its runs if it has one per client; None if it is not finished."""
     parts = [path for path in sorted(directory.glob("client-*")) or [directory] if path.is_dir()]
     if not parts or not all((part / directories.CONFIG).exists() for part in parts):
         return None
@@ -158,7 +158,7 @@ def _result(method: str, directory: Path) -> _Result | None:
         return None
     scores = mean_by_key([dict(one[-1].scores) for one in records])
     found = [directories.read_json(part, directories.OUTCOMES) or {} for part in parts]
-    outcomes = {role: mean_by_key([one.get(role, {}) for one in found]) for role in ("slm", "llm")}
+    outcomes = {role: mean_by_key([one.get(role, {}) for one in found]) for role in MODELS}
     data = [directories.read_json(part, directories.DATA) for part in parts]
     if not all(data):
         return None
@@ -167,12 +167,12 @@ def _result(method: str, directory: Path) -> _Result | None:
 
 
 def mean_by_key(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over mappings, of the keys that all of them have."""
+    """Return the mean over mappings of every key that all of them have."""
     return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0] if all(key in p for p in parts)}
 
 
 def _by_true_role(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The loop trains one model where all data is in one place; it may be the LLM."""
+    """Return values under their true role: centralized training has one model, which may be the LLM."""
     if method == "centralized_llm":
         return {"llm": values["slm"]}
     return {"slm": values["slm"]} if method in ("standalone", "centralized") else dict(values)
@@ -182,7 +182,7 @@ def _row(method: str, done: Mapping[str, Mapping[int, _Result]]) -> Row:
     found = done[method]
     values = {column: [r.scores[column] for r in found.values() if column in r.scores] for column in COLUMNS}
     differences: dict[str, dict[str, Difference]] = {}
-    for role in ("slm", "llm"):
+    for role in MODELS:
         for reference in REFERENCES:
             seeds = [seed for seed in found if seed in done.get(reference, {})]
             ours, theirs = ([done[name][seed].outcomes.get(role, {}) for seed in seeds] for name in (method, reference))
@@ -194,7 +194,7 @@ def _row(method: str, done: Mapping[str, Mapping[int, _Result]]) -> Row:
 
 
 def _sampling(found: Sequence[_Result]) -> dict[str, float]:
-    """Role to half-width over test examples, where there is one seed and so none over seeds."""
+    """Return the half-width over test examples by role; empty with several seeds, which give an interval themselves."""
     if len(found) != 1:
         return {}
     halves = {role: outcome_half_width(list(values.values())) for role, values in found[0].outcomes.items()}
@@ -202,7 +202,7 @@ def _sampling(found: Sequence[_Result]) -> dict[str, float]:
 
 
 def _zero_shot(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> Row:
-    """Scores before any training; the LLM's from whichever method loads it."""
+    """Return the scores before any training; the LLM's are from a method that loads it."""
     found = []
     for seed in seeds:
         scores: dict[str, float] = {}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from fedcollm.config.methods import METHODS
+from fedcollm.messages import MODELS, ROLES
 from fedcollm.report.budgets import Sizes
 from fedcollm.report.compared import COLUMNS, REFERENCES, Compared, Row
 from fedcollm.report.formats import count
@@ -12,11 +13,10 @@ from fedcollm.report.tables import Table
 
 #: References in the heading of a column.
 _SHORT = {"fedavg_ce": "FedAvg + CE", "fedcollm": "FedCoLLM"}
-_ROLES = {"slm": "SLM", "llm": "LLM"}
 
 
 def score_table(compared: Compared) -> Table:
-    """Scores of every method, and the optimizer steps that it took."""
+    """Return the scores of every method, and the optimizer steps that it took."""
     rows = [
         (
             _name(row, compared),
@@ -30,10 +30,10 @@ def score_table(compared: Compared) -> Table:
 
 
 def difference_table(compared: Compared) -> Table | None:
-    """How far every method is above the references, for both roles; None if nothing can be paired."""
+    """Return how far every method is above the references, for both models; None if nothing can be paired."""
     columns = [
         (role, reference)
-        for role in _ROLES
+        for role in MODELS
         for reference in REFERENCES
         if any(reference in row.differences.get(role, {}) for row in compared.rows)
     ]
@@ -44,7 +44,7 @@ def difference_table(compared: Compared) -> Table | None:
         for row in compared.rows
         if row.differences
     ]
-    header = ("method", *(f"{_ROLES[role]} above {_SHORT[reference]}" for role, reference in columns))
+    header = ("method", *(f"{ROLES[role].short} above {_SHORT[reference]}" for role, reference in columns))
     caption = (
         f"{compared.name}: differences in percentage points on the same test examples [95% interval], p: paired "
         "bootstrap, 10,000 resamples of the examples within each seed"
@@ -55,7 +55,7 @@ def difference_table(compared: Compared) -> Table | None:
 
 
 def summary_table(tasks: Sequence[Compared], role: str) -> Table:
-    """One role over several tasks: rows are methods, columns are tasks, the last one their plain mean."""
+    """Return one role's scores over several tasks: a row per method, a column per task, and their plain mean."""
     by_task = [{row.name: row for row in compared.rows} for compared in tasks]
     order = ["zero-shot", *(method.label for method in METHODS.values())]
     names = [name for name in order if any(name in known and known[name].mean(role) for known in by_task)]
@@ -70,7 +70,7 @@ def summary_table(tasks: Sequence[Compared], role: str) -> Table:
 
 
 def all_tables(tasks: Sequence[Compared]) -> list[Table]:
-    """Every table of a comparison, the summaries of several tasks first."""
+    """Return every table of a comparison; with several tasks, their summaries come first."""
     tables = [summary_table(tasks, role) for role in COLUMNS] if len(tasks) > 1 else []
     for compared in tasks:
         differences = difference_table(compared)
@@ -79,7 +79,7 @@ def all_tables(tasks: Sequence[Compared]) -> list[Table]:
 
 
 def _name(row: Row, compared: Compared) -> str:
-    """The method's name, and how many seeds there are where some are missing."""
+    """Return the method's name, with the number of its seeds where some are missing."""
     seeds = max(map(len, row.values.values()), default=0)
     return row.name if seeds == len(compared.seeds) else f"{row.name} ({seeds} of {len(compared.seeds)} seeds)"
 
@@ -89,7 +89,7 @@ def _steps(row: Row, part: str) -> str:
 
 
 def _cells(difference: Difference | None) -> str:
-    """A difference as it is read.
+    """Return a difference with its interval and p-value.
 
     >>> _cells(Difference(0.012, -0.005, 0.029, 0.2143, 300, 1))
     '+1.2 [−0.5, +2.9], p = 0.21'
@@ -105,13 +105,13 @@ def _cells(difference: Difference | None) -> str:
 
 
 def _ends(difference: Difference) -> tuple[float, float, float]:
-    """Without negative zeros."""
+    """Return mean, low and high end, rounded to four digits and without negative zeros."""
     mean, low, high = (round(value, 4) + 0.0 for value in (difference.mean, difference.low, difference.high))
     return mean, low, high
 
 
 def p_words(p: float) -> str:
-    """A p-value with two digits.
+    """Return a p-value with two significant digits.
 
     >>> p_words(0.0002), p_words(0.0412), p_words(1.0)
     ('p < 0.001', 'p = 0.041', 'p = 1')

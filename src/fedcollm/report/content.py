@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedcollm.config import RunConfig, ServerConfig
+from fedcollm.config import RunConfig
+from fedcollm.config.words import facts_in_words, settings_in_words
+from fedcollm.messages import MODELS, PARTS, ROLES
 from fedcollm.report.formats import byte_count, count, duration, percent, share
 from fedcollm.report.runs import Method, described
-from fedcollm.report.scores import ROLES, curve, finals, interval, role_scores, sampling_half_width
-from fedcollm.report.tables import PARTS, Summary, Table
+from fedcollm.report.scores import curve, finals, interval, role_scores, sampling_half_width
+from fedcollm.report.tables import Summary, Table
 
 METHOD = (
     "In every round the server sends the small model’s adapter θ to the clients, each client fine-tunes it on its own "
@@ -19,28 +21,18 @@ METHOD = (
     "So the clients gain what the large model knows and the large model gains what the clients learnt, while only an "
     "adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
 )
-AGGREGATIONS = {
-    "mean": "weighted by number of examples",
-    "uniform": "each with weight 1/K",
-    "product": "by their products BA, weighted by number of examples",
-}
-SUBJECTS = {"slm": "the clients’ small model", "llm": "the server’s large model"}
-
-#: Divergences other than the method's own.
-DIVERGENCES = {
-    "reverse_kl": "reverse Kullback–Leibler divergence",
-    "jensen_shannon": "Jensen–Shannon divergence",
-    "skew_kl": "skewed Kullback–Leibler divergence",
-    "skew_reverse_kl": "skewed reverse Kullback–Leibler divergence",
-}
-
-#: What the server does with the clients' mean change.
-STEPS = {"average": "plain", "fedavgm": "FedAvgM", "fedadam": "FedAdam"}
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One key number."""
+    """One key number of a run.
+
+    Attributes:
+        label: what it is.
+        value: with its unit.
+        note: what to know beside it.
+        spread: half-width of its interval over seeds; empty with one seed.
+    """
 
     label: str
     value: str
@@ -49,9 +41,10 @@ class Tile:
 
 
 def headline(method: Method, numbers: Summary) -> str:
-    """What the method did for both roles, in one sentence."""
+    """Return what the method did for both models, in one sentence."""
     changes = []
-    for role, subject in SUBJECTS.items():
+    for role in MODELS:
+        subject = ROLES[role].subject
         values, points = finals(method, role), curve(method, role)
         if not values:
             continue
@@ -69,7 +62,7 @@ def headline(method: Method, numbers: Summary) -> str:
 
 
 def rounds_text(numbers: Summary) -> str:
-    """Rounds done, and of how many if the run is not complete."""
+    """Return the number of finished rounds, and out of how many if the run is not complete."""
     noun = "round" if max(numbers.rounds_done, numbers.rounds_planned) == 1 else "rounds"
     if numbers.rounds_done >= numbers.rounds_planned:
         return f"{numbers.rounds_done} {noun}"
@@ -77,19 +70,19 @@ def rounds_text(numbers: Summary) -> str:
 
 
 def tiles(method: Method, numbers: Summary) -> list[Tile]:
-    """Key numbers: scores over all seeds, costs of the first run."""
+    """Return the key numbers: scores over all seeds, and costs of the first run."""
     known = [(role, finals(method, role)) for role in ROLES]
     result = []
     for role, values in known:
         if values:
             mean, half = interval(list(values.values()))
             spread = "" if half is None else f"± {100 * half:.1f}"
-            result.append(Tile(ROLES[role], percent(mean), _score_note(method, role), spread))
+            result.append(Tile(ROLES[role].label, percent(mean), _score_note(method, role), spread))
     if numbers.bytes_up and method.federated:
         note, part = "by each client", numbers.share_of_full_model
         if part is not None:
             note += f": {share(part)} of the full model’s {byte_count(numbers.full_model_bytes or 0)}"
-        result.append(Tile("Sent in a round", byte_count(numbers.bytes_up), note))
+        result.append(Tile("Sent per round", byte_count(numbers.bytes_up), note))
     spent = {label: numbers.seconds[part] for part, label in PARTS.items() if numbers.seconds.get(part)}
     note = ", ".join(f"{label.lower()} {duration(seconds)}" for label, seconds in spent.items())
     if spent:
@@ -116,9 +109,9 @@ def _score_note(method: Method, role: str) -> str:
 
 
 def caution(method: Method) -> str:
-    """How far a score can be trusted, from the size of the test set alone."""
+    """Return how far a score can be trusted given the size of the test set alone; empty if nothing was scored."""
     examples = method.runs[0].data.get("test")
-    values = next((list(values.values()) for role in SUBJECTS if (values := finals(method, role))), [])
+    values = next((list(values.values()) for role in MODELS if (values := finals(method, role))), [])
     if not examples or not values or not 0 <= (value := interval(values)[0]) <= 1:
         return ""
     half = 100 * sampling_half_width(value, examples)
@@ -129,66 +122,19 @@ def caution(method: Method) -> str:
 
 
 def settings(config: RunConfig) -> str:
-    """How this run departs from, or fills in, the method's sentences."""
-    federation, first, words = config.federation, _on_public_set(config.server), ablations(config)
-    otherwise = f" Otherwise than above: {'; '.join(words)}." if words else ""
-    if federation.participants == []:
-        return f"In this run: {first}; no clients.{otherwise}"
-    kind = AGGREGATIONS[federation.aggregation]
-    security = (
-        "masked by secure aggregation"
-        if federation.secure_aggregation.enabled
-        else "without secure aggregation, so the server sees each of them"
-    )
-    privacy = f"with {federation.privacy.level}-level" if federation.privacy else "without"
-    return f"In this run: {first}; adapters averaged {kind}, {security}; {privacy} differential privacy.{otherwise}"
-
-
-def _on_public_set(server: ServerConfig) -> str:
-    if not server.epochs:
-        return "no work on the public set (federated averaging only)"
-    distillation = server.distillation
-    weights = f"λ\u00a0=\u00a0{distillation.weight:g}"
-    if distillation.llm_weight is not None:
-        weights += f" for the small and {distillation.llm_weight:g} for the large model"
-    epochs = "epoch" if server.epochs == 1 else "epochs"
-    return f"{server.epochs} {epochs} on the public set a round, {weights}, τ\u00a0=\u00a0{distillation.temperature:g}"
-
-
-def ablations(config: RunConfig) -> list[str]:
-    """What a run does otherwise than the method's sentences say, as far as it takes effect."""
-    server, taught, step = config.server, config.server.distillation, config.federation.server_optimizer
-    distils = bool(server.epochs and (taught.weight or taught.llm_weight))
-    clients = config.federation.participants != []
-    frozen = {"small": config.slm.adapter.freeze_a, "large": config.llm.adapter.freeze_a and server.epochs > 0}
-    models = " and ".join(name for name, is_frozen in frozen.items() if is_frozen)
-    words = {
-        DIVERGENCES.get(taught.divergence, ""): distils and taught.divergence != "forward_kl",
-        "a model is taught only where the other one knows better": distils and taught.teach_where_better,
-        f"λ grows linearly over the first {taught.warmup_rounds} rounds": distils and taught.warmup_rounds > 0,
-        f"{100 * server.layer_transfer:g}% of the averaged change goes into the large model’s own layers": (
-            clients and server.epochs and server.layer_transfer
-        ),
-        f"{STEPS[step.kind]} step of the server, η\u00a0=\u00a0{step.learning_rate:g}": (
-            clients and (step.kind != "average" or step.learning_rate != 1)
-        ),
-        f"FedProx at the clients, μ\u00a0=\u00a0{config.client.proximal:g}": clients and config.client.proximal,
-        f"gradients at the clients clipped to norm {config.client.max_grad_norm}": (
-            clients and config.client.max_grad_norm
-        ),
-        f"gradients on the server clipped to norm {server.max_grad_norm}": server.epochs and server.max_grad_norm,
-        f"LoRA’s A stays frozen in the {models} model (FFA-LoRA)": models,
-    }
-    return [text for text, holds in words.items() if holds]
+    """Return what every run says, and what this one does otherwise than the method's sentences say."""
+    otherwise = settings_in_words(config)
+    words = f"In this run: {'; '.join(facts_in_words(config))}."
+    return words + (f" Otherwise than above: {'; '.join(otherwise)}." if otherwise else "")
 
 
 def explained(methods: Sequence[Method]) -> list[tuple[str, str]]:
-    """Names of compared methods with what they are, as far as it is known."""
+    """Return the names of the compared methods, each with what it is; methods of the user's own are left out."""
     return [(method.name, words) for method in methods if (words := described(method.name))]
 
 
 def differences(methods: Sequence[Method]) -> Table:
-    """Keys of the configuration in which other methods' first runs differ from the first method's."""
+    """Return the keys of the configuration in which the other methods' first runs differ from the first method's."""
     configs = [dict(_flat(method.runs[0].config.model_dump(mode="json"))) for method in methods]
     keys = [key for key in configs[0] if any(config.get(key) != configs[0][key] for config in configs[1:])]
     keys += [key for key in dict.fromkeys(key for config in configs for key in config) if key not in configs[0]]
@@ -199,7 +145,7 @@ def differences(methods: Sequence[Method]) -> Table:
 
 
 def environment_table(environment: dict[str, Any]) -> Table:
-    """Every value of the environment by its path."""
+    """Return every value of the environment by its dotted path."""
     rows = [
         (key, count(value) if isinstance(value, int) and value > 9999 else str(value))
         for key, value in _flat(environment)
@@ -208,7 +154,7 @@ def environment_table(environment: dict[str, Any]) -> Table:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings by dotted path."""
+    """Yield the leaves of nested mappings, each with its dotted path."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,11 +1,11 @@
-"""Numbers as a reader wants them."""
+"""Numbers formatted for readers."""
 
 import math
 import re
 
 
 def percent(value: float | None, half_width: float | None = None) -> str:
-    """A share as per cent, with the half-width of its interval if there is one.
+    """Return a share in percent, with the half-width of its interval if there is one.
 
     >>> percent(0.6233), percent(0.6233, 0.012), percent(None)
     ('62.3%', '62.3 ± 1.2%', '–')
@@ -16,7 +16,7 @@ def percent(value: float | None, half_width: float | None = None) -> str:
 
 
 def points(difference: float, half_width: float | None = None) -> str:
-    """A difference of two shares in percentage points, with the half-width of its interval if there is one.
+    """Return a difference of two shares in percentage points, with the half-width of its interval if there is one.
 
     >>> points(0.05), points(-0.07, 0.021)
     ('+5.0', '−7.0 ± 2.1')
@@ -26,7 +26,7 @@ def points(difference: float, half_width: float | None = None) -> str:
 
 
 def share(value: float) -> str:
-    """A share that may be very small, with two significant digits.
+    """Return a share in percent with two significant digits, as it may be very small.
 
     >>> share(0.0024), share(0.125), share(0.0)
     ('0.24%', '12%', '0%')
@@ -35,7 +35,7 @@ def share(value: float) -> str:
 
 
 def byte_count(count: float) -> str:
-    """Bytes in decimal units.
+    """Return a number of bytes in decimal units.
 
     >>> byte_count(0), byte_count(999), byte_count(3276800), byte_count(2.5e9)
     ('0 B', '999 B', '3.28 MB', '2.5 GB')
@@ -48,7 +48,7 @@ def byte_count(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it.
+    """Return a time in its two largest units.
 
     >>> duration(5.04), duration(65), duration(7384)
     ('5.0 s', '1 min 5 s', '2 h 3 min')
@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int) -> str:
-    """A whole number with its thousands apart.
+    """Return a whole number with separated thousands.
 
     >>> count(123456)
     '123,456'
@@ -69,7 +69,7 @@ def count(number: int) -> str:
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key in which digits compare as numbers.
+    """Return a sort key in which digits compare as numbers.
 
     >>> sorted(["a10", "a2", "b"], key=natural)
     ['a2', 'a10', 'b']

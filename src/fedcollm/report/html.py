@@ -1,4 +1,4 @@
-"""One self-contained HTML file from run directories: nothing in it is loaded from anywhere."""
+"""One self-contained HTML file, made from run directories: it loads nothing from anywhere."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,20 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from fedcollm.errors import UserError
+from fedcollm.messages import PARTS, ROLES
 from fedcollm.report import content, labels, plots, tables
 from fedcollm.report.compared import found_in
 from fedcollm.report.compared_tables import difference_table, score_table
 from fedcollm.report.formats import count, share
 from fedcollm.report.runs import Method, Run, find_runs, group, main_first, read_run, with_true_roles
-from fedcollm.report.scores import ROLES, curve
+from fedcollm.report.scores import curve
 from fedcollm.runs.directory import CONFIG, REPORT
 from fedcollm.storage import write_atomically, writing
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot, what it says to who can't see it, and its numbers.
+    """A plot with its caption, a description for people who can't see it, and its numbers.
 
     Attributes:
         id: of the plot's element.
@@ -66,7 +67,7 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
 
 
 def read_methods(directories: Sequence[Path]) -> tuple[list[Method], list[Path]]:
-    """Methods in the order of the report, and run directories without a finished round.
+    """Read the methods in the order of the report, and list the run directories without a finished round.
 
     Raises:
         UserError: a directory holds no run, or none has a finished round.
@@ -86,7 +87,7 @@ def read_methods(directories: Sequence[Path]) -> tuple[list[Method], list[Path]]
 
 
 def controls(directory: Path) -> list[tables.Table]:
-    """Tables of a comparison's finished methods, if it is the directory of one."""
+    """Return the tables of a comparison's finished methods; none if the directory is not that of a comparison."""
     compared = found_in(directory)
     if compared is None:
         return []
@@ -94,7 +95,13 @@ def controls(directory: Path) -> list[tables.Table]:
 
 
 def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared: Sequence[tables.Table] = ()) -> str:
-    """The whole page."""
+    """Return the whole page.
+
+    Args:
+        methods: the first one is what the report is about.
+        unfinished: run directories that are left out.
+        compared: tables of a comparison with controls.
+    """
     run = methods[0].runs[0]
     numbers = tables.summarize(run)
     sections = _sections(methods, run, numbers)
@@ -124,7 +131,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
 
 
 def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> list[tuple[str, list[Panel]]]:
-    """Plots by section; sections without plots are left out."""
+    """Return the plots by section; sections without plots are left out."""
     split = labels.parts(run.data)
     sections = [
         ("Accuracy", [*_accuracy(methods), *_confusion(run)]),
@@ -136,7 +143,7 @@ def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> l
 
 
 def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
-    """Accuracy by round, if any method has a score."""
+    """Yield accuracy by method and by round, if any method has a score."""
     if not any(curve(method, role) for method in methods for role in ROLES):
         return
     table = tables.score_table(methods)
@@ -154,20 +161,21 @@ def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
 
 
 def _confusion(run: Run) -> Iterator[Panel]:
-    """One heatmap a role that has a confusion."""
+    """Yield one heatmap per role that has a confusion table."""
     for role, rows in run.confusion.items():
         names = labels.confusion_labels(rows)
         if not names or role not in ROLES:
             continue
-        title = f"Confusion, {ROLES[role].lower()}"
+        model = ROLES[role].label.lower()
+        title = f"Confusion, {model}"
         text = "Each row is a true label: where its test examples went, after the last round. Hover for counts."
-        alt = f"Heatmap of true against predicted labels for the {ROLES[role].lower()}, each row summing to one"
-        table = labels.confusion_table(rows, names, ROLES[role].lower())
+        alt = f"Heatmap of true against predicted labels for the {model}, each row summing to one"
+        table = labels.confusion_table(rows, names, model)
         yield Panel(f"plot-confusion-{role}", title, text, alt, plots.confusion_plot(rows, names), table)
 
 
 def _training(run: Run) -> Iterator[Panel]:
-    """Losses and time, those that were recorded."""
+    """Yield losses and times, as far as they were recorded."""
     if any(record.losses for record in run.records):
         text = (
             "Means over the round, in nats: cross-entropy (CE) on private examples (clients) and on the public set "
@@ -179,14 +187,14 @@ def _training(run: Run) -> Iterator[Panel]:
         )
     if any(record.seconds for record in run.records):
         text = "Wall-clock time. Clients that run one after the other in one process add up."
-        alt = "Stacked bars of seconds by round: clients, distillation, evaluation"
+        alt = f"Stacked bars of seconds by round: {', '.join(PARTS)}"
         yield Panel(
             "plot-time", "Time by round", text, alt, plots.time_plot(run.records), tables.time_table(run.records)
         )
 
 
 def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
-    """Bytes, if any traveled."""
+    """Yield the bytes of a client, if any traveled."""
     if not numbers.bytes_up + numbers.bytes_down:
         return
     text = "What one client has sent and received so far; the axis is logarithmic."
@@ -200,7 +208,7 @@ def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
 
 
 def _data(run: Run, split: dict[str, dict[str, int]]) -> Iterator[Panel]:
-    """Who holds which labels, if the run tells."""
+    """Yield the labels by holder, if the run tells."""
     if not labels.label_order(split):
         return
     facts = [f"{count(run.data[key])} {words}" for key, words in labels.FACTS.items() if run.data.get(key)]

@@ -1,4 +1,4 @@
-"""Labels of examples: their order, who holds how many, and which one is taken for which."""
+"""Labels of examples: their order, how many each party holds, and which one is mistaken for which."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,18 +16,18 @@ FACTS = {
 
 
 def parts(data: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Name of every part of the training data (clients, then the public part) to its labels' counts."""
+    """Return the count of each label by part of the training data: clients first, then the public part."""
     clients = {f"client {name}": dict(counts) for name, counts in data.get("clients", {}).items()}
     return clients | ({PUBLIC: dict(data["public"])} if data.get("public") else {})
 
 
 def label_order(split: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Every label of a split once, in natural order."""
+    """Return every label of a split once, in natural order."""
     return sorted({label for counts in split.values() for label in counts}, key=natural)
 
 
 def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str, dict[str, int]]:
-    """The same split with all but the most frequent labels made one, whose name sorts last.
+    """Return the same split, with all labels except the most frequent ones merged into one that sorts last.
 
     >>> folded({"a": {"x": 3, "y": 1, "z": 1}}, limit=2)
     {'a': {'x': 3, '… 2 more labels': 2}}
@@ -45,12 +45,12 @@ def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str,
 
 
 def confusion_labels(rows: Iterable[tuple[str, str, int]]) -> list[str]:
-    """Every label of a confusion once, in the order that the training data's labels have too."""
+    """Return every label of a confusion table once, in natural order."""
     return sorted({label for true, predicted, _ in rows for label in (true, predicted)}, key=natural)
 
 
 def data_table(split: Mapping[str, Mapping[str, int]]) -> Table:
-    """Examples by label and part, with totals."""
+    """Return the examples by label and part, with totals."""
     rows = []
     for label in label_order(split):
         numbers = [counts.get(label, 0) for counts in split.values()]
@@ -61,7 +61,7 @@ def data_table(split: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def confusion_table(rows: Sequence[tuple[str, str, int]], labels: Sequence[str], role: str) -> Table:
-    """For every true label: its examples, the share found, and what it is most often taken for."""
+    """Return for every true label its examples, the share found, and the label that it is most often mistaken for."""
     body = []
     for label in labels:
         predicted = {p: n for t, p, n in rows if t == label and n}

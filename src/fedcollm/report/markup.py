@@ -23,7 +23,7 @@ _LATEX = {
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
-    """Tables in Markdown, each with its caption above it."""
+    """Return tables in Markdown, each with its caption above it."""
     return "\n".join(f"{_escaped_markdown(table.caption)}\n\n{_markdown_rows(table)}" for table in tables)
 
 
@@ -33,7 +33,7 @@ def _markdown_rows(table: Table) -> str:
 
 
 def _escaped_markdown(text: str) -> str:
-    r"""Text that Markdown takes literally.
+    r"""Return text that Markdown takes literally.
 
     >>> print(_escaped_markdown("a|b on D_a"))
     a\|b on D\_a
@@ -42,7 +42,7 @@ def _escaped_markdown(text: str) -> str:
 
 
 def to_latex(tables: Sequence[Table]) -> str:
-    r"""Tables in LaTeX; the document needs `\usepackage{booktabs}`."""
+    r"""Return tables in LaTeX; the document needs `\usepackage{booktabs}`."""
     return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex_table, tables))
 
 
@@ -67,7 +67,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def escaped_latex(text: str) -> str:
-    r"""Text that LaTeX sets as it is.
+    r"""Return text that LaTeX typesets as it is.
 
     >>> print(escaped_latex("D_a: 95 % ± 1"))
     D\_a: 95 \% $\pm$ 1

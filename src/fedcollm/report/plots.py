@@ -1,19 +1,20 @@
-"""Plots of runs as plotly figures. Colours of text, grid and background come from the page."""
+"""Plots of runs as plotly figures. Colors of text, grid and background come from the page."""
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from fedcollm.messages import RoundRecord
+from fedcollm.messages import MODELS, PARTS, ROLES, RoundRecord
 from fedcollm.report.axes import (
     BLUE,
     GREEN,
     GREY,
     LEGIBLE_COLUMNS,
     PURPLE,
-    ROLE_COLOURS,
+    ROLE_COLORS,
     STACK,
     VERMILLION,
     empty_figure,
@@ -24,8 +25,8 @@ from fedcollm.report.axes import (
 from fedcollm.report.formats import byte_count, percent, share
 from fedcollm.report.labels import PUBLIC, folded, label_order
 from fedcollm.report.runs import Method
-from fedcollm.report.scores import ROLES, Point, curve, finals, interval
-from fedcollm.report.tables import LOSSES, PARTS
+from fedcollm.report.scores import Point, curve, finals, interval
+from fedcollm.report.tables import LOSSES
 
 MUTED = ("#7f8894", "#a58a5a", "#8f7fae", "#6c9488", "#a9788a", "#7388ad")
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -33,7 +34,7 @@ SYMBOLS = ("square-open", "diamond-open", "triangle-up-open", "x-thin-open", "pe
 
 
 def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
-    """Accuracy by round: all roles of the first method, the small model of the others muted behind them."""
+    """Plot accuracy by round: all roles of the first method, with the other methods' small models muted behind them."""
     figure = empty_figure(430, hovermode="x unified")
     rounds: list[int] = []
     for index, method in reversed(list(enumerate(methods[1:]))):
@@ -45,12 +46,12 @@ def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
     for rank, (role, points) in enumerate(curves.items()):
         rounds += [point.round for point in points]
         line = {
-            "color": ROLE_COLOURS[role],
-            "width": 3 if role in ("slm", "llm") else 1.75,
-            "dash": "solid" if role in ("slm", "llm") else "dot",
+            "color": ROLE_COLORS[role],
+            "width": 3 if role in MODELS else 1.75,
+            "dash": "solid" if role in MODELS else "dot",
         }
-        _add_curve(figure, points, ROLES[role], line, "circle", rank=rank)
-    _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role in ("slm", "llm")})
+        _add_curve(figure, points, ROLES[role].label, line, "circle", rank=rank)
+    _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role in MODELS})
     round_axis(figure, rounds)
     figure.update_yaxes(title_text="Accuracy", tickformat=".0%", rangemode="tozero")
     return figure
@@ -59,7 +60,7 @@ def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
 def _add_curve(
     figure: go.Figure, points: Sequence[Point], name: str, line: Mapping[str, object], symbol: str, rank: int
 ) -> None:
-    """A line with its band; the band is left out where no point has an interval."""
+    """Add a line with its band; without a band if no point has an interval."""
     if not points:
         return
     x, y = [point.round for point in points], [point.mean for point in points]
@@ -94,20 +95,20 @@ def _add_curve(
 
 
 def _name_ends(figure: go.Figure, ends: Mapping[str, Point]) -> None:
-    """Write the last values of lines beside them, one above the other where they are close."""
+    """Write the last value of each line beside it, one above the other where they are close."""
     order = sorted(ends, key=lambda role: ends[role].mean)
     close = len(order) > 1 and ends[order[-1]].mean - ends[order[0]].mean < 0.05
     for role, point in ends.items():
         shift = (8 if role == order[-1] else -8) if close else 0
-        style = {"showarrow": False, "xanchor": "left", "xshift": 9, "yshift": shift, "font_color": ROLE_COLOURS[role]}
+        style = {"showarrow": False, "xanchor": "left", "xshift": 9, "yshift": shift, "font_color": ROLE_COLORS[role]}
         figure.add_annotation(x=point.round, y=point.mean, text=f"<b>{percent(point.mean)}</b>", **style)
     figure.update_layout(margin_r=64)
 
 
 def final_plot(methods: Sequence[Method]) -> go.Figure:
-    """Final score of both roles by method, with intervals over seeds."""
+    """Plot the final score of both models by method, with intervals over seeds."""
     figure = empty_figure(150 + 38 * len(methods))
-    for role, symbol in (("slm", "circle"), ("llm", "diamond")):
+    for role, symbol in zip(MODELS, ("circle", "diamond"), strict=True):
         known = [(m.name, interval(list(values.values()))) for m in methods if (values := finals(m, role))]
         if not known:
             continue
@@ -115,9 +116,9 @@ def final_plot(methods: Sequence[Method]) -> go.Figure:
             x=[mean for _, (mean, _) in known],
             y=[literal(name) for name, _ in known],
             error_x={"type": "data", "array": [half or 0 for _, (_, half) in known], "thickness": 2, "width": 5},
-            name=ROLES[role],
+            name=ROLES[role].label,
             mode="markers",
-            marker={"color": ROLE_COLOURS[role], "size": 10, "symbol": symbol},
+            marker={"color": ROLE_COLORS[role], "size": 10, "symbol": symbol},
             customdata=[percent(mean, half) for _, (mean, half) in known],
             hovertemplate="%{y}: %{customdata}",
         )
@@ -128,14 +129,14 @@ def final_plot(methods: Sequence[Method]) -> go.Figure:
 
 
 def data_plot(split: Mapping[str, Mapping[str, int]]) -> go.Figure:
-    """Labels by part. Bars stacked over the dimension with few values; a heatmap if both have many."""
+    """Plot labels by part: bars stacked over the dimension with few values, or a heatmap if both have many."""
     split = folded(split)
     labels, names = label_order(split), list(split)
     if len(labels) <= len(STACK):
         return _stacked(names, labels, [[split[part].get(label, 0) for part in names] for label in labels], STACK)
     if len(names) <= len(STACK) + 1:
-        colours = [GREY if part == PUBLIC else STACK[index] for index, part in enumerate(names)]
-        return _stacked(labels, names, [[split[part].get(label, 0) for label in labels] for part in names], colours)
+        colors = [GREY if part == PUBLIC else STACK[index] for index, part in enumerate(names)]
+        return _stacked(labels, names, [[split[part].get(label, 0) for label in labels] for part in names], colors)
     counts = [[split[part].get(label, 0) for part in names] for label in labels]
     figure = empty_figure(max(320, 120 + 22 * len(labels)))
     hover = "%{y}, %{x}: %{z} examples<extra></extra>"
@@ -153,15 +154,15 @@ def data_plot(split: Mapping[str, Mapping[str, int]]) -> go.Figure:
 
 
 def _stacked(
-    rows: Sequence[str], stack: Sequence[str], counts: Sequence[Sequence[int]], colours: Sequence[str]
+    rows: Sequence[str], stack: Sequence[str], counts: Sequence[Sequence[int]], colors: Sequence[str]
 ) -> go.Figure:
-    """Horizontal bars, one a row; counts[i][j] belongs to stack i and row j."""
+    """Plot one horizontal bar per row; counts[i][j] belongs to stack i and row j."""
     figure = empty_figure(min(1600, max(220, 110 + 26 * len(rows))), barmode="stack", bargap=0.25)
     shown = [literal(row) for row in rows]
-    for name, colour, numbers in zip(stack, colours, counts, strict=False):
+    for name, color, numbers in zip(stack, colors, counts, strict=False):
         hover = "%{y}, %{fullData.name}: %{x}<extra></extra>"
         figure.add_bar(
-            x=numbers, y=shown, orientation="h", name=literal(name, 40), marker_color=colour, hovertemplate=hover
+            x=numbers, y=shown, orientation="h", name=literal(name, 40), marker_color=color, hovertemplate=hover
         )
     label_axis(figure, rows)
     figure.update_xaxes(title_text="Examples", automargin=True)
@@ -169,12 +170,12 @@ def _stacked(
 
 
 def time_plot(records: Sequence[RoundRecord]) -> go.Figure:
-    """Seconds a round, stacked by part."""
+    """Plot the seconds of each round, stacked by part."""
     figure = empty_figure(420, barmode="stack", hovermode="x unified", bargap=0.3)
     rounds = [record.round for record in records]
-    for (part, label), colour in zip(PARTS.items(), (GREEN, PURPLE, GREY), strict=True):
+    for (part, label), color in zip(PARTS.items(), cycle((GREEN, PURPLE, GREY)), strict=False):
         seconds = [record.seconds.get(part, 0.0) for record in records]
-        figure.add_bar(x=rounds, y=seconds, name=label, marker_color=colour, hovertemplate="%{y:.1f} s")
+        figure.add_bar(x=rounds, y=seconds, name=label, marker_color=color, hovertemplate="%{y:.1f} s")
     round_axis(figure, rounds)
     figure.update_xaxes(range=[min(rounds) - 0.5, max(rounds) + 0.5])
     figure.update_yaxes(title_text="Seconds")
@@ -182,7 +183,7 @@ def time_plot(records: Sequence[RoundRecord]) -> go.Figure:
 
 
 def byte_plot(records: Sequence[RoundRecord], full: int | None) -> go.Figure:
-    """Bytes of one client so far, on a logarithmic axis, against those of the whole model sent each way."""
+    """Plot the bytes of one client so far, on a logarithmic axis, against those of the full model sent each way."""
     trained = [record for record in records if record.round > 0]
     figure = empty_figure(360, hovermode="x unified")
     x = list(range(1, len(trained) + 1))
@@ -194,13 +195,13 @@ def byte_plot(records: Sequence[RoundRecord], full: int | None) -> go.Figure:
     )
     if full:
         lines.append(("Full model, each way", [full * index for index in x], GREY, "dash"))
-    for name, values, colour, dash in lines:
+    for name, values, color, dash in lines:
         figure.add_scatter(
             x=[record.round for record in trained],
             y=[value or None for value in values],
             name=name,
             mode="lines+markers",
-            line={"color": colour, "width": 2.5, "dash": dash},
+            line={"color": color, "width": 2.5, "dash": dash},
             customdata=[byte_count(value) for value in values],
             hovertemplate="%{customdata}",
         )
@@ -221,7 +222,7 @@ def byte_plot(records: Sequence[RoundRecord], full: int | None) -> go.Figure:
 
 
 def _byte_axis(figure: go.Figure, values: Sequence[int]) -> None:
-    """A logarithmic axis over whole powers of ten."""
+    """Make the y axis logarithmic, over whole powers of ten."""
     low, high = math.floor(math.log10(min(values, default=1))), math.ceil(math.log10(max(values, default=10)))
     ticks = [10.0**power for power in range(low, high + 1)]
     text = [byte_count(tick) for tick in ticks]
@@ -234,7 +235,7 @@ def _cumulative(values: Sequence[int]) -> list[int]:
 
 
 def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) -> go.Figure:
-    """Share of every true label's test examples by predicted label; counts on hover."""
+    """Plot the share of each true label's test examples by predicted label; hovering shows counts."""
     counts = {(true, predicted): number for true, predicted, number in rows}
     matrix = [[counts.get((true, predicted), 0) for predicted in labels] for true in labels]
     shares = [[number / sum(row) if sum(row) else None for number in row] for row in matrix]
@@ -256,7 +257,7 @@ def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) 
 
 
 def loss_plot(records: Sequence[RoundRecord]) -> go.Figure:
-    """One small plot a loss that was recorded, each on its own scale."""
+    """Plot every recorded loss, each in a small plot with its own scale."""
     kinds = [kind for kind in LOSSES if any(kind in record.losses for record in records)]
     columns = min(2, len(kinds))
     rows = math.ceil(len(kinds) / columns)
@@ -268,13 +269,13 @@ def loss_plot(records: Sequence[RoundRecord]) -> go.Figure:
         horizontal_spacing=0.14,
         vertical_spacing=0.24 if rows > 1 else None,
     )
-    for index, (kind, colour) in enumerate(zip(kinds, (GREEN, BLUE, VERMILLION, PURPLE), strict=False)):
+    for index, (kind, color) in enumerate(zip(kinds, (GREEN, BLUE, VERMILLION, PURPLE), strict=False)):
         points = [(record.round, record.losses[kind]) for record in records if kind in record.losses]
         figure.add_scatter(
             x=[index for index, _ in points],
             y=[value for _, value in points],
             mode="lines+markers",
-            line={"color": colour, "width": 2.5},
+            line={"color": color, "width": 2.5},
             name=LOSSES[kind],
             hovertemplate="round %{x}: %{y:.3f}<extra></extra>",
             row=index // columns + 1,

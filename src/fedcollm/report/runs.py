@@ -52,19 +52,19 @@ class Method:
 
     @property
     def by_seed(self) -> dict[int, list[Run]]:
-        """Seed to its runs, in order of the seeds."""
+        """The runs by seed, in order of the seeds."""
         seeds = sorted({run.config.seed for run in self.runs})
         return {seed: [run for run in self.runs if run.config.seed == seed] for seed in seeds}
 
     @property
     def federated(self) -> bool:
-        """Whether its bytes would travel: not if one place has all data, or every client is alone."""
+        """Whether its bytes would travel: not if all data is in one place, or if every client is alone."""
         run = self.runs[0]
         return run.config.task.partition.kind != "pooled" and not _is_client(run.directory)
 
 
 def find_runs(directory: Path) -> list[Path]:
-    """Every run directory at or below a directory, in natural order (`seed-2` before `seed-10`).
+    """Return every run directory at or below a directory, in natural order (`seed-2` before `seed-10`).
 
     Raises:
         UserError: the directory is missing, or no run is in it.
@@ -83,7 +83,7 @@ def find_runs(directory: Path) -> list[Path]:
 
 
 def read_run(directory: Path) -> Run:
-    """Read all of a run directory that a report shows; parts that a run never wrote are empty.
+    """Read everything in a run directory that a report shows; parts that the run never wrote are empty.
 
     Raises:
         UserError: there is no run, or one of its files is not what a run writes.
@@ -106,7 +106,7 @@ def read_run(directory: Path) -> Run:
 
 
 def group(runs: Iterable[Run]) -> list[Method]:
-    """Methods in order of their first run.
+    """Group runs into methods, in order of their first run.
 
     In the layout `METHOD/seed-S` or `METHOD/seed-S/client-K` the folder METHOD is the method. Elsewhere it is
     the configuration without its seed, named by `config.name`; where a name means several
@@ -127,7 +127,7 @@ def group(runs: Iterable[Run]) -> list[Method]:
 
 
 def _identity(run: Run) -> tuple[str, str]:
-    """Name of a run's method, and what tells methods of one name apart."""
+    """Return the name of a run's method, and what tells methods of one name apart."""
     folder = run.directory.resolve()
     if _is_client(folder):
         folder = folder.parent
@@ -137,12 +137,12 @@ def _identity(run: Run) -> tuple[str, str]:
 
 
 def _is_client(folder: Path) -> bool:
-    """Whether this is one client of a standalone comparison, `METHOD/seed-S/client-K`."""
+    """Return whether this is one client of a standalone method, `METHOD/seed-S/client-K`."""
     return folder.name.startswith("client-") and folder.resolve().parent.name.startswith("seed-")
 
 
 def with_true_roles(methods: Sequence[Method]) -> list[Method]:
-    """The same methods, with the scores of one that tunes the first one's LLM in the SLM's place as the LLM's.
+    """Return the same methods, with scores moved to the LLM where a method tunes the first one's LLM as its SLM.
 
     `fedcollm compare` does so for `centralized_llm`: the loop has no other way to tune an LLM on all data.
     """
@@ -161,13 +161,13 @@ def _as_llm(records: Sequence[RoundRecord]) -> list[RoundRecord]:
 
 
 def main_first(methods: Sequence[Method]) -> list[Method]:
-    """The same methods, those that `fedcollm compare` runs in front in their own order: FedCoLLM first."""
+    """Return the same methods: FedCoLLM first, then what else `fedcollm compare` knows in its order, then the rest."""
     order = ["fedcollm", *(name for name in METHODS if name != "fedcollm")]
     return sorted(methods, key=lambda method: order.index(method.name) if method.name in METHODS else len(order))
 
 
 def described(name: str) -> str | None:
-    """What one of the methods that `fedcollm compare` runs is, in a sentence; None for any other name.
+    """Return in a sentence what a method of `fedcollm compare` is; None for any other name.
 
     >>> described("warm")
     'FedCoLLM, τ = 2: server.distillation.temperature = 2.0'

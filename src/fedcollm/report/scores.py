@@ -10,9 +10,6 @@ from scipy.special import stdtrit
 from fedcollm.messages import RoundRecord
 from fedcollm.report.runs import Method
 
-#: Roles that are scored, with the words that a reader knows them by, in the order of a report.
-ROLES = {"slm": "Small model", "llm": "Large model", "clients": "Mean of clients", "personal": "Clients’ own"}
-
 
 @dataclass(frozen=True)
 class RoleScores:
@@ -35,7 +32,7 @@ class RoleScores:
 
 @dataclass(frozen=True)
 class Point:
-    """Mean over seeds of one role's score in one round; half_width of its 95% interval, if there is one."""
+    """Mean over seeds of one role's score in one round; half_width is of its 95% interval, None with one seed."""
 
     round: int
     mean: float
@@ -44,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Difference:
-    """What one method scores above another one on the same test examples.
+    """Difference of one method's scores from another's on the same test examples.
 
     Attributes:
         mean: over all examples of all seeds, as a share (0.01 is one percentage point).
@@ -67,7 +64,7 @@ class Difference:
 
 
 def role_scores(records: Sequence[RoundRecord], role: str) -> RoleScores:
-    """Zero-shot, best and final score of a role; rounds without a finite score don't count."""
+    """Return the zero-shot, best and final score of a role; rounds without a finite score don't count."""
     scored = {r.round: r.scores[role] for r in records if math.isfinite(r.scores.get(role, math.nan))}
     if not scored:
         return RoleScores()
@@ -77,7 +74,7 @@ def role_scores(records: Sequence[RoundRecord], role: str) -> RoleScores:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half-width of its 95% interval by Student's t; None for fewer than two values."""
+    """Return the mean and the half-width of its 95% interval (Student's t), which is None for a single value."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None
@@ -86,15 +83,15 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def sampling_half_width(score: float, examples: int) -> float:
-    """Half-width of the 95% Wilson interval of an accuracy on this many test examples."""
+    """Return the half-width of the 95% Wilson interval of an accuracy on this many test examples."""
     z = 1.959964
     return z / (1 + z * z / examples) * math.sqrt(score * (1 - score) / examples + z * z / (4 * examples**2))
 
 
 def outcome_half_width(outcomes: Sequence[float]) -> float | None:
-    """Half-width of the 95% interval of the mean of one seed's outcomes, over the drawing of test examples.
+    """Return the half-width of the 95% interval of the mean of one seed's outcomes, over the sampling of test examples.
 
-    Wilson's where every outcome is 0 or 1; else, as for means over clients, the normal approximation's.
+    It is Wilson's if every outcome is 0 or 1, and the normal approximation's otherwise, as for means over clients.
     """
     count = len(outcomes)
     if count < 2:
@@ -111,15 +108,17 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference | None:
-    """Difference of two methods on the same test examples, by the paired bootstrap (Efron and Tibshirani 1993, ch. 16).
+    """Return the difference of two methods on the same test examples by the paired bootstrap.
 
-    Within each seed as many examples as there are get drawn with replacement, each with both methods' outcomes. The
+    Efron and Tibshirani 1993, chapter 16.
+
+    Within each seed, as many examples as there are get drawn with replacement, each with both methods' outcomes. The
     interval is that of the percentiles; p is twice the smaller share of resamples on either side of no difference,
     counting one more (so that it is never 0). Seeds are taken as they are: what another seed would change beyond the
     examples is not in the interval.
 
     Args:
-        ours: of one method, a seed each: example id to outcome.
+        ours: of one method, one mapping per seed: example id to outcome.
         theirs: of the other one, the same seeds in the same order.
         resamples: number of resamples.
         seed: of the only randomness.
@@ -145,14 +144,14 @@ def paired_bootstrap(
 
 
 def finals(method: Method, role: str) -> dict[int, float]:
-    """Seed to final score, the mean over the seed's runs; seeds that were never scored are absent."""
+    """Return the final score by seed, the mean over the seed's runs; seeds that were never scored are absent."""
     values = {seed: [role_scores(run.records, role).final for run in runs] for seed, runs in method.by_seed.items()}
     known = {seed: [value for value in scores if value is not None] for seed, scores in values.items()}
     return {seed: math.fsum(scores) / len(scores) for seed, scores in known.items() if scores}
 
 
 def curve(method: Method, role: str) -> list[Point]:
-    """Mean and interval over seeds, in every round that all scored seeds have reached."""
+    """Return the mean and its interval over seeds, in every round that all scored seeds have reached."""
     seeds = []
     for runs in method.by_seed.values():
         scored: dict[int, list[float]] = {}

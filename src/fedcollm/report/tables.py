@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcollm.messages import RoundRecord
+from fedcollm.messages import PARTS, ROLES, RoundRecord
 from fedcollm.report.formats import byte_count, count, duration, percent, points
 from fedcollm.report.runs import Method, Run, read_run
-from fedcollm.report.scores import ROLES, RoleScores, curve, finals, interval, role_scores
+from fedcollm.report.scores import RoleScores, curve, finals, interval, role_scores
 
-PARTS = {"clients": "Clients", "distillation": "Distillation", "evaluation": "Evaluation"}
 LOSSES = {"client": "Clients: CE", "slm": "Small model: CE", "llm": "Large model: CE", "kl": "KL divergence"}
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -57,7 +56,7 @@ class Table:
 
 
 def summary(directory: Path) -> Summary:
-    """One run directory in numbers.
+    """Return the numbers of the run in a directory.
 
     Raises:
         UserError: there is no run, or one of its files is broken.
@@ -66,7 +65,7 @@ def summary(directory: Path) -> Summary:
 
 
 def summarize(run: Run) -> Summary:
-    """One run in numbers."""
+    """Return the numbers of a run."""
     scores = {role: role_scores(run.records, role) for role in ROLES}
     up = max((record.bytes_up for record in run.records), default=0)
     full = full_model_bytes(run.environment)
@@ -86,7 +85,7 @@ def summarize(run: Run) -> Summary:
 
 
 def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | None:
-    """Size of a role's whole base model in its own dtype; None if the environment does not tell."""
+    """Return the bytes of a role's whole base model in its own dtype; None if the environment does not tell."""
     parameters = environment.get("parameters", {}).get(role, {}).get("base")
     if not parameters:
         return None
@@ -94,7 +93,7 @@ def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | No
 
 
 def comparison(methods: Sequence[Method]) -> Table:
-    """Final scores, traffic and time of every method; the first one is what the others are compared with."""
+    """Return final scores, traffic and time of every method; the others are compared with the first one."""
     main = finals(methods[0], "slm")
     roles = [role for role in ROLES if role != "personal" or any(finals(method, role) for method in methods)]
     rows = []
@@ -120,12 +119,12 @@ def comparison(methods: Sequence[Method]) -> Table:
         )
     header = (
         "Method",
-        *(ROLES[role] for role in roles),
-        f"Small model − {methods[0].name}’s",
+        *(ROLES[role].label for role in roles),
+        f"{ROLES['slm'].label} − {methods[0].name}’s",
         "Seeds",
         "Rounds",
-        "Sent a client a round",
-        "Time a seed",
+        "Sent per client and round",
+        "Time per seed",
     )
     caption = (
         "Final scores by method: mean ± half-width of the 95% interval over seeds (Student’s t); "
@@ -135,8 +134,8 @@ def comparison(methods: Sequence[Method]) -> Table:
 
 
 def score_table(methods: Sequence[Method]) -> Table:
-    """Scores by round: all roles of the first method, then the small model of the others; and ε, under privacy."""
-    curves = [(label, curve(methods[0], role)) for role, label in ROLES.items()]
+    """Return scores by round: all roles of the first method, the small models of the others, and ε under privacy."""
+    curves = [(names.label, curve(methods[0], role)) for role, names in ROLES.items()]
     curves += [(method.name, curve(method, "slm")) for method in methods[1:]]
     columns = [(label, {point.round: point for point in points}) for label, points in curves if points]
     rounds = sorted({index for _, points in columns for index in points})
@@ -157,7 +156,7 @@ def score_table(methods: Sequence[Method]) -> Table:
 
 
 def loss_table(records: Sequence[RoundRecord]) -> Table:
-    """Training losses by round, those that were recorded."""
+    """Return the training losses by round, those that were recorded."""
     kinds = [kind for kind in LOSSES if any(kind in record.losses for record in records)]
     rows = [
         (str(record.round), *(f"{record.losses[kind]:.3f}" if kind in record.losses else "–" for kind in kinds))
@@ -168,7 +167,7 @@ def loss_table(records: Sequence[RoundRecord]) -> Table:
 
 
 def time_table(records: Sequence[RoundRecord]) -> Table:
-    """Seconds by round and part."""
+    """Return the seconds by round and part."""
     rows = []
     for record in records:
         values = [record.seconds.get(part, 0.0) for part in PARTS]
@@ -177,7 +176,7 @@ def time_table(records: Sequence[RoundRecord]) -> Table:
 
 
 def byte_table(records: Sequence[RoundRecord], full: int | None) -> Table:
-    """Traffic of one client by round."""
+    """Return the traffic of one client by round."""
     rows, total = [], 0
     for index, record in enumerate((record for record in records if record.round > 0), start=1):
         total += record.bytes_up + record.bytes_down

@@ -1,0 +1,220 @@
+"""No key of the configuration is silent: report, `check` and the cache of a comparison's first round know each."""
+
+import html
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from rich.console import Console
+
+from fedcollm.cli.tables import settings_table
+from fedcollm.config import RunConfig, Section
+from fedcollm.config.methods import changed
+from fedcollm.config.words import EFFECT, FACTS, PHRASES, everything_in_words, facts_in_words, settings_in_words
+from fedcollm.messages import RoundRecord
+from fedcollm.report.html import render
+from fedcollm.report.runs import Method, Run
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another value of a key, and a configuration in which it takes effect.
+
+    Attributes:
+        value: the other one.
+        around: keys that must have other values than the default ones, before and after.
+        beside: keys that have to change with it.
+    """
+
+    value: Any
+    around: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRIVATE = {
+    "federation.aggregation": "uniform",
+    "federation.privacy": {
+        "level": "example",
+        "clip": 1.0,
+        "noise_multiplier": 1.0,
+        "delta": 1e-5,
+        "sampling_rate": 0.1,
+    },
+}
+SECURE = {"federation.secure_aggregation.enabled": True}
+FORMAT = {"task.format": {"prompt": "{a}", "answer": "b"}}
+ADAM = {"federation.server_optimizer.kind": "fedadam"}
+TRAINING = {
+    "epochs": 2,
+    "batch_size": 4,
+    "gradient_accumulation": 2,
+    "learning_rate": 0.5,
+    "schedule": "linear",
+    "warmup_ratio": 0.5,
+    "weight_decay": 0.5,
+    "betas": (0.5, 0.5),
+    "max_grad_norm": 0.5,
+}
+ADAPTER = {
+    "kind": "dora",
+    "rank": 4,
+    "alpha": 8.0,
+    "dropout": 0.5,
+    "targets": ["q_proj"],
+    "options": {"use_rslora": True},
+    "freeze_a": True,
+}
+MODEL = {"source": "another", "layers": 5, "dtype": "float32", "attention": "eager", "pretrain_epochs": 1}
+
+#: Which data and models a run has, and when it scores them: no part of the method. Instead of in the method's words
+#: they are in the page's configuration and, measured, in its sections on data and accuracy.
+INPUTS = {
+    "name": Change("mine"),  # of the run
+    "seed": Change(1),  # of all that is random; the page names it in the heading of its configuration
+    "device": Change("cpu"),  # where it is computed; the page's environment has what was taken
+    "task.name": Change("arc_easy"),  # which data
+    "task.path": Change(Path("/data")),
+    "task.format.prompt": Change("{b}", FORMAT),
+    "task.format.answer": Change("c", FORMAT),
+    "task.format.choices": Change(["x", "y"], FORMAT),
+    "task.format.group": Change("d", FORMAT),
+    "task.clients": Change(5),  # how it is split
+    "task.partition.kind": Change("iid"),
+    "task.partition.alpha": Change(0.5),
+    "task.partition.shards": Change(3, {"task.partition.kind": "shards"}),
+    "task.partition.with_public": Change(True, {"task.partition.kind": "pooled"}),
+    "task.private_size": Change(7),
+    "task.public_size": Change(7),
+    "task.unlabelled_size": Change(7),
+    "task.test_size": Change(7),
+    **{f"{role}.{key}": Change(value) for role in ("llm", "slm") for key, value in MODEL.items()},  # which models
+    "evaluation.every": Change(2),  # when they are scored, and how many examples at once
+    "evaluation.clients": Change("never"),
+    "evaluation.batch_size": Change(7),
+}
+
+#: Keys of the method itself.
+METHOD = {
+    **{f"{role}.adapter.{key}": Change(value) for role in ("llm", "slm") for key, value in ADAPTER.items()},
+    **{f"{side}.{key}": Change(value) for side in ("client", "server") for key, value in TRAINING.items()},
+    "client.proximal": Change(0.5),
+    "client.ranks": Change([2, 4]),
+    "client.personal": Change(True),
+    "server.distillation.weight": Change(0.5),
+    "server.distillation.llm_weight": Change(0.5),
+    "server.distillation.temperature": Change(2.0),
+    "server.distillation.divergence": Change("reverse_kl"),
+    "server.distillation.teach_where_better": Change(True),
+    "server.distillation.warmup_rounds": Change(2),
+    "server.distillation.across_tokenizers": Change(True),
+    "server.layer_transfer": Change(0.5),
+    "federation.rounds": Change(2),
+    "federation.fraction": Change(0.5),
+    "federation.participants": Change(["0", "1"]),
+    "federation.aggregation": Change("uniform"),
+    "federation.upload": Change("float16"),
+    "federation.server_optimizer.kind": Change("fedavgm"),
+    "federation.server_optimizer.learning_rate": Change(0.5),
+    "federation.server_optimizer.momentum": Change(0.5, ADAM),
+    "federation.server_optimizer.decay": Change(0.5, ADAM),
+    "federation.server_optimizer.tau": Change(0.5, ADAM),
+    "federation.min_clients": Change(2),
+    "federation.deadlines.training": Change(5.0),
+    "federation.deadlines.phase": Change(5.0, SECURE),
+    "federation.deadlines.absence": Change(5.0),
+    "federation.max_update_norm": Change(5.0),
+    "federation.secure_aggregation.enabled": Change(True),
+    "federation.secure_aggregation.threshold": Change(3, SECURE),
+    "federation.secure_aggregation.value_range": Change(2.0, SECURE),
+    "federation.secure_aggregation.max_weight": Change(8, SECURE),
+    "federation.secure_aggregation.simulate_quantization": Change(True),
+    "federation.privacy.level": Change("client", SECURE | PRIVATE, {"federation.privacy.sampling_rate": None}),
+    "federation.privacy.clip": Change(2.0, PRIVATE),
+    "federation.privacy.noise_multiplier": Change(2.0, PRIVATE),
+    "federation.privacy.delta": Change(1e-6, PRIVATE),
+    "federation.privacy.sampling_rate": Change(0.2, PRIVATE),
+}
+CHANGES = INPUTS | METHOD
+
+
+def keys(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every leaf of the configuration, also of optional sections."""
+    for name, info in section.model_fields.items():
+        types = (info.annotation, *get_args(info.annotation))
+        inner = [one for one in types if isinstance(one, type) and issubclass(one, Section)]
+        if inner:
+            yield from keys(inner[0], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def before_and_after(key: str) -> tuple[RunConfig, RunConfig]:
+    change = CHANGES[key]
+    before = changed(RunConfig(), change.around)
+    after = changed(before, {key: change.value, **change.beside})
+    assert before != after
+    return before, after
+
+
+def test_every_key_has_another_value_here():
+    assert CHANGES.keys() == set(keys()) - {"schema_version"}  # which has no other one
+
+
+@pytest.mark.parametrize("key", METHOD)
+def test_report_says_every_key_of_the_method(key):
+    before, after = ([*facts_in_words(one), *settings_in_words(one)] for one in before_and_after(key))
+    assert before != after
+
+
+@pytest.mark.parametrize("key", INPUTS)
+def test_report_shows_every_key_of_data_and_models(key):
+    _, config = before_and_after(key)
+    run = Run(Path("run"), config, [RoundRecord(0, {"slm": 0.5})])
+    page = render([Method("mine", (run,))])
+    shown = re.search(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
+    assert shown
+    assert RunConfig.model_validate(yaml.safe_load(html.unescape(shown[1]))) == config
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_check_says_every_key(key):
+    texts = []
+    for config in before_and_after(key):
+        sink = io.StringIO()
+        Console(file=sink, width=200).print(settings_table(config))
+        texts.append(sink.getvalue())
+    assert texts[0] != texts[1]
+    before, after = map(everything_in_words, before_and_after(key))
+    assert before != after
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_cache_of_the_first_round_depends_on_every_key_that_is_not_listed(key):
+    from fedcollm.runs.sharing import WITHOUT_INFLUENCE_ON_ROUND_1, round_1_settings
+
+    section, _, rest = key.partition(".")
+    listed = WITHOUT_INFLUENCE_ON_ROUND_1.get(section, ())
+    is_listed = listed is True or rest.split(".")[0] in listed
+    before, after = map(round_1_settings, before_and_after(key))
+    assert (before == after) == is_listed
+
+
+def test_tables_of_words_name_no_key_that_is_gone():
+    known = set(keys())
+    assert PHRASES.keys() <= known
+    assert known >= FACTS
+    assert [name for name in EFFECT if not any(f"{key}.".startswith(f"{name}.") for key in known)] == []
+
+
+def test_only_free_fields_of_adapters_have_no_phrase():
+    assert METHOD.keys() - FACTS - PHRASES.keys() == {"llm.adapter.options", "slm.adapter.options"}
+
+
+@pytest.mark.parametrize("key", sorted(key for key in METHOD.keys() - FACTS if isinstance(PHRASES.get(key), str)))
+def test_phrase_has_a_place_for_its_value(key):
+    assert ("{" in PHRASES[key]) == (METHOD[key].value is not True)
