@@ -17,6 +17,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from tests.conftest import PATIENCE_SECONDS, wait_for
 from tests.deploy.conftest import free_port, needs_nginx
 
 from fedcollm.config import RunConfig
@@ -28,8 +29,8 @@ from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.deploy.server import stop_all
 from fedcollm.deploy.services import start_proxy, start_superlink, superlink
 from fedcollm.errors import UserError
+from fedcollm.transports.flower import node as flower_node
 from fedcollm.transports.flower.node import FlowerNode, Service, connect
-from fedcollm.transports.flower.transport import node as flower_node
 
 pytestmark = [pytest.mark.deploy, needs_nginx]
 LIMIT = 2**20
@@ -47,6 +48,11 @@ def config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
     )
 
 
+def be_patient(fleet: FleetHttpClient) -> None:
+    """Have a client wait longer for an answer than the 5 s that Flower gives a server."""
+    fleet._client.timeout = PATIENCE_SECONDS
+
+
 class Open:
     """A running SuperLink behind nginx."""
 
@@ -59,6 +65,7 @@ class Open:
 
     def node(self, key: ec.EllipticCurvePrivateKey, ca: str | None = None, address: str | None = None) -> FlowerNode:
         node = connect(address or self.address, ca or self.ca, key, LIMIT)
+        be_patient(node.fleet)
         self.open.callback(node.fleet.close)
         return node
 
@@ -111,6 +118,7 @@ def bare(running: Open) -> FleetHttpClient:
     """Without a key: requests are not signed."""
     version = [RuntimeVersionHttpInterceptor(component_name="SuperNode")]
     fleet = FleetHttpClient.from_server_address(running.address, False, Path(running.ca).read_bytes(), version)
+    be_patient(fleet)
     running.open.callback(fleet.close)
     return fleet
 
@@ -166,7 +174,7 @@ def test_expired_certificate_and_wrong_name_are_refused(running: Open, tmp_path:
 
 
 def test_plain_http_is_refused(running: Open):
-    response = httpx.post(f"http://{running.address}/v1/fleet/pull-messages")
+    response = httpx.post(f"http://{running.address}/v1/fleet/pull-messages", timeout=PATIENCE_SECONDS)
     assert response.status_code == 400
     assert "HTTPS port" in response.text
 
@@ -209,12 +217,12 @@ def test_no_other_interface_is_reachable_from_outside(running: Open, path: str):
         tls.sendall(raw.encode() + body)
         status = tls.recv(4096).split(b" ")[1]
     assert status in (b"400", b"404"), status
-    assert superlink(running.server, running.deployment).is_up()
+    wait_for(superlink(running.server, running.deployment).is_up)
 
 
 def test_control_interface_answers_on_this_machine_alone(running: Open):
     """So the test above can fail: the interface is there, and only nginx keeps it from outside."""
-    assert superlink(running.server, running.deployment).is_up()
+    wait_for(superlink(running.server, running.deployment).is_up)
     number = int((running.server / "state" / "superlink.pid").read_text())
     listening = [c.laddr for c in psutil.Process(number).net_connections() if c.status == psutil.CONN_LISTEN]
     assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", running.deployment.superlink_port)]

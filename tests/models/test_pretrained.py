@@ -4,7 +4,6 @@ import copy
 import os
 import shutil
 import socket
-import time
 from pathlib import Path
 
 import gguf
@@ -229,11 +228,10 @@ def test_tokenizer_without_padding_pads_with_its_end(model_directories, tmp_path
         ),
     ],
 )
-def test_missing_source_is_refused_at_once_with_advice(source, message):
-    start = time.perf_counter()
+def test_missing_source_is_refused_with_advice_and_without_the_network(source, message, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     with pytest.raises(UserError, match=message):
         base_directory(source, 2)
-    assert time.perf_counter() - start < 1.0
 
 
 def test_hub_is_not_asked_while_offline(monkeypatch):
