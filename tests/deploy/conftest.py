@@ -55,9 +55,7 @@ class Deployed:
     def client_directory(self, client: str) -> Path:
         return self.root / "clients" / client
 
-    def start(
-        self, name: str, *arguments: str, program: Sequence[str | Path] = PROGRAM
-    ) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *arguments: str, program: Sequence[str | Path] = PROGRAM) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [*program, "deploy", *arguments], stdout=log, stderr=log, env=ENVIRONMENT

@@ -22,9 +22,9 @@ from tests.conftest import PATIENCE_SECONDS
 
 from fedcollm.messages import Answer, Request, TrainRequest
 from fedcollm.transports.endpoint import ClientEndpoint
+from fedcollm.transports.flower import transport as flower
 from fedcollm.transports.flower.messages import fetch, pack, request, send
 from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
-from fedcollm.transports.flower import transport as flower
 from fedcollm.transports.wire import decode, longest_message
 
 _RUN, _TASK, _SERVER = 7, 8, 1
