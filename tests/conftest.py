@@ -41,6 +41,10 @@ WORDS = [
     "bad",
 ]
 
+#: The paper's whole data sets, where somebody has put them. A test that needs them has a small twin that does not.
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's data sets are not in ../shared/data")
+
 #: How long a test waits for an event that a fault may keep from happening.
 PATIENCE_SECONDS = 600.0
 

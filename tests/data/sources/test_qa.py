@@ -7,12 +7,10 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+from tests.conftest import SHARED, needs_shared
 
 from fedcollm.data.sources.qa import QA_TASKS, load_qa, read_jsonl
 from fedcollm.errors import UserError
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data in {SHARED}")
 
 GOOD = [
     {"id": "a", "question": "Sky?", "choices": ["blue", "red"], "labels": ["1", "2"], "answer": "1"},
