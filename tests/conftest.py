@@ -72,6 +72,11 @@ def wait_for(event: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of these tests."""
+    parser.addoption("--update-snapshots", action="store_true", help="write what is said now to tests/snapshots")
+
+
 @pytest.fixture
 def interruptible_children() -> Iterator[None]:
     """Child processes stop at SIGINT, even if this one ignores it, as everything does that `nohup ... &` started."""
