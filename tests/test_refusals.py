@@ -134,6 +134,7 @@ def edit(name: str, change: Callable[[str], str]) -> Callable[[Place], object]:
 
 
 SECURE = "federation.secure_aggregation.enabled=true"
+FOUR = ("task.clients=4", "task.private_size=10")
 UNIFORM = "federation.aggregation=uniform"
 LEVEL_CLIENT = "federation.privacy={level: client, clip: 1, noise_multiplier: 1, delta: 1e-5}"
 LEVEL_EXAMPLE = "federation.privacy={level: example, clip: 1, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.1}"
@@ -152,7 +153,7 @@ CONFIGURATION = [
     ("more clients needed than asked", "federation.min_clients=3"),
     ("secure aggregation of two", SECURE),
     ("secure aggregation with a number of its own", SECURE, "task.clients=4", "federation.min_clients=3"),
-    ("threshold of secure aggregation", SECURE, "task.clients=4", "task.private_size=10", "federation.secure_aggregation.threshold=2"),
+    ("threshold of secure aggregation", SECURE, *FOUR, "federation.secure_aggregation.threshold=2"),
     ("secure aggregation of 16 bits", SECURE, "task.clients=3", "federation.upload=float16"),
     ("secure aggregation of products", SECURE, "task.clients=3", "federation.aggregation=product"),
     ("privacy of clients without secure aggregation", LEVEL_CLIENT),
@@ -185,7 +186,7 @@ DATA = [
     ("column that is none", "task.format.answer=class"),
     ("choice that is named twice", "task.format.choices=[colour, colour]"),
     ("answer that is no choice", "task.format.choices=[colour, plant]"),
-    ("fewer groups than clients", "task.partition.kind=natural", "task.clients=4", "task.private_size=10"),
+    ("fewer groups than clients", "task.partition.kind=natural", *FOUR),
     ("examples without groups", "task.partition.kind=natural", "task.format.group=null"),
     ("fewer examples than clients", "task.clients=50", "task.private_size=1", "task.partition.kind=shards"),
 ]

@@ -21,6 +21,7 @@ from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.deploy.server import stop_all
+from fedcollm.deploy.services import stop
 from fedcollm.modalities.text.task import TextExample
 
 PROGRAM = (sys.executable, "-m", "fedcollm")
@@ -116,6 +117,7 @@ class Deployed:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        stop(self.server_directory, "superlink", seconds=0)  # it would take its time
         stop_all(self.server_directory)
 
 

@@ -27,7 +27,7 @@ from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.deploy.server import stop_all
-from fedcollm.deploy.services import start_proxy, start_superlink, superlink
+from fedcollm.deploy.services import start_proxy, start_superlink, stop, superlink
 from fedcollm.errors import UserError
 from fedcollm.transports.flower import node as flower_node
 from fedcollm.transports.flower.node import FlowerNode, Service, connect
@@ -86,6 +86,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Iter
     place = Open(root, deployment)
     yield place
     place.open.close()
+    stop(server, "superlink", seconds=0)
     stop_all(server)
 
 

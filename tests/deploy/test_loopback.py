@@ -14,7 +14,7 @@ from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
 
-pytestmark = [pytest.mark.deploy, needs_nginx]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow, needs_nginx]
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +70,9 @@ def rehearsed(config: RunConfig) -> RunConfig:
 
 def test_secure_run_survives_kills_of_client_server_and_superlink(deploy: Deploy, tmp_path: Path):
     """Each is killed with SIGKILL while a client trains; the same clients take part, so nothing is lost."""
-    changes = {"task.clients": 4, "task.private_size": 24, "task.public_size": 60}
+    changes = {"task.clients": 3, "task.private_size": 24, "task.public_size": 60}
     deployed = deploy(**changes, **{"federation.secure_aggregation.enabled": True, "federation.rounds": 3})
-    for client, held in (("0", 1), ("1", 2), ("2", 3), ("3", None)):
+    for client, held in (("0", 1), ("1", 2), ("2", 3)):
         deployed.start_client(client, held)
     deployed.start_server()
     deployed.wait_until_held("0")
@@ -89,7 +89,7 @@ def test_secure_run_survives_kills_of_client_server_and_superlink(deploy: Deploy
     deployed.finish()
     record, adapters = last_state(deployed.root / "run")
     assert deployed.log("client-0").count("round 1: training") == 2
-    assert record.participants == ("0", "1", "2", "3")
+    assert record.participants == ("0", "1", "2")
     assert superlink_number(deployed) != link
     _, expected = simulated(rehearsed(deployed.config), tmp_path / "simulated")
     assert equal(adapters, expected)
