@@ -361,7 +361,7 @@ def test_not_enough_examples(pool: Pool, message: str) -> None:
 
 
 def test_an_empty_test_set() -> None:
-    with pytest.raises(UserError, match="the test set has no examples"):
+    with pytest.raises(UserError, match="test set"):
         split(Pool(examples(30), []), config(), 0)
 
 
@@ -404,9 +404,9 @@ def test_describe_lists_many_classes_of_a_choice() -> None:
 
 def test_check_classes() -> None:
     check_classes([example(0, 0), example(1, 1)])
-    with pytest.raises(UserError, match="the training data: all 2 examples have the answer 'a'"):
+    with pytest.raises(UserError, match=r"training data: all 2 .*'a'"):
         check_classes([example(0), example(1)])
-    with pytest.raises(UserError, match="f: all 0 examples have the answer no label"):
+    with pytest.raises(UserError, match=r"f: all 0 .*no label"):
         check_classes([], "f")
 
 

@@ -62,8 +62,8 @@ def test_llm_on_all_data_is_tuned_as_the_server_tunes_it(tiny_config):
 @pytest.mark.parametrize("method", ["standalone", "centralized", "centralized_llm"])
 def test_method_of_a_single_party_has_no_secure_aggregation(tiny_config, method):
     secure = changed(tiny_config, {"federation.secure_aggregation.enabled": True, "task.clients": 3})
-    assert not any(config.federation.secure_aggregation for _, config in plan(secure, [method], [0]))
-    assert all(config.federation.secure_aggregation for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
+    assert not any(config.federation.secure_aggregation.enabled for _, config in plan(secure, [method], [0]))
+    assert all(config.federation.secure_aggregation.enabled for _, config in plan(secure, ["fedcollm", "fedavg"], [0]))
 
 
 def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_config):
@@ -83,7 +83,7 @@ def test_unknown_method_is_refused(tiny_config, tmp_path):
 
 
 def test_two_tasks_of_one_name_are_refused(tiny_config, tmp_path):
-    with pytest.raises(UserError, match="two configurations with the name 'tiny'"):
+    with pytest.raises(UserError, match="name 'tiny'"):
         Plan(tmp_path, [tiny_config, tiny_config], ["fedavg"], [0])
 
 
@@ -96,9 +96,7 @@ def test_several_tasks_have_a_folder_each(tiny_config, tmp_path):
 
 def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_config):
     # the SLM of tiny_config is a model of its own
-    with pytest.raises(
-        UserError, match=r"--methods: layer_transfer does not fit.*1 error\n  server\.layer_transfer 1 needs an SLM"
-    ):
+    with pytest.raises(UserError, match=r"--methods: layer_transfer (?s:.*)server\.layer_transfer 1"):
         plan(tiny_config, ["fedcollm", "layer_transfer"], [0])
 
 

