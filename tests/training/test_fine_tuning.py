@@ -17,7 +17,6 @@ from fedcollm.models.adapters import add_adapter, read_adapter
 from fedcollm.models.fused.patch import fuse
 from fedcollm.training import fine_tuning as training
 from fedcollm.training.fine_tuning import (
-    adamw,
     batch_count,
     check_finite,
     clip,
@@ -25,6 +24,7 @@ from fedcollm.training.fine_tuning import (
     evaluate,
     fit,
     minibatches,
+    adamw,
     pull_back,
 )
 
