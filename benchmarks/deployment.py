@@ -26,7 +26,8 @@ from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.initialize import Site, initialize
-from fedcollm.deploy.server import serving, stop_all
+from fedcollm.deploy.server import serving
+from fedcollm.deploy.status import stop_all
 from fedcollm.federation.server import Transport
 from fedcollm.messages import Answer, Request, TrainRequest
 from fedcollm.runs import directory as run_directory

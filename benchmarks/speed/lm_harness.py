@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.text.examples import TextExample
 
 
 def harness_model(model: Any, tokenizer: Any, batch_size: int, softmax_dtype: str | None = "float32") -> Any:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from fedcollm.config import RunConfig
-from fedcollm.data.catalogue import build_task, load_pool
+from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.messages import Adapter
 from fedcollm.modalities.base import Split
-from fedcollm.modalities.text.task import TextExample, TextTask
+from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import write_adapter
 from fedcollm.models.pretrained import SHIPPED, base_directory
-from fedcollm.runs.build_models import build_model, set_matmul_precision, text_models
+from fedcollm.runs.build_models import build_model, set_matmul_precision
 from fedcollm.seeding import derive_seed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ def _drawn(config: RunConfig) -> Split:
 
 def task_of(config: RunConfig) -> TextTask:
     """The text task on the tokenizer that both models share."""
-    task, _ = build_task(config.task.name, lambda: text_models(config))
+    task = build_modality(config.task, config.slm, config.llm, False)
     assert isinstance(task, TextTask)
     return task
 

@@ -14,16 +14,16 @@ TABLE = DIRECTORY / "RESULTS.md"
 
 HEAD = """# Speed: fedcollm beside its peers
 
-Made by `python -m benchmarks.speed`; don't edit. Every case was measured side by side in one run: both sides in
-processes of their own with as many threads as cores, one untimed repetition each, then A B A B. **ratio** is the
-peer's seconds over ours, repetition by repetition: median [least, most]. **seconds** are medians. **peak memory** is
-the resident memory of the whole process while it works, libraries and loaded models included; in brackets what the
-work adds to the loaded process; then ours over the peer's. **rate** is useful floating-point operations a second over
-the machine's best matrix-product rate in the same dtype, ours and the peer's.
+Written by `python -m benchmarks.speed`; do not edit. Both sides of a case were measured in one session, in processes of
+their own with as many threads as cores: one untimed repetition each, then in turn (A B A B). **ratio** is the peer's
+seconds divided by ours, for each repetition: median [least, most]. **seconds** are medians. **peak memory** is the
+resident memory of the whole process while it works, including libraries and loaded models; in parentheses, what the
+work adds to the loaded process; then our memory divided by the peer's. **rate** is useful floating-point operations per
+second, as a share of the machine's best matrix-product rate in the same dtype, for us and for the peer.
 
-Useful operations of an epoch: 4 (L T + H S) a model, with L parameters of the frozen linear layers but the head, T
-tokens that must be read, H parameters of the head and S supervised positions: a product forward, and one for its
-input's gradient. Padding, logits of prompts, adapters and attention don't count, on either side.
+The useful operations of an epoch are 4 (L T + H S) per model, with L parameters of the frozen linear layers except the
+head, T tokens that must be read, H parameters of the head and S supervised positions: a product for the forward pass,
+and one for the gradient of its input. Padding, logits of prompts, adapters and attention do not count, on either side.
 """
 
 

@@ -112,13 +112,14 @@ def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
 def ours(case: dict) -> Callable[[], dict]:
     """`evaluate` on a fresh task, so that every repetition tokenizes."""
     from fedcollm.config.loading import load_config
+    from fedcollm.modalities.text.models import pair_facts
     from fedcollm.modalities.text.task import TextTask
     from fedcollm.models.adapters import add_adapter, read_adapter, write_adapter
     from fedcollm.models.fused.patch import fuse
-    from fedcollm.runs.build_models import text_models
     from fedcollm.training.fine_tuning import evaluate
 
-    examples, facts = examples_of(case), text_models(load_config("icd10")).slm
+    config = load_config("icd10")
+    examples, facts = examples_of(case), pair_facts(config.slm, config.llm, False).slm
 
     def adapted(part: dict) -> Any:
         model = add_adapter(base_model(part, "auto"))

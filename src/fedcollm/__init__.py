@@ -8,36 +8,62 @@ if TYPE_CHECKING:
     from fedcollm.config.loading import load_config
     from fedcollm.errors import FedcollmError, NonFiniteError, UserError
     from fedcollm.experiments.comparison import Comparison, compare
+    from fedcollm.messages import RoundRecord, Score
+    from fedcollm.metrics import Step, listening
+    from fedcollm.modalities.base import Example, Modality, Pool, Rows
+    from fedcollm.runs.build import Inputs
     from fedcollm.runs.runner import RunResult, run
 
 __version__ = "0.1.0"
 
+#: Exported name to the module that it is imported from on first use, so that `fedcollm --help` does not wait for torch.
 _HOMES = {
     "Comparison": "experiments.comparison",
+    "Example": "modalities.base",
     "FedcollmError": "errors",
+    "Inputs": "runs.build",
+    "Modality": "modalities.base",
     "NonFiniteError": "errors",
+    "Pool": "modalities.base",
+    "RoundRecord": "messages",
+    "Rows": "modalities.base",
     "RunConfig": "config",
     "RunResult": "runs.runner",
+    "Score": "messages",
+    "Step": "metrics",
     "UserError": "errors",
     "compare": "experiments.comparison",
+    "listening": "metrics",
     "load_config": "config.loading",
     "run": "runs.runner",
 }
 __all__ = [
     "Comparison",
+    "Example",
     "FedcollmError",
+    "Inputs",
+    "Modality",
     "NonFiniteError",
+    "Pool",
+    "RoundRecord",
+    "Rows",
     "RunConfig",
     "RunResult",
+    "Score",
+    "Step",
     "UserError",
     "compare",
+    "listening",
     "load_config",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `fedcollm --help` does not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fedcollm' has no attribute {name!r}")
     return getattr(import_module(f"fedcollm.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fedcollm.errors import RefusalError
 
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it is used: who only reads records need not wait for torch
+
+#: Version of everything that travels between parties; two versions refuse each other.
+PROTOCOL_VERSION = 2
+
 #: Trainable tensors by name: the only weights that ever travel.
-Adapter = dict[str, Tensor]
+Adapter = dict[str, "Tensor"]
 
 
 def adapter_bytes(adapter: Adapter) -> int:
@@ -25,12 +28,14 @@ def adapter_bytes(adapter: Adapter) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
 
 
-def norm(tensor: Tensor) -> float:
+def norm(tensor: "Tensor") -> float:
     """L2 norm, summed in float64: of float32 values, finite if and only if they are."""
+    import torch
+
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
-def misfit(adapter: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+def misfit(adapter: Mapping[str, "Tensor"], expected: Mapping[str, "Tensor"]) -> str | None:
     """In what way an adapter from elsewhere differs from the expected form; None if in none."""
     if odd := sorted(adapter.keys() ^ expected.keys()):
         return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
@@ -84,9 +89,16 @@ class Score:
         return Score(sums, self.count + other.count, confusion, {**self.outcomes, **other.outcomes})
 
 
-def payload_digest(adapter: Adapter, *settings: object) -> str:
-    """SHA-256, in hexadecimal, of an adapter's names, shapes, dtypes and values, and of the settings' text."""
-    digest = hashlib.sha256(json.dumps([str(setting) for setting in settings]).encode())
+def payload_digest(adapter: Adapter, settings: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hexadecimal, of an adapter's names, shapes, dtypes and values, and of the settings.
+
+    Args:
+        adapter: any tensors by name.
+        settings: plain values, as the `to_wire` of what they belong to returns them.
+    """
+    import torch
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(adapter):
         tensor = adapter[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -137,7 +149,7 @@ class Session:
     def context(self) -> bytes:
         """SHA-256 of the whole session; part of every signature, key derivation and ciphertext."""
         fields = [self.run, self.round_index, self.nonce, list(self.invited), self.threshold, self.payload]
-        return hashlib.sha256(b"fedcollm secure aggregation 1" + json.dumps(fields).encode()).digest()
+        return hashlib.sha256(f"fedcollm secure aggregation {PROTOCOL_VERSION}{json.dumps(fields)}".encode()).digest()
 
     def check(self) -> None:
         """Refuse a session that would not protect its clients.

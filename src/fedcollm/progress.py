@@ -24,7 +24,7 @@ def shown(console: Console) -> Iterator[Console]:
         finally:
             _display.reset(token)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         token = _display.set(progress)
         try:
@@ -50,7 +50,7 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         now = time.monotonic()
         if display is not None and now - last > _PLAIN_SECONDS:
             left = (now - start) / done * (total - done) if done else float("nan")
-            display.print(f"{description}: {done}/{total}, {left:.0f} s left")
+            _print(display, f"{description}: {done}/{total}, {left:.0f} s left")
             last = now
         yield item
 
@@ -59,4 +59,9 @@ def say(message: str) -> None:
     """One line for whoever looks; nothing if nobody does."""
     display = _display.get()
     if display is not None:
-        (display.console if isinstance(display, Progress) else display).print(message)
+        _print(display.console if isinstance(display, Progress) else display, message)
+
+
+def _print(console: Console, text: str) -> None:
+    """Print text in which nothing is markup: it may be another party's."""
+    console.print(text, markup=False, emoji=False, highlight=False)

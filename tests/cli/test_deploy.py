@@ -88,7 +88,7 @@ def test_init_without_a_host_exits_with_2(command, config_file):
 def test_image_task_exits_with_2(command, tmp_path):
     code, _, error = command("init", "digits", "--host", "localhost", *SECURE, "--out", tmp_path / "out")
     assert code == 2
-    assert "only text tasks can be deployed" in error
+    assert "digits can't be deployed" in error
 
 
 @pytest.mark.parametrize("name", ["server", "status", "stop"])

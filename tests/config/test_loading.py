@@ -72,9 +72,9 @@ def test_commented_yaml_keeps_awkward_values(tmp_path):
 
 def test_commented_yaml_names_every_key_and_explains_it():
     lines = commented_yaml(RunConfig()).splitlines()
-    assert "  rounds: 5" in lines
+    assert any(line.startswith("  rounds: 5  # rounds") for line in lines)
     assert "  clients: 4  # number of clients K" in lines
-    assert "    temperature: 1.0  # τ" in lines
+    assert any(line.startswith("    temperature: 1.0  # temperature τ") for line in lines)
 
 
 def test_file_overrides_defaults(tmp_path):
@@ -177,7 +177,7 @@ def test_unknown_key_inside_an_optional_section_suggests_the_nearest():
 
 
 def test_unknown_key_like_no_other_lists_the_valid_ones():
-    assert "client.zzz: unknown key; valid keys here: epochs, batch_size, learning_rate" in refused(**{"client.zzz": 1})
+    assert "client.zzz: unknown key; valid keys here: epochs, batch_size" in refused(**{"client.zzz": 1})
 
 
 def test_all_errors_are_reported_at_once():
@@ -341,7 +341,7 @@ PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
     [
         (
             {"federation.secure_aggregation.enabled": True},
-            "secure_aggregation: the server sees a sum only, of 32-bit words",
+            "secure_aggregation: the server sees only a sum",
         ),
         (
             {"federation.secure_aggregation.simulate_quantization": True},
@@ -391,7 +391,7 @@ def test_ranks_that_do_not_fit_are_refused(changes, message):
     [
         (
             {"federation.secure_aggregation.enabled": True},
-            "product with federation.secure_aggregation: the server sees a sum only",
+            "product with federation.secure_aggregation: the server sees only a sum",
         ),
         ({"federation.secure_aggregation.simulate_quantization": True}, "Set federation.aggregation: mean or uniform"),
         ({"federation.privacy": NOISE}, "aggregation: product weighs by the clients' numbers of examples"),

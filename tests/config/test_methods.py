@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import ABLATIONS, METHODS, NAMES, PAPER, changed
+from fedcollm.config.choices import TABLES
+from fedcollm.config.methods import METHODS, PAPER, changed
 
 #: With two clients and some unlabelled public examples, so that every ablation is one.
 BASE = RunConfig.model_validate({"task": {"clients": 2, "unlabelled_size": 10}})
@@ -61,17 +62,38 @@ def test_changed_checks_what_it_makes(values, message):
 # --- the methods ---
 
 
-def test_every_method_has_a_name_and_no_two_share_one():
-    assert NAMES.keys() == METHODS.keys()
-    assert len(set(NAMES.values())) == len(NAMES)
-    assert METHODS.keys() == PAPER.keys() | ABLATIONS.keys()
-    assert not PAPER.keys() & ABLATIONS.keys()
+ABLATIONS = [name for name, method in METHODS.items() if method.changes]
+
+
+def test_every_method_has_a_label_of_its_own():
+    labels = [method.label for method in METHODS.values()]
+    assert len(set(labels)) == len(labels)
+    assert METHODS.keys() == PAPER.keys() | set(ABLATIONS)
+    assert not PAPER.keys() & set(ABLATIONS)
+
+
+def test_every_choice_that_is_no_default_is_a_method():
+    names = {name for table in TABLES.values() for name, choice in table.items() if choice.label}
+    assert names <= set(ABLATIONS)
+    assert METHODS["fedadam"].changes == {
+        "federation.server_optimizer.kind": "fedadam",
+        "federation.server_optimizer.learning_rate": 0.01,
+    }
+    assert METHODS["linear"].changes == {"client.schedule": "linear", "server.schedule": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("warm", "FedCoLLM, τ = 2: server.distillation.temperature = 2.0"), ("fedavg", "FedAvg (McMahan et al.")],
+)
+def test_description_says_what_a_method_is(method, words):
+    assert METHODS[method].description.startswith(words)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_a_valid_configuration_and_a_function_of_the_base(method):
-    configs = METHODS[method](BASE)
-    assert configs == METHODS[method](BASE)
+    configs = METHODS[method].configure(BASE)
+    assert configs == METHODS[method].configure(BASE)
     assert len(configs) == (2 if method == "standalone" else 1)
     for config in configs.values():
         assert RunConfig.model_validate(config.model_dump()) == config
@@ -79,13 +101,13 @@ def test_every_method_is_a_valid_configuration_and_a_function_of_the_base(method
 
 
 @pytest.mark.parametrize("method", ABLATIONS)
-def test_departure_differs_in_the_keys_that_it_names_and_no_other(method):
-    (config,) = METHODS[method](BASE).values()
-    assert differing(config) == ABLATIONS[method] != {}
+def test_ablation_differs_in_the_keys_that_it_names_and_no_other(method):
+    (config,) = METHODS[method].configure(BASE).values()
+    assert differing(config) == METHODS[method].changes
 
 
-def test_no_two_departures_are_the_same():
-    configs = [METHODS[method](BASE)[""] for method in ("fedcollm", *ABLATIONS)]
+def test_no_two_ablations_are_the_same():
+    configs = [METHODS[method].configure(BASE)[""] for method in ("fedcollm", *ABLATIONS)]
     assert all(one != two for i, one in enumerate(configs) for two in configs[:i])
 
 
@@ -109,12 +131,12 @@ def test_no_two_departures_are_the_same():
     ],
 )
 def test_method_of_the_paper_differs_in_these_keys(method, values):
-    (config,) = METHODS[method](BASE).values()
+    (config,) = METHODS[method].configure(BASE).values()
     assert differing(config) == values
 
 
 def test_standalone_is_a_run_a_client():
-    runs = METHODS["standalone"](BASE)
+    runs = METHODS["standalone"].configure(BASE)
     assert {name: differing(config) for name, config in runs.items()} == {
         "client-0": {"server.epochs": 0, "federation.participants": ["0"]},
         "client-1": {"server.epochs": 0, "federation.participants": ["1"]},
@@ -122,5 +144,5 @@ def test_standalone_is_a_run_a_client():
 
 
 def test_one_way_distillation_without_a_weight_gets_one():
-    (config,) = METHODS["llm2slm"](changed(BASE, {"server.distillation.weight": 0.0})).values()
+    (config,) = METHODS["llm2slm"].configure(changed(BASE, {"server.distillation.weight": 0.0})).values()
     assert config.server.distillation.weight == 1.0

@@ -10,7 +10,7 @@ from pyarrow import parquet
 from fedcollm.config import FormatConfig
 from fedcollm.data.files import load_custom
 from fedcollm.errors import UserError
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.text.examples import TextExample
 
 ROWS = [
     {"text": "fever", "age": 7, "ward": "north", "answer": "flu"},

@@ -15,7 +15,7 @@ from fedcollm.data.partition import check_classes, describe, partition, split
 from fedcollm.data.sources.qa import load_qa
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool, Split
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.text.examples import TextExample
 
 KINDS = ["iid", "dirichlet", "shards", "natural", "quantity", "pooled"]
 quickly = settings(max_examples=15, deadline=None, derandomize=True, database=None)

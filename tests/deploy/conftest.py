@@ -20,8 +20,8 @@ from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy.initialize import Site, initialize
-from fedcollm.deploy.server import stop_all
 from fedcollm.deploy.services import stop
+from fedcollm.deploy.status import stop_all
 from fedcollm.modalities.text.task import TextExample
 
 PROGRAM = (sys.executable, "-m", "fedcollm")

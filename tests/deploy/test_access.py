@@ -26,8 +26,8 @@ from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.initialize import Site, initialize
-from fedcollm.deploy.server import stop_all
 from fedcollm.deploy.services import start_proxy, start_superlink, stop, superlink
+from fedcollm.deploy.status import stop_all
 from fedcollm.errors import UserError
 from fedcollm.transports.flower import node as flower_node
 from fedcollm.transports.flower.node import FlowerNode, Service, connect

@@ -13,12 +13,13 @@ from tests.transports.small_federation import shared_slm, small_config
 from fedcollm.config.methods import changed
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
-from fedcollm.deploy import client, directories, server
+from fedcollm.deploy import client, directories, server, status
 from fedcollm.deploy.client import Remembered, build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.errors import UserError
 from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Session, TrainRequest, payload_digest
+from fedcollm.modalities.vision.task import ImageTask
 from fedcollm.runs.directory import CONFIG, config_text
 from fedcollm.transports.wire import decode, encode
 
@@ -107,8 +108,8 @@ BROKEN = [
     ({"client": 5}, "Input should be a valid string"),
     ({"roster": ["a"]}, "Input should be an object"),
     ({"roster": {"1": 5}}, "Input should be a valid string"),
-    ({"vocabulary_size": 0}, "greater than or equal to 1"),
-    ({"context_length": "long"}, "Input should be a valid integer"),
+    ({"facts": {"vocabulary_size": 0}}, "greater than or equal to 1"),
+    ({"facts": {"context_length": "long"}}, "Input should be a valid integer"),
     ({"trusted": True}, "Extra inputs are not permitted"),
 ]
 
@@ -121,6 +122,12 @@ def test_malformed_membership_is_named(out, changes, reason):
         serve(out)
     assert str(error.value).startswith(f"{file} is malformed: ")
     assert reason in str(error.value)
+
+
+def test_membership_without_a_fact_of_the_models_is_named(out):
+    rewrite(out / "clients" / "1" / "membership.json", facts={"context_length": 32})
+    with pytest.raises(UserError, match="facts lack vocabulary_size"):
+        serve(out)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null"], ids=repr)
@@ -160,11 +167,11 @@ def test_missing_data_is_named(out):
 def test_directory_without_a_train_file_is_named(config, tmp_path):
     columns = config.model_copy(update={"task": config.task.model_copy(update={"format": None})})
     with pytest.raises(UserError, match=r"--data .*no train file"):
-        private_examples(columns, tmp_path)
+        private_examples(columns, ImageTask("images", []), tmp_path)
 
 
 def test_two_processes_of_one_client_exclude_each_other(out):
-    from fedcollm.runs.directory import locked
+    from fedcollm.storage import locked
 
     (out / "clients" / "1" / "state").mkdir()
     with locked(out / "clients" / "1" / "state"), pytest.raises(UserError, match="is in use"):
@@ -266,7 +273,7 @@ def test_malformed_deployment_is_named(out, changes, reason):
 
 
 def test_directory_that_is_no_servers_is_named(out):
-    for function in (server.stop_all, lambda place: server.status(place, place), lambda place: list(
+    for function in (status.stop_all, lambda place: status.status(place, place), lambda place: list(
         server.run_rounds(place, place))):  # fmt: skip
         with pytest.raises(UserError, match=r"no server\'s directory: deployment\.json"):
             function(out / "clients" / "1")

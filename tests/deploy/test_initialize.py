@@ -17,7 +17,7 @@ from tests.transports.small_federation import small_config
 
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
-from fedcollm.data.catalogue import load_pool
+from fedcollm.data.catalogue import build_client_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import directories
 from fedcollm.deploy.certificates import Authority
@@ -110,7 +110,7 @@ def test_all_parties_know_the_same_federation(out, config):
         assert (membership.client, membership.run) == (client, deployment.run)
         assert membership.address == "fed.example.org:9555"
         assert membership.roster == {name: keys.signing for name, keys in deployment.clients.items()}
-        assert (membership.vocabulary_size, membership.context_length) == (16, 32)
+        assert membership.facts == {"vocabulary_size": 16, "context_length": 32}
         assert parse_config(out / "clients" / client / "config.yaml") == config
         assert (out / "clients" / client / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
 
@@ -241,7 +241,7 @@ def changed(config: RunConfig, **changes) -> RunConfig:
 
 
 REFUSED = {
-    "image task": ({"task.name": "digits", "task.path": None, "task.format": None}, {}, "only text tasks"),
+    "image task": ({"task.name": "digits", "task.path": None, "task.format": None}, {}, "digits can't be deployed"),
     "plain updates": (
         {"federation.secure_aggregation.enabled": False},
         {},
@@ -312,7 +312,8 @@ def test_demo_data_is_each_clients_own_part(config, model_directories, tmp_path)
     parts = split(load_pool(preset.task, preset.seed), preset.task, preset.seed)
     assert list(deployment.clients) == list(parts.private)
     for client in deployment.clients:
-        train, test = private_examples(preset, tmp_path / "out" / "clients" / client / "data")
+        modality = build_client_modality(preset.task, preset.slm, read_membership(tmp_path / "out", client).facts)
+        train, test = private_examples(preset, modality, tmp_path / "out" / "clients" / client / "data")
         assert (train, test) == (parts.private[client], parts.test)
 
 

@@ -13,6 +13,7 @@ from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server
 from fedcollm.report.compared import Row
 from fedcollm.report.scores import interval
+from fedcollm.runs.build import Inputs
 from fedcollm.runs.directory import read_config, read_records
 from fedcollm.runs.runner import rounds
 
@@ -224,5 +225,5 @@ def test_what_a_client_does_otherwise_is_not_shared(tiny_config, tmp_path, monke
         ("other", {"task.partition.kind": "quantity"}),
     ):
         before = len(trained)
-        list(rounds(changed(base, values | {"name": name}), tmp_path / name, shared=tmp_path / "shared"))
+        list(rounds(changed(base, values | {"name": name}), tmp_path / name, Inputs(shared=tmp_path / "shared")))
         assert len(trained) - before == (0 if name == "again" else 2), name

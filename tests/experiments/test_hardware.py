@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from fedcollm.experiments import hardware as capacity
@@ -6,10 +8,10 @@ from fedcollm.experiments import hardware as capacity
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Four cores and 10 GB available, without limits of a control group."""
-    (tmp_path / "meminfo").write_text("MemTotal: 20000000 kB\nMemAvailable: 10000000 kB\n")
-    monkeypatch.setattr(capacity, "_MEMORY_FILE", tmp_path / "meminfo")
+    memory = SimpleNamespace(available=10_240_000_000)
+    monkeypatch.setattr(capacity.psutil, "Process", lambda: SimpleNamespace(cpu_affinity=lambda: [0, 1, 2, 3]))
+    monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(capacity, "_GROUP", tmp_path)
-    monkeypatch.setattr(capacity.os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
 
@@ -20,6 +22,19 @@ def test_cores_are_those_of_the_process_within_its_quota(machine):
     assert capacity.cores() == 4
     (machine / "cpu.max").write_text("250000 100000\n")
     assert capacity.cores() == 2
+
+
+def test_cores_without_an_affinity_are_those_of_the_machine(machine, monkeypatch):
+    monkeypatch.setattr(capacity.psutil, "Process", SimpleNamespace)
+    monkeypatch.setattr(capacity.psutil, "cpu_count", lambda: 8)
+    assert capacity.cores() == 8
+    monkeypatch.setattr(capacity.psutil, "cpu_count", lambda: None)  # it can't tell
+    assert capacity.cores() == 1
+
+
+def test_this_machine_has_cores_and_memory():
+    assert capacity.cores() >= 1
+    assert capacity.available_bytes() > 0
 
 
 def test_memory_is_what_the_system_and_the_group_leave(machine):

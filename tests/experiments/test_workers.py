@@ -10,11 +10,15 @@ from fedcollm.errors import UserError
 from fedcollm.experiments.workers import Failed, Job, in_processes, in_this_process, raise_for
 from fedcollm.messages import RoundRecord
 from fedcollm.runs import directory as run_directory
+from fedcollm.runs.build import Inputs
 
 
 @pytest.fixture
 def jobs(tiny_config, tmp_path):
-    return [Job(f"m/seed-{seed}", tiny_config, tmp_path / f"seed-{seed}", tmp_path / ".shared") for seed in (0, 1)]
+    return [
+        Job(f"m/seed-{seed}", tiny_config, tmp_path / f"seed-{seed}", Inputs(shared=tmp_path / ".shared"))
+        for seed in (0, 1)
+    ]
 
 
 @pytest.fixture

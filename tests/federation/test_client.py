@@ -5,14 +5,16 @@ import copy
 import peft
 import pytest
 import torch
+from tests import parties
 from tests.conftest import tiny_llama
+from tests.parties import add_adapter
 
 from fedcollm.errors import NonFiniteError, RefusalError
 from fedcollm.federation.client import Client
 from fedcollm.federation.upload_format import UploadFormat, component_axis, first
 from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
 from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.adapters import read_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy
 
 
@@ -36,7 +38,9 @@ def slm(llama) -> peft.PeftModel:
 
 
 def client(task, slm, name: str = "a", examples=ANIMALS, **options) -> Client:
-    return Client(name, task, slm, examples, ANIMALS + COLOURS, **{"batch_size": 2, "learning_rate": 1e-2} | options)
+    return parties.client(
+        name, task, slm, examples, ANIMALS + COLOURS, **{"batch_size": 2, "learning_rate": 1e-2} | options
+    )
 
 
 def equal(one: Adapter, two: Adapter) -> bool:
@@ -68,7 +72,7 @@ def test_proximal_term_keeps_the_update_near_the_broadcast_adapter(task, slm):
         update = client(task, slm, epochs=5, proximal=proximal).train(TrainRequest(1, start))
         return sum(float((update.adapter[name] - start[name]).square().sum()) for name in start)
 
-    assert client(task, slm).proximal == 0
+    assert client(task, slm).settings.proximal == 0
     assert 0 < moved(10.0) < 0.5 * moved(0.0)
 
 
@@ -79,7 +83,7 @@ def test_shorter_gradients_move_the_update_less(task, slm):
         update = client(task, slm, max_grad_norm=longest).train(TrainRequest(1, start))
         return sum(float((update.adapter[name] - start[name]).square().sum()) for name in start)
 
-    assert client(task, slm).max_grad_norm is None
+    assert client(task, slm).settings.max_grad_norm is None
     assert 0 < moved(1e-9) < 0.5 * moved(None)  # AdamW minds the scale near its ε only
 
 

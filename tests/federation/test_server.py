@@ -10,16 +10,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests import parties
+from tests.parties import add_adapter, agreeing, change, mean_of
 
+from fedcollm.config import DistillationConfig
 from fedcollm.errors import NonFiniteError, RoundFailedError
-from fedcollm.federation.aggregation.validation import aggregate
-from fedcollm.federation.client import Client
-from fedcollm.federation.server import Server, peak_memory_bytes, sample
-from fedcollm.federation.server_optimizers import ServerOptimizer
+from fedcollm.federation.server import Server, sample
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, Answer, Request, adapter_bytes
 from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.adapters import read_adapter
 from fedcollm.models.pretrained import load_causal_lm, prune_layers
 from fedcollm.seeding import derive_seed
 from fedcollm.transports.local import LocalTransport
@@ -71,9 +71,10 @@ def server(task, models) -> Server:
     """Three clients with 3, 2 and 2 examples."""
     slm, llm = models
     clients = {
-        name: Client(name, task, slm, part, COLOURS, batch_size=1, learning_rate=1e-2) for name, part in PRIVATE.items()
+        name: parties.client(name, task, slm, part, COLOURS, batch_size=1, learning_rate=1e-2)
+        for name, part in PRIVATE.items()
     }
-    return Server(task, slm, llm, Spy(clients), PUBLIC, ANIMALS + COLOURS, batch_size=2, learning_rate=1e-2)
+    return parties.server(task, slm, llm, Spy(clients), PUBLIC, ANIMALS + COLOURS, batch_size=2, learning_rate=1e-2)
 
 
 def equal(one: Adapter, two: Adapter) -> bool:
@@ -107,7 +108,7 @@ def test_clients_of_one_round_tune_apart(server):
 
 
 def test_first_request_holds_the_initial_adapter(server):
-    initial = read_adapter(server.slm)
+    initial = read_adapter(server.pair.slm)
     server.run_round(1)
     (request,) = server.transport.requests
     assert request.round_index == 1
@@ -116,8 +117,8 @@ def test_first_request_holds_the_initial_adapter(server):
 
 def test_distilled_adapter_is_what_the_next_clients_receive(server):
     server.run_round(1)
-    distilled = read_adapter(server.slm)
-    averaged = aggregate(server.transport.updates).adapter
+    distilled = read_adapter(server.pair.slm)
+    averaged = mean_of(server.transport.updates).adapter
     server.run_round(2)
     second = server.transport.requests[1]
     assert second.round_index == 2
@@ -126,24 +127,24 @@ def test_distilled_adapter_is_what_the_next_clients_receive(server):
 
 
 def test_without_an_llm_a_round_is_federated_averaging(server):
-    server.llm = None
+    change(server, llm=None)
     record = server.run_round(1)
-    assert equal(server.adapter, aggregate(server.transport.updates).adapter)
+    assert equal(server.adapter, mean_of(server.transport.updates).adapter)
     assert record.losses.keys() == {"client"}
     assert record.scores.keys() == {"slm", "clients"}
 
 
 def test_uniform_weights_reach_the_aggregate(server):
-    server.llm, server.uniform = None, True
+    change(server, llm=None, aggregation="uniform")
     server.run_round(1)
-    assert equal(server.adapter, aggregate(server.transport.updates, uniform=True).adapter)
-    assert not equal(server.adapter, aggregate(server.transport.updates).adapter)
+    assert equal(server.adapter, mean_of(server.transport.updates, weighted=False).adapter)
+    assert not equal(server.adapter, mean_of(server.transport.updates).adapter)
 
 
 def test_no_epochs_of_distillation_leave_the_average(server):
-    server.epochs = 0
+    change(server, epochs=0)
     server.run_round(1)
-    assert equal(server.adapter, aggregate(server.transport.updates).adapter)
+    assert equal(server.adapter, mean_of(server.transport.updates).adapter)
 
 
 def test_sequence_of_arrival_changes_nothing(server):
@@ -167,7 +168,7 @@ def test_sequence_of_arrival_changes_nothing(server):
 
 @pytest.mark.parametrize("kind", ["average", "fedavgm", "fedadam"])
 def test_round_restored_and_run_again_is_the_same_bit_for_bit(server, kind):
-    server.step = ServerOptimizer(kind, learning_rate=0.1)
+    change(server, server_optimizer={"kind": kind, "learning_rate": 0.1})
     server.run_round(1)
     after_one = server.adapters()
     record = server.run_round(2)
@@ -181,54 +182,28 @@ def test_round_restored_and_run_again_is_the_same_bit_for_bit(server, kind):
     assert (again.scores, again.losses) == (record.scores, record.losses)
 
 
-@pytest.mark.parametrize("change", ["round", "seed"])
-def test_distillation_depends_on_round_and_seed(server, change):
+@pytest.mark.parametrize("varied", ["round", "seed"])
+def test_distillation_depends_on_round_and_seed(server, varied):
     server.transport = LocalTransport({})
     start = server.adapters()
     server.run_round(1)
     first = server.adapter
     server.restore(start)
-    server.seed = 1 if change == "seed" else 0
-    server.run_round(2 if change == "round" else 1)
+    change(server, seed=1 if varied == "seed" else 0)
+    server.run_round(2 if varied == "round" else 1)
     assert not equal(server.adapter, first)
 
 
 def test_options_of_distillation_reach_it(server, monkeypatch):
-    seen = {}
-
-    def note(task, slm, llm, public, **options):
-        seen.update(options, models=(slm, llm), public=public)
-        return {"slm": 0.0, "llm": 0.0, "kl": 0.0}
-
-    monkeypatch.setattr("fedcollm.federation.server.distil_mutually", note)
-    options = {"epochs": 2, "batch_size": 3, "learning_rate": 5e-3, "weight": 0.5, "llm_weight": 0.25}
-    options |= {"temperature": 2.0, "kind": "reverse_kl", "teach_where_better": True, "max_grad_norm": 0.5}
-    for name, value in options.items():
-        setattr(server, name, value)
-    server.run_round(1, score=False)
-    seed = derive_seed(0, "server", 1)
-    assert seen == options | {"seed": seed, "models": (server.slm, server.llm), "public": PUBLIC, "bridge": None}
-
-
-@pytest.mark.parametrize(
-    ("llm_weight", "expected"),
-    [
-        # λ = 0.8, a ramp of 4 rounds: a quarter, a half, three quarters, and all of it from then on
-        (None, [(0.2, None), (0.4, None), (0.6, None), (0.8, None), (0.8, None)]),
-        (0.4, [(0.2, 0.1), (0.4, 0.2), (0.6, 0.3), (0.8, 0.4), (0.8, 0.4)]),
-    ],
-)
-def test_weights_of_distillation_grow_over_the_ramp(server, monkeypatch, llm_weight, expected):
     seen = []
-    monkeypatch.setattr(
-        "fedcollm.federation.server.distil_mutually",
-        lambda *models, **options: seen.append((options["weight"], options["llm_weight"])) or {},
-    )
-    server.transport, server.weight, server.llm_weight, server.ramp = Spy({}), 0.8, llm_weight, 4
-    for index in range(1, 6):
-        server.run_round(index, score=False)
-    assert [weight for weight, _ in seen] == pytest.approx([weight for weight, _ in expected])
-    assert [weight for _, weight in seen] == pytest.approx([weight for _, weight in expected])
+    monkeypatch.setattr("fedcollm.federation.server.distil", lambda *given: seen.append(given) or {})
+    options = {"weight": 0.5, "llm_weight": 0.25, "temperature": 2.0, "divergence": "reverse_kl"}
+    change(server, epochs=2, batch_size=3, teach_where_better=True, max_grad_norm=0.5, **options)
+    server.run_round(4, score=False)
+    ((pair, public, settings, seed, round_index),) = seen
+    assert (pair, public, seed, round_index) == (server.pair, PUBLIC, derive_seed(0, "server", 4), 4)
+    assert settings.distillation == DistillationConfig(**options, teach_where_better=True)
+    assert (settings.epochs, settings.batch_size, settings.max_grad_norm) == (2, 3, 0.5)
 
 
 def test_restore_refuses_adapters_that_do_not_fit(server):
@@ -250,15 +225,15 @@ def test_scores_do_not_change_the_next_round(server):
 
 
 def test_step_starts_from_what_was_broadcast_and_ends_at_what_is_broadcast_next(server):
-    server.llm, server.step = None, ServerOptimizer("fedavgm", learning_rate=0.5, momentum=0.9)
+    change(server, llm=None, server_optimizer={"kind": "fedavgm", "learning_rate": 0.5, "momentum": 0.9})
     start = server.adapter
     server.run_round(1)
-    mean = aggregate(server.transport.updates).adapter
+    mean = mean_of(server.transport.updates).adapter
     # the first momentum is Δ itself: half way from θ to the mean
     for name, tensor in server.adapter.items():
         torch.testing.assert_close(tensor, (start[name] + mean[name]) / 2)
-        torch.testing.assert_close(server.memory["momentum"][name], mean[name] - start[name])
-    assert equal(server.adapters()["momentum"], server.memory["momentum"])
+        torch.testing.assert_close(server.state["momentum"][name], mean[name] - start[name])
+    assert equal(server.adapters()["momentum"], server.state["momentum"])
     stepped = server.adapter
     server.run_round(2)
     assert equal(server.transport.requests[1].adapter, stepped)
@@ -268,37 +243,37 @@ def test_step_starts_from_what_was_broadcast_and_ends_at_what_is_broadcast_next(
     ("kind", "roles"), [("average", []), ("fedavgm", ["momentum"]), ("fedadam", ["momentum", "second_moment"])]
 )
 def test_memory_of_the_step_is_part_of_what_the_next_round_depends_on(server, kind, roles):
-    server.step = ServerOptimizer(kind, learning_rate=0.1)
+    change(server, server_optimizer={"kind": kind, "learning_rate": 0.1})
     server.run_round(1, score=False)
     after_one = server.adapters()
     assert list(after_one) == ["slm", "llm", *roles]
     server.run_round(2, score=False)
     expected = server.adapter
     server.restore({role: after_one[role] for role in ("slm", "llm")})
-    assert server.memory == {}
+    assert server.state == {}
     server.run_round(2, score=False)
     assert equal(server.adapter, expected) == (kind == "average")
 
 
 def test_round_without_clients_keeps_the_memory(server):
-    server.step = ServerOptimizer("fedavgm")
+    change(server, server_optimizer={"kind": "fedavgm"})
     server.run_round(1, score=False)
-    memory = server.memory
+    memory = server.state
     server.transport = Spy({})
     server.run_round(2, score=False)
     assert memory.keys() == {"momentum"}
-    assert server.memory is memory
+    assert server.state is memory
 
 
 def test_round_that_fails_keeps_the_memory_of_the_last_good_one(server):
-    server.step = ServerOptimizer("fedadam", learning_rate=0.01)
+    change(server, server_optimizer={"kind": "fedadam", "learning_rate": 0.01})
     server.run_round(1, score=False)
-    memory, adapter = server.memory, server.adapter
+    memory, adapter = server.state, server.adapter
     with torch.no_grad():
-        next(p for p in server.llm.parameters() if p.requires_grad).fill_(math.nan)
+        next(p for p in server.pair.llm.parameters() if p.requires_grad).fill_(math.nan)
     with pytest.raises(NonFiniteError, match="distillation"):
         server.run_round(2)
-    assert server.memory is memory
+    assert server.state is memory
     assert server.adapter is adapter
 
 
@@ -316,11 +291,11 @@ def cut(task, model_directories):
         small = prune_layers(copy.deepcopy(base), len(kept))
         slm, llm = add_adapter(small, rank=4, seed=1), add_adapter(copy.deepcopy(base), rank=4, seed=2)
         clients = {
-            name: Client(name, task, slm, part, COLOURS, batch_size=1, learning_rate=1e-2)
+            name: parties.client(name, task, slm, part, COLOURS, batch_size=1, learning_rate=1e-2)
             for name, part in PRIVATE.items()
         }
-        options = {"epochs": 0, "layer_transfer": 1.0, "kept": kept} | options
-        return Server(task, slm, llm, Spy(clients), PUBLIC, ANIMALS + COLOURS, **options)
+        options = {"epochs": 0, "layer_transfer": 1.0, "slm_layers": kept} | options
+        return parties.server(task, slm, llm, Spy(clients), PUBLIC, ANIMALS + COLOURS, **options)
 
     return make
 
@@ -348,7 +323,7 @@ def test_every_round_carries_its_share_of_the_clients_mean_change(cut, share):
         before = server.adapters()
         server.run_round(index, score=False)
         after = server.adapters()
-        mean = aggregate(server.transport.updates[-3:]).adapter
+        mean = mean_of(server.transport.updates[-3:]).adapter
         for place, layer in enumerate(KEPT):
             was, now = layer_of(before["llm"], layer), layer_of(after["llm"], layer)
             theta, tuned = layer_of(before["slm"], place), layer_of(mean, place)
@@ -365,20 +340,20 @@ def test_llm_whose_every_layer_is_the_slms_answers_as_the_slm_does(cut):
     server = cut(kept=(0, 1, 2, 3))
     for index in (1, 2):
         server.run_round(index, score=False)
-    batch = server.task.collate(ANIMALS + COLOURS)
+    batch = server.pair.modality.collate(ANIMALS + COLOURS)
     with torch.no_grad():
-        slm, llm = (server.task.logits(model, batch) for model in (server.slm, server.llm))
-        with server.llm.disable_adapter():
-            bare = server.task.logits(server.llm, batch)
+        slm, llm = (server.pair.modality.logits(model, batch) for model in (server.pair.slm, server.pair.llm))
+        with server.pair.llm.disable_adapter():
+            bare = server.pair.modality.logits(server.pair.llm, batch)
     torch.testing.assert_close(llm, slm, atol=1e-4, rtol=1e-4)
     assert (llm - bare).abs().max() > 0.1
 
 
 def test_carried_change_is_that_of_the_servers_step(cut):
-    server = cut(step=ServerOptimizer(learning_rate=0.5))
+    server = cut(server_optimizer={"learning_rate": 0.5})
     before = server.adapters()["llm"]
     server.run_round(1, score=False)
-    mean, after = aggregate(server.transport.updates).adapter, server.adapters()["llm"]
+    mean, after = mean_of(server.transport.updates).adapter, server.adapters()["llm"]
     start = server.transport.requests[0].adapter
     for name, tensor in layer_of(after, 3).items():
         half = (layer_of(mean, 1)[name] - layer_of(start, 1)[name]) / 2
@@ -421,13 +396,14 @@ def test_record_by_hand(server):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_uploads_in_sixteen_bits_are_half_as_long_and_only_rounded(server, dtype):
-    server.llm, start = None, server.adapter
+    change(server, llm=None)
+    start = server.adapter
     server.run_round(1)
     exact, server.adapter = server.adapter, start
     whole = [update.adapter for update in server.transport.updates]
     upload, clients = UploadFormat(dtype), server.transport._clients
-    server.transport = Spy({name: dataclasses.replace(client, upload=upload) for name, client in clients.items()})
-    server.uploads = dict.fromkeys(clients, upload)
+    server.transport = Spy({name: agreeing(client, upload=upload) for name, client in clients.items()})
+    change(server, uploads=dict.fromkeys(clients, upload))
     record = server.run_round(1)
     assert (record.bytes_up, record.bytes_down) == (8704, 17408)
     assert sum(adapter_bytes(update.adapter) for update in server.transport.updates) == 3 * record.bytes_up
@@ -440,9 +416,11 @@ def test_uploads_in_sixteen_bits_are_half_as_long_and_only_rounded(server, dtype
 
 
 def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_those_that_have_them(server):
-    server.llm, start, clients = None, server.adapter, server.transport._clients
-    server.uploads = {"a": UploadFormat(rank=2), "b": UploadFormat(rank=4), "c": UploadFormat(rank=2)}
-    server.transport = Spy({n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()})
+    change(server, llm=None)
+    start, clients = server.adapter, server.transport._clients
+    uploads = {"a": UploadFormat(rank=2), "b": UploadFormat(rank=4), "c": UploadFormat(rank=2)}
+    change(server, uploads=uploads)
+    server.transport = Spy({n: agreeing(client, upload=uploads[n]) for n, client in clients.items()})
     record = server.run_round(1)
     assert record.lost == {}
     # a rank-8 adapter has 17408 bytes: 2, 4 and 2 of 8 components
@@ -458,10 +436,12 @@ def test_clients_of_different_ranks_send_their_components_and_the_mean_is_over_t
 
 @pytest.mark.parametrize("ranks", [None, (8, 4, 2)], ids=["one rank", "ranks"])
 def test_product_of_the_global_adapter_is_the_closest_to_the_mean_of_the_clients_products(server, ranks):
-    server.llm, server.product, clients = None, True, server.transport._clients
+    change(server, llm=None, aggregation="product")
+    clients = server.transport._clients
     if ranks:
-        server.uploads = {name: UploadFormat(rank=rank) for name, rank in zip(clients, ranks, strict=True)}
-        replaced = {n: dataclasses.replace(client, upload=server.uploads[n]) for n, client in clients.items()}
+        uploads = {name: UploadFormat(rank=rank) for name, rank in zip(clients, ranks, strict=True)}
+        change(server, uploads=uploads)
+        replaced = {n: agreeing(client, upload=uploads[n]) for n, client in clients.items()}
         server.transport = Spy(replaced)
     server.run_round(1)
     name = "base_model.model.model.layers.1.mlp.down_proj.lora_{}.weight"
@@ -491,7 +471,7 @@ def test_clients_keep_what_they_tune_from_the_distilled_adapter(server):
     assert (final.bytes_up, final.bytes_down, final.losses) == (record.bytes_up, record.bytes_down, record.losses)
     assert final.seconds["clients"] > record.seconds["clients"]
     assert equal(server.adapters()["slm"], distilled["slm"])
-    assert equal(read_adapter(server.slm), distilled["slm"])
+    assert equal(read_adapter(server.pair.slm), distilled["slm"])
     assert all(changed(distilled["slm"], adapter) for adapter in kept.values())
 
 
@@ -525,10 +505,6 @@ def test_scores_before_any_round(server):
     assert server.transport.requests == []
 
 
-def test_peak_memory_is_in_bytes():
-    assert 50_000_000 < peak_memory_bytes() < 2**40
-
-
 # --- who takes part ---
 
 
@@ -544,7 +520,7 @@ def test_round_without_clients_distils_alone(server):
 
 
 def test_fraction_draws_that_share_of_the_clients(server):
-    server.fraction, server.llm = 0.67, None
+    change(server, fraction=0.67, llm=None)
     participants = {server.run_round(index, score=False).participants for index in range(1, 7)}
     assert all(len(ids) == 2 for ids in participants)
     assert len(participants) > 1
@@ -599,7 +575,7 @@ def test_round_without_any_answer_is_refused_and_keeps_the_adapter(server):
 def test_distillation_that_fails_keeps_the_last_good_adapter(server):
     before = server.adapter
     with torch.no_grad():
-        next(p for p in server.llm.parameters() if p.requires_grad).fill_(math.nan)
+        next(p for p in server.pair.llm.parameters() if p.requires_grad).fill_(math.nan)
     with pytest.raises(NonFiniteError, match="distillation"):
         server.run_round(1)
     assert server.adapter is before
@@ -617,7 +593,8 @@ class Broken(LocalTransport):
 
 def test_update_that_is_not_finite_is_left_out_of_the_round(server):
     clients, start = server.transport._clients, server.adapter
-    server.llm, server.transport = None, Broken(clients)
+    change(server, llm=None)
+    server.transport = Broken(clients)
     record = server.run_round(1, score=False)
     assert record.participants == ("a", "b")
     assert list(record.lost) == ["c"]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tests.parties import mean_of
 
 from fedcollm.errors import UserError
-from fedcollm.federation.aggregation.validation import aggregate, validate_updates
+from fedcollm.federation.aggregation.validation import Expected, validate_updates
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, first, rounded, truncated, widened
 from fedcollm.messages import ClientUpdate, TrainRequest, adapter_bytes
 from fedcollm.transports.wire import decode, encode
@@ -19,7 +20,7 @@ def update(values: list[float], dtype: torch.dtype, client: str = "a") -> Client
 
 def reasons(answer: ClientUpdate, uploads: dict[str, UploadFormat]) -> dict[str, str]:
     lost: dict[str, str] = {}
-    assert list(validate_updates([answer], TrainRequest(1, THETA), ["a"], 100.0, lost, uploads=uploads)) == []
+    assert list(validate_updates([answer], Expected(TrainRequest(1, THETA), ["a"], 100.0, uploads=uploads), lost)) == []
     return lost
 
 
@@ -80,9 +81,9 @@ def test_sixteen_bits_travel_as_sixteen_bits(dtype):
 def test_server_takes_the_mean_of_what_came_in_thetas_dtype():
     answers = [update([1.0, 2.0, 3.0], torch.float16), update([2.0, 2.0, 0.0], torch.bfloat16, "b")]
     uploads = {"a": HALF, "b": BRAIN}
-    kept = list(validate_updates(answers, TrainRequest(1, THETA), ["a", "b"], 100.0, {}, uploads=uploads))
+    kept = list(validate_updates(answers, Expected(TrainRequest(1, THETA), ["a", "b"], 100.0, uploads=uploads), {}))
     assert [one.adapter["w"].dtype for one in kept] == [torch.float32] * 2
-    mean = aggregate(kept).adapter["w"]
+    mean = mean_of(kept).adapter["w"]
     assert mean.dtype == torch.float32
     assert mean.tolist() == [1.5, 2.0, 1.5]
 
@@ -156,7 +157,7 @@ def test_update_of_another_rank_than_agreed_is_refused():
     answer = ClientUpdate("a", 1, first(theta, 2), 1, 0.0)
     lost: dict[str, str] = {}
     request, uploads = TrainRequest(1, theta), {"a": UploadFormat(rank=1)}
-    assert list(validate_updates([answer], request, ["a"], 100.0, lost, uploads=uploads)) == []
+    assert list(validate_updates([answer], Expected(request, ["a"], 100.0, uploads=uploads), lost)) == []
     assert lost == {"a": "tensor q.lora_A.weight is [(2, 2), 'torch.float32'], not [(1, 2), 'torch.float32']"}
 
 
@@ -164,4 +165,4 @@ def test_change_of_a_lower_rank_is_measured_from_the_components_that_were_sent()
     theta = {"q.lora_A.weight": A}
     answer = ClientUpdate("a", 1, first({"q.lora_A.weight": A + 1}, 1), 1, 0.0)
     request, uploads = TrainRequest(1, theta), {"a": UploadFormat(rank=1)}
-    assert list(validate_updates([answer], request, ["a"], 1.5, {}, uploads=uploads))  # √2
+    assert list(validate_updates([answer], Expected(request, ["a"], 1.5, uploads=uploads), {}))  # √2

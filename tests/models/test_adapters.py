@@ -7,11 +7,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.parties import add_adapter
 from torch import nn
 
 from fedcollm.errors import UserError
 from fedcollm.models.adapters import (
-    add_adapter,
     load_adapter,
     parameter_counts,
     read_adapter,

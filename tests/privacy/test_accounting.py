@@ -16,7 +16,7 @@ from fedcollm.federation.server import Server
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, check_sum, sum_correction
 from fedcollm.progress import shown
 from fedcollm.runs import directory as run_directory
-from fedcollm.runs.build import build_privacy
+from fedcollm.runs.build_clients import build_privacy
 from fedcollm.runs.estimate import check
 from fedcollm.runs.runner import evaluate_run, rounds
 

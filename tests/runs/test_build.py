@@ -4,13 +4,11 @@ import pytest
 import torch
 
 from fedcollm.config import RunConfig
-from fedcollm.config.loading import load_config
 from fedcollm.config.methods import changed
-from fedcollm.errors import UserError
 from fedcollm.federation.server_optimizers import PLAIN, ServerOptimizer
 from fedcollm.models.adapters import read_adapter
 from fedcollm.runs.build import build_federation
-from fedcollm.runs.build_models import build_model, slm_layers
+from fedcollm.runs.build_models import build_model
 
 CHANGES = {
     "client.proximal": 0.25,
@@ -71,18 +69,6 @@ def test_transplant_without_an_llm_moves_nothing(cut_config, tmp_path):
     server = build_federation(changed(cut_config, {"server.epochs": 0}), tmp_path).server
     assert server.llm is None
     assert server.run_round(1, score=False).participants == ("0", "1")
-
-
-def test_transplant_between_models_of_random_weights_is_refused():
-    same = {
-        "slm.source": "vit-digits-large",
-        "slm.pretrain_epochs": 0,
-        "llm.pretrain_epochs": 0,
-        "server.layer_transfer": 0.5,
-    }
-    config = load_config("digits", **same)
-    with pytest.raises(UserError, match=r"server\.layer_transfer 0\.5: vit-digits-large is made with random weights"):
-        slm_layers(config, torch.nn.Linear(1, 1))
 
 
 def test_parties_that_build_the_slm_apart_have_the_same_frozen_a(tiny_config, tmp_path):

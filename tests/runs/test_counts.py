@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 from tests.conftest import tiny_llama
+from tests.parties import add_adapter
 from torch import nn
 
 from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.models.adapters import add_adapter
 from fedcollm.models.fused.attention import GROUPED
 from fedcollm.models.fused.patch import fuse
 from fedcollm.training.distillation import distil_mutually

@@ -1,9 +1,6 @@
 """What a run leaves on disk, and what stays whole when writing fails."""
 
 import errno
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,13 +13,11 @@ from fedcollm.messages import RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.directory import (
     load_round,
-    locked,
     read_config,
     read_json,
     read_records,
     save_round,
     start,
-    write_atomically,
     write_json,
 )
 
@@ -114,7 +109,7 @@ def test_checkpoint_is_replaced_and_never_rewritten(tmp_path):
 def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     save_round(tmp_path, record(0), adapters(0.5))
     with monkeypatch.context() as patch:
-        patch.setattr(run_directory, "save_file", fail_with_a_full_disk)
+        patch.setattr("safetensors.torch.save_file", fail_with_a_full_disk)
         with pytest.raises(UserError, match=r"can't be written: .*No space left on device.*--out"):
             save_round(tmp_path, record(1), adapters(1.0))
     loaded_record, loaded = load_round(tmp_path)
@@ -129,10 +124,16 @@ def test_checkpoint_cut_off_while_writing_leaves_the_last_one_whole(tmp_path, mo
         fail_with_a_full_disk()
 
     save_round(tmp_path, record(0), adapters(0.5))
-    monkeypatch.setattr(run_directory, "save_file", write_half)
+    monkeypatch.setattr("safetensors.torch.save_file", write_half)
     with pytest.raises(UserError, match="No space left"):
         save_round(tmp_path, record(1), adapters(1.0))
     assert same_bits(load_round(tmp_path)[1], adapters(0.5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "rounds.jsonl"]
+
+
+def test_leftover_of_a_killed_process_goes_with_the_next_round(tmp_path):
+    (tmp_path / ".checkpoint.safetensors-0123456789abcdef").write_bytes(b"half")
+    save_round(tmp_path, record(0), adapters(0.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "rounds.jsonl"]
 
 
@@ -154,17 +155,7 @@ def test_broken_checkpoint_is_the_users_error(tmp_path):
         load_round(tmp_path)
 
 
-# --- text files ---
-
-
-def test_failed_write_keeps_the_old_file_and_no_other(tmp_path, monkeypatch):
-    file = tmp_path / "a.txt"
-    write_atomically(file, "old")
-    monkeypatch.setattr(os, "fsync", fail_with_a_full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+# --- JSON ---
 
 
 def test_json_survives(tmp_path):
@@ -209,40 +200,3 @@ def test_configuration_that_no_longer_fits_is_the_users_error(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | {"sede": 3}))
     with pytest.raises(UserError, match="sede"):
         read_config(tmp_path)
-
-
-# --- the lock ---
-
-
-def test_lock_makes_the_directory_and_refuses_a_second_holder(tmp_path):
-    directory = tmp_path / "a" / "b"
-    with locked(directory):
-        assert directory.is_dir()
-        with (
-            pytest.raises(UserError, match=r"is in use .*--out"),
-            locked(directory),
-        ):
-            pytest.fail("locked twice")
-    with locked(directory):
-        assert directory.is_dir()
-
-
-def test_lock_is_released_when_the_holder_fails(tmp_path):
-    with pytest.raises(KeyError), locked(tmp_path):
-        raise KeyError
-    with locked(tmp_path):
-        assert (tmp_path / ".lock").exists()
-
-
-def test_lock_holds_against_another_process(tmp_path):
-    code = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
-    with locked(tmp_path):
-        assert b"BlockingIOError" in subprocess.run(command, capture_output=True, check=False).stderr
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def test_directory_that_cannot_be_made_is_the_users_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"can't be written"), locked(tmp_path / "file" / "run"):
-        pytest.fail("locked a directory inside a file")

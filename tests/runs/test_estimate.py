@@ -3,11 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from fedcollm.config.loading import load_config
 from fedcollm.config.methods import changed
-from fedcollm.modalities.base import Split
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.base import Modality, Pool, Split
+from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.models import TextModels
+from fedcollm.modalities.vision.models import ImageModels
 from fedcollm.runs.estimate import activation_bytes, check
 
 CONFIG = load_config(
@@ -23,36 +26,68 @@ PARTS = Split([SHORT], {"0": [SHORT, LONG]}, [LONG, SHORT])
 def test_distillation_keeps_both_models_activations():
     # SLM: 2 tokens x 3 layers x 2 x 30 values x 2 bytes + 1 row x 10 x 4 bytes x 4.5 copies = 720 + 180
     # LLM: 2 x 5 x 4 x 30 x 4 bytes + 180 = 4980; scoring: 60 x 5 tokens x 4 x 4 bytes = 4800
-    assert activation_bytes(CONFIG, {"slm": SLM, "llm": LLM}, {"slm": 2, "llm": 4}, PARTS) == 900 + 4980 + 4800
+    assert (
+        activation_bytes(CONFIG, TextModels(), {"slm": SLM, "llm": LLM}, {"slm": 2, "llm": 4}, PARTS)
+        == 900 + 4980 + 4800
+    )
 
 
 def test_a_clients_largest_batch_counts_where_there_is_no_llm():
     # 4 tokens x 3 x 2 x 30 x 2 bytes + 2 rows x 180; scoring: 60 x 5 x 2 x 2 bytes
-    assert activation_bytes(CONFIG, {"slm": SLM}, {"slm": 2}, PARTS) == 1440 + 360 + 1200
+    assert activation_bytes(CONFIG, TextModels(), {"slm": SLM}, {"slm": 2}, PARTS) == 1440 + 360 + 1200
 
 
 def test_a_batch_is_the_largest_examples():
     two = changed(CONFIG, {"client.batch_size": 2})  # LONG and SHORT: 6 tokens, 3 rows
-    assert activation_bytes(two, {"slm": SLM}, {"slm": 2}, PARTS) == 2160 + 540 + 1200
+    assert activation_bytes(two, TextModels(), {"slm": SLM}, {"slm": 2}, PARTS) == 2160 + 540 + 1200
 
 
 def test_data_that_is_not_here_counts_as_short_prompts():
     # 64 tokens x 3 x 2 x 30 x 2 bytes + 4 rows x 180; scoring: 60 x 64 x 2 x 2 bytes
-    assert activation_bytes(CONFIG, {"slm": SLM}, {"slm": 2}, None) == 23040 + 720 + 15360
+    assert activation_bytes(CONFIG, TextModels(), {"slm": SLM}, {"slm": 2}, None) == 23040 + 720 + 15360
 
 
 def test_a_prompt_is_no_longer_than_the_context():
     cut = SimpleNamespace(hidden_size=2, num_hidden_layers=3, vocab_size=10, max_position_embeddings=1)
-    assert activation_bytes(CONFIG, {"slm": cut}, {"slm": 2}, PARTS) == 1080 + 360 + 960
+    assert activation_bytes(CONFIG, TextModels(), {"slm": cut}, {"slm": 2}, PARTS) == 1080 + 360 + 960
 
 
 def test_an_image_is_its_patches():
     shape = SimpleNamespace(hidden_size=2, num_hidden_layers=3, num_labels=10, image_size=8, patch_size=4)
     image = Split([], {"0": [object()]}, [object()])  # 4 patches and the class token
-    assert activation_bytes(CONFIG, {"slm": shape}, {"slm": 4}, image) == 3600 + 180 + 2400
+    assert activation_bytes(CONFIG, ImageModels(), {"slm": shape}, {"slm": 4}, image) == 3600 + 180 + 2400
 
 
 @pytest.mark.parametrize("key", ["server", "evaluation"])
 def test_check_says_that_larger_batches_take_more(tiny_config, key):
     small, large = (changed(tiny_config, {f"{key}.batch_size": size}) for size in (1, 8))
     assert check(small).memory_bytes < check(large).memory_bytes
+
+
+class Halves(nn.Module):
+    """A network of one's own, without a configuration of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+
+class OwnModality(Modality):
+    """Enough of one for an estimate."""
+
+    name = "own"
+
+    def load_model(self, section, role, device, seed):
+        return Halves().to(device)
+
+    collate = logits = score = None
+
+
+def test_own_modality_is_estimated_by_its_outline_and_its_examples(tiny_config):
+    adapter = {f"{role}.adapter.targets": ["first"] for role in ("slm", "llm")}
+    sizes = {"task.clients": 2, "task.private_size": 2, "task.public_size": 2, "task.test_size": 2}
+    pool = Pool([TextExample(str(i), str(i), ("a", "b"), i % 2, ("a", "b")) for i in range(8)])
+    cost = check(changed(tiny_config, adapter | sizes | {"slm.dtype": "float32"}), OwnModality(), pool)
+    assert (cost.roles["slm"].base_parameters, cost.roles["slm"].adapter_parameters) == (44, 8 * (4 + 6))
+    assert cost.roles["slm"].base_bytes == 176
+    assert cost.data["test"] == 2

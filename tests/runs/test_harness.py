@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from tests.conftest import tiny_llama
+from tests.parties import add_adapter
 from tests.runs.harness_items import ITEMS, LONG, write_items
 from tests.runs.test_embedded_pair import has_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,7 +18,6 @@ from fedcollm.config.loading import load_config
 from fedcollm.data.sources.qa import load_qa
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.task import TextTask, picks
-from fedcollm.models.adapters import add_adapter
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.pretrained import base_directory, load_causal_lm, load_tokenizer
 from fedcollm.runs import harness

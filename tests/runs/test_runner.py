@@ -340,7 +340,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole(tiny_config, tmp_path, monke
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_directory, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
         next(generator)
     monkeypatch.undo()

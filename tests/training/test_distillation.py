@@ -6,14 +6,15 @@ import math
 import peft
 import pytest
 import torch
+from tests import parties
+from tests.parties import add_adapter, mutual_losses
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fedcollm.errors import NonFiniteError
-from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.base import UNLABELLED, cross_entropy
 from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.models.adapters import add_adapter, read_adapter
-from fedcollm.training.distillation import distil_mutually, divergence, mutual_losses, uncertainty
-from fedcollm.training.fine_tuning import cross_entropy
+from fedcollm.models.adapters import read_adapter
+from fedcollm.training.divergences import divergence, uncertainty
 
 LN2, LN3, LN9 = math.log(2), math.log(3), math.log(9)
 
@@ -190,7 +191,7 @@ def test_one_backward_gives_the_gradients_of_both_losses_apart(kind):
     generator = torch.Generator().manual_seed(1)
     slm, llm = (torch.randn(5, 7, generator=generator, requires_grad=True) for _ in range(2))
     targets = torch.tensor([0, 6, UNLABELLED, 3, UNLABELLED])
-    total = mutual_losses(slm, llm, targets, weight=0.7, llm_weight=0.3, temperature=2.0, kind=kind).total
+    total = mutual_losses(slm, llm, targets, weight=0.7, llm_weight=0.3, temperature=2.0, divergence=kind).total
     together = gradients(total, slm, llm)
     apart = [
         *gradients(cross_entropy(slm, targets) + 0.7 * divergence(llm, slm, 2.0, kind), slm),
@@ -340,7 +341,7 @@ def pair(llama) -> tuple[peft.PeftModel, peft.PeftModel]:
 def distil(task, pair, public=PUBLIC, **options) -> tuple[dict, dict, dict[str, float]]:
     """Both adapters afterwards, and the losses; the pair itself is left as it was."""
     slm, llm = copy.deepcopy(pair)
-    losses = distil_mutually(
+    losses = parties.distil(
         task, slm, llm, public, **{"epochs": 2, "batch_size": 2, "learning_rate": 1e-2, "seed": 3} | options
     )
     return read_adapter(slm), read_adapter(llm), losses
@@ -358,7 +359,7 @@ def test_distillation_changes_every_tensor_of_both_adapters(task, pair):
 
 def test_distillation_leaves_the_frozen_bases_untouched(task, pair):
     before = [{n: p.clone() for n, p in model.named_parameters() if not p.requires_grad} for model in pair]
-    distil_mutually(task, *pair, PUBLIC, epochs=1, batch_size=2, learning_rate=1e-2, seed=3)
+    parties.distil(task, *pair, PUBLIC, epochs=1, batch_size=2, learning_rate=1e-2, seed=3)
     after = [{n: p for n, p in model.named_parameters() if not p.requires_grad} for model in pair]
     assert len(before[0]) > 0
     assert equal(before[0], after[0])
@@ -392,7 +393,7 @@ def test_both_models_step_once_a_batch_from_one_pair_of_forward_passes(task, pai
         model.register_forward_hook(lambda *_, name=name: events.append(name))
     handle = register_optimizer_step_pre_hook(lambda *_: events.append("step"))
     try:
-        distil_mutually(task, *pair, PUBLIC, epochs=2, batch_size=2, learning_rate=1e-2, seed=3)
+        parties.distil(task, *pair, PUBLIC, epochs=2, batch_size=2, learning_rate=1e-2, seed=3)
     finally:
         handle.remove()
     assert events == ["slm", "llm", "step", "step"] * 6  # 2 epochs of 5 examples in batches of 2
@@ -457,7 +458,7 @@ def test_reported_losses_are_means_over_the_last_epoch(task, pair):
 
 
 def test_models_are_left_in_evaluation_mode(task, pair):
-    distil_mutually(task, *pair, PUBLIC, epochs=1, batch_size=5, learning_rate=1e-3, seed=0)
+    parties.distil(task, *pair, PUBLIC, epochs=1, batch_size=5, learning_rate=1e-3, seed=0)
     assert not any(module.training for model in pair for module in model.modules())
 
 
@@ -471,4 +472,4 @@ def test_loss_that_is_not_a_number_names_distillation(task, pair):
     with torch.no_grad():
         next(p for p in pair[1].parameters() if p.requires_grad).fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"distillation.*llm loss became nan"):
-        distil_mutually(task, *pair, PUBLIC, epochs=1, batch_size=5, learning_rate=1e-3, seed=0)
+        parties.distil(task, *pair, PUBLIC, epochs=1, batch_size=5, learning_rate=1e-3, seed=0)

@@ -6,16 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.parties import add_adapter, fit_privately
 from torch.nn import functional
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.modalities.vision.task import ImageExample, ImageTask
-from fedcollm.models.adapters import add_adapter, read_adapter, write_adapter
+from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.privacy.accounting import ExamplePrivacy
 from fedcollm.privacy.keystream import SecureStream
 from fedcollm.training import dp_sgd as module
-from fedcollm.training.dp_sgd import fit_privately
 
 KEY = bytes(range(32))
 ANSWERS = ("animal", "good animal", "colour", "the bad colour")
@@ -70,7 +70,7 @@ def stepped(monkeypatch, task, model, examples, clip=1e4, noise=1e-12, rate=1.0,
         def step(self, closure=None):
             seen.update({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
 
-    monkeypatch.setattr(module, "optimizer", lambda m, lr: Recorder([p for p in m.parameters() if p.requires_grad], lr))
+    monkeypatch.setattr(module, "adamw", lambda m, _: Recorder([p for p in m.parameters() if p.requires_grad], 0.1))
     privacy = ExamplePrivacy(clip, noise, 1e-5, rate, steps=1)
     fit_privately(task, model, examples, privacy=privacy, batch_size=batch_size, learning_rate=0.1, stream=stream)
     return seen

@@ -7,26 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.parties import add_adapter, fit
 from torch import nn
 
+from fedcollm.config import TrainingConfig
 from fedcollm.errors import NonFiniteError
-from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.base import UNLABELLED, cross_entropy
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.modalities.vision.task import ImageExample, ImageTask
-from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.adapters import read_adapter
 from fedcollm.models.fused.patch import fuse
-from fedcollm.training import fine_tuning as training
-from fedcollm.training.fine_tuning import (
-    batch_count,
-    check_finite,
-    clip,
-    cross_entropy,
-    evaluate,
-    fit,
-    minibatches,
-    adamw,
-    pull_back,
-)
+from fedcollm.training import optimizers
+from fedcollm.training.fine_tuning import batch_count, check_finite, evaluate, minibatches, pull_back
+from fedcollm.training.optimizers import adamw, clip
 
 
 class Sizes:
@@ -184,7 +177,7 @@ def test_proximal_steps_by_hand(monkeypatch):
     # One example a step, gradient -(1 - p) ln 3, by plain gradient descent with rate 1 and μ = 2.
     # Step 1: p = 3/4, and θ = θ₀ is not pulled: θ = 1 + ln(3) / 4 = 1.2746531
     # Step 2: p = σ(1.2746531 ln 3) = 0.8022393, gradient -0.2172623 + 2 * 0.2746531: θ = 1.2746531 - 0.3320439
-    monkeypatch.setattr(training, "optimizer", lambda m, rate: torch.optim.SGD([m.weight], rate))
+    monkeypatch.setattr(optimizers, "adamw", lambda m, settings: torch.optim.SGD([m.weight], settings.learning_rate))
     model = Scaled()
     settings = {"epochs": 2, "batch_size": 1, "learning_rate": 1.0, "seed": 0}
     loss = fit(IMAGES, model, [image(math.log(3), 0, 0)], proximal=2.0, **settings)
@@ -209,7 +202,7 @@ def test_clip_scales_all_trainable_gradients_as_one_vector():
 def test_clipped_steps_by_hand(monkeypatch):
     # gradient -ln(3) / 4 = -0.2746531, cut to -0.1: θ = 1.1; the pull of μ = 2, in step 2, is part of what is cut:
     # p = σ(1.1 ln 3) = 0.7700287, gradient -0.2526492 + 2 * 0.1 = -0.0526492, which is short enough
-    monkeypatch.setattr(training, "optimizer", lambda m, rate: torch.optim.SGD([m.weight], rate))
+    monkeypatch.setattr(optimizers, "adamw", lambda m, settings: torch.optim.SGD([m.weight], settings.learning_rate))
     settings = {"batch_size": 1, "learning_rate": 1.0, "seed": 0, "proximal": 2.0, "max_grad_norm": 0.1}
     for epochs, weight in [(1, 1.1), (2, 1.1526492)]:
         model = Scaled()
@@ -256,7 +249,7 @@ def test_last_step_that_ends_in_infinity_is_noticed():
 
 def test_optimiser_holds_trainable_parameters_only():
     model = Scaled()
-    (group,) = adamw(model, 0.5).param_groups
+    (group,) = adamw(model, TrainingConfig(learning_rate=0.5)).param_groups
     assert group["params"] == [model.weight]
     assert group["lr"] == 0.5
     assert group["weight_decay"] == 0.0

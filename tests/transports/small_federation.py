@@ -22,9 +22,11 @@ from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import read_adapter
 from fedcollm.models.pretrained import load_tokenizer
 from fedcollm.runs import directory as run_directory
-from fedcollm.runs.build import Remote, build_client, secure_client, secured
+from fedcollm.runs.build import Inputs, Remote
+from fedcollm.runs.build_clients import ClientData, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_model
 from fedcollm.runs.runner import rounds
+from fedcollm.seeding import RunIdentity
 from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.flower.transport import Deadlines
 from fedcollm.transports.wire import decode, longest_message
@@ -83,9 +85,8 @@ class Small:
         """A client as it is without a network."""
         task = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
         slm, _ = shared_slm(self.config.slm.source)
-        return build_client(
-            self.config, RUN, name, task, slm, self._parts[name], self._test, {}, list(self._parts), self.own(name)
-        )
+        data = ClientData(task, slm, self._parts[name], self._test, self.own(name))
+        return build_client(self.config, RunIdentity(RUN, self.config.seed), name, data, list(self._parts))
 
     def answering(self, name: str) -> ClientEndpoint:
         """A client's process: nothing in its memory, and what was opened on its disk."""
@@ -122,7 +123,7 @@ class Small:
     def run(self, out: Path, resume: bool = False, deadlines: Deadlines = DEADLINES) -> list[RoundRecord]:
         """A server's process from its start to the end of the run."""
         remote = Remote(self.link.transport(self.monkeypatch, deadlines), RUN, self.roster)
-        return list(rounds(None if resume else self.config, out, resume=resume, remote=remote))
+        return list(rounds(None if resume else self.config, out, Inputs(remote=remote), resume=resume))
 
 
 def last(out: Path) -> tuple[RoundRecord, Adapter]:

@@ -4,22 +4,22 @@ import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.table import Table
 
+from fedcollm.cli.options import Json, Quiet, Settings
+from fedcollm.cli.terminal import output
 from fedcollm.errors import UserError
+
+if TYPE_CHECKING:
+    from fedcollm.deploy.status import Status
 
 deploy = typer.Typer(no_args_is_help=True, help="A federation over a network: certificates, server, clients.")
 
 Server = Annotated[Path, typer.Argument(metavar="SERVER_DIR", help="OUT/server, as `deploy init` wrote it")]
 Out = Annotated[Path | None, typer.Option("--out", help="run directory; default: SERVER_DIR/run")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; may be repeated")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
-Json = Annotated[
-    bool, typer.Option("--json", help="print the result as one JSON line, and nothing else on standard output")
-]
 
 
 @deploy.callback()
@@ -63,7 +63,8 @@ def init(
 def server(directory: Server, out: Out = None, quiet: Quiet = False, as_json: Json = False) -> None:
     """Start the SuperLink and nginx where needed, and run the rounds; goes on where it was stopped."""
     from fedcollm.cli.terminal import show_rounds
-    from fedcollm.deploy.server import default_out, run_rounds
+    from fedcollm.deploy.server import run_rounds
+    from fedcollm.deploy.status import default_out
 
     place = out or default_out(directory)
     show_rounds(run_rounds(directory, place), place, f"fedcollm deploy server {directory}", quiet, as_json)
@@ -90,22 +91,34 @@ def client(
 @deploy.command()
 def status(directory: Server, out: Out = None, as_json: Json = False) -> None:
     """What runs, who is connected, how far the run is."""
-    from fedcollm.cli import tables as views
-    from fedcollm.deploy.server import default_out
-    from fedcollm.deploy.server import status as look
+    from fedcollm.deploy.status import default_out
+    from fedcollm.deploy.status import status as look
 
     state = look(directory, out or default_out(directory))
     if as_json:
         print(json.dumps(asdict(state)))
     else:
-        Console().print(views.deployment_table(state.run, state.services, state.clients))
+        output().print(_table(state))
         done = state.last.round if state.last else "none yet"
         print(f"last finished round: {done} of {state.rounds}")
+
+
+def _table(state: "Status") -> Table:
+    """What runs on the server's machine, and who is connected to it."""
+    table = Table(title=f"run {state.run}", title_justify="left")
+    table.add_column("")
+    table.add_column("state")
+    for name, runs in state.services.items():
+        table.add_row(name, "running" if runs else "stopped")
+    table.add_section()
+    for client, said in state.clients.items():
+        table.add_row(f"client {client}", said)
+    return table
 
 
 @deploy.command()
 def stop(directory: Server) -> None:
     """Stop the server, nginx and the SuperLink; `deploy server` goes on later."""
-    from fedcollm.deploy.server import stop_all
+    from fedcollm.deploy.status import stop_all
 
     print(f"stopped: {', '.join(stop_all(directory)) or 'nothing was running'}")

@@ -1,9 +1,7 @@
-"""What a person reads in the terminal."""
+"""What a person reads in the terminal, as plain text for the consoles of `terminal`, which read no markup."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from fedcollm.experiments.comparison import Comparison
@@ -73,19 +71,6 @@ def summary_table(directory: Path) -> Table:
     return table
 
 
-def deployment_table(run: str, services: Mapping[str, bool], clients: Mapping[str, str]) -> Table:
-    """What runs on the server's machine, and who is connected to it."""
-    table = Table(title=f"run {run}", title_justify="left")
-    table.add_column("")
-    table.add_column("state")
-    for name, runs in services.items():
-        table.add_row(name, "running" if runs else "stopped")
-    table.add_section()
-    for client, state in clients.items():
-        table.add_row(f"client {client}", state)
-    return table
-
-
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """The paper's tables."""
     return [_plain_table(table) for table in all_tables(comparison.tasks)]
@@ -93,11 +78,11 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def _plain_table(source: tables.Table) -> Table:
     """A report's table for the terminal."""
-    table = Table(title=escape(source.caption), title_justify="left")
+    table = Table(title=source.caption, title_justify="left")
     for column in source.header:
-        table.add_column(escape(column), justify="left" if column == source.header[0] else "right")
+        table.add_column(column, justify="left" if column == source.header[0] else "right")
     for row in source.rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 

@@ -1,5 +1,7 @@
 """The whole configuration of a run: frozen pydantic models, YAML in, JSON over the wire."""
 
+from fedcollm.config.base import Section
+from fedcollm.config.data import FormatConfig, PartitionConfig, TaskConfig
 from fedcollm.config.federation import (
     DeadlinesConfig,
     FederationConfig,
@@ -8,22 +10,12 @@ from fedcollm.config.federation import (
     ServerOptimizerConfig,
     asked_clients,
 )
-from fedcollm.config.run import RunConfig
-from fedcollm.config.sections import (
-    AdapterConfig,
-    ClientConfig,
-    DistillationConfig,
-    EvaluationConfig,
-    FormatConfig,
-    ModelConfig,
-    NonNegative,
-    PartitionConfig,
-    Section,
-    ServerConfig,
-    TaskConfig,
-)
+from fedcollm.config.models import AdapterConfig, ModelConfig
+from fedcollm.config.run import SCHEMA_VERSION, RunConfig
+from fedcollm.config.training import ClientConfig, DistillationConfig, EvaluationConfig, ServerConfig, TrainingConfig
 
 __all__ = [
+    "SCHEMA_VERSION",
     "AdapterConfig",
     "ClientConfig",
     "DeadlinesConfig",
@@ -32,7 +24,6 @@ __all__ = [
     "FederationConfig",
     "FormatConfig",
     "ModelConfig",
-    "NonNegative",
     "PartitionConfig",
     "PrivacyConfig",
     "RunConfig",
@@ -41,5 +32,6 @@ __all__ = [
     "ServerConfig",
     "ServerOptimizerConfig",
     "TaskConfig",
+    "TrainingConfig",
     "asked_clients",
 ]

@@ -4,11 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedcollm.config.sections import Positive, PositiveFloat, Section
+from fedcollm.config.base import Positive, PositiveFloat, Section, Share, one_of
+from fedcollm.config.choices import AGGREGATIONS, SERVER_OPTIMIZERS, comment
 
 
 def asked_clients(count: int, fraction: float) -> int:
-    """How many of `count` clients a round asks.
+    """Return how many of `count` clients a round asks.
 
     >>> [asked_clients(4, fraction) for fraction in (1.0, 0.5, 0.01)]
     [4, 2, 1]
@@ -17,7 +18,7 @@ def asked_clients(count: int, fraction: float) -> int:
 
 
 class SecureAggregationConfig(Section):
-    """Secure aggregation, with the numbers that all parties must agree on. `true` or `false` alone sets `enabled`."""
+    """Secure aggregation, with the numbers that all parties must agree on; `true` or `false` alone sets `enabled`."""
 
     enabled: bool = False
     """true: the server learns only the sum of the clients' changes, and nothing of a single client"""
@@ -28,16 +29,16 @@ class SecureAggregationConfig(Section):
     max_weight: Positive = 4096
     """largest number of examples of a client"""
     simulate_quantization: bool = False
-    """without secure aggregation: round as it does, so that a run gives bit for bit what it gives with it"""
+    """without secure aggregation: round values as it does, so that a run gives exactly the bits that it would give"""
 
     @model_validator(mode="before")
     @classmethod
-    def _shorthand(cls, value: Any) -> Any:
+    def _short_form(cls, value: Any) -> Any:
         return {"enabled": value} if isinstance(value, bool) else value
 
 
 class DeadlinesConfig(Section):
-    """How long the server of a deployment waits, in seconds; a client that is later is lost for the round."""
+    """How long the server of a deployment waits, in seconds; a client that takes longer is lost for the round."""
 
     training: PositiveFloat = 3600.0
     """for a client's local training"""
@@ -61,89 +62,49 @@ class PrivacyConfig(Section):
     sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """level example: the chance q of every example to be in a step's batch; a round has epochs / q steps"""
 
-    @property
-    def objections(self) -> list[str]:
-        """What is wrong with the section by itself."""
-        if self.level == "client" and self.sampling_rate is not None:
-            return [f"sampling_rate {self.sampling_rate:g} means nothing at level client: leave it out"]
-        if self.level == "example" and self.sampling_rate is None:
-            return ["level example needs sampling_rate, such as batch_size / private_size"]
-        return []
-
 
 class ServerOptimizerConfig(Section):
     """What the server does with the clients' mean change, its pseudo-gradient (Reddi et al., arXiv 2003.00295)."""
 
-    kind: Literal["average", "fedavgm", "fedadam"] = "average"
-    """average: take it as it is (FedAvg); fedavgm: with momentum; fedadam: as Adam would"""
+    kind: Annotated[str, one_of(SERVER_OPTIMIZERS), Field(description=comment("kind"))] = "average"
     learning_rate: PositiveFloat = 1.0
     """server learning rate η; fedadam wants about 0.01"""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Share = 0.9
     """β of fedavgm, β₁ of fedadam"""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    decay: Share = 0.99
     """β₂ of fedadam"""
     tau: PositiveFloat = 1.0e-3
     """τ of fedadam, its adaptivity: added to the root of the second moment"""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the mean is taken as it is (FedAvg)."""
+        return self.kind == "average" and self.learning_rate == 1
+
 
 class FederationConfig(Section):
-    """Rounds, sampling and aggregation."""
+    """Rounds, client sampling and aggregation."""
 
     rounds: Positive = 5
+    """rounds of broadcast, local fine-tuning, aggregation and distillation"""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of the clients drawn in each round"""
     participants: list[str] | None = None
     """restrict the federation to these client ids; []: no clients (server only); null: all"""
-    aggregation: Literal["mean", "uniform", "product"] = "mean"
-    """mean: weighted by number of examples; uniform: the paper's 1/K; product: weighted, of LoRA's products B A"""
+    aggregation: Annotated[str, one_of(AGGREGATIONS), Field(description=comment("aggregation"))] = "mean"
     upload: Literal["float32", "float16", "bfloat16"] = "float32"
     """dtype that a client's adapter travels in, rounded to the nearest: 16 bits halve the bytes up"""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     min_clients: Positive = 1
-    """a round with fewer updates fails; under secure aggregation masking.threshold says this"""
+    """a round with fewer updates fails; under secure aggregation secure_aggregation.threshold says this"""
     deadlines: DeadlinesConfig = DeadlinesConfig()
     max_update_norm: PositiveFloat = 1000.0
-    """bound of the L2 norm of a client's change, where the server sees it; a larger change is refused"""
+    """largest L2 norm of a client's change, where the server sees it; a larger change is refused"""
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
     privacy: PrivacyConfig | None = None
     """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
 
     @property
-    def objections(self) -> list[str]:
-        """What is wrong with the section by itself."""
-        reasons = []
-        if self.upload != "float32":
-            reasons += self.needs_single_updates("federation.upload", self.upload, "float32")
-        if self.aggregation == "product":
-            reasons += self.needs_single_updates("federation.aggregation", "product", "mean or uniform")
-        if self.aggregation == "product" and (
-            self.server_optimizer.kind != "average" or self.server_optimizer.learning_rate != 1
-        ):
-            reasons.append(
-                f"federation.aggregation product with federation.server_optimizer {self.server_optimizer.kind}, learning_rate {self.server_optimizer.learning_rate:g}: a "
-                "step moves A and B themselves, which the product's mean makes anew in every round. Set "
-                "federation.server_optimizer.kind: average and federation.server_optimizer.learning_rate: 1, or federation.aggregation: mean"
-            )
-        return reasons
-
-    def needs_single_updates(self, key: str, value: object, instead: str) -> list[str]:
-        """Why a key that needs single updates, or gives them another form, can't be had with what hides them.
-
-        Args:
-            key: with its section.
-            value: that it has.
-            instead: value that is always allowed.
-        """
-        why = {
-            "secure_aggregation": (
-                self.secure_aggregation.enabled,
-                "the server sees a sum only, of 32-bit words, as many at each client",
-            ),
-            "secure_aggregation.simulate_quantization": (
-                self.secure_aggregation.simulate_quantization,
-                "it does as secure aggregation, whose sum is of 32-bit words",
-            ),
-            "privacy": (self.privacy is not None, "its noise was worked out for a whole update in 32 bits"),
-        }
-        hiding = [(name, reason) for name, (is_on, reason) in why.items() if is_on][:1]
-        return [f"{key} {value} with federation.{name}: {reason}. Set {key}: {instead}" for name, reason in hiding]
+    def weighted(self) -> bool:
+        """Whether clients count by their number of examples."""
+        return AGGREGATIONS[self.aggregation].weighted

@@ -23,11 +23,11 @@ def preset_description(name: str) -> str:
     return (_presets() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
-def load_config(preset_or_path: str | Path = "icd10", **overrides: Any) -> RunConfig:
-    """A checked configuration.
+def load_config(source: str | Path | Mapping[str, Any] = "icd10", **overrides: Any) -> RunConfig:
+    """Return a checked configuration.
 
     Args:
-        preset_or_path: a preset's name or a YAML file.
+        source: a preset's name, a YAML file, or the values themselves as nested dicts.
         overrides: nested dicts (`client={"epochs": 2}`) or dotted keys (`**{"client.epochs": 2}`).
 
     Raises:
@@ -35,14 +35,17 @@ def load_config(preset_or_path: str | Path = "icd10", **overrides: Any) -> RunCo
 
     >>> load_config("icd10", **{"federation.rounds": 2}).federation.rounds
     2
+    >>> load_config({"name": "mine", "client": {"epochs": 3}}).client.epochs
+    3
     """
-    values = _read(preset_or_path)
+    values = dict(source) if isinstance(source, Mapping) else _read(source)
     for key, value in overrides.items():
         values = _merged(values, _nested(key, value))
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"configuration {preset_or_path}: " + explain(error)) from error
+        where = "configuration" if isinstance(source, Mapping) else f"configuration {source}"
+        raise UserError(f"{where}: {explain(error)}") from error
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Every method, baseline and control of a comparison: each a configuration of the same loop."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedcollm.config import RunConfig
+from fedcollm.config.choices import ablations
 
 #: Where nothing leaves the one place that the data is in, there is nobody to hide it from, and nothing to send.
 _ALONE: Mapping[str, Any] = {
@@ -14,11 +16,33 @@ _ALONE: Mapping[str, Any] = {
     "server_optimizer": {},
 }
 
-Method = Callable[[RunConfig], dict[str, RunConfig]]
+Configure = Callable[[RunConfig], dict[str, RunConfig]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a comparison.
+
+    Attributes:
+        label: what a reader calls it.
+        configure: makes the configuration of every run that it takes, by name; most take one, with the name "".
+        changes: dotted keys that it sets, if it is an ablation of FedCoLLM; empty for a method of its own.
+    """
+
+    label: str
+    configure: Configure
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def description(self) -> str:
+        """What it is, in a sentence."""
+        if self.changes:
+            return f"{self.label}: " + ", ".join(f"{key} = {value}" for key, value in self.changes.items())
+        return (self.configure.__doc__ or self.label).strip().splitlines()[0]
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """A checked copy with the values of some dotted keys replaced.
+    """Return a checked copy with the values of some dotted keys replaced.
 
     >>> changed(RunConfig(), {"server.distillation.weight": 0.5}).server.distillation.weight
     0.5
@@ -88,74 +112,52 @@ def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
 
 #: The paper's table and the controls that it lacks, in the order of ours.
 PAPER: Mapping[str, Method] = {
-    method.__name__: method
-    for method in (standalone, fedavg, fedavg_ce, llm2slm, fedcollm, centralized, centralized_llm)
+    "standalone": Method("standalone (mean of clients)", standalone),
+    "fedavg": Method("FedAvg", fedavg),
+    "fedavg_ce": Method("FedAvg + CE on D_a (LLM: D_a only)", fedavg_ce),
+    "llm2slm": Method("LLM2SLM (one-way, no federation)", llm2slm),
+    "fedcollm": Method("FedCoLLM", fedcollm),
+    "centralized": Method("centralized SLM (private data)", centralized),
+    "centralized_llm": Method("centralized LLM (private + D_a)", centralized_llm),
 }
 
-#: Ablations from FedCoLLM: name to the keys that it changes. Sources are at the functions that they switch on.
-ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "labelled_only": {"task.unlabelled_size": 0},
-    "one_way": {"server.distillation.llm_weight": 0.0},
-    "half_weight": {"server.distillation.weight": 0.5},
-    "warm": {"server.distillation.temperature": 2.0},
-    "reverse_kl": {"server.distillation.divergence": "reverse_kl"},
-    "jensen_shannon": {"server.distillation.divergence": "jensen_shannon"},
-    "skew_kl": {"server.distillation.divergence": "skew_kl"},
-    "skew_reverse_kl": {"server.distillation.divergence": "skew_reverse_kl"},
-    "teach_where_better": {"server.distillation.teach_where_better": True},
-    "warmup": {"server.distillation.warmup_rounds": 4},
-    "layer_transfer": {"server.layer_transfer": 1.0},
-    "fedprox": {"client.proximal": 0.01},
-    "clipped": {"client.max_grad_norm": 1.0, "server.max_grad_norm": 1.0},
-    "fedavgm": {"federation.server_optimizer.kind": "fedavgm", "federation.server_optimizer.momentum": 0.5},
-    "fedadam": {"federation.server_optimizer.kind": "fedadam", "federation.server_optimizer.learning_rate": 0.01},
-    "ffa_lora": {"slm.adapter.freeze_a": True},
-    "one_way_layer_transfer": {"server.distillation.llm_weight": 0.0, "server.layer_transfer": 0.5},
-    "fedcollm_plus": {"server.distillation.teach_where_better": True, "federation.aggregation": "product"},
-    "fedcollm_plus_secure": {
-        "server.distillation.teach_where_better": True,
-        "federation.server_optimizer.kind": "fedavgm",
-        "federation.server_optimizer.momentum": 0.5,
-    },
-    "product": {"federation.aggregation": "product"},
-    "half_upload": {"federation.upload": "bfloat16"},
+_PLUS = {"server.distillation.teach_where_better": True}
+
+#: Ablations that are no choice of one name: name to label and to the keys that it changes.
+_ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "labelled_only": ("FedCoLLM, labelled public data only", {"task.unlabelled_size": 0}),
+    "one_way": ("FedCoLLM, LLM → SLM only", {"server.distillation.llm_weight": 0.0}),
+    "half_weight": ("FedCoLLM, λ = 0.5", {"server.distillation.weight": 0.5}),
+    "warm": ("FedCoLLM, τ = 2", {"server.distillation.temperature": 2.0}),
+    "teach_where_better": ("FedCoLLM, teaching where better", _PLUS),
+    "warmup": ("FedCoLLM, λ grows over 4 rounds", {"server.distillation.warmup_rounds": 4}),
+    "layer_transfer": ("FedCoLLM, layer transfer", {"server.layer_transfer": 1.0}),
+    "fedprox": ("FedCoLLM, FedProx clients", {"client.proximal": 0.01}),
+    "clipped": ("FedCoLLM, clipped gradients", {"client.max_grad_norm": 1.0, "server.max_grad_norm": 1.0}),
+    "ffa_lora": ("FedCoLLM, FFA-LoRA", {"slm.adapter.freeze_a": True}),
+    "one_way_layer_transfer": (
+        "FedCoLLM, LLM → SLM only, half layer transfer",
+        {"server.distillation.llm_weight": 0.0, "server.layer_transfer": 0.5},
+    ),
+    "half_upload": ("FedCoLLM, 16-bit uploads", {"federation.upload": "bfloat16"}),
+    "fedcollm_plus": (
+        "FedCoLLM+ (teaching where better, mean of products)",
+        _PLUS | {"federation.aggregation": "product"},
+    ),
+    "fedcollm_plus_secure": (
+        "FedCoLLM+ for secure aggregation (teaching where better, server momentum)",
+        _PLUS | {"federation.server_optimizer.kind": "fedavgm", "federation.server_optimizer.momentum": 0.5},
+    ),
 }
 
 
-def _ablation(name: str) -> Method:
-    return lambda config: {"": changed(config, ABLATIONS[name])}
+def _ablation(label: str, changes: Mapping[str, Any]) -> Method:
+    return Method(label, lambda config: {"": changed(config, changes)}, changes)
 
 
-METHODS: Mapping[str, Method] = {**PAPER, **{name: _ablation(name) for name in ABLATIONS}}
-
-#: What a reader calls them.
-NAMES: Mapping[str, str] = {
-    "standalone": "standalone (mean of clients)",
-    "fedavg": "FedAvg",
-    "fedavg_ce": "FedAvg + CE on D_a (LLM: D_a only)",
-    "llm2slm": "LLM2SLM (one-way, no federation)",
-    "fedcollm": "FedCoLLM",
-    "centralized": "centralized SLM (private data)",
-    "centralized_llm": "centralized LLM (private + D_a)",
-    "labelled_only": "FedCoLLM, labelled public data only",
-    "one_way": "FedCoLLM, LLM → SLM only",
-    "half_weight": "FedCoLLM, λ = 0.5",
-    "warm": "FedCoLLM, τ = 2",
-    "reverse_kl": "FedCoLLM, reverse KL",
-    "jensen_shannon": "FedCoLLM, Jensen–Shannon",
-    "skew_kl": "FedCoLLM, skew KL",
-    "skew_reverse_kl": "FedCoLLM, skew reverse KL",
-    "teach_where_better": "FedCoLLM, teach_where_better",
-    "warmup": "FedCoLLM, λ ramped",
-    "layer_transfer": "FedCoLLM, layer_transfer",
-    "fedprox": "FedCoLLM, FedProx clients",
-    "clipped": "FedCoLLM, clipped gradients",
-    "fedavgm": "FedCoLLM, FedAvgM server",
-    "fedadam": "FedCoLLM, FedAdam server",
-    "ffa_lora": "FedCoLLM, FFA-LoRA",
-    "one_way_layer_transfer": "FedCoLLM, LLM → SLM only, half layer_transfer",
-    "fedcollm_plus": "FedCoLLM+ (teach_where_better, mean of products)",
-    "fedcollm_plus_secure": "FedCoLLM+ for secure aggregation (teach_where_better, server momentum)",
-    "product": "FedCoLLM, mean of products",
-    "half_upload": "FedCoLLM, 16-bit uploads",
+#: Every method that `compare` knows, in the order of its tables. Choices bring their own, see `choices.py`.
+METHODS: Mapping[str, Method] = {
+    **PAPER,
+    **{name: _ablation(*row) for name, row in _ABLATIONS.items()},
+    **{name: _ablation(label, changes) for name, label, changes in ablations()},
 }

@@ -1,76 +1,104 @@
-"""From a task's configuration to the task object and its data."""
+"""The tasks and modalities that ship, a plain table of each, and what is built from their entries.
+
+A new task is one entry of `TASKS`; a new modality is one of `MODALITIES`.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Protocol
 
-from fedcollm.config import TaskConfig
+import torch
+from torch import nn
+
+from fedcollm.config import ModelConfig, TaskConfig
 from fedcollm.data.files import load_custom
+from fedcollm.data.sources.digits import CLASSES, load_digit_images
 from fedcollm.data.sources.icd10 import CHAPTERS, load_icd10
 from fedcollm.data.sources.professions import load_professions
-from fedcollm.data.sources.qa import QA_TASKS, load_qa
+from fedcollm.data.sources.qa import load_qa
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Pool, Task
+from fedcollm.modalities.base import Modality, Pool
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
+from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
 from fedcollm.modalities.text.task import TextTask
-from fedcollm.modalities.vision.task import ImageTask, load_digit_images
-
-IMAGE_TASKS = ("digits",)
-TASK_NAMES = ("icd10", *QA_TASKS, "professions", *IMAGE_TASKS, "custom")
+from fedcollm.modalities.vision.models import ImageModels
+from fedcollm.modalities.vision.task import ImageTask
 
 
 @dataclass(frozen=True)
-class TextModelFacts:
-    """What a text task must know of the models that it serves.
+class TaskEntry:
+    """A task that ships.
 
     Attributes:
-        tokenizer: common to them.
-        vocabulary_size: size of the output space common to them.
-        context_length: longest sequence that both roles take, in tokens.
-        start: tokens that the tokenizer puts before every text.
+        load: from the section `task` and the run's seed to the examples.
+        modality: a key of `MODALITIES`.
+        comment: what it is, in one line.
     """
 
-    tokenizer: Any
-    vocabulary_size: int
-    context_length: int
-    start: tuple[int, ...] = ()
+    load: Callable[[TaskConfig, int], Pool]
+    modality: str
+    comment: str
 
 
-class PairFacts(NamedTuple):
-    """Facts a role: one object twice where the two share a tokenizer."""
+class BaseModels(Protocol):
+    """The part of a modality that knows its base models, and needs neither data nor a tokenizer to be built.
 
-    slm: TextModelFacts
-    llm: TextModelFacts
-
-
-def is_text(name: str) -> bool:
-    """Whether a task needs causal language models.
-
-    Raises:
-        UserError: no such task.
+    Every `Modality` has it; see there.
     """
-    if name not in TASK_NAMES:
-        raise UserError(f"task.name: unknown task {name!r}. Known: {', '.join(TASK_NAMES)}")
-    return name not in IMAGE_TASKS
+
+    causal_lm: ClassVar[bool]
+
+    def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
+        """Return the base network of a role."""
+        ...
+
+    def prepare(self, section: ModelConfig) -> None:
+        """Convert and cut the base of a role once, before several processes would all do it."""
+        ...
+
+    def outline(self, section: ModelConfig) -> nn.Module:
+        """Return the same network without weights."""
+        ...
+
+    def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
+        """Return an estimate of the positions that an example takes in a model, and of its output rows."""
+        ...
 
 
-def load_pool(config: TaskConfig, seed: int) -> Pool:
-    """The examples of a task, before they are split.
+@dataclass(frozen=True)
+class ModalityEntry:
+    """A modality that ships.
 
-    Raises:
-        UserError: unknown task, or data that is missing or broken.
+    Attributes:
+        models: what it knows of base models; nothing is loaded to build it.
+        build: from the task's name, `slm`, `llm` and whether their tokenizers may differ to the modality of a pair.
+        build_for_client: from the task's name, `slm` and `Modality.facts` to the modality of one client.
     """
-    is_text(config.name)
-    if config.name == "digits":
-        return load_digit_images()
-    if config.name == "icd10":
-        needed = config.clients * config.private_size + config.public_size + config.unlabelled_size + config.test_size
-        return load_icd10(math.ceil(needed / len(CHAPTERS)), seed)
-    if config.name in QA_TASKS:
-        return load_qa(config.name, config.path)
-    if config.name == "professions":
-        return load_professions(config.path)
+
+    models: BaseModels
+    build: Callable[[str, ModelConfig, ModelConfig, bool], Modality]
+    build_for_client: Callable[[str, ModelConfig, Mapping[str, int]], Modality]
+
+
+def _load_icd10(config: TaskConfig, seed: int) -> Pool:
+    needed = config.clients * config.private_size + config.public_size + config.unlabelled_size + config.test_size
+    return load_icd10(math.ceil(needed / len(CHAPTERS)), seed)
+
+
+def _load_questions(config: TaskConfig, seed: int) -> Pool:
+    return load_qa(config.name, config.path)
+
+
+def _load_professions(config: TaskConfig, seed: int) -> Pool:
+    return load_professions(config.path)
+
+
+def _load_digits(config: TaskConfig, seed: int) -> Pool:
+    return load_digit_images()
+
+
+def _load_own_files(config: TaskConfig, seed: int) -> Pool:
     if config.path is None or config.format is None:
         raise UserError(
             "task.name: custom needs task.path (a file or directory) and task.format (prompt, answer, choices)."
@@ -78,20 +106,104 @@ def load_pool(config: TaskConfig, seed: int) -> Pool:
     return load_custom(config.path, config.format)
 
 
-def build_task(name: str, text_models: Callable[[], PairFacts]) -> tuple[Task, TokenizerBridge | None]:
-    """The task, and where each role has a tokenizer of its own the bridge from this task, the SLM's, to the LLM's.
+TASKS: Mapping[str, TaskEntry] = {
+    "icd10": TaskEntry(_load_icd10, "text", "the chapter of ICD-10-CM that a diagnosis belongs to (in the package)"),
+    "arc_easy": TaskEntry(_load_questions, "text", "science questions, the easy ones of ARC"),
+    "arc_challenge": TaskEntry(_load_questions, "text", "science questions, the hard ones of ARC"),
+    "openbookqa": TaskEntry(_load_questions, "text", "questions that need a fact of elementary science"),
+    "commonsense_qa": TaskEntry(_load_questions, "text", "questions that need common sense"),
+    "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with its part of MMLU"),
+    "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (in the package scikit-learn)"),
+    "custom": TaskEntry(_load_own_files, "text", "your own files of prompts and answers"),
+}
+
+
+def _text_task(name: str, facts: TextModelFacts) -> TextTask:
+    return TextTask(name, facts.tokenizer, facts.vocabulary_size, facts.context_length, start=facts.start)
+
+
+def _build_text(name: str, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    facts = pair_facts(slm, llm, across_tokenizers)
+    task = _text_task(name, facts.slm)
+    return task if facts.llm is facts.slm else TokenizerBridge(task, _text_task(name, facts.llm))
+
+
+def _build_text_for_client(name: str, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
+    if missing := sorted({"vocabulary_size", "context_length"} - facts.keys()):
+        raise UserError(f"task {name}: the server's facts lack {missing[0]}. Take a fresh copy of them.")
+    return _text_task(name, client_facts(slm, facts["vocabulary_size"], facts["context_length"]))
+
+
+def _build_images(name: str, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    return ImageTask(name, CLASSES)
+
+
+def _build_images_for_client(name: str, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
+    return ImageTask(name, CLASSES)
+
+
+MODALITIES: Mapping[str, ModalityEntry] = {
+    "text": ModalityEntry(TextModels(), _build_text, _build_text_for_client),
+    "image": ModalityEntry(ImageModels(), _build_images, _build_images_for_client),
+}
+
+
+def load_pool(config: TaskConfig, seed: int) -> Pool:
+    """Return the examples of a task, before they are split.
 
     Args:
-        name: of the task.
-        text_models: asked only by tasks that read text.
+        config: names the task, and its files where it has some.
+        seed: of the run.
+
+    Raises:
+        UserError: unknown task, or data that is missing or broken.
     """
-    if not is_text(name):
-        return ImageTask(name, [str(digit) for digit in range(10)]), None
-    facts = text_models()
-    task = text_task(name, facts.slm)
-    return task, None if facts.llm is facts.slm else TokenizerBridge(task, text_task(name, facts.llm))
+    return _entry(config).load(config, seed)
 
 
-def text_task(name: str, facts: TextModelFacts) -> TextTask:
-    """A text task on some models' tokenizer."""
-    return TextTask(name, facts.tokenizer, facts.vocabulary_size, facts.context_length, start=facts.start)
+def build_modality(task: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    """Return the modality of a task for a pair of models; their weights are not loaded.
+
+    Args:
+        task: names the task.
+        slm: the SLM.
+        llm: the LLM.
+        across_tokenizers: whether the two may have different tokenizers.
+
+    Raises:
+        UserError: unknown task, models that can't be read, or tokenizers that differ.
+    """
+    return _modality(task).build(task.name, slm, llm, across_tokenizers)
+
+
+def build_client_modality(task: TaskConfig, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
+    """Return the modality of a client elsewhere, which has the SLM only.
+
+    Args:
+        task: names the task.
+        slm: the SLM.
+        facts: those of `build_modality(...).of("slm")`.
+
+    Raises:
+        UserError: unknown task, an SLM that can't be read, or facts that are missing.
+    """
+    return _modality(task).build_for_client(task.name, slm, facts)
+
+
+def base_models(task: TaskConfig) -> BaseModels:
+    """Return what the modality of a task knows of base models, without loading anything.
+
+    Raises:
+        UserError: unknown task.
+    """
+    return _modality(task).models
+
+
+def _modality(task: TaskConfig) -> ModalityEntry:
+    return MODALITIES[_entry(task).modality]
+
+
+def _entry(task: TaskConfig) -> TaskEntry:
+    if task.name not in TASKS:
+        raise UserError(f"task.name: unknown task {task.name!r}. Known: {', '.join(TASKS)}")
+    return TASKS[task.name]

@@ -1,10 +1,8 @@
 """Reading examples from files: strict, and every error names the file and the line or row."""
 
 import csv
-import gzip
 import json
 import string
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +12,8 @@ from fedcollm.config import FormatConfig
 from fedcollm.data.partition import check_classes
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.jsonl import read_jsonl, shorten
+from fedcollm.modalities.text.examples import TextExample
 
 JSONL = (".jsonl", ".jsonl.gz")
 SUFFIXES = (*JSONL, ".json", ".csv", ".parquet")
@@ -22,7 +21,7 @@ LETTERS = string.ascii_uppercase
 
 
 def find_part(directory: Path, part: str, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
-    """The file that holds `train`, `dev` or `test`, or None.
+    """Return the file that holds `train`, `dev` or `test`, or None.
 
     Raises:
         UserError: there are several.
@@ -33,50 +32,16 @@ def find_part(directory: Path, part: str, suffixes: Sequence[str] = SUFFIXES) ->
     return found[0] if found else None
 
 
-def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line of a JSON lines file, gzipped or not; blank lines are skipped.
+def check_ids(examples: Sequence[TextExample], places: Sequence[str]) -> None:
+    """Check that no id stands twice.
+
+    Args:
+        examples: in the order of their files.
+        places: file and line of each example, for messages.
 
     Raises:
-        UserError: the file cannot be read, a line is no JSON object, or there is none.
+        UserError: an id stands twice.
     """
-    rows = []
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            row = json.loads(text) if text.strip() else None
-        except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise UserError(f"{path}, line {number}: not valid JSON ({error}). Write one JSON object a line.") from None
-        if text.strip() and not isinstance(row, dict):
-            raise UserError(
-                f"{path}, line {number}: {shorten(row)} is not a JSON object. Write one JSON object a line."
-            )
-        if row is not None:
-            rows.append((number, row))
-    if not rows:
-        raise UserError(f"{path} is empty. Give it one JSON object a line.")
-    return rows
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.name.endswith(".gz") else content).split(b"\n")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Check task.path.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}). Check that it is a whole file and that you may read it."
-        ) from None
-
-
-def shorten(value: Any) -> str:
-    """A value as messages show it."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def check_ids(examples: Sequence[TextExample], places: Sequence[str]) -> None:
-    """Raises a UserError if an id stands twice; `places` are the file and line of each example."""
     first: dict[str, str] = {}
     for example, place in zip(examples, places, strict=True):
         if example.id in first:
@@ -87,13 +52,13 @@ def check_ids(examples: Sequence[TextExample], places: Sequence[str]) -> None:
 
 
 def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) -> Pool:
-    """The user's own JSONL, CSV or Parquet as examples.
+    """Return the user's own JSONL, CSV or Parquet as examples.
 
     Args:
         path: one file (then the test set is cut from it), or a directory with a `train` file and a
             `test` or `dev` file or neither.
         format: which columns make the prompt, the choices and the answer.
-        several_classes: refuse training data that has one answer only; one client's may.
+        several_classes: refuse training data with one answer only, which one client's data may have.
 
     Raises:
         UserError: a file, a row or the format is wrong.
@@ -139,7 +104,7 @@ def _load(path: Path, format: FormatConfig, fields: list[tuple[str, str, str, st
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for messages, row) of each row of a file."""
+    """Yield (place for messages, row) for each row of a file."""
     if path.name.endswith((*JSONL, ".json")):
         yield from ((f"{path}, line {number}", row) for number, row in read_jsonl(path))
     elif path.suffix == ".csv":
@@ -188,7 +153,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _template(prompt: str) -> list[tuple[str, str, str, str]]:
-    """(literal, column, conversion, format spec) of each piece of a template; a column may have any name."""
+    """Return (literal, column, conversion, format spec) for each piece of a template; a column may have any name."""
     try:
         pieces = [
             (text, column or "", conversion or "", spec or "") for text, column, spec, conversion in _pieces(prompt)
@@ -247,7 +212,7 @@ def _scalar(row: dict[str, Any], column: str, place: str, key: str) -> str:
 
 
 def _answer(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    """Index of the right choice, choices, labels."""
+    """Return the index of the right choice, the choices and their labels."""
     answer = _scalar(row, format.answer, place, "task.format.answer")
     if format.choices is None:
         return 0, (answer,), (answer,)
@@ -271,7 +236,7 @@ def _answer(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[int,
 
 
 def _choices(value: Any, place: str) -> tuple[str, ...]:
-    """Choices of a row: a list, a JSON list, or a text with | between them."""
+    """Return the choices of a row: a list, a JSON list, or a text with | between them."""
     if isinstance(value, str):
         try:
             parsed = json.loads(value)

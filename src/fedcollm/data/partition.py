@@ -1,6 +1,7 @@
 """Splitting a pool into public, private and test parts, and the private part into clients.
 
-The partitioners are those of flwr-datasets. They see positions and integer codes only, never examples.
+Of an example, only its label, group and content are read. The partitioners are those of flwr-datasets; they see
+positions and integer codes, never examples.
 """
 
 import contextlib
@@ -14,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 from fedcollm.config import PartitionConfig, TaskConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool, Split
-from fedcollm.modalities.text.task import TextExample
 from fedcollm.seeding import derive_seed
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-#: More distinct answers than this are no classes, where answers are free text.
+#: More distinct labels than this are no classes, where labels are free text.
 MOST_CLASSES = 30
 
 
 def check_classes(examples: Sequence[Any], where: str = "the training data") -> None:
-    """Refuses examples that all have one label: there is nothing to learn from them.
+    """Check that examples have several labels: there is nothing to learn from a single one.
 
     Raises:
         UserError: fewer than two distinct labels.
@@ -37,13 +37,18 @@ def check_classes(examples: Sequence[Any], where: str = "the training data") -> 
 
 
 def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Split:
-    """Disjoint test, public and private parts, a function of the pool, the sizes and the seed.
+    """Return disjoint test, public and private parts, a function of the pool, the sizes and the seed.
 
-    Where a text stands several times, one copy stays: that of the test set, else the first, those of the pool's
-    own public examples last. The public part is taken from these, or else from the front of the shuffled data,
-    and the private part from its end, so that neither changes with the other's size, and the private part does
-    not depend on the kind of partition. Without `private`, the clients have their own data elsewhere, and the
-    pool need not hold any for them.
+    Of examples with equal content, one stays: that of the test set, else the first, those of the pool's own public
+    examples last. The public part is taken from these, or else from the front of the shuffled data, and the private
+    part from its end, so that neither changes with the other's size, and the private part does not depend on the kind
+    of partition.
+
+    Args:
+        pool: as its source delivers it.
+        config: sizes and kind of partition.
+        seed: of the run.
+        private: False where the clients have their own data elsewhere, and the pool need not hold any for them.
 
     Raises:
         UserError: not enough examples, or a partition that cannot be made.
@@ -74,7 +79,7 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
 
 
 def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any], list[str]]:
-    """`test_size` examples of a given test set, in its order, and a note if it has fewer."""
+    """Return `test_size` examples of a given test set, in its order, and a note if it has fewer."""
     if not test:
         raise UserError(f"task {config.name}: the test set has no examples. Give it some, or leave its file out.")
     if len(test) < config.test_size:
@@ -85,7 +90,7 @@ def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any],
 
 
 def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], list[Any] | None, int]:
-    """Test, train and public examples with distinct contents, and the number of those dropped."""
+    """Return test, train and public examples with distinct contents, and how many were dropped."""
     seen: set[str] = set()
     test, train, public = (_unseen(examples or (), seen) for examples in (pool.test, pool.train, pool.public))
     removed = sum(map(len, (pool.test or (), pool.train, pool.public or ()))) - len(seen)
@@ -93,7 +98,7 @@ def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], list[Any] | N
 
 
 def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
-    """Examples whose content is not in `seen`, which grows."""
+    """Return the examples whose content is not in `seen`, which grows."""
     kept = []
     for example in examples:
         if example.content not in seen:
@@ -105,7 +110,7 @@ def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
 def _check_sizes(
     train: int, public: int | None, removed: int, config: TaskConfig, clients: int, test_from_train: bool
 ) -> None:
-    """Whether there are enough examples for all parts; `public` is None if these come from the training data too."""
+    """Check that there are enough examples; `public` is None if the public ones come from the training data too."""
     needed = clients * config.private_size
     private = {f"task.clients {clients} × task.private_size {config.private_size}": needed} if clients else {}
     shared = {f"task.{key} {getattr(config, key)}": getattr(config, key) for key in ("public_size", "unlabelled_size")}
@@ -134,13 +139,13 @@ def _groups_note(client: str, examples: Sequence[Any]) -> str:
 
 
 def partition(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> dict[str, list[Any]]:
-    """Client id ("0", "1", ...) to its examples; every example goes to one client.
+    """Return client id ("0", "1", ...) to its examples; every example goes to one client.
 
     - iid: equal sizes.
     - dirichlet: each label is shared out by proportions drawn from Dirichlet(α) (arXiv 1905.12022).
-    - shards: sorted by label, cut into `clients * shards` blocks, `shards` random ones a client (arXiv
+    - shards: sorted by label, cut into `clients * shards` blocks, `shards` random ones per client (arXiv
       1602.05629); the few examples that fill no block are dealt out one by one.
-    - natural: one client a group; where there are more groups than clients, whole groups are dealt out
+    - natural: one client per group; where there are more groups than clients, whole groups are dealt out
       in turn, largest first.
     - quantity: sizes in the ratio 1 : 2 : ... : K.
     - pooled: client "0" has all.
@@ -166,7 +171,7 @@ def partition(examples: Sequence[Any], clients: int, config: PartitionConfig, se
 
 
 def _parts(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> list[list[int]]:
-    """Positions in `examples` by client."""
+    """Return positions in `examples` by client."""
     from flwr_datasets import partitioner as flower  # imports `datasets`: 3 s
 
     if config.kind == "natural":
@@ -196,7 +201,7 @@ def _parts(examples: Sequence[Any], clients: int, config: PartitionConfig, seed:
 
 
 def _codes(examples: Sequence[Any], attribute: str, clients: int, config: PartitionConfig) -> list[int]:
-    """Each example's label or group as a number, in the order of their names."""
+    """Return each example's label or group as a number, in the order of their names."""
     names = [getattr(example, attribute) for example in examples]
     missing = names.count(None)
     if missing:
@@ -221,7 +226,7 @@ def _codes(examples: Sequence[Any], attribute: str, clients: int, config: Partit
 
 
 def _run(partitioner: "Partitioner", codes: list[int]) -> list[list[int]]:
-    """Positions by partition; keeps the partitioner's progress bars and warnings off the screen."""
+    """Return positions by partition, with the partitioner's progress bars and warnings kept off the screen."""
     import datasets
 
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -231,7 +236,7 @@ def _run(partitioner: "Partitioner", codes: list[int]) -> list[list[int]]:
 
 
 def _deal(groups: list[list[int]], clients: int) -> list[list[int]]:
-    """Whole groups to clients: one each in the order of their names, or in turn, largest first."""
+    """Deal whole groups to clients: one each in the order of their names, or in turn, largest first."""
     if len(groups) > clients:
         groups = sorted(groups, key=len, reverse=True)
     return [[i for group in groups[client::clients] for i in group] for client in range(clients)]
@@ -249,10 +254,11 @@ def _failed(config: PartitionConfig, examples: int, clients: int, reason: str) -
 
 
 def describe(split: Split) -> dict[str, Any]:
-    """What is where, as JSON values: label counts of clients and public part, and sizes."""
+    """Return what is where, as JSON values: label counts of clients and public part, and sizes."""
     labelled = [example for example in split.public if example.label is not None]
     everyone = [example for part in split.private.values() for example in part] + labelled
-    free = len({example.label for example in everyone}) > MOST_CLASSES and all(map(_is_free, everyone))
+    free = all(getattr(example, "has_free_label", False) for example in everyone)
+    free = free and len({example.label for example in everyone}) > MOST_CLASSES
 
     def counts(examples: Sequence[Any]) -> dict[str, int]:
         if free:
@@ -267,8 +273,3 @@ def describe(split: Split) -> dict[str, Any]:
         "duplicates_removed": split.duplicates_removed,
         "notes": list(split.notes),
     }
-
-
-def _is_free(example: Any) -> bool:
-    """Whether the answer is free text, not one of several choices."""
-    return isinstance(example, TextExample) and len(example.choices) == 1

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedcollm.config import RunConfig
-from fedcollm.data.catalogue import TextModelFacts, text_task
+from fedcollm.data.catalogue import build_client_modality
 from fedcollm.data.files import find_part, load_custom
-from fedcollm.data.jsonl import read_examples
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import parameter_counts, read_adapter
-from fedcollm.models.pretrained import load_tokenizer, start_tokens
 from fedcollm.progress import say
-from fedcollm.runs.build import build_client, secure_client, secured
+from fedcollm.runs.build_clients import ClientData, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_model, set_matmul_precision
-from fedcollm.runs.directory import CONFIG, locked, parse_config, write_atomically, writing
+from fedcollm.runs.directory import CONFIG, parse_config
+from fedcollm.seeding import RunIdentity
+from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
@@ -41,7 +41,7 @@ class Remembered(MutableMapping[str, T]):
 
     def __post_init__(self) -> None:
         try:
-            self._values: dict[str, T] = json.loads(self.file.read_text()) if self.file.exists() else {}
+            self._values: dict[str, T] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.file} can't be read ({error}). It guards this client's data: restore it from a copy, or leave "
@@ -66,11 +66,12 @@ class Remembered(MutableMapping[str, T]):
         return len(self._values)
 
 
-def private_examples(config: RunConfig, path: Path) -> tuple[list[TextExample], list[TextExample]]:
-    """A client's own training and test examples.
+def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple[list[Any], list[Any]]:
+    """Return a client's own training and test examples.
 
     Args:
         config: says whether the files have the user's own columns (`task.format`).
+        modality: reads files that have not.
         path: one file, or a directory with a `train` file and, if there is one, a `test` file.
 
     Raises:
@@ -86,28 +87,27 @@ def private_examples(config: RunConfig, path: Path) -> tuple[list[TextExample], 
     if train is None:
         raise UserError(f"--data {path}: there is no train file in it, such as train.jsonl.")
     test = find_part(path, "test") if path.is_dir() else None
-    return read_examples(train), read_examples(test) if test else []
+    return modality.read_examples(train), modality.read_examples(test) if test else []
 
 
 def build_answering(directory: Path, data: Path) -> ClientEndpoint:
-    """This client, ready to answer requests in bytes.
+    """Return this client, ready to answer requests in bytes.
 
     Raises:
         UserError: the directory, the data or the model is not usable.
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
     config = parse_config(directory / CONFIG)
-    examples, test = private_examples(config, data)
+    modality = build_client_modality(config.task, config.slm, membership.facts)
+    examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples; loading {config.slm.source}")
     state, roster = directory / "state", names.public_keys(membership.roster)
     set_matmul_precision(config)
-    tokenizer = load_tokenizer(config.slm.source)
-    facts = TextModelFacts(tokenizer, membership.vocabulary_size, membership.context_length, start_tokens(tokenizer))
-    task = text_task(config.task.name, facts)
-    slm = build_model(config, "slm", config.slm, task, [], state / "base")
+    slm = build_model(config, "slm", modality, [], state / "base")
     spent: Remembered[int] = Remembered(state / "spent.json")
-    run, name = membership.run, membership.client
-    client: Any = build_client(config, run, name, task, slm, examples, test, spent, list(roster), directory / "adapter")
+    part = ClientData(modality, slm, examples, test, directory / "adapter", spent)
+    identity = RunIdentity(membership.run, config.seed)
+    client: Any = build_client(config, identity, membership.client, part, list(roster))
     settings = secured(config, roster, parameter_counts(slm)[0])
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")
@@ -136,6 +136,6 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -
         key, number = names.node_key(directory), directory / "state" / "node"
         node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
         say(f"connecting to {membership.address}")
-        known = int(number.read_text()) if number.exists() else None
+        known = int(number.read_text(encoding="utf-8")) if number.exists() else None
         stopped = stopped or threading.Event()
         Service(node, answering, known, lambda value: write_atomically(number, str(value)), stopped=stopped).run()

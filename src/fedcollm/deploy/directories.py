@@ -18,6 +18,7 @@ state/                 written by the client
 adapter/               with client.personal, after the last round: its own SLM's adapter, in PEFT's format
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -75,10 +76,8 @@ class Membership(_File):
     """HOST:PORT of the server"""
     roster: dict[str, str]
     """id to public signing key of every client, 32 bytes in hexadecimal"""
-    vocabulary_size: Annotated[int, Field(ge=1)]
-    """size of the output space that both models share"""
-    context_length: Annotated[int, Field(ge=1)]
-    """longest sequence that both models take, in tokens"""
+    facts: dict[str, Annotated[int, Field(ge=1)]]
+    """what the modality of a client, which has the SLM only, must know of both models; see `Modality.facts`"""
 
 
 T = TypeVar("T", bound=_File)
@@ -158,5 +157,5 @@ def check_private(file: Path) -> None:
         raise UserError(
             f"{file} can't be read ({error.strerror}). It came with the directory: copy it again."
         ) from error
-    if mode & 0o077:
+    if os.name == "posix" and mode & 0o077:  # Windows has access lists in place of these bits
         raise UserError(f"{file} can be read by others (mode {mode:o}). Run: chmod 600 {file}")

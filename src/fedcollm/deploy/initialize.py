@@ -15,17 +15,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedcollm.config import RunConfig
-from fedcollm.data.catalogue import is_text, load_pool
-from fedcollm.data.jsonl import example_lines
+from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority, private_pem
 from fedcollm.deploy.directories import Deployment, Membership, PublicKeys
 from fedcollm.errors import UserError
-from fedcollm.runs.build import secured
-from fedcollm.runs.build_models import text_models
+from fedcollm.modalities.base import Modality
+from fedcollm.runs.build_clients import secured
 from fedcollm.runs.directory import CONFIG, config_text
 
+#: Whom the server's container runs as where this machine numbers no users, as Windows does not.
+_FIRST_USER = 1000
 _ALLOWED = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
@@ -78,7 +79,7 @@ def initialize(
     named = config.federation.participants
     clients = [str(number) for number in range(config.task.clients)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
-    facts = text_models(config).slm
+    modality = _deployable(config)
     run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}
     deployment = Deployment(run=run, host=site.host, port=site.port, superlink_port=site.superlink_port, clients=public)
@@ -93,14 +94,13 @@ def initialize(
             run=run,
             address=f"{site.host}:{site.port}",
             roster=roster,
-            vocabulary_size=facts.vocabulary_size,
-            context_length=facts.context_length,
+            facts=modality.facts(),
         )
         place = out / "clients" / client
         _write_client(place, config, membership, pair, authority)
         if parts is not None:
-            _write(place / "data" / "train.jsonl", example_lines(parts.private[client]))
-            _write(place / "data" / "test.jsonl", example_lines(parts.test))
+            _write(place / "data" / "train.jsonl", modality.write_examples(parts.private[client]))
+            _write(place / "data" / "test.jsonl", modality.write_examples(parts.test))
     return deployment
 
 
@@ -111,8 +111,6 @@ def _check(
         raise UserError(f"{out} exists already. Choose another --out: keys that are in use are never overwritten.")
     if not clients:
         raise UserError("federation.participants is []: a deployment needs clients. Name some with --clients.")
-    if not is_text(config.task.name):
-        raise UserError(f"task.name: {config.task.name}: only text tasks can be deployed. `fedcollm run` simulates it.")
     for name in (*clients, site.host):
         if not name or set(name) - _ALLOWED or name.startswith((".", "-")):
             raise UserError(f"name {name!r}: use letters, digits, _, - and . only")
@@ -128,6 +126,23 @@ def _check(
             "training data can be reconstructed. Set --set federation.secure_aggregation=true, or say "
             "--unsafe-plain-updates."
         )
+
+
+def _deployable(config: RunConfig) -> Modality:
+    """Return the modality as the SLM's model needs it.
+
+    Raises:
+        UserError: the models don't fit each other, or clients elsewhere could not read their examples.
+    """
+    across = config.server.distillation.across_tokenizers
+    modality = build_modality(config.task, config.slm, config.llm, across).of("slm")
+    try:
+        modality.write_examples([])
+    except UserError as error:
+        raise UserError(
+            f"task.name {config.task.name} can't be deployed: {error} `fedcollm run` simulates it."
+        ) from error
+    return modality
 
 
 def _write_server(out: Path, config: RunConfig, deployment: Deployment, authority: Authority, site: Site) -> None:
@@ -148,8 +163,8 @@ def _write_server(out: Path, config: RunConfig, deployment: Deployment, authorit
         "superlink_port": site.superlink_port,
         "directory": server.resolve(),
         "program": Path(sys.executable).with_name("fedcollm"),
-        "user": os.getuid(),
-        "group": os.getgid(),
+        "user": getattr(os, "getuid", lambda: _FIRST_USER)(),
+        "group": getattr(os, "getgid", lambda: _FIRST_USER)(),
     }
     for name in ("nginx.conf", "compose.yaml", "Dockerfile"):
         _write(server / name, _filled(name, facts))

@@ -10,12 +10,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
 from fedcollm.errors import UserError
 from fedcollm.progress import say
-from fedcollm.transports.flower.superlink import SuperLink
+
+if TYPE_CHECKING:
+    from fedcollm.transports.flower.superlink import SuperLink
 
 #: Flower asks its makers nothing and tells them nothing, and installs nothing.
 FLOWER_ENVIRONMENT = {
@@ -26,13 +29,15 @@ FLOWER_ENVIRONMENT = {
 _START_SECONDS, _WATCH_SECONDS = 300.0, 1.0
 
 
-def superlink(directory: Path, deployment: Deployment) -> SuperLink:
+def superlink(directory: Path, deployment: Deployment) -> "SuperLink":
     """The deployment's SuperLink, running or not."""
+    from fedcollm.transports.flower.superlink import SuperLink
+
     secret = (directory / names.SECRET).read_bytes()
     return SuperLink(f"127.0.0.1:{deployment.superlink_port}", directory / names.CA, secret)
 
 
-def start_superlink(directory: Path, deployment: Deployment) -> SuperLink:
+def start_superlink(directory: Path, deployment: Deployment) -> "SuperLink":
     """Start it, unless it runs; what it stores survives it.
 
     Raises:
@@ -74,7 +79,7 @@ def _spawn(command: list[str], environment: Mapping[str, str], directory: Path, 
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
     number = os.posix_spawn(command[0], command, os.environ | environment, file_actions=actions, setsid=True)
-    (directory / "state" / f"{name}.pid").write_text(str(number))
+    (directory / "state" / f"{name}.pid").write_text(str(number), encoding="utf-8")
 
 
 def start_proxy(directory: Path, deployment: Deployment) -> None:
@@ -101,7 +106,7 @@ def start_proxy(directory: Path, deployment: Deployment) -> None:
 
 
 @contextlib.contextmanager
-def kept_running(directory: Path, deployment: Deployment) -> Iterator[SuperLink]:
+def kept_running(directory: Path, deployment: Deployment) -> Iterator["SuperLink"]:
     """Both started, and started again whenever one dies, for as long as the context lasts; they outlive it.
 
     Raises:
@@ -162,6 +167,6 @@ def stop(directory: Path, name: str, seconds: float = 5.0) -> bool:
 
 def _number(directory: Path, name: str) -> int | None:
     try:
-        return int((directory / "state" / f"{name}.pid").read_text())
+        return int((directory / "state" / f"{name}.pid").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +12,19 @@ from pydantic import ValidationError
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import explain
 from fedcollm.config.methods import METHODS, PAPER
-from fedcollm.data.catalogue import is_text
+from fedcollm.data.catalogue import base_models
 from fedcollm.errors import UserError
 from fedcollm.experiments.hardware import fitting_jobs
 from fedcollm.experiments.workers import Failed, Job, in_processes, in_this_process, raise_for
 from fedcollm.messages import RoundRecord
 from fedcollm.models.adapters import resolve_device
-from fedcollm.models.pretrained import base_directory
 from fedcollm.report.compared import Compared, Row, tabulate
 from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.runs import directory as directories
+from fedcollm.runs.build import Inputs
 from fedcollm.runs.estimate import check
+from fedcollm.storage import write_atomically, writing
 
 #: Folder of what the runs of a comparison have in common.
 SHARED = ".shared"
@@ -72,9 +73,9 @@ class Comparison:
             "table.tex": self.to_latex(),
             "comparison.json": json.dumps(self.to_dict(), indent=1) + "\n",
         }
-        with directories.writing(self.directory):
+        with writing(self.directory):
             for name, text in texts.items():
-                directories.write_atomically(self.directory / name, text)
+                write_atomically(self.directory / name, text)
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,14 @@ class Plan:
         configs: the method's own configuration, one a task; the other methods are derived from it.
         methods: names from `METHODS`.
         seeds: of data split, adapters and order.
+        inputs: what every run is given beside its configuration; only runs in this process can have any.
     """
 
     directory: Path
     configs: Sequence[RunConfig]
     methods: Sequence[str]
     seeds: Sequence[int]
+    inputs: Inputs = Inputs()
 
     def __post_init__(self) -> None:
         names = [config.name for config in self.configs]
@@ -111,7 +114,9 @@ class Plan:
             home = self.home(config)
             for place, run_config in plan(config, self.methods, self.seeds):
                 path = home / place
-                found.append(Job(str(path.relative_to(self.directory)), run_config, path, self.directory / SHARED))
+                name = path.relative_to(self.directory).as_posix()
+                inputs = replace(self.inputs, shared=self.directory / SHARED)
+                found.append(Job(name, run_config, path, inputs))
         return found
 
     def tabulate(self) -> Comparison:
@@ -131,7 +136,7 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
         for method in methods:
             seeded = config.model_copy(update={"seed": seed, "name": method})
             try:
-                parts = METHODS[method](seeded)
+                parts = METHODS[method].configure(seeded)
             except ValidationError as error:
                 raise UserError(f"--methods: {method} does not fit this configuration: {explain(error)}") from error
             runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in parts.items()]
@@ -157,6 +162,8 @@ def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tu
             yield job.place, directories.read_records(job.directory)[-1]
         else:
             open_jobs.append(job)
+    if wanted.inputs != Inputs() and jobs != 1:
+        raise UserError(f"jobs {jobs!r}: runs with a modality or data of your own take place in this process. Set 1.")
     count = min(_number(wanted.configs, jobs), len(open_jobs))
     if count > 1:
         _make_bases([job.config for job in open_jobs])
@@ -184,10 +191,10 @@ def _number(configs: Sequence[RunConfig], jobs: Jobs) -> int:
 
 def _make_bases(configs: Sequence[RunConfig]) -> None:
     """Convert and prune base models once, before processes that would all do it; the run itself tells of errors."""
-    models = {(m.source, m.layers) for config in configs for m in (config.slm, config.llm) if is_text(config.task.name)}
-    for source, layers in models:
-        with contextlib.suppress(UserError):
-            base_directory(source, layers)
+    for config in configs:
+        for model in (config.slm, config.llm):
+            with contextlib.suppress(UserError):
+                base_models(config.task).prepare(model)
 
 
 def compare(
@@ -197,6 +204,7 @@ def compare(
     methods: Sequence[str] = tuple(PAPER),
     seeds: Sequence[int] = (0,),
     jobs: Jobs = 1,
+    inputs: Inputs = Inputs(),
 ) -> Comparison:
     """Run every method with every seed on every task, and tabulate.
 
@@ -206,13 +214,14 @@ def compare(
         methods: names from `METHODS`.
         seeds: of data split, adapters and order.
         jobs: runs at once, each in a process of its own; `auto`: as many as memory and cores allow.
+        inputs: a modality and data of your own, for all runs; needs `jobs=1`.
 
     Raises:
         UserError: runs failed, all others being finished then.
         RuntimeError: the same, where a fault of fedcollm is the reason.
     """
     configs = [config] if isinstance(config, RunConfig) else list(config)
-    wanted = Plan(Path(out) if out is not None else default_directory(configs), configs, methods, seeds)
+    wanted = Plan(Path(out) if out is not None else default_directory(configs), configs, methods, seeds, inputs)
     failed: list[Failed] = []
     for _ in comparing(wanted, failed, jobs):
         pass

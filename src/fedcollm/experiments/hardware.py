@@ -5,29 +5,31 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 #: Of a process before it has any model: Python, torch and the other libraries; more where CUDA is loaded too.
 LIBRARIES_BYTES, CUDA_LIBRARIES_BYTES = 1_000_000_000, 3_000_000_000
 
-_MEMORY_FILE, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_GROUP = Path("/sys/fs/cgroup")  # where Linux has control groups
 
 
 def cores() -> int:
-    """Cores that this process may use: those it may run on, within the quota of its control group."""
-    allowed = len(os.sched_getaffinity(0))
+    """Return the number of cores that this process may use: its CPU affinity, within its control group's quota."""
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # macOS has none
+    allowed = len(affinity()) if affinity else psutil.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = (_GROUP / "cpu.max").read_text().split()
+        quota, period = (_GROUP / "cpu.max").read_text(encoding="utf-8").split()
         allowed = min(allowed, max(1, int(quota) // int(period)))  # "max" is no number: no quota
     return allowed
 
 
 def available_bytes() -> int:
-    """Memory that new processes can take without swapping, within the limit of the control group."""
-    lines = dict(line.split(":", 1) for line in _MEMORY_FILE.read_text().splitlines() if ":" in line)
-    available = 1024 * int(lines["MemAvailable"].split()[0])
+    """Return the memory that new processes can take without swapping, within the control group's limit, in bytes."""
+    available = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError, KeyError):
-        used = int((_GROUP / "memory.current").read_text())
-        counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
-        limit = int((_GROUP / "memory.max").read_text())
+        used = int((_GROUP / "memory.current").read_text(encoding="utf-8"))
+        counts = dict(line.split() for line in (_GROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
+        limit = int((_GROUP / "memory.max").read_text(encoding="utf-8"))
         available = min(available, limit - used + int(counts["inactive_file"]))
     return available
 

@@ -23,10 +23,13 @@ from fedcollm.errors import UserError
 from fedcollm.experiments.hardware import threads_each
 from fedcollm.messages import RoundRecord
 from fedcollm.runs import directory as directories
+from fedcollm.runs.build import Inputs
 from fedcollm.runs.runner import rounds
 
 _LOOK_SECONDS, _STOP_SECONDS = 0.1, 10.0
 _OMP = "OMP_NUM_THREADS"
+#: Ctrl-C is for the parent, which ends the children: a session of their own on Unix, a process group on Windows.
+_NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
 
 @dataclass(frozen=True)
@@ -37,29 +40,29 @@ class Job:
         place: its name, and its directory relative to that of the comparison.
         config: of the run.
         directory: of the run.
-        shared: directory of what several runs have in common.
+        inputs: what it is given beside its configuration; only `shared` can go to another process.
     """
 
     place: str
     config: RunConfig
     directory: Path
-    shared: Path
+    inputs: Inputs
 
     def to_json(self) -> str:
         """One line of JSON."""
-        paths = [str(path.absolute()) for path in (self.directory, self.shared)]
+        paths = [str(path.absolute()) for path in (self.directory, self.inputs.shared or Path())]
         return json.dumps([self.place, self.config.model_dump(mode="json"), *paths])
 
     @classmethod
     def from_json(cls, line: str) -> "Job":
         """Inverse of `to_json`."""
         place, config, directory, shared = json.loads(line)
-        return cls(place, RunConfig.model_validate(config), Path(directory), Path(shared))
+        return cls(place, RunConfig.model_validate(config), Path(directory), Inputs(shared=Path(shared)))
 
     def records(self) -> Iterator[RoundRecord]:
         """Do the run in this process, from where it stopped; its records as they come, the old ones first."""
         exists = (self.directory / directories.CONFIG).exists()
-        yield from rounds(self.config, self.directory, resume=exists, shared=self.shared)
+        yield from rounds(self.config, self.directory, self.inputs, resume=exists)
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,10 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=errors,
             stderr=errors,
-            text=True,
-            env=os.environ | {_OMP: str(threads)},
-            start_new_session=True,  # Ctrl-C is for the parent, which ends the children
+            encoding="utf-8",
+            env=os.environ | {_OMP: str(threads), "PYTHONIOENCODING": "utf-8"},
+            start_new_session=True,  # ignored on Windows
+            creationflags=_NEW_GROUP,
         )
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):  # it ended at once: its exit status says why

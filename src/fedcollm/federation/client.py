@@ -1,6 +1,6 @@
 """A client: private examples, and one thing that it does with them.
 
-It keeps nothing between rounds, but for the number of them that it spent privacy on.
+It keeps nothing between rounds, except the number of them that it spent privacy on.
 """
 
 import time
@@ -10,15 +10,33 @@ from typing import Any
 
 from torch import nn
 
+from fedcollm.config import ClientConfig, EvaluationConfig
 from fedcollm.errors import RefusalError
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, truncated
 from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
-from fedcollm.modalities.base import Task
+from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
-from fedcollm.seeding import derive_seed
+from fedcollm.seeding import RunIdentity
 from fedcollm.training.dp_sgd import fit_privately
 from fedcollm.training.fine_tuning import evaluate, fit
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a client has agreed to before it takes part.
+
+    Attributes:
+        identity: the only run that it takes part in, and its seed.
+        rounds: under privacy, how often it trains; None: as often as it is asked.
+        privacy: what its update must hide; None: nothing. An update under privacy comes without any number beside it.
+        upload: the form that its adapter travels in; with a lower rank, it trains those components only.
+    """
+
+    identity: RunIdentity = RunIdentity()
+    rounds: int | None = None
+    privacy: Privacy | None = None
+    upload: UploadFormat = WHOLE
 
 
 @dataclass(frozen=True)
@@ -27,43 +45,32 @@ class Client:
 
     Attributes:
         id: its name in the federation.
-        task: the modality.
+        modality: reads its examples.
         slm: base SLM with an adapter, whose values are overwritten by every request.
         examples: D_k; never leaves this object.
         test: examples to score the tuned SLM on; if there are none, it is not scored.
-        epochs: local epochs a round.
-        batch_size: examples a step.
-        learning_rate: of the local AdamW.
-        proximal: μ of FedProx; 0: none.
-        max_grad_norm: longest gradient of a step; None: any.
-        evaluation_batch_size: examples a forward pass when scoring.
-        seed: the run's seed.
-        run: the only run that this client takes part in.
-        privacy: what its update must hide; None: nothing. An update under privacy comes without any number beside it.
-        rounds: under privacy, how often it trains; None: as often as it is asked.
-        spent: under privacy, `rounds` to how often it did, kept as long as its data is the same.
-        upload: the form that its adapter travels in; if that is of a lower rank, it trains those components only.
+        settings: of local fine-tuning.
+        evaluation: of scoring.
+        agreement: with the federation.
+        spent: under privacy, `rounds` to how often it trained, kept as long as its data is the same.
         store: puts the adapter away that it keeps after the last round; None: it keeps none.
     """
 
     id: str
-    task: Task
+    modality: Modality
     slm: nn.Module = field(repr=False)
     examples: Sequence[Any] = field(repr=False)
     test: Sequence[Any] = field(repr=False)
-    epochs: int = 1
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    evaluation_batch_size: int = 32
-    seed: int = 0
-    run: str = ""
-    privacy: Privacy | None = None
-    rounds: int | None = None
+    settings: ClientConfig = ClientConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    agreement: Agreement = Agreement()
     spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
-    proximal: float = 0.0
-    max_grad_norm: float | None = None
-    upload: UploadFormat = WHOLE
     store: Callable[[Adapter], None] | None = field(default=None, repr=False)
+
+    @property
+    def run(self) -> str:
+        """The only run that it takes part in."""
+        return self.agreement.identity.run
 
     def answer(self, request: Request) -> ClientUpdate:
         """Train; that is all that a client without secure aggregation does.
@@ -75,7 +82,7 @@ class Client:
             raise RefusalError(f"client {self.id} was not set up for secure aggregation")
         if request.keep:
             return self.keep(request)
-        if isinstance(self.privacy, ClientPrivacy):
+        if isinstance(self.agreement.privacy, ClientPrivacy):
             raise RefusalError(f"client {self.id} adds a share of the noise only, so that a plain update would show")
         return self.train(request)
 
@@ -92,7 +99,7 @@ class Client:
         self._begin(request)
         self._spend()
         loss = self._fit(request.round_index, where)
-        adapter = self.upload.pack(read_adapter(self.slm))
+        adapter = self.agreement.upload.pack(read_adapter(self.slm))
         return self._update(request, adapter, loss, start, where)
 
     def keep(self, request: TrainRequest, tell: bool = True) -> ClientUpdate:
@@ -121,40 +128,34 @@ class Client:
             write_adapter(self.slm, request.adapter)
         except ValueError as error:
             raise RefusalError(f"client {self.id}: {error}") from error
-        if self.upload.rank is not None:
-            write_adapter(self.slm, truncated(request.adapter, self.upload.rank))
+        if self.agreement.upload.rank is not None:
+            write_adapter(self.slm, truncated(request.adapter, self.agreement.upload.rank))
 
     def _update(
         self, request: TrainRequest, adapter: Adapter, loss: float | None, start: float, where: str
     ) -> ClientUpdate:
         """An adapter with the numbers beside it, of which there are none under privacy."""
-        if self.privacy:
+        if self.agreement.privacy:
             return ClientUpdate(self.id, request.round_index, adapter)
         tuned, score = time.perf_counter(), None
         if request.evaluate and self.test:
-            score = evaluate(self.task, self.slm, self.test, self.evaluation_batch_size, f"{where}, scoring")
+            score = evaluate(self.modality, self.slm, self.test, self.evaluation.batch_size, f"{where}, scoring")
             score = Score(score.sums, score.count)
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
 
     def _spend(self) -> None:
         """Count a round before anything of it can leave; one that is tried again counts again, its noise being new."""
-        if self.privacy is None:
+        if self.agreement.privacy is None:
             return
         spent = self.spent.get("rounds", 0)
-        if self.rounds is not None and spent >= self.rounds:
+        if self.agreement.rounds is not None and spent >= self.agreement.rounds:
             raise RefusalError(f"client {self.id} has spent its privacy in {spent} rounds, all that it agreed to")
         self.spent["rounds"] = spent + 1
 
     def _fit(self, round_index: int, where: str, private: bool = True) -> float | None:
-        """Tune the SLM's adapter; returns the mean loss, which does not leave the client under privacy."""
-        settings: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "where": where,
-        }
-        if private and isinstance(self.privacy, ExamplePrivacy):
-            return fit_privately(self.task, self.slm, self.examples, privacy=self.privacy, **settings)
-        seed = derive_seed(self.seed, "client", self.id, round_index)
-        settings |= {"proximal": self.proximal, "max_grad_norm": self.max_grad_norm}
-        return fit(self.task, self.slm, self.examples, epochs=self.epochs, seed=seed, **settings)
+        """Tune the SLM's adapter; return the mean loss, which does not leave the client under privacy."""
+        if private and isinstance(self.agreement.privacy, ExamplePrivacy):
+            return fit_privately(self.modality, self.slm, self.examples, self.settings, self.agreement.privacy, where)
+        seed = self.agreement.identity.derive("client", self.id, round_index)
+        return fit(self.modality, self.slm, self.examples, self.settings, seed, where)

@@ -1,93 +1,79 @@
 """What the server does with the clients' mean change, its pseudo-gradient Δ.
 
 Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2; FedAvgM is Hsu et al., arXiv 1909.06335.
+
+Each optimizer here is a row of `SERVER_OPTIMIZERS` in `config/choices.py`, under the same name.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from fedcollm.config import ServerOptimizerConfig
 from fedcollm.messages import Adapter
-
-Kind = Literal["average", "fedavgm", "fedadam"]
 
 #: Role in a checkpoint ("momentum", "second_moment") to running values, each shaped as the adapter; empty at the start.
 OptimizerState = dict[str, Adapter]
 
 
-@dataclass(frozen=True)
-class ServerOptimizer:
-    """A server optimizer.
+def apply_server_optimizer(
+    settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
+) -> tuple[Adapter, OptimizerState]:
+    """Return the next global adapter, and the optimizer's state beside it.
 
-    Attributes:
-        kind: name of one of the functions below.
-        rate: η.
-        momentum: β of `fedavgm`, β₁ of `fedadam`.
-        decay: β₂ of `fedadam`.
-        tau: τ of `fedadam`.
+    Args:
+        settings: name and numbers of the optimizer.
+        before: θ, as it was broadcast.
+        mean: mean of the clients' adapters; Δ = mean - θ.
+        state: of the last round.
     """
-
-    kind: Kind = "average"
-    learning_rate: float = 1.0
-    momentum: float = 0.9
-    decay: float = 0.99
-    tau: float = 1e-3
-
-    def __call__(self, before: Adapter, mean: Adapter, memory: OptimizerState) -> tuple[Adapter, OptimizerState]:
-        """The next global adapter and the memory beside it.
-
-        Args:
-            before: θ, as it was broadcast.
-            mean: mean of the clients' adapters; Δ = mean - θ.
-            memory: of the last round.
-        """
-        return _STEPS[self.kind](self, before, mean, memory)
-
-
-#: FedAvg.
-PLAIN = ServerOptimizer()
+    return OPTIMIZERS[settings.kind](settings, before, mean, state)
 
 
 def average(
-    step: ServerOptimizer, before: Adapter, mean: Adapter, memory: OptimizerState
+    settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """θ + η Δ; with η = 1 the mean itself, bit for bit (FedAvg)."""
-    if step.learning_rate == 1:
-        return mean, memory
-    return {name: torch.lerp(before[name], mean[name], step.learning_rate) for name in mean}, memory
+    """Return θ + η Δ; with η = 1 the mean itself, bit for bit (FedAvg)."""
+    if settings.learning_rate == 1:
+        return mean, state
+    return {name: torch.lerp(before[name], mean[name], settings.learning_rate) for name in mean}, state
 
 
 def fedavgm(
-    step: ServerOptimizer, before: Adapter, mean: Adapter, memory: OptimizerState
+    settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """M ← β m + Δ; θ + η m (arXiv 1909.06335, section 4.3)."""
-    momentum = _running(memory, "momentum", mean)
-    momentum = {name: step.momentum * momentum[name] + (mean[name] - before[name]) for name in mean}
-    return {name: before[name] + step.learning_rate * momentum[name] for name in mean}, {"momentum": momentum}
+    """Return θ + η m with m ← β m + Δ (arXiv 1909.06335, section 4.3)."""
+    momentum = _running(state, "momentum", mean)
+    momentum = {name: settings.momentum * momentum[name] + (mean[name] - before[name]) for name in mean}
+    return {name: before[name] + settings.learning_rate * momentum[name] for name in mean}, {"momentum": momentum}
 
 
 def fedadam(
-    step: ServerOptimizer, before: Adapter, mean: Adapter, memory: OptimizerState
+    settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """M ← β₁ m + (1 - β₁) Δ; v ← β₂ v + (1 - β₂) Δ²; θ + η m / (√v + τ), without correction of bias, as the paper's."""
+    """Return θ + η m / (√v + τ) with m ← β₁ m + (1 - β₁) Δ and v ← β₂ v + (1 - β₂) Δ².
+
+    There is no bias correction, as in the paper.
+    """
     change = {name: mean[name] - before[name] for name in mean}
-    momentum, second = _running(memory, "momentum", mean), _running(memory, "second_moment", mean)
-    momentum = {name: torch.lerp(change[name], momentum[name], step.momentum) for name in mean}
-    second = {name: torch.lerp(change[name].square(), second[name], step.decay) for name in mean}
+    momentum, second = _running(state, "momentum", mean), _running(state, "second_moment", mean)
+    momentum = {name: torch.lerp(change[name], momentum[name], settings.momentum) for name in mean}
+    second = {name: torch.lerp(change[name].square(), second[name], settings.decay) for name in mean}
     moved = {
-        name: before[name] + step.learning_rate * momentum[name] / (second[name].sqrt() + step.tau) for name in mean
+        name: before[name] + settings.learning_rate * momentum[name] / (second[name].sqrt() + settings.tau)
+        for name in mean
     }
     return moved, {"momentum": momentum, "second_moment": second}
 
 
-_STEPS: Mapping[Kind, Callable[[ServerOptimizer, Adapter, Adapter, OptimizerState], tuple[Adapter, OptimizerState]]] = {
+OPTIMIZERS: Mapping[
+    str, Callable[[ServerOptimizerConfig, Adapter, Adapter, OptimizerState], tuple[Adapter, OptimizerState]]
+] = {
     "average": average,
     "fedavgm": fedavgm,
     "fedadam": fedadam,
 }
 
 
-def _running(memory: OptimizerState, name: str, like: Adapter) -> Adapter:
-    return memory.get(name) or {key: torch.zeros_like(tensor) for key, tensor in like.items()}
+def _running(state: OptimizerState, name: str, like: Adapter) -> Adapter:
+    return state.get(name) or {key: torch.zeros_like(tensor) for key, tensor in like.items()}

@@ -2,7 +2,6 @@
 
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,13 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel
 
+from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit
 
+_HEADS = ("head", "classifier", "lm_head", "score")  # names of output layers
 _ACTIVE = ".default"  # PEFT's name of the adapter inside parameter names; its files leave it out
 
 
@@ -53,31 +55,21 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def add_adapter(
     base: nn.Module,
+    section: AdapterConfig = AdapterConfig(),
     *,
-    kind: str = "lora",
-    rank: int = 8,
-    alpha: float = 16,
-    dropout: float = 0.0,
-    targets: str | Sequence[str] = "auto",
-    options: Mapping[str, Any] | None = None,
-    freeze_a: bool = False,
     seed: int = 0,
     causal_lm: bool = True,
     base_name: str | None = None,
 ) -> peft.PeftModel:
     """Freeze a base model and give it a trainable adapter.
 
+    With `freeze_a`, LoRA's A stays at its random start, so that B alone is trained and travels (FFA-LoRA, Sun et al.,
+    arXiv 2403.12313): the mean of B_k A is then (mean of B_k) A, exactly. Parties share A by its seed.
+
     Args:
-        base: a transformers model; frozen in place.
-        kind: `lora`, `dora`, `ia3`, or any PEFT method by its PEFT name, in any case.
-        rank: r of low-rank methods.
-        alpha: α of low-rank methods.
-        dropout: inside the adapter.
-        targets: module names; `auto` is every linear layer but the head, or PEFT's own choice for
-            methods without a rank.
-        options: further fields of the PEFT config.
-        freeze_a: keep LoRA's A at its random start, so that B alone is trained and travels (FFA-LoRA, Sun et al.,
-            arXiv 2403.12313): the mean of B_k A is then (mean of B_k) A, exactly. Parties share A by its seed.
+        base: any network, such as a transformers model; frozen in place.
+        section: method, sizes and targets. Targets `auto` are all linear layers except the head, or PEFT's own choice
+            for methods without a rank.
         seed: of the adapter's initial values.
         causal_lm: whether PEFT's task type is CAUSAL_LM.
         base_name: where the base can be loaded from, written to the adapter's files.
@@ -85,11 +77,13 @@ def add_adapter(
     Raises:
         UserError: unknown method, field or target.
     """
-    dora = bool(dict(options or {}).get("use_dora"))
-    if freeze_a and (dora or kind.lower() != "lora"):
+    kind, dora = section.kind, bool(section.options.get("use_dora"))
+    if section.freeze_a and (dora or kind.lower() != "lora"):
         what = f"{kind} with use_dora has more to train than B" if dora else f"{kind} is not plain LoRA"
         raise UserError(f"adapter.freeze_a: {what}; set adapter.kind: lora without use_dora, or freeze_a: false.")
-    config = _peft_config(kind, rank, alpha, dropout, targets, dict(options or {}))
+    config = _peft_config(section)
+    if getattr(config, "target_modules", None) == "all-linear" and not isinstance(base, PreTrainedModel):
+        config.target_modules = _linear_layers(base)
     config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
     torch.manual_seed(seed)
     try:
@@ -102,26 +96,32 @@ def add_adapter(
             {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
         )
         raise UserError(
-            f"adapter.targets: {targets!r} does not fit this model ({error}). Its linear layers: {', '.join(names)}"
+            f"adapter.targets: {section.targets!r} does not fit this model ({error}). "
+            f"Its linear layers: {', '.join(names)}"
         ) from error
     for name, parameter in model.named_parameters():
-        if freeze_a and "lora_A" in name:
+        if section.freeze_a and "lora_A" in name:
             parameter.requires_grad_(False)
     model.peft_config["default"].base_model_name_or_path = base_name
     return model.eval()  # pyright: ignore[reportReturnType]
 
 
-def _peft_config(
-    kind: str, rank: int, alpha: float, dropout: float, targets: str | Sequence[str], options: dict[str, Any]
-) -> Any:
-    """The PEFT config of a method: our few common fields where it has them, and `options`."""
+def _peft_config(section: AdapterConfig) -> Any:
+    """Return the PEFT configuration of a method: our few common fields where it has them, and `options`."""
+    kind, targets, options = section.kind, section.targets, section.options
     method = "LORA" if kind.lower() == "dora" else kind.upper()
     if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(name.value).lower() for name in PEFT_TYPE_TO_CONFIG_MAPPING))
         raise UserError(f"adapter.kind: unknown method {kind!r}. Known: dora, {known}")
     factory = PEFT_TYPE_TO_CONFIG_MAPPING[method]  # pyright: ignore[reportArgumentType]
     fields = set(factory.__dataclass_fields__)
-    common: dict[str, Any] = {"r": rank, "rank": rank, "lora_alpha": alpha, "alpha": alpha, "lora_dropout": dropout}
+    common: dict[str, Any] = {
+        "r": section.rank,
+        "rank": section.rank,
+        "lora_alpha": section.alpha,
+        "alpha": section.alpha,
+        "lora_dropout": section.dropout,
+    }
     values = {name: value for name, value in common.items() if name in fields}
     if kind.lower() == "dora":
         values["use_dora"] = True
@@ -138,6 +138,12 @@ def _peft_config(
         return factory(**{**values, **options})
     except (TypeError, ValueError) as error:
         raise UserError(f"adapter: {factory.__name__} refuses these values: {error}") from error
+
+
+def _linear_layers(base: nn.Module) -> list[str]:
+    """Return the names of a network's linear layers except its head, as PEFT finds them in transformers' models."""
+    names = [name for name, module in base.named_modules() if type(module) is nn.Linear]
+    return [name for name in names if name.rsplit(".", 1)[-1] not in _HEADS]
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -29,6 +29,11 @@ class ClientPrivacy:
     noise_multiplier: float
     delta: float
 
+    def to_wire(self) -> dict[str, str | float]:
+        """Return the promise as plain values, for what all parties agree on."""
+        numbers = {"clip": self.clip, "noise_multiplier": self.noise_multiplier, "delta": self.delta}
+        return {"level": "client", **numbers}
+
     def epsilon(self, rounds: int) -> float:
         """ε at δ after so many rounds: that many Gaussian mechanisms.
 
@@ -57,6 +62,11 @@ class ExamplePrivacy:
     delta: float
     sampling_rate: float
     steps: int
+
+    def to_wire(self) -> dict[str, str | float]:
+        """Return the promise as plain values, for what all parties agree on."""
+        numbers = {"clip": self.clip, "noise_multiplier": self.noise_multiplier, "delta": self.delta}
+        return {"level": "example", **numbers, "sampling_rate": self.sampling_rate, "steps": self.steps}
 
     def epsilon(self, rounds: int) -> float:
         """ε at δ after so many rounds: DP-SGD (Abadi et al., arXiv 1607.00133) with Poisson sampling.

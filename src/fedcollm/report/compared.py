@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import NAMES
+from fedcollm.config.methods import METHODS
 from fedcollm.messages import RoundRecord
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
@@ -121,14 +121,14 @@ def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence
     results = {method: _results(directory / method, seeds) for method in methods}
     done = {method: found for method, found in results.items() if found}
     rows = [_zero_shot(directory, methods, seeds)] if done else []
-    rows += [_row(method, done) for method in NAMES if method in done]
+    rows += [_row(method, done) for method in METHODS if method in done]
     whole = [r.sizes for method, found in done.items() if not method.startswith("centralized") for r in found.values()]
     return Compared(name, rows, list(seeds), next(iter(whole), None))
 
 
 def found_in(directory: Path) -> Compared | None:
     """The table of a directory that holds `METHOD/seed-S` of at least two methods; None of any other directory."""
-    methods = [name for name in NAMES if any((directory / name).glob("seed-*"))]
+    methods = [name for name in METHODS if any((directory / name).glob("seed-*"))]
     names = {path.name for name in methods for path in (directory / name).glob("seed-*")}
     seeds = sorted(int(number) for name in names if (number := name.removeprefix("seed-")).isdecimal())
     if len(methods) < 2:
@@ -190,7 +190,7 @@ def _row(method: str, done: Mapping[str, Mapping[int, _Result]]) -> Row:
                 differences.setdefault(role, {})[reference] = difference
     total = sum((r.steps for r in found.values()), start=Steps(0, 0))
     average = Steps(round(total.client / len(found)), round(total.server / len(found)))
-    return Row(NAMES[method], values, method, differences, _sampling(list(found.values())), average)
+    return Row(METHODS[method].label, values, method, differences, _sampling(list(found.values())), average)
 
 
 def _sampling(found: Sequence[_Result]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fedcollm.config.methods import NAMES
+from fedcollm.config.methods import METHODS
 from fedcollm.report.budgets import Sizes
 from fedcollm.report.compared import COLUMNS, REFERENCES, Compared, Row
 from fedcollm.report.formats import count
@@ -57,7 +57,7 @@ def difference_table(compared: Compared) -> Table | None:
 def summary_table(tasks: Sequence[Compared], role: str) -> Table:
     """One role over several tasks: rows are methods, columns are tasks, the last one their plain mean."""
     by_task = [{row.name: row for row in compared.rows} for compared in tasks]
-    order = ["zero-shot", *NAMES.values()]
+    order = ["zero-shot", *(method.label for method in METHODS.values())]
     names = [name for name in order if any(name in known and known[name].mean(role) for known in by_task)]
     rows = []
     for name in names:

@@ -17,7 +17,8 @@ from fedcollm.report.compared_tables import difference_table, score_table
 from fedcollm.report.formats import count, share
 from fedcollm.report.runs import Method, Run, find_runs, group, main_first, read_run, with_true_roles
 from fedcollm.report.scores import ROLES, curve
-from fedcollm.runs.directory import CONFIG, REPORT, write_atomically, writing
+from fedcollm.runs.directory import CONFIG, REPORT
+from fedcollm.storage import write_atomically, writing
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import ABLATIONS, METHODS, NAMES
+from fedcollm.config.methods import METHODS
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.report.formats import natural
@@ -172,8 +172,4 @@ def described(name: str) -> str | None:
     >>> described("warm")
     'FedCoLLM, τ = 2: server.distillation.temperature = 2.0'
     """
-    if name not in METHODS:
-        return None
-    if name in ABLATIONS:
-        return f"{NAMES[name]}: " + ", ".join(f"{key} = {value}" for key, value in ABLATIONS[name].items())
-    return (METHODS[name].__doc__ or NAMES[name]).strip().splitlines()[0]
+    return METHODS[name].description if name in METHODS else None

@@ -19,68 +19,22 @@ The checkpoint is replaced atomically once a round, and everything else is deriv
 that is killed at any moment leaves a directory that can be resumed.
 """
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
+from fedcollm.storage import remove_leftovers, replacing, write_atomically, writing
 
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
-
-
-@contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Turn what the operating system says against writing into a message for the user."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"output directory {directory} can't be written: {error}. Free some space or choose another --out; "
-            "what was saved before is whole, and --resume goes on from it."
-        ) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is always either the old one or the new one."""
-    temporary = path.with_name(f".{path.name}-new")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a run directory for this process alone.
-
-    Raises:
-        UserError: another process writes to it, or it can't be made.
-    """
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{directory} is in use by another run; wait for it or choose another --out.") from error
-        yield
 
 
 def start(directory: Path, config: RunConfig) -> None:
@@ -160,16 +114,13 @@ def save_round(directory: Path, record: RoundRecord, adapters: Mapping[str, Adap
     Raises:
         UserError: no space, no permission; the checkpoint is then still the previous one.
     """
+    import safetensors.torch  # imports torch, which those who only read records do without
+
     tensors = {f"{role}/{name}": tensor for role, adapter in adapters.items() for name, tensor in adapter.items()}
-    temporary = directory / f".{CHECKPOINT}-new"
     with writing(directory):
-        try:
-            save_file(tensors, temporary, metadata={"record": record.to_json()})
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(directory / CHECKPOINT)
-        finally:
-            temporary.unlink(missing_ok=True)
+        remove_leftovers(directory / CHECKPOINT)
+        with replacing(directory / CHECKPOINT) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"record": record.to_json()})
         _append_record(directory, record)
 
 
@@ -184,7 +135,8 @@ def load_round(directory: Path) -> tuple[RoundRecord, dict[str, Adapter]] | None
             record = RoundRecord.from_json(tensors.metadata()["record"])
             for key in tensors.keys():  # noqa: SIM118
                 role, name = key.split("/", 1)
-                adapters.setdefault(role, {})[name] = tensors.get_tensor(key)
+                tensor = tensors.get_tensor(key).clone()  # a view keeps the file mapped: Windows would not replace it
+                adapters.setdefault(role, {})[name] = tensor
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{file} can't be read: {error}. Restore it from a copy, or start again elsewhere.") from error
     with writing(directory):

@@ -26,6 +26,7 @@ from fedcollm.modalities.text.task import TextExample, TextTask, picks
 from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import restore
+from fedcollm.storage import writing
 from fedcollm.training.fine_tuning import like_sized
 
 #: The harness's own task files, under `lm_eval/tasks`.
@@ -85,9 +86,10 @@ def evaluate_with_harness(directory: Path, role: str) -> Parity:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("--harness needs lm-evaluation-harness. Install it: pip install 'fedcollm[evaluation]'")
     config, federation = restore(directory, role)
-    task, model, test = federation.task, federation.server.models()[role], federation.split.test
+    pair = federation.server.pair
+    task, model = pair.modality.of(role), pair.models()[role]
     assert isinstance(task, TextTask)
-    return compare(task, model, test, directory / "harness", config.evaluation.batch_size)
+    return compare(task, model, federation.split.test, directory / "harness", config.evaluation.batch_size)
 
 
 def compare(
@@ -102,7 +104,7 @@ def compare(
         directory: for the harness's task file, data and cache; replaced as a whole.
         batch_size: sequences (harness) or examples (ours) a forward pass.
     """
-    with directories.writing(directory):
+    with writing(directory):
         write_task(task.name, examples, directory)
     harness, theirs = score_with_harness(task, model, directory, batch_size)
     ours = score(task, model, examples, batch_size)

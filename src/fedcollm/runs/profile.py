@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import RunConfig
-from fedcollm.federation.server import peak_memory_bytes, sample
+from fedcollm.federation.server import sample
 from fedcollm.messages import adapter_bytes
-from fedcollm.modalities.base import Collator
+from fedcollm.metrics import peak_memory_bytes
 from fedcollm.progress import say
 from fedcollm.runs.build import Federation, build_federation
-from fedcollm.training.distillation import distil_mutually
-from fedcollm.training.fine_tuning import evaluate, fit, minibatches
+from fedcollm.training.distillation import distil
+from fedcollm.training.fine_tuning import Collator, evaluate, fit, minibatches
 
 #: Batches that are timed a part; no more than the window in which `minibatches` sorts, so that they stay as chosen.
 _BATCHES = 6
@@ -155,7 +155,7 @@ def chosen_batches(examples: Sequence[Any], sizes: Sequence[int], batch_size: in
 
 
 class _Sizes:
-    """A task whose examples are sizes and whose batches are what they cost: rows times the longest."""
+    """A collator whose examples are sizes and whose batches are what they cost: rows times the longest."""
 
     def size(self, example: int) -> int:
         return example
@@ -188,7 +188,7 @@ def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
     """The clients of each round, as the server will draw them."""
     server = federation.server
     ids, rounds = server.transport.clients(), range(1, config.federation.rounds + 1)
-    return [sample(ids, server.fraction, server.seed, index) for index in rounds]
+    return [sample(ids, config.federation.fraction, config.seed, index) for index in rounds]
 
 
 def _bytes(
@@ -198,11 +198,12 @@ def _bytes(
     server, clients = federation.server, federation.server.transport.clients()
     if not clients:
         return 0, 0, 0
-    if server.secure:
+    up = [server.aggregator.bytes_up(server.adapter, ids) for ids in (clients, *asked)]
+    if None in up:
         return None, None, None
     down = adapter_bytes(server.adapter)
-    rounds = sum(len(ids) * (server.bytes_up(ids) + down) for ids in asked)
-    return server.bytes_up(clients), down, rounds + personal * down
+    rounds = sum(len(ids) * ((bytes_up or 0) + down) for ids, bytes_up in zip(asked, up[1:], strict=True))
+    return up[0], down, rounds + personal * down
 
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:
@@ -221,7 +222,7 @@ def _passes(config: RunConfig, federation: Federation) -> Passes:
     private = {client: federation.split.private[client] for client in federation.server.transport.clients()}
     covered = not (private and privacy and privacy.level == "example")
     fits = _fit_seconds(config, federation, private) if covered else None
-    return Passes(fits, _distillation_seconds(federation), _scoring_seconds(config, federation))
+    return Passes(fits, _distillation_seconds(config, federation), _scoring_seconds(config, federation))
 
 
 def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str, Sequence[Any]]) -> dict[str, float]:
@@ -229,40 +230,26 @@ def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str
     if not private:
         return {}
     say("measuring: a few batches of the clients' training")
-    task, model, batch_size = federation.task, federation.server.slm, config.client.batch_size
-    settings = {"learning_rate": config.client.learning_rate, "max_grad_norm": config.client.max_grad_norm}
-    train = partial(fit, task, model, epochs=1, batch_size=batch_size, seed=0, where="measuring", **settings)
-    unit = _seconds_a_unit(task, model, [x for part in private.values() for x in part], batch_size, train)
-    sizes = {client: [task.size(x) for x in part] for client, part in private.items()}
-    return {client: unit * work(model, part, batch_size, shuffled=True) for client, part in sizes.items()}
+    modality, model = federation.server.pair.modality.of("slm"), federation.server.pair.slm
+    settings = config.client.model_copy(update={"epochs": 1})
+    train = partial(fit, modality, model, settings=settings, seed=0, where="measuring")
+    pooled = [x for part in private.values() for x in part]
+    unit = _seconds_a_unit(modality, model, pooled, settings.batch_size, train)
+    sizes = {client: [modality.size(x) for x in part] for client, part in private.items()}
+    return {client: unit * work(model, part, settings.batch_size, shuffled=True) for client, part in sizes.items()}
 
 
-def _distillation_seconds(federation: Federation) -> float:
-    """Seconds of an epoch over the public part."""
-    server, llm = federation.server, federation.server.llm
-    if llm is None:
+def _distillation_seconds(config: RunConfig, federation: Federation) -> float:
+    """Return seconds of an epoch over the public part."""
+    pair, public = federation.server.pair, federation.server.public
+    if pair.llm is None:
         return 0.0
     say("measuring: a few batches of the distillation")
-    distil = partial(
-        distil_mutually,
-        server.task,
-        server.slm,
-        llm,
-        bridge=server.bridge,
-        epochs=1,
-        batch_size=server.batch_size,
-        learning_rate=server.learning_rate,
-        seed=0,
-        weight=server.weight,
-        llm_weight=server.llm_weight,
-        temperature=server.temperature,
-        kind=server.kind,
-        max_grad_norm=server.max_grad_norm,
-    )
-    collator = server.bridge or server.task
-    unit = _seconds_a_unit(collator, server.slm, server.public, server.batch_size, distil)
-    sizes = [collator.size(x) for x in server.public]
-    return unit * work(server.slm, sizes, server.batch_size, shuffled=True)
+    settings = config.server.model_copy(update={"epochs": 1})
+    train = partial(distil, pair, settings=settings, seed=0, round_index=config.federation.rounds)
+    unit = _seconds_a_unit(pair.modality, pair.slm, public, settings.batch_size, train)
+    sizes = [pair.modality.size(x) for x in public]
+    return unit * work(pair.slm, sizes, settings.batch_size, shuffled=True)
 
 
 def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, float]:
@@ -270,19 +257,20 @@ def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, flo
     say("measuring: a few batches of the scoring")
     server, test, batch_size = federation.server, federation.split.test, config.evaluation.batch_size
     found = {}
-    for role, model in server.models().items():
-        task = server.task_of(role)
-        sizes = [task.size(x) for x in test]
-        unit = _seconds_a_unit(task, model, test, batch_size, partial(evaluate, task, model, batch_size=batch_size))
+    for role, model in server.pair.models().items():
+        modality = server.pair.modality.of(role)
+        sizes = [modality.size(x) for x in test]
+        score = partial(evaluate, modality, model, batch_size=batch_size)
+        unit = _seconds_a_unit(modality, model, test, batch_size, score)
         found[role] = unit * work(model, sizes, batch_size, shuffled=False)
     return found
 
 
 def _seconds_a_unit(
-    task: Collator, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
+    modality: Collator, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
 ) -> float:
     """Seconds a unit of `work`: a second pass over a few batches, after which nothing is new, as in most rounds."""
-    sizes = [task.size(example) for example in examples]
+    sizes = [modality.size(example) for example in examples]
     largest = [examples[i] for i in sorted(range(len(examples)), key=lambda i: sizes[i])[-batch_size:]]
     run(largest)  # the peak of memory, too
     timed = [example for batch in chosen_batches(examples, sizes, batch_size, _BATCHES) for example in batch]
@@ -290,7 +278,7 @@ def _seconds_a_unit(
     start = time.perf_counter()
     run(timed)
     seconds = time.perf_counter() - start
-    return seconds / work(model, [task.size(example) for example in timed], batch_size, shuffled=False)
+    return seconds / work(model, [modality.size(example) for example in timed], batch_size, shuffled=False)
 
 
 def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
@@ -302,5 +290,5 @@ def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
         yield "the clients' private training (DP-SGD) is not covered, neither its seconds nor its memory"
     if privacy and privacy.level == "client":
         yield "the clients' noise is not covered, neither its seconds nor its memory"
-    if federation.server.secure:
+    if config.federation.secure_aggregation.enabled:
         yield "secure aggregation is not covered: seconds and bytes of its keys, shares and masks come on top"

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedcollm.config import RunConfig
-from fedcollm.data.jsonl import example_lines
 from fedcollm.data.partition import describe
 from fedcollm.errors import UserError
 from fedcollm.federation.server import Server
 from fedcollm.messages import RoundRecord, Score
-from fedcollm.modalities.base import Pool, Task
+from fedcollm.modalities.base import Modality, Pool
 from fedcollm.models.adapters import resolve_device, save_adapter
 from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say
 from fedcollm.runs import directory as directories
-from fedcollm.runs.build import Federation, Remote, build_federation
+from fedcollm.runs.build import Federation, Inputs, build_federation
 from fedcollm.runs.sharing import zero_shot
+from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
     out: str | Path | None = None,
     *,
     resume: bool = False,
-    task: Task | None = None,
+    modality: Modality | None = None,
     pool: Pool | None = None,
 ) -> RunResult:
     """Run a federation in this process.
@@ -64,8 +64,8 @@ def run(
         config: everything that the run depends on.
         out: run directory; by default `runs/NAME`.
         resume: go on with the run in that directory.
-        task: your own task, instead of the one that `config.task.name` names.
-        pool: your own data; needed with `task`.
+        modality: your own, instead of the one that `config.task.name` names.
+        pool: your own data; needed with `modality`.
 
     Returns:
         Records and adapters, as they are on disk.
@@ -74,7 +74,7 @@ def run(
         UserError: the configuration, the data or the directory is not usable.
     """
     directory = Path(out) if out is not None else default_directory(config)
-    for _ in rounds(config, directory, resume=resume, task=task, pool=pool):
+    for _ in rounds(config, directory, Inputs(modality, pool), resume=resume):
         pass
     return result(directory)
 
@@ -95,23 +95,17 @@ def result(directory: Path) -> RunResult:
 def rounds(
     config: RunConfig | None,
     directory: Path,
+    inputs: Inputs = Inputs(),
     *,
     resume: bool = False,
-    task: Task | None = None,
-    pool: Pool | None = None,
-    remote: Remote | None = None,
-    shared: Path | None = None,
 ) -> Iterator[RoundRecord]:
     """Run, and yield each record once its round is safe on disk; with `resume`, the old ones first.
 
     Args:
         config: may be None when resuming: the directory knows it.
         directory: the run directory.
+        inputs: what the run is given beside its configuration.
         resume: go on with the run in that directory.
-        task: your own task.
-        pool: your own data.
-        remote: the clients are elsewhere.
-        shared: directory of what several runs have in common; it changes no result.
     """
     if resume:
         config = _resumed_config(config, directory)
@@ -120,10 +114,10 @@ def rounds(
     elif (directory / directories.CONFIG).exists():
         directories.start(directory, config)  # refuses
     fresh = not directory.exists()
-    with directories.locked(directory):
+    with locked(directory):
         try:
-            personal = directory / "adapters" / "clients"
-            federation = build_federation(config, directory / "base", task, pool, remote, shared, personal)
+            inputs = replace(inputs, personal=directory / "adapters" / "clients")
+            federation = build_federation(config, directory / "base", inputs)
         except BaseException:
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -132,7 +126,7 @@ def rounds(
             directories.start(directory, config)
         directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
         directories.write_json(directory, directories.DATA, describe(federation.split))
-        yield from _rounds(config, directory, federation, shared)
+        yield from _rounds(config, directory, federation, inputs.shared)
 
 
 def _rounds(
@@ -209,10 +203,10 @@ def _spend(directory: Path, privacy: Privacy, index: int) -> float:
 def _publish(directory: Path, federation: Federation) -> None:
     """Write what is derived from the checkpoint: PEFT's files, confusion tables, outcomes, notes on the data."""
     server = federation.server
-    with directories.writing(directory):
+    with writing(directory):
         (directory / "adapters").mkdir(exist_ok=True)
         adapters = server.adapters()
-        for role, model in server.models().items():
+        for role, model in server.pair.models().items():
             save_adapter(model, adapters[role], directory / "adapters" / role)
     confusion = {
         role: [[*pair, count] for pair, count in sorted(score.confusion.items())]
@@ -221,12 +215,9 @@ def _publish(directory: Path, federation: Federation) -> None:
     directories.write_json(directory, directories.CONFUSION, confusion)
     outcomes = {role: dict(score.outcomes) for role, score in server.scored.items()}
     directories.write_json(directory, directories.OUTCOMES, outcomes)
-    if truncated := max(getattr(server.task_of(role), "truncated", 0) for role in server.models()):
+    if notes := dict.fromkeys(note for role in server.pair.models() for note in server.pair.modality.of(role).notes()):
         data = describe(federation.split)
-        data["notes"] = [
-            *data["notes"],
-            f"{truncated} prompts were longer than the models' context and lost their oldest tokens",
-        ]
+        data["notes"] = [*data["notes"], *notes]
         directories.write_json(directory, directories.DATA, data)
 
 
@@ -292,9 +283,8 @@ def evaluate_run(directory: Path, role: str, write_examples: Path | None = None)
         UserError: no run, no such role, or no finished round.
     """
     config, federation = restore(directory, role)
+    pair, test = federation.server.pair, federation.split.test
     if write_examples:
-        with directories.writing(write_examples.parent):
-            directories.write_atomically(write_examples, example_lines(federation.split.test))
-    model = federation.server.models()[role]
-    task = federation.server.task_of(role)
-    return evaluate(task, model, federation.split.test, config.evaluation.batch_size, f"scoring {role}")
+        with writing(write_examples.parent):
+            write_atomically(write_examples, pair.modality.of(role).write_examples(test))
+    return evaluate(pair.modality.of(role), pair.models()[role], test, config.evaluation.batch_size, f"scoring {role}")

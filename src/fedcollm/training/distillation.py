@@ -6,135 +6,45 @@ Models", arXiv 2411.11707, eq. 4-6 and Algorithm 1:
     L_g = CE(z_g, y) + λ τ² KL(p_f ‖ p_g)      p_f detached
     L_f = CE(z_f, y) + λ τ² KL(p_g ‖ p_f)      p_g detached
 
-Both models take their step on the same batch from the same pair of forward passes. Where they have different
-tokenizers, the KL is that of the outcomes which they share (`tasks/bridge.py`), each CE that of their own tokens.
+Both models take their step on the same batch from the same pair of forward passes. Where their rows must be matched
+first (different tokenizers, say), the modality's `align` does it, and the KL is over what it returns; each
+cross-entropy is that of the model's own rows.
 """
 
-import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fedcollm.modalities.base import UNLABELLED, Task
-from fedcollm.modalities.text.cross_tokenizer import SharedOutcomes, TokenizerBridge
+from fedcollm.config import DistillationConfig, ServerConfig
+from fedcollm.modalities.base import Modality, Rows
 from fedcollm.progress import track
-from fedcollm.training.fine_tuning import (
-    batch_count,
-    check_finite,
-    check_finite_weights,
-    clip,
-    cross_entropy,
-    minibatches,
-    adamw,
-)
-
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl"]
-
-#: α of the skewed divergences, the value that DistiLLM recommends (arXiv 2402.03898, section 4).
-SKEW = 0.1
+from fedcollm.training.divergences import divergence, uncertainty
+from fedcollm.training.fine_tuning import check_finite, check_finite_weights, check_loss, step_batches, step_count
+from fedcollm.training.optimizers import Stepper
 
 
-def _kl(first: Tensor, second: Tensor) -> Tensor:
-    """KL(first ‖ second), a row: [P] from log-probabilities [P, V]."""
-    return (first.exp() * (first - second)).sum(-1)
+@dataclass(frozen=True)
+class ModelPair:
+    """The server's two models of one modality.
 
-
-def _mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """log(share p + (1 - share) q) from log p and log q."""
-    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
-
-
-def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(p ‖ q) of teacher p and student q, the paper's eq. 5: [P] from log-probabilities [P, V]."""
-    return _kl(teacher, student)
-
-
-def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(q ‖ p): the student seeks one mode of the teacher (MiniLLM, Gu et al., arXiv 2306.08543)."""
-    return _kl(student, teacher)
-
-
-def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
-    """(KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2 (GKD, Agarwal et al., arXiv 2306.13649, with β = 1/2)."""
-    middle = _mixed(teacher, student, 0.5)
-    return (_kl(teacher, middle) + _kl(student, middle)) / 2
-
-
-def skew_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(p ‖ α p + (1 - α) q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, eq. 4)."""
-    return _kl(teacher, _mixed(teacher, student, SKEW))
-
-
-def skew_reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(q ‖ (1 - α) p + α q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, section 3.1)."""
-    return _kl(student, _mixed(student, teacher, SKEW))
-
-
-_DIVERGENCES: Mapping[Divergence, Callable[[Tensor, Tensor], Tensor]] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jensen_shannon": jensen_shannon,
-    "skew_kl": skew_kl,
-    "skew_reverse_kl": skew_reverse_kl,
-}
-
-
-def divergence(
-    teacher: Tensor,
-    student: Tensor,
-    temperature: float = 1.0,
-    kind: Divergence = "forward_kl",
-    taught: Tensor | None = None,
-) -> Tensor:
-    """τ² times the divergence between softened distributions, mean over rows; the teacher gets no gradient.
-
-    Args:
-        teacher: [P, V] logits; detached here.
-        student: [P, V] logits.
-        temperature: τ; the factor τ² keeps the gradient's scale (Hinton et al., arXiv 1503.02531).
-        kind: name of one of the functions above.
-        taught: [P] bool, rows that count; the others stay in the mean as zeros. None: all.
-
-    Returns:
-        A scalar; 0 for no rows and for equal logits: exactly so for the two KL, up to rounding for the mixtures.
+    Attributes:
+        modality: reads examples for both of them.
+        slm: g with adapter θ.
+        llm: f with adapter ω; None where nothing is distilled.
     """
-    log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
-    log_student = functional.log_softmax(student / temperature, dim=-1)
-    rows = _DIVERGENCES[kind](log_teacher, log_student)
-    if taught is not None:
-        rows = rows * taught
-    return temperature**2 * rows.sum() / max(len(student), 1)
 
+    modality: Modality
+    slm: nn.Module
+    llm: nn.Module | None = None
 
-def uncertainty(logits: Tensor, targets: Tensor) -> Tensor:
-    """What a model lacks on each row, [P] in nats: its cross-entropy, or, of unlabelled rows, its entropy.
-
-    The first is what DualMinCE of FedMKT compares (Fan et al., arXiv 2406.02224, section 3.3); the second needs no
-    label. Whoever lacks less teaches; where both lack the same, nobody does.
-
-    Args:
-        logits: [P, V]; no gradient comes back.
-        targets: [P] int64, `UNLABELLED` where there is none.
-    """
-    log = functional.log_softmax(logits.detach(), dim=-1)
-    loss = -log.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
-    return torch.where(targets != UNLABELLED, loss, -(log.exp() * log).sum(-1))
-
-
-def ramp(round_index: int, rounds: int) -> float:
-    """Factor of λ in a round: linear from 1 / `rounds` to 1, and 1 from then on.
-
-    >>> [ramp(index, 4) for index in (1, 2, 4, 5)]
-    [0.25, 0.5, 1.0, 1.0]
-    >>> ramp(1, 0)
-    1.0
-    """
-    return min(1.0, round_index / rounds) if rounds else 1.0
+    def models(self) -> dict[str, nn.Module]:
+        """Return role to model, for the roles that there are."""
+        return {"slm": self.slm} | ({"llm": self.llm} if self.llm is not None else {})
 
 
 @dataclass(frozen=True)
@@ -147,143 +57,135 @@ class Losses:
     total: Tensor
 
 
+def warmup_factor(round_index: int, rounds: int) -> float:
+    """Return the factor of λ in a round: linear from 1 / `rounds` to 1, and 1 from then on.
+
+    >>> [warmup_factor(index, 4) for index in (1, 2, 4, 5)]
+    [0.25, 0.5, 1.0, 1.0]
+    >>> warmup_factor(1, 0)
+    1.0
+    """
+    return min(1.0, round_index / rounds) if rounds else 1.0
+
+
 def mutual_losses(
-    slm_logits: Tensor,
-    llm_logits: Tensor,
-    targets: Tensor,
-    *,
-    weight: float = 1.0,
-    llm_weight: float | None = None,
-    temperature: float = 1.0,
-    kind: Divergence = "forward_kl",
-    teach_where_better: bool = False,
-    llm_targets: Tensor | None = None,
-    common: SharedOutcomes | None = None,
+    slm_loss: Tensor, llm_loss: Tensor, rows: Rows, settings: DistillationConfig, factor: float = 1.0
 ) -> Losses:
-    """Eq. 4-6 for both roles.
+    """Return eq. 4-6 for both models.
 
     Args:
-        slm_logits: z_g, [P, V].
-        llm_logits: z_f, [P, V].
-        targets: [P] int64, `UNLABELLED` where there is none: such rows count in KL, not in CE.
-        weight: λ of the SLM's loss; 0 leaves plain cross-entropy, and no KL is computed.
-        llm_weight: λ of the LLM's loss; None means the same as `weight`.
-        temperature: τ.
-        kind: the divergence.
-        teach_where_better: a role is taught only where the other one knows better (`uncertainty`).
-        llm_targets: [Q], where the LLM has rows of its own, `llm_logits` [Q, W]; None: `targets`.
-        common: what the two are compared by instead of their logits, where they have different tokenizers.
+        slm_loss: supervised loss of the SLM, CE(z_g, y).
+        llm_loss: the same of the LLM.
+        rows: what both models say, row by row; unlabelled rows count in the KL as well.
+        settings: λ of both losses, τ, divergence, and whether a model is taught only where the other one knows better.
+        factor: of both λ, in this round.
 
     Returns:
-        CE of each role, the SLM's KL, and the total to backpropagate: since each role's KL detaches
-        the other, the gradients of L_g + L_f are those of L_g and L_f apart.
+        The supervised losses, the SLM's KL, and the total to backpropagate: since each model's KL detaches the other
+        one, the gradients of L_g + L_f are those of L_g and of L_f apart. With λ = 0 no KL is computed.
     """
-    llm_weight = weight if llm_weight is None else llm_weight
-    llm_targets = targets if llm_targets is None else llm_targets
-    slm_loss, llm_loss = cross_entropy(slm_logits, targets), cross_entropy(llm_logits, llm_targets)
-    if common is not None:
-        slm_logits, llm_logits, targets, llm_targets = common
+    weight, llm_weight = (factor * value for value in settings.weights)
     total, kl = slm_loss + llm_loss, torch.zeros(())
     slm_taught = llm_taught = None
-    if teach_where_better:
-        slm_lacks, llm_lacks = uncertainty(slm_logits, targets), uncertainty(llm_logits, llm_targets)
-        slm_taught, llm_taught = llm_lacks < slm_lacks, slm_lacks < llm_lacks
+    if settings.teach_where_better:
+        slm_unsure, llm_unsure = uncertainty(rows.slm, rows.slm_targets), uncertainty(rows.llm, rows.llm_targets)
+        slm_taught, llm_taught = llm_unsure < slm_unsure, slm_unsure < llm_unsure
     if weight:
-        kl = divergence(llm_logits, slm_logits, temperature, kind, slm_taught)
+        kl = divergence(rows.llm, rows.slm, settings.temperature, settings.divergence, slm_taught)
         total = total + weight * kl
     if llm_weight:
-        total = total + llm_weight * divergence(slm_logits, llm_logits, temperature, kind, llm_taught)
+        total = total + llm_weight * divergence(
+            rows.slm, rows.llm, settings.temperature, settings.divergence, llm_taught
+        )
     return Losses(slm_loss, llm_loss, kl, total)
 
 
-def distil_mutually(
-    task: Task,
-    slm: nn.Module,
-    llm: nn.Module,
-    public: Sequence[Any],
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    weight: float = 1.0,
-    llm_weight: float | None = None,
-    temperature: float = 1.0,
-    kind: Divergence = "forward_kl",
-    teach_where_better: bool = False,
-    max_grad_norm: float | None = None,
-    bridge: TokenizerBridge | None = None,
+def distil(
+    pair: ModelPair, public: Sequence[Any], settings: ServerConfig, seed: int, round_index: int = 1
 ) -> dict[str, float]:
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
     Args:
-        task: the modality, in the SLM's tokens.
-        slm: g with adapter θ; left in evaluation mode.
-        llm: f with adapter ω; left in evaluation mode.
+        pair: both models; left in evaluation mode.
         public: D_a, labelled and unlabelled examples.
-        epochs: passes over D_a.
-        batch_size: examples a step, the same for both models.
-        learning_rate: of each model's own fresh AdamW.
+        settings: passes, batches, each model's own AdamW, and the distillation itself.
         seed: decides order and dropout.
-        weight: λ.
-        llm_weight: λ of the LLM's loss, if it differs.
-        temperature: τ.
-        kind: the divergence.
-        teach_where_better: teach a role only where the other one knows better.
-        max_grad_norm: longest gradient of a step, of each model by itself (`training.clip`).
-        bridge: to the LLM's own task, where it has another tokenizer.
+        round_index: 1 for the first round; matters where λ grows over the first rounds.
 
     Returns:
-        Means over the steps of the last epoch: `slm` and `llm` (cross-entropy), `kl`.
+        Means over the steps of the last epoch: `slm` and `llm` (supervised losses), `kl`.
 
     Raises:
         NonFiniteError: a loss became NaN or infinite.
     """
     generator = random.Random(seed)
     torch.manual_seed(seed)
-    optimizers = [adamw(model, learning_rate) for model in (slm, llm)]
-    batches = (batch for _ in range(epochs) for batch in minibatches(bridge or task, public, batch_size, generator))
-    count = batch_count(public, batch_size)
-    history: list[dict[str, float]] = []
-    slm.train()
-    llm.train()
-    for batch in track(batches, "distillation", total=epochs * count):
-        losses = mutual_losses(
-            **_outputs(task, slm, llm, batch, bridge),
-            weight=weight,
-            llm_weight=llm_weight,
-            temperature=temperature,
-            kind=kind,
-            teach_where_better=teach_where_better,
-        )
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        losses.total.backward()
-        history.append({"slm": losses.slm.item(), "llm": losses.llm.item(), "kl": losses.kl.item()})
-        check_finite("distillation", **history[-1], total=losses.total.item())
-        for model, optimizer in zip((slm, llm), optimizers, strict=True):
-            clip(model, max_grad_norm)
-            optimizer.step()
-    slm.eval()
-    llm.eval()
-    check_finite_weights("distillation, SLM", slm)
-    check_finite_weights("distillation, LLM", llm)
-    last = history[-count:]
-    return {name: sum(entry[name] for entry in last) / max(len(last), 1) for name in ("slm", "llm", "kl")}
+    models = pair.models()
+    per_epoch = step_count(public, settings)
+    stepper = Stepper(models, settings, settings.epochs * per_epoch, f"distillation, round {round_index}")
+    groups = (
+        group for _ in range(settings.epochs) for group in step_batches(pair.modality, public, settings, generator)
+    )
+    factor = warmup_factor(round_index, settings.distillation.warmup_rounds)
+    history: list[Losses] = []
+    for model in models.values():
+        model.train()
+    for group in track(groups, "distillation", total=settings.epochs * per_epoch):
+        stepper.zero_grad()
+        losses, rows = _accumulate(pair, group, settings.distillation, factor)
+        history.append(losses)
+        named = {"slm": losses.slm, "llm": losses.llm, "kl": losses.kl}
+        stepper.step(named, rows, partial(check_loss, "distillation", **named, total=losses.total))
+    for role, model in models.items():
+        model.eval()
+        check_finite_weights(f"distillation, {role.upper()}", model)
+    last = history[-per_epoch:]
+    means = {name: sum(getattr(e, name).item() for e in last) / max(len(last), 1) for name in ("slm", "llm", "kl")}
+    check_finite("distillation", **means)
+    return means
 
 
-def _outputs(task: Task, slm: nn.Module, llm: nn.Module, batch: Any, bridge: TokenizerBridge | None) -> dict[str, Any]:
-    """What `mutual_losses` compares on one batch, on the SLM's device."""
-    own, other = (batch.slm, batch.llm) if bridge else (batch, batch)
-    slm_logits = task.logits(slm, own)
-    device = slm_logits.device
-    llm_logits = (bridge.llm if bridge else task).logits(llm, other).to(device)
-    outputs: dict[str, Any] = {
-        "slm_logits": slm_logits,
-        "llm_logits": llm_logits,
-        "targets": task.targets(own).to(device),
+def _accumulate(
+    pair: ModelPair, batches: Sequence[Any], settings: DistillationConfig, factor: float
+) -> tuple[Losses, int]:
+    """Add up the gradients of a step's batches: those of each loss's mean over all rows that it counts.
+
+    Returns:
+        The losses of the step, without their graph, and the number of the SLM's labelled rows.
+    """
+    modality, sums = pair.modality, []
+    labelled = {
+        role: [modality.of(role).labelled(modality.part(batch, role)) for batch in batches] for role in pair.models()
     }
-    if bridge:
-        outputs["llm_targets"] = bridge.llm.targets(other).to(device)
-        outputs["common"] = bridge.common(batch, slm_logits, llm_logits)
-    return outputs
+    shares = [_shares(counts) for counts in (*labelled.values(), [modality.rows(batch) for batch in batches])]
+    for batch, slm_share, llm_share, kl_share in zip(batches, *shares, strict=True):
+        slm_logits, llm_logits, slm_loss, llm_loss = _outputs(pair, batch)
+        rows = modality.align(batch, slm_logits, llm_logits)
+        losses = mutual_losses(slm_loss * slm_share, llm_loss * llm_share, rows, settings, factor * kl_share)
+        losses.total.backward()
+        parts = (losses.slm, losses.llm, losses.kl.to(losses.slm.device) * kl_share, losses.total)
+        sums.append(torch.stack([part.detach() for part in parts]))
+    return Losses(*torch.stack(sums).sum(0)), sum(labelled["slm"])
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    """Return each count's share of all of them; equal shares of nothing.
+
+    >>> _shares([1, 3]), _shares([0]), _shares([5])
+    ([0.25, 0.75], [1.0], [1.0])
+    """
+    total = sum(counts)
+    return [count / total if total else 1 / len(counts) for count in counts]
+
+
+def _outputs(pair: ModelPair, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return both models' logits and supervised losses on one batch, on the SLM's device."""
+    modality = pair.modality
+    outputs = []
+    for role, model in pair.models().items():
+        own, part = modality.of(role), modality.part(batch, role)
+        logits = own.logits(model, part)
+        outputs.append((logits, own.loss(logits, part)))
+    (slm_logits, slm_loss), (llm_logits, llm_loss) = outputs
+    device = slm_logits.device
+    return slm_logits, llm_logits.to(device), slm_loss, llm_loss.to(device)

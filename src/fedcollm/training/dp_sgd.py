@@ -15,28 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedcollm.config import ClientConfig
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import UNLABELLED, Task
+from fedcollm.modalities.base import UNLABELLED, Modality
 from fedcollm.models.fused.patch import unfused
 from fedcollm.privacy.accounting import ExamplePrivacy, missing
 from fedcollm.privacy.discrete_gaussian import discrete_gaussian
 from fedcollm.privacy.keystream import SecureStream
 from fedcollm.progress import track
-from fedcollm.training.fine_tuning import adamw, check_finite_weights
+from fedcollm.training.fine_tuning import check_finite_weights
+from fedcollm.training.optimizers import adamw, scheduler
 
 _GRID_BITS = 30  # the grid's step is the noise's standard deviation / 2³⁰
 
 
 def fit_privately(
-    task: Task,
+    modality: Modality,
     model: nn.Module,
     examples: Sequence[Any],
-    *,
+    settings: ClientConfig,
     privacy: ExamplePrivacy,
-    batch_size: int,
-    learning_rate: float,
     where: str = "training",
-    stream: SecureStream | None = None,
 ) -> None:
     """Tune the trainable parameters on labelled examples, so that no single one shows; nothing else is given back.
 
@@ -44,35 +43,42 @@ def fit_privately(
     of the batch, nor by the number of examples, which is the client's secret: AdamW does not mind the scale.
 
     Args:
-        task: the modality. An example's loss is the sum over its own supervised rows.
+        modality: an example's loss is the sum of the cross-entropy over its own supervised rows.
         model: its parameters with `requires_grad` are tuned, and all must belong to linear layers; left in evaluation
             mode.
         examples: the private part D_k.
+        settings: AdamW and its schedule; `batch_size` is the number of examples in memory at once, without influence on
+            the result.
         privacy: clipping, noise, sampling rate and number of steps.
-        batch_size: examples in memory at once; of no influence on the result.
-        learning_rate: of AdamW, constant.
         where: for progress and error messages.
-        stream: where all randomness but dropout comes from; by default a fresh one.
 
     Raises:
         NonFiniteError: the adapter became NaN or infinite.
         UserError: opacus is not installed, or can't give this adapter's gradients.
     """
-    stream = stream or SecureStream()
+    if type(modality).loss is not Modality.loss:
+        raise UserError(
+            f"federation.privacy: {modality.name} has a loss of its own, and level example knows only that of rows of "
+            "classes. Set federation.privacy.level: client."
+        )
+    stream = SecureStream()
     with unfused(model):  # opacus' hooks are on single layers
-        hooks, optimizer = _private(model, learning_rate, privacy, stream)
+        hooks, optimizer = _private(model, settings, privacy, stream)
+        schedule = scheduler(optimizer.original_optimizer, settings, privacy.steps)
         model.train()
         try:
             for _ in track(range(privacy.steps), where, total=privacy.steps):
                 drawn: list[int] = np.flatnonzero(stream.uniform(len(examples)) < privacy.sampling_rate).tolist()
-                near = sorted(drawn, key=lambda i: task.size(examples[i]))
-                chunks = [near[i : i + batch_size] for i in range(0, len(near), batch_size)] or [[]]
+                near = sorted(drawn, key=lambda i: modality.size(examples[i]))
+                chunks = [near[i : i + settings.batch_size] for i in range(0, len(near), settings.batch_size)] or [[]]
                 for number, chunk in enumerate(chunks, start=1):
-                    _backward(task, model, [examples[i] for i in chunk])
+                    _backward(modality, model, [examples[i] for i in chunk])
                     optimizer.signal_skip_step(number < len(chunks))
                     with _exact_products():
                         optimizer.step()
                     optimizer.zero_grad()
+                if schedule is not None:
+                    schedule.step()
         finally:
             hooks.cleanup()
             for parameter in optimizer.params:
@@ -81,7 +87,9 @@ def fit_privately(
     check_finite_weights(where, model)
 
 
-def _private(model: nn.Module, learning_rate: float, privacy: ExamplePrivacy, stream: SecureStream) -> tuple[Any, Any]:
+def _private(
+    model: nn.Module, settings: ClientConfig, privacy: ExamplePrivacy, stream: SecureStream
+) -> tuple[Any, Any]:
     """Opacus' hooks on the model, to be cleaned up, and its optimizer, to which our noise is added.
 
     Raises:
@@ -101,7 +109,7 @@ def _private(model: nn.Module, learning_rate: float, privacy: ExamplePrivacy, st
             )
     hooks = GradSampleHooks(model, loss_reduction="sum")
     optimizer = DPOptimizer(
-        adamw(model, learning_rate),
+        adamw(model, settings),
         noise_multiplier=0.0,  # opacus clips and sums; the noise is added by the hook, which runs at every step
         max_grad_norm=privacy.clip,
         expected_batch_size=None,
@@ -116,17 +124,17 @@ def _private(model: nn.Module, learning_rate: float, privacy: ExamplePrivacy, st
     return hooks, optimizer
 
 
-def _backward(task: Task, model: nn.Module, examples: Sequence[Any]) -> None:
+def _backward(modality: Modality, model: nn.Module, examples: Sequence[Any]) -> None:
     """Leave each example's gradient in the parameters' `grad_sample`, [examples, *shape]."""
     if not examples:  # it happens by chance, and the step must not show that it did
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)  # pyright: ignore
         return
-    batch = task.collate(examples)
-    logits = task.logits(model, batch)
+    batch = modality.collate(examples)
+    logits = modality.logits(model, batch)
     loss = functional.cross_entropy(
-        logits, task.targets(batch).to(logits.device), ignore_index=UNLABELLED, reduction="sum"
+        logits, modality.targets(batch).to(logits.device), ignore_index=UNLABELLED, reduction="sum"
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the first layer's input is data

@@ -1,36 +1,52 @@
 """Fine-tuning and scoring: one loop for both roles and every modality."""
 
+import itertools
 import math
-import operator
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from fedcollm.config import ClientConfig, TrainingConfig
 from fedcollm.errors import NonFiniteError
 from fedcollm.messages import Score
-from fedcollm.modalities.base import UNLABELLED, Collator, Task
+from fedcollm.modalities.base import Modality
 from fedcollm.progress import track
+from fedcollm.training.optimizers import Stepper
 
 #: Batches are cut from windows of this many batches sorted by size: little padding, still random.
 _WINDOW = 8
 
 
+class Collator(Protocol):
+    """How examples become batches of similar size; every modality is one."""
+
+    def size(self, example: Any) -> int:
+        """Return the cost of one example."""
+        ...
+
+    def collate(self, examples: Sequence[Any]) -> Any:
+        """Return one batch."""
+        ...
+
+
 def batch_count(examples: Sequence[Any], batch_size: int) -> int:
-    """Number of batches of one pass."""
+    """Return the number of batches of one pass."""
     return math.ceil(len(examples) / batch_size)
 
 
-def minibatches(task: Collator, examples: Sequence[Any], batch_size: int, generator: random.Random) -> Iterator[Any]:
-    """One shuffled pass over the examples as collated batches of examples of like size.
+def minibatches(
+    modality: Collator, examples: Sequence[Any], batch_size: int, generator: random.Random
+) -> Iterator[Any]:
+    """Yield one shuffled pass over the examples as collated batches of examples of similar size.
 
     Args:
-        task: gives each example's size and collates.
+        modality: gives each example's size and collates.
         examples: any number of examples.
-        batch_size: examples a batch; the batch of the remainder is smaller.
+        batch_size: examples per batch; the batch of the remainder is smaller.
         generator: the only source of randomness.
     """
     order = list(range(len(examples)))
@@ -38,31 +54,25 @@ def minibatches(task: Collator, examples: Sequence[Any], batch_size: int, genera
     window = batch_size * _WINDOW
     batches = []
     for start in range(0, len(order), window):
-        near = sorted(order[start : start + window], key=lambda i: task.size(examples[i]))
+        near = sorted(order[start : start + window], key=lambda i: modality.size(examples[i]))
         batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
     generator.shuffle(batches)
     for batch in batches:
-        yield task.collate([examples[i] for i in batch])
+        yield modality.collate([examples[i] for i in batch])
 
 
-def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-    """A fresh AdamW over the trainable parameters, β = (0.9, 0.95) as in FedMKT (arXiv 2406.02224).
-
-    A round has few steps, so the usual β₂ = 0.999 would still be averaging over the first ones at its end.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+def step_count(examples: Sequence[Any], settings: TrainingConfig) -> int:
+    """Return the number of optimizer steps of one pass."""
+    return math.ceil(batch_count(examples, settings.batch_size) / settings.gradient_accumulation)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over labelled rows; zero, with a zero gradient, if there are none.
-
-    Args:
-        logits: [P, V].
-        targets: [P] int64; rows with `UNLABELLED` don't count.
-    """
-    labelled = (targets != UNLABELLED).sum().clamp(min=1)
-    return functional.cross_entropy(logits, targets, ignore_index=UNLABELLED, reduction="sum") / labelled
+def step_batches(
+    modality: Collator, examples: Sequence[Any], settings: TrainingConfig, generator: random.Random
+) -> Iterator[list[Any]]:
+    """Yield the batches of each optimizer step of one shuffled pass: `gradient_accumulation` of them, or the rest."""
+    batches = minibatches(modality, examples, settings.batch_size, generator)
+    while group := list(itertools.islice(batches, settings.gradient_accumulation)):
+        yield group
 
 
 def check_finite(where: str, **losses: float) -> None:
@@ -77,6 +87,15 @@ def check_finite(where: str, **losses: float) -> None:
                 f"{where}: the {name} loss became {value}; the last good state is kept. "
                 "Lower the learning rate, or look for broken examples."
             )
+
+
+def check_loss(where: str, **losses: Tensor) -> None:
+    """Refuse a loss that is NaN or infinite, where looking at it costs nothing: not on a GPU, which would have to wait.
+
+    Raises:
+        NonFiniteError: as `check_finite`.
+    """
+    check_finite(where, **{name: loss.item() for name, loss in losses.items() if loss.device.type == "cpu"})
 
 
 def check_finite_weights(where: str, model: nn.Module) -> None:
@@ -98,42 +117,25 @@ def pull_back(anchors: Iterable[tuple[nn.Parameter, Tensor]], proximal: float) -
             parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
 
 
-def clip(model: nn.Module, max_grad_norm: float | None) -> None:
-    """Scale the gradient of the trainable parameters, as one vector, down to an L2 norm where it is longer.
-
-    From Pascanu et al., arXiv 1211.5063, algorithm 1. None: leave it as it is.
-    """
-    if max_grad_norm is not None:
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm)
-
-
 def fit(
-    task: Task,
+    modality: Modality,
     model: nn.Module,
     examples: Sequence[Any],
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    settings: ClientConfig,
     seed: int,
-    proximal: float = 0.0,
-    max_grad_norm: float | None = None,
     where: str = "training",
 ) -> float:
     """Tune the trainable parameters on labelled examples (Algorithm 1, client side).
 
     Args:
-        task: the modality.
+        modality: makes batches, outputs and losses.
         model: its parameters with `requires_grad` are tuned; left in evaluation mode.
         examples: the private part D_k.
-        epochs: passes over the examples.
-        batch_size: examples a step.
-        learning_rate: of AdamW, constant.
+        settings: passes, batches, AdamW and its schedule. With `proximal`, FedProx's μ (Li et al., arXiv 1812.06127,
+            eq. 2), μ/2 ‖θ − θ₀‖² is added to the loss, θ₀ being the parameters at the start; the loss that is returned
+            is without it.
         seed: decides order and dropout, together with nothing else.
-        proximal: μ of FedProx (Li et al., arXiv 1812.06127, eq. 2): μ/2 ‖θ − θ₀‖² is added to the loss, θ₀ being the
-            parameters at the start; what is returned is without it.
-        max_grad_norm: longest gradient of a step, the proximal term's included (`clip`).
-        where: for progress and error messages.
+        where: for progress, metrics and error messages.
 
     Returns:
         Mean loss over the labelled rows of the last epoch.
@@ -143,43 +145,58 @@ def fit(
     """
     generator = random.Random(seed)
     torch.manual_seed(seed)
-    optimizer = adamw(model, learning_rate)
-    count = batch_count(examples, batch_size)
-    batches = (batch for _ in range(epochs) for batch in minibatches(task, examples, batch_size, generator))
-    losses, rows = [], []
-    anchors = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad] if proximal else []
+    per_epoch = step_count(examples, settings)
+    stepper = Stepper({"model": model}, settings, settings.epochs * per_epoch, where)
+    anchors = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad] if settings.proximal else []
+    history: list[tuple[Tensor, int]] = []
+    groups = (group for _ in range(settings.epochs) for group in step_batches(modality, examples, settings, generator))
     model.train()
-    for batch in track(batches, where, total=epochs * count):
-        logits, targets = task.logits(model, batch), task.targets(batch)
-        loss = cross_entropy(logits, targets.to(logits.device))
-        optimizer.zero_grad()
-        loss.backward()
-        pull_back(anchors, proximal)
-        clip(model, max_grad_norm)
-        losses.append(loss.item())
-        rows.append(int((targets != UNLABELLED).sum()))
-        check_finite(where, training=losses[-1])
-        optimizer.step()
+    for group in track(groups, where, total=settings.epochs * per_epoch):
+        stepper.zero_grad()
+        loss, rows = _accumulate(modality, model, group)
+        pull_back(anchors, settings.proximal)
+        history.append((loss, rows))
+        stepper.step({"training": loss}, rows, partial(check_loss, where, training=loss))
     model.eval()
     check_finite_weights(where, model)
-    return sum(map(operator.mul, losses[-count:], rows[-count:])) / max(sum(rows[-count:]), 1)
+    last = [(loss.item(), count) for loss, count in history[-per_epoch:]]
+    check_finite(where, training=sum(loss for loss, _ in last))
+    return sum(loss * count for loss, count in last) / max(sum(count for _, count in last), 1)
 
 
-def evaluate(task: Task, model: nn.Module, examples: Sequence[Any], batch_size: int, where: str = "scoring") -> Score:
-    """Score a model on examples, in batches of like size.
+def _accumulate(modality: Modality, model: nn.Module, batches: Sequence[Any]) -> tuple[Tensor, int]:
+    """Add up the gradients of a step's batches: those of the mean loss over all their labelled rows.
+
+    Returns:
+        That loss, a scalar on the model's device, and the number of rows.
+    """
+    rows = [modality.labelled(batch) for batch in batches]
+    parts = []
+    for batch, count in zip(batches, rows, strict=True):
+        share = count / sum(rows) if sum(rows) else 1 / len(rows)
+        loss = modality.loss(modality.logits(model, batch), batch) * share
+        loss.backward()
+        parts.append(loss.detach())
+    return torch.stack(parts).sum(), sum(rows)
+
+
+def evaluate(
+    modality: Modality, model: nn.Module, examples: Sequence[Any], batch_size: int, where: str = "scoring"
+) -> Score:
+    """Score a model on examples, in batches of similar size.
 
     Returns:
         The exact sum of the batches' scores.
     """
-    batches, total = like_sized(task, examples, batch_size), Score({}, 0)
+    batches, total = like_sized(modality, examples, batch_size), Score({}, 0)
     model.eval()
     with torch.inference_mode():
         for batch in track(batches, where, total=len(batches)):
-            total += task.score(model, [examples[i] for i in batch])
+            total += modality.score(model, [examples[i] for i in batch])
     return total
 
 
-def like_sized(task: Collator, examples: Sequence[Any], batch_size: int) -> list[list[int]]:
-    """Positions of all examples, by size, in batches."""
-    order = sorted(range(len(examples)), key=lambda i: task.size(examples[i]))
+def like_sized(modality: Collator, examples: Sequence[Any], batch_size: int) -> list[list[int]]:
+    """Return the positions of all examples, sorted by size, in batches."""
+    order = sorted(range(len(examples)), key=lambda i: modality.size(examples[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,18 +1,16 @@
 """Round 1 of clients that several runs have in common, trained once: every method starts from the same θ."""
 
-import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fedcollm.federation.server import Transport
 from fedcollm.messages import Answer, ClientUpdate, Request, Score, TrainRequest, payload_digest
-from fedcollm.runs.directory import writing
+from fedcollm.storage import one_at_a_time, replacing, writing
 
 #: Later rounds start from what the method made of this one, so that no two methods share them.
 SHARED_ROUND = 1
@@ -27,10 +25,10 @@ class CachingTransport:
     Args:
         inner: the way to the clients.
         directory: where updates are kept; several processes may use it at once.
-        settings: client id to all that its update depends on beside the request, as text.
+        settings: client id to all that its update depends on beside the request, as plain values.
     """
 
-    def __init__(self, inner: Transport, directory: Path, settings: Mapping[str, str]):
+    def __init__(self, inner: Transport, directory: Path, settings: Mapping[str, Mapping[str, Any]]):
         self._inner = inner
         self._directory = directory
         self._settings = settings
@@ -48,8 +46,9 @@ class CachingTransport:
                 yield from self._inner.ask({client: request})
 
     def _remembered(self, client: str, request: TrainRequest) -> Iterator[Answer]:
-        settings = client, request.round_index, request.evaluate, self._settings[client]
-        file = self._directory / f"{payload_digest(request.adapter, *settings)}.safetensors"
+        settings = {"client": client, "round": request.round_index, "evaluate": request.evaluate}
+        digest = payload_digest(request.adapter, settings | {"settings": dict(self._settings[client])})
+        file = self._directory / f"{digest}.safetensors"
         with one_at_a_time(file):
             if file.exists():
                 answers = [_read(file)]
@@ -61,30 +60,14 @@ class CachingTransport:
         yield from answers
 
 
-@contextlib.contextmanager
-def one_at_a_time(file: Path) -> Iterator[None]:
-    """Let one process at a time make a file: the others wait, and find it there."""
-    with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_name(f".{file.name}.lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _write(file: Path, update: ClientUpdate) -> None:
     """Keep an update: its adapter as tensors, all else as JSON in the header; the file is whole or absent."""
     score = (dict(update.score.sums), update.score.count) if update.score else None
     values = {"client": update.client, "round_index": update.round_index, "examples": update.examples}
     values |= {"loss": update.loss, "score": score, "seconds": dict(update.seconds)}
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
-    with writing(file.parent):
-        try:
-            tensors = {name: tensor.contiguous() for name, tensor in update.adapter.items()}
-            save_file(tensors, temporary, metadata={"update": json.dumps(values)})
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in update.adapter.items()}
+    with writing(file.parent), replacing(file) as temporary:
+        save_file(tensors, temporary, metadata={"update": json.dumps(values)})
 
 
 def _read(file: Path) -> ClientUpdate:

@@ -15,10 +15,21 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import Answer, ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Request, Score, Session
+from fedcollm.messages import (
+    PROTOCOL_VERSION,
+    Answer,
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    Request,
+    Score,
+    Session,
+    readable,
+)
 from fedcollm.messages import TrainRequest as Train
 
-_METADATA = "fedcollm"
+_METADATA, _VERSION = "fedcollm", "protocol_version"
 
 
 class _Header(BaseModel):
@@ -93,7 +104,7 @@ def encode(message: Request | Answer) -> bytes:
         case Failure(client, reason):
             header, tensors = _FailureHeader(client=client, reason=reason), {}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return save(contiguous, {_METADATA: header.model_dump_json()})
+    return save(contiguous, {_METADATA: header.model_dump_json(), _VERSION: str(PROTOCOL_VERSION)})
 
 
 def decode(data: bytes, limit_bytes: int) -> Request | Answer:
@@ -104,15 +115,20 @@ def decode(data: bytes, limit_bytes: int) -> Request | Answer:
         limit_bytes: the longest message to look at.
 
     Raises:
-        RefusalError: too long, truncated, or not a message.
+        RefusalError: too long, truncated, not a message, or a message of another version of the protocol.
     """
     if len(data) > limit_bytes:
         raise RefusalError(f"a message of {len(data)} bytes, longer than the {limit_bytes} allowed")
     try:
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA]
-        header, tensors = _HEADERS.validate_json(metadata), load(data)
-    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        if (version := metadata.get(_VERSION)) != str(PROTOCOL_VERSION):
+            raise RefusalError(
+                f"a message of protocol version {readable(str(version))}, and this is version {PROTOCOL_VERSION}: "
+                "server and clients need the same version of fedcollm"
+            )
+        header, tensors = _HEADERS.validate_json(metadata[_METADATA]), load(data)
+    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RefusalError(f"not a message of this protocol ({type(error).__name__})") from error
     return _message(header, tensors)
 

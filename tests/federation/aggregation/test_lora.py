@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.parties import mean_of
 
 from fedcollm.errors import UserError
 from fedcollm.federation.aggregation.lora import ProductMean, closest, stacked
 from fedcollm.federation.aggregation.mean import WeightedMean
-from fedcollm.federation.aggregation.validation import aggregate
 from fedcollm.federation.upload_format import first
 from fedcollm.messages import Adapter, ClientUpdate
 
@@ -153,7 +153,7 @@ def test_stacked_factors_give_the_weighted_mean():
 
 def test_aggregate_folds_numbers_beside_it():
     updates = [ClientUpdate("a", 1, FIRST, 1, 1.0), ClientUpdate("b", 1, SECOND, 3, 2.0)]
-    whole = aggregate(updates, mean=ProductMean(RANK_2))
+    whole = mean_of(updates, rule=ProductMean(RANK_2))
     assert torch.allclose(product(whole.adapter), torch.diag(torch.tensor([0.5, 3.0])).double())
     assert whole.loss == 1.75
     assert whole.participants == ("a", "b")

@@ -6,9 +6,10 @@ import weakref
 
 import pytest
 import torch
+from tests.parties import mean_of
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation.validation import aggregate, in_order, validate_updates
+from fedcollm.federation.aggregation.validation import Expected, in_order, validate_updates
 from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, Score, TrainRequest
 
 
@@ -27,22 +28,22 @@ B = update("b", [5.0, -2.0, 0.0], examples=3, loss=2.0)
 
 def test_mean_is_weighted_by_examples():
     # (1 * 1 + 3 * 5) / 4, (1 * 2 - 3 * 2) / 4, (1 * 3 + 0) / 4
-    assert aggregate([A, B]).adapter["w"].tolist() == [4.0, -1.0, 0.75]
+    assert mean_of([A, B]).adapter["w"].tolist() == [4.0, -1.0, 0.75]
 
 
 def test_uniform_mean_ignores_the_number_of_examples():
-    assert aggregate([A, B], uniform=True).adapter["w"].tolist() == [3.0, 0.0, 1.5]
+    assert mean_of([A, B], weighted=False).adapter["w"].tolist() == [3.0, 0.0, 1.5]
 
 
 def test_mean_of_one_client_is_its_adapter_bit_for_bit():
     odd = update("a", [0.1, 1 / 3, 1e-30], examples=7)
-    assert torch.equal(aggregate([odd]).adapter["w"], odd.adapter["w"])
+    assert torch.equal(mean_of([odd]).adapter["w"], odd.adapter["w"])
 
 
 def test_every_tensor_is_averaged():
     one = ClientUpdate("a", 1, {"w": torch.tensor([1.0]), "v": torch.tensor([[2.0]])}, 1, 0.0)
     two = ClientUpdate("b", 1, {"w": torch.tensor([3.0]), "v": torch.tensor([[6.0]])}, 1, 0.0)
-    mean = aggregate([one, two]).adapter
+    mean = mean_of([one, two]).adapter
     assert {name: tensor.tolist() for name, tensor in mean.items()} == {"w": [2.0], "v": [[4.0]]}
 
 
@@ -50,14 +51,14 @@ def test_every_tensor_is_averaged():
 def test_updates_are_not_changed(dtype):
     first = update("a", [1.0, 2.0, 3.0], examples=2, dtype=dtype)
     second = update("b", [5.0, -2.0, 0.0], examples=3, dtype=dtype)
-    aggregate([first, second])
+    mean_of([first, second])
     assert first.adapter["w"].tolist() == [1.0, 2.0, 3.0]
     assert second.adapter["w"].tolist() == [5.0, -2.0, 0.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_mean_has_the_updates_dtype(dtype):
-    mean = aggregate([update("a", [1.0], dtype=dtype), update("b", [2.0], dtype=dtype)]).adapter["w"]
+    mean = mean_of([update("a", [1.0], dtype=dtype), update("b", [2.0], dtype=dtype)]).adapter["w"]
     assert mean.dtype == dtype
     assert mean.item() == 1.5
 
@@ -68,12 +69,12 @@ def test_half_precision_is_summed_in_double():
         update("a", [256.0], dtype=torch.bfloat16),
         *(update(str(i), [1.0], dtype=torch.bfloat16) for i in range(256)),
     ]
-    assert aggregate(updates).adapter["w"].item() == pytest.approx(512 / 257, rel=0.01)
+    assert mean_of(updates).adapter["w"].item() == pytest.approx(512 / 257, rel=0.01)
 
 
 def test_loss_is_a_mean_over_examples_whatever_the_weights():
-    assert aggregate([A, B]).loss == 1.75  # (1 * 1 + 3 * 2) / 4
-    assert aggregate([A, B], uniform=True).loss == 1.75
+    assert mean_of([A, B]).loss == 1.75  # (1 * 1 + 3 * 2) / 4
+    assert mean_of([A, B], weighted=False).loss == 1.75
 
 
 def test_score_is_a_mean_over_clients():
@@ -81,11 +82,11 @@ def test_score_is_a_mean_over_clients():
         update("a", [0.0], score=Score({"acc": 1.0}, 2)),
         update("b", [0.0], examples=9, score=Score({"acc": 8.0}, 8)),
     ]
-    assert aggregate(updates).clients_score == 0.75  # 1/2 and 8/8
+    assert mean_of(updates).clients_score == 0.75  # 1/2 and 8/8
 
 
 def test_score_is_none_if_none_was_asked_for():
-    assert aggregate([A, B]).clients_score is None
+    assert mean_of([A, B]).clients_score is None
 
 
 def test_seconds_are_sums_and_participants_keep_their_order():
@@ -93,14 +94,14 @@ def test_seconds_are_sums_and_participants_keep_their_order():
         update("b", [0.0], seconds={"clients": 1.0, "evaluation": 0.5}),
         update("a", [0.0], seconds={"clients": 2.0, "evaluation": 0.25}),
     ]
-    result = aggregate(updates)
+    result = mean_of(updates)
     assert result.seconds == {"clients": 3.0, "evaluation": 0.75}
     assert result.participants == ("b", "a")
 
 
 def test_no_updates_are_refused():
     with pytest.raises(RoundFailedError, match="no client's update could be used"):
-        aggregate([])
+        mean_of([])
 
 
 # --- order ---
@@ -114,16 +115,14 @@ def awkward() -> list[ClientUpdate]:
 
 def test_awkward_sums_do_depend_on_their_order():
     updates = awkward()
-    assert (
-        aggregate(updates).adapter["w"].tolist() != aggregate([updates[i] for i in (0, 2, 1, 3)]).adapter["w"].tolist()
-    )
+    assert mean_of(updates).adapter["w"].tolist() != mean_of([updates[i] for i in (0, 2, 1, 3)]).adapter["w"].tolist()
 
 
 @pytest.mark.parametrize("arrival", list(itertools.permutations(range(4))))
 def test_mean_is_bitwise_the_same_for_any_order_of_arrival(arrival):
     updates = awkward()
-    expected = aggregate(updates)
-    arrived = aggregate(in_order((updates[i] for i in arrival), "abcd"))
+    expected = mean_of(updates)
+    arrived = mean_of(in_order((updates[i] for i in arrival), "abcd"))
     assert torch.equal(arrived.adapter["w"], expected.adapter["w"])
     assert arrived.loss == expected.loss
     assert arrived.participants == ("a", "b", "c", "d")
@@ -163,7 +162,7 @@ def test_aggregation_holds_one_update_at_a_time():
             yield new
             del new
 
-    assert aggregate(in_order(arriving(), "abcdef")).adapter["w"].tolist() == [1.0, 2.0, 3.0]
+    assert mean_of(in_order(arriving(), "abcdef")).adapter["w"].tolist() == [1.0, 2.0, 3.0]
     assert alive == [0, 1, 1, 1, 1, 1]
 
 
@@ -175,14 +174,14 @@ REQUEST = TrainRequest(1, {"w": torch.zeros(3)})
 def refused(*answers, ids=("a", "b"), max_update_norm=100.0) -> dict[str, str]:
     """Reasons by client, when these answers follow one good update of client a."""
     lost: dict[str, str] = {}
-    kept = list(validate_updates([A, *answers], REQUEST, ids, max_update_norm, lost))
+    kept = list(validate_updates([A, *answers], Expected(REQUEST, ids, max_update_norm), lost))
     assert [u.client for u in kept] == ["a"]
     return lost
 
 
 def test_good_updates_are_admitted_as_they_are():
     lost: dict[str, str] = {}
-    assert list(validate_updates([B, A], REQUEST, ["a", "b"], 100.0, lost)) == [B, A]
+    assert list(validate_updates([B, A], Expected(REQUEST, ["a", "b"], 100.0), lost)) == [B, A]
     assert lost == {}
 
 
@@ -213,7 +212,7 @@ def test_faulty_answer_is_refused_with_its_reason(answer, reason):
 def test_change_is_measured_from_what_was_sent():
     lost: dict[str, str] = {}
     request = TrainRequest(1, {"w": torch.tensor([60.0, 80.0, 0.0])})
-    assert list(validate_updates([update("a", [60.0, 80.0, 1.0])], request, ["a"], 1.0, lost))
+    assert list(validate_updates([update("a", [60.0, 80.0, 1.0])], Expected(request, ["a"], 1.0), lost))
     assert lost == {}
 
 

@@ -6,12 +6,15 @@ import functools
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests import parties
+from tests.parties import add_adapter
 
 from fedcollm.errors import RefusalError, RoundFailedError
 from fedcollm.federation.client import Client
-from fedcollm.federation.secagg.aggregator import SecureSettings
+from fedcollm.federation.secagg.aggregator import SecureAggregator
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import STATISTICS, FixedPoint, RangeError, statistics
+from fedcollm.federation.secagg.settings import SecureSettings
 from fedcollm.federation.server import Server
 from fedcollm.messages import (
     ClientUpdate,
@@ -25,7 +28,7 @@ from fedcollm.messages import (
     payload_digest,
 )
 from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.adapters import read_adapter
 from fedcollm.models.pretrained import load_causal_lm
 from fedcollm.transports.local import LocalTransport
 
@@ -45,7 +48,7 @@ def clients(tokenizer, model_directories) -> dict[str, Client]:
     slm = add_adapter(load_causal_lm(model_directories["slm"], torch.float32), rank=8, seed=1)
     test = [example(noun) for noun in ("cat", "red", "dog")]
     return {
-        name: Client(name, task, slm, [example(noun) for noun in nouns], test, learning_rate=1e-2, run="run")
+        name: parties.client(name, task, slm, [example(noun) for noun in nouns], test, learning_rate=1e-2, run="run")
         for name, nouns in PARTS.items()
     }
 
@@ -72,18 +75,21 @@ def secured(clients, uniform=False, value_range=1.0, losses=None) -> tuple[Wire,
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}
     encoding = FixedPoint(len(clients), 1 if uniform else 64, value_range)
-    members = {
-        name: SecureClient(c, len(clients), encoding, uniform, keys[name], roster) for name, c in clients.items()
-    }
-    return Wire(members, losses), SecureSettings(encoding, roster, None, uniform)
+    settings = SecureSettings(encoding, roster, None, uniform)
+    members = {name: SecureClient(c, settings, len(clients), keys[name]) for name, c in clients.items()}
+    return Wire(members, losses), settings
 
 
 def server(clients, uniform=False, **secure) -> Server:
     one = clients["a"]
-    plain = Server(one.task, one.slm, None, LocalTransport(clients), [], one.test, uniform=uniform, run=one.run)
+    rule = "uniform" if uniform else "mean"
+    made = parties.server(
+        one.modality, one.slm, None, LocalTransport(clients), [], one.test, aggregation=rule, run=one.run
+    )
     if secure:
-        plain.transport, plain.secure = secured(clients, uniform, **{k: v for k, v in secure.items() if k != "on"})
-    return plain
+        made.transport, settings = secured(clients, uniform, **{k: v for k, v in secure.items() if k != "on"})
+        made.aggregator = SecureAggregator(settings)
+    return made
 
 
 def largest_difference(one, other) -> float:
@@ -127,7 +133,7 @@ def test_no_answer_holds_an_update_or_a_single_clients_numbers(clients):
     for name, client in clients.items():
         update = client.train(TrainRequest(1, theta, run="run"))
         delta = {key: tensor - theta[key] for key, tensor in update.adapter.items()}
-        plain = secure.secure.encoding.encode(delta, update.examples, statistics(update)).tobytes()  # pyright: ignore
+        plain = secure.aggregator.settings.encoding.encode(delta, update.examples, statistics(update)).tobytes()  # pyright: ignore
         assert len(plain) == len(sent[name])
         same = sum(x == y for x, y in zip(plain, sent[name], strict=True)) / len(plain)
         assert same < 0.02  # 1 in 256 by chance
@@ -175,7 +181,8 @@ def test_value_outside_the_range_names_the_tensor_and_keeps_the_state(clients):
 
 def test_more_clients_than_the_fixed_point_holds_are_refused(clients):
     secure = server(clients, on=True)
-    secure.secure = dataclasses.replace(secure.secure, encoding=FixedPoint(3, 64, 1.0))  # pyright: ignore
+    settings = dataclasses.replace(secure.aggregator.settings, encoding=FixedPoint(3, 64, 1.0))
+    secure.aggregator = SecureAggregator(settings)
     with pytest.raises(RoundFailedError, match="4 clients are asked, and the fixed point is set up for 3"):
         secure.run_round(1)
 
@@ -217,7 +224,8 @@ def member(clients) -> SecureClient:
 def invitation(one: SecureClient, ids=IDS, run="run", index=1, **changes) -> TrainRequest:
     """A request to train with a session that fits it."""
     theta = read_adapter(one.client.slm)
-    session = Session.fresh(run, index, ids, payload=payload_digest(theta, True, one.encoding, one.uniform, None))
+    agreed = {"evaluate": True, "agreed": one.settings.to_wire()}
+    session = Session.fresh(run, index, ids, payload=payload_digest(theta, agreed))
     return dataclasses.replace(TrainRequest(1, theta, session=session, run="run"), **changes)
 
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests import parties
+from tests.parties import add_adapter
 
 from fedcollm.errors import RefusalError, UserError
-from fedcollm.federation.aggregation.validation import validate_updates
+from fedcollm.federation.aggregation.validation import Expected, validate_updates
 from fedcollm.federation.client import Client
 from fedcollm.federation.secagg import client as secure_client
-from fedcollm.federation.secagg.aggregator import SecureSettings
+from fedcollm.federation.secagg.aggregator import SecureAggregator
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint, pack, statistics
 from fedcollm.federation.secagg.noise import (
@@ -23,10 +25,11 @@ from fedcollm.federation.secagg.noise import (
     round_within,
     sensitivity,
 )
+from fedcollm.federation.secagg.settings import SecureSettings
 from fedcollm.federation.server import Server
 from fedcollm.messages import ClientUpdate, Score, TrainRequest
 from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.adapters import read_adapter
 from fedcollm.models.pretrained import load_causal_lm
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.privacy.keystream import SecureStream
@@ -169,7 +172,7 @@ def make(tokenizer, model_directories):
     def clients(privacy: Privacy | None, rounds: int | None = None) -> dict[str, Client]:
         test = [example(noun) for noun in ("cat", "red", "dog")]
         return {
-            name: Client(
+            name: parties.client(
                 name, task, slm, [example(n) for n in nouns], test, learning_rate=1e-2, privacy=privacy, rounds=rounds
             )
             for name, nouns in parts.items()
@@ -183,18 +186,26 @@ def secured(clients, privacy, **settings) -> tuple[dict[str, SecureClient], Secu
     roster = {name: key.public_key() for name, key in keys.items()}
     private = isinstance(privacy, ClientPrivacy)
     encoding = private_fixed_point(len(clients), privacy) if private else FixedPoint(len(clients), 1, 10.0)
-    members = {n: SecureClient(c, len(clients), encoding, True, keys[n], roster) for n, c in clients.items()}
-    return members, SecureSettings(encoding, roster, None, True, settings.get("expected", privacy))
+    agreed = SecureSettings(encoding, roster, None, True, privacy)
+    members = {n: SecureClient(c, agreed, len(clients), keys[n]) for n, c in clients.items()}
+    return members, dataclasses.replace(agreed, privacy=settings.get("expected", privacy))
 
 
 def server(clients, privacy, secure: bool, **settings) -> Server:
     one = clients["a"]
-    made = Server(
-        one.task, one.slm, None, LocalTransport(clients), [], one.test, uniform=True, private=privacy is not None
+    made = parties.server(
+        one.modality,
+        one.slm,
+        None,
+        LocalTransport(clients),
+        [],
+        one.test,
+        aggregation="uniform",
+        privacy=privacy,
     )
     if secure:
-        members, made.secure = secured(clients, privacy, **settings)
-        made.transport = LocalTransport(members)
+        members, agreed = secured(clients, privacy, **settings)
+        made.transport, made.aggregator = LocalTransport(members), SecureAggregator(agreed)
     return made
 
 
@@ -319,11 +330,11 @@ def test_without_privacy_nothing_is_counted(make):
 def test_update_that_tells_more_than_it_should_is_refused(numbers):
     request, lost = TrainRequest(1, {"w": torch.zeros(1)}), {}
     update = ClientUpdate("a", 1, request.adapter, **numbers)
-    assert list(validate_updates([update], request, ["a"], 1.0, lost, private=True)) == []
+    assert list(validate_updates([update], Expected(request, ["a"], 1.0, private=True), lost)) == []
     assert lost == {"a": "numbers of private data beside the adapter"}
 
 
 def test_update_without_numbers_is_refused_where_they_are_needed():
     request, lost = TrainRequest(1, {"w": torch.zeros(1)}), {}
-    assert list(validate_updates([ClientUpdate("a", 1, request.adapter)], request, ["a"], 1.0, lost)) == []
+    assert list(validate_updates([ClientUpdate("a", 1, request.adapter)], Expected(request, ["a"], 1.0), lost)) == []
     assert lost == {"a": "None examples with a loss of None"}

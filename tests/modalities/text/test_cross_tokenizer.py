@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge, common_columns, summed
-from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.training.distillation import divergence, mutual_losses
+from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.task import TextTask
 
 # The words of `tokenizer` are cut by `pieces` as they are, but for " col|our" and " ani|mal".
 SHARED = b" : a bad bird blue cat dog good green is red the".split(b" ")[1:]
@@ -17,6 +18,12 @@ SHARED = b" : a bad bird blue cat dog good green is red the".split(b" ")[1:]
 
 def example(prompt: str, *choices: str, answer: int | None = 0) -> TextExample:
     return TextExample(prompt, prompt, choices, answer, choices)
+
+
+def divergence(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """KL(teacher ‖ student), a mean over rows."""
+    logs = (values.log_softmax(-1) for values in (student, teacher))
+    return functional.kl_div(*logs, reduction="sum", log_target=True) / max(len(teacher), 1)
 
 
 @pytest.fixture
@@ -132,7 +139,7 @@ def test_outcomes_of_both_models_by_hand(bridge):
     batch = bridge.collate([example("red :", "good colour")])
     slm, llm = torch.zeros(2, 16), torch.zeros(3, 24)
     slm[0, 14] = math.log(16)  # good: 16 of 31, all others 1 of 31
-    common = bridge.common(batch, slm, llm)
+    common = bridge.align(batch, slm, llm)
     assert common.slm.shape == common.llm.shape == (2, 13)
     good, a, another = 7, 1, 12
     expected = [16 / 31, 2 / 31, 3 / 31, 2 / 16, 3 / 16]  # " a" with animal; another: <pad>, <unk>, colour
@@ -144,14 +151,14 @@ def test_outcomes_of_both_models_by_hand(bridge):
 
 def test_unlabelled_row_has_no_right_outcome(bridge):
     batch = bridge.collate([example("red :", "good", answer=None)])
-    common = bridge.common(batch, torch.zeros(1, 16), torch.zeros(1, 24))
+    common = bridge.align(batch, torch.zeros(1, 16), torch.zeros(1, 24))
     assert common.slm_targets.tolist() == common.llm_targets.tolist() == [UNLABELLED]
 
 
 def test_batch_without_a_pair_of_rows_has_no_divergence(bridge):
     batch = bridge.collate([example("red :", "strange")])
     rows = len(batch.llm.targets)
-    common = bridge.common(batch, torch.zeros(1, 16), torch.zeros(rows, 24))
+    common = bridge.align(batch, torch.zeros(1, 16), torch.zeros(rows, 24))
     assert common.slm.shape == common.llm.shape == (0, 13)
     assert divergence(common.llm, common.slm).item() == 0.0
 
@@ -162,20 +169,44 @@ def test_between_models_of_one_tokenizer_it_is_the_plain_divergence(tokenizer):
     batch = bridge.collate([example("red :", "good colour bird"), example("a :", "cat", answer=None)])
     one, other = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0)).unbind()
     one[:, :2] = other[:, :2] = -50.0  # <pad> and <unk>, which are one outcome here
-    common = bridge.common(batch, one, other)
+    common = bridge.align(batch, one, other)
     torch.testing.assert_close(divergence(common.llm, common.slm), divergence(other, one))
-    assert divergence(*bridge.common(batch, one, one.clone())[:2]).item() == 0.0
+    same = bridge.align(batch, one, one.clone())
+    assert divergence(same.slm, same.llm).item() == 0.0
 
 
 def test_each_model_has_its_own_cross_entropy_and_the_common_divergence(bridge):
     batch = bridge.collate([example("red :", "good colour")])
-    slm, llm = torch.zeros(2, 16, requires_grad=True), torch.zeros(3, 24, requires_grad=True)
-    common = bridge.common(batch, slm, llm)
-    losses = mutual_losses(slm, llm, batch.slm.targets, llm_targets=batch.llm.targets, common=common, weight=2.0)
-    assert losses.slm.item() == pytest.approx(math.log(16), abs=1e-6)
-    assert losses.llm.item() == pytest.approx(math.log(24), abs=1e-6)
+    slm, llm = torch.zeros(2, 16), torch.zeros(3, 24)
+    for role, logits, columns in (("slm", slm, 16), ("llm", llm, 24)):
+        task, part = bridge.of(role), bridge.part(batch, role)
+        assert task.loss(logits, part).item() == pytest.approx(math.log(columns), abs=1e-6)
+        assert task.labelled(part) == len(logits)
+    rows = bridge.align(batch, slm, llm)
     # LLM: " a" 2/24, another 11/24, eleven others 1/24; SLM: 2/16, 3/16, 1/16
     kl = (2 * math.log(16 / 24) + 11 * math.log(11 / 24 * 16 / 3) + 11 * math.log(16 / 24)) / 24
     reverse = (2 * math.log(24 / 16) + 3 * math.log(3 / 16 * 24 / 11) + 11 * math.log(24 / 16)) / 16
-    assert losses.kl.item() == pytest.approx(kl, abs=1e-6)
-    assert losses.total.item() == pytest.approx(math.log(16) + math.log(24) + 2 * (kl + reverse), abs=1e-5)
+    assert divergence(rows.llm, rows.slm).item() == pytest.approx(kl, abs=1e-6)
+    assert divergence(rows.slm, rows.llm).item() == pytest.approx(reverse, abs=1e-6)
+
+
+# --- as a modality ---
+
+
+def test_roles_have_tasks_of_their_own(bridge):
+    batch = bridge.collate([example("red :", "good")])
+    assert (bridge.of("slm"), bridge.of("llm")) == (bridge.slm, bridge.llm)
+    assert (bridge.part(batch, "slm"), bridge.part(batch, "llm")) == (batch.slm, batch.llm)
+    assert bridge.facts() == {"vocabulary_size": 16, "context_length": 32}
+    assert bridge.options == {"slm": bridge.slm.options, "llm": bridge.llm.options}
+    for ask in (bridge.logits, bridge.score):
+        with pytest.raises(TypeError, match="of"):
+            ask(None, batch)
+
+
+def test_notes_are_of_the_model_that_cut_more_prompts(tokenizer, pieces):
+    bridge = TokenizerBridge(TextTask("toy", tokenizer, 16, 3), TextTask("toy", pieces, 24, 3, start=(1,)))
+    assert bridge.notes() == []
+    bridge.collate([example("red green blue", "cat")])  # three tokens for the SLM, four with <s> for the LLM
+    assert (bridge.slm.truncated, bridge.llm.truncated) == (0, 1)
+    assert bridge.notes() == bridge.llm.notes() != []

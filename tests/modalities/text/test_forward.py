@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.conftest import tiny_llama
+from tests.parties import add_adapter
 
 from fedcollm.modalities.text.forward import branch, logits_of, pad_left, reads_branches
-from fedcollm.models.adapters import add_adapter
 from fedcollm.models.fused.attention import GROUPED, LONGEST
 from fedcollm.models.fused.patch import fuse, unfused
 

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import UNLABELLED, Task
-from fedcollm.modalities.text.task import TextExample, TextTask
+from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.fused.attention import GROUPED
-from fedcollm.training.fine_tuning import cross_entropy
 
 WORDS = "<pad> <unk> red green blue cat dog bird is a the : colour animal good bad".split()  # noqa: SIM905
 IDS = {word: i for i, word in enumerate(WORDS)}
@@ -39,10 +39,6 @@ def model(llama) -> nn.Module:
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.5)
     return llama
-
-
-def test_task_fulfils_the_interface(task):
-    assert isinstance(task, Task)
 
 
 # --- examples ---
@@ -210,7 +206,7 @@ def test_token_that_pads_is_never_seen(task, model, tokenizer):
 def test_loss_of_a_batch_is_that_of_its_examples_weighted_by_their_rows(task, model):
     def loss(examples):
         batch = task.collate(examples)
-        return cross_entropy(task.logits(model, batch), task.targets(batch)).item()
+        return task.loss(task.logits(model, batch), batch).item()
 
     # 2, 1, 4 and 3 answer tokens
     expected = (2 * loss(EXAMPLES[:1]) + loss(EXAMPLES[1:2]) + 4 * loss(EXAMPLES[2:3]) + 3 * loss(EXAMPLES[3:])) / 10
@@ -432,3 +428,42 @@ def test_free_completions_add_up(task):
     model = after_colon({"a": 0.6, "the": 0.3}, a={"bird": 0.7, "cat": 0.2})
     score = task.score(model, [example("is :", "a bird"), example("is :", "a cat"), example("good :", "a")])
     assert (score.sums["acc"], score.count, score.confusion) == (2.0, 3, {})
+
+
+# --- what the modality says of itself ---
+
+
+def test_shown_on_one_line(task):
+    one = example("the cat\nis :", "a", "b", answer=1)
+    assert task.show(one) == "the cat is : label b"
+    assert task.show(one, "label a") == "the cat is : label b → label a"
+    assert task.show(one.without_label()) == "the cat is : ?"
+
+
+def test_notes_count_the_prompts_that_were_cut(tokenizer):
+    task = TextTask("toy", tokenizer, 16, context_length=3)
+    assert task.notes() == []
+    for prompt in ("red green blue cat", "red green blue cat", "red green blue dog", "red"):
+        task.encode(prompt, "a")
+    assert task.notes() == ["2 prompts were longer than the models' context and lost their oldest tokens"]
+
+
+def test_facts_are_the_sizes_that_a_client_must_be_told(task):
+    assert task.facts() == {"vocabulary_size": 16, "context_length": 32}
+
+
+def test_options_hold_what_scores_depend_on(tokenizer):
+    task = TextTask("toy", tokenizer, 16, 32, normalized=True, start=(1,))
+    assert task.options | {"tokenizer": None} == {
+        "vocabulary_size": 16,
+        "context_length": 32,
+        "metric": "acc_norm",
+        "start": [1],
+        "tokenizer": None,
+    }
+
+
+def test_examples_are_written_and_read_as_json_lines(task, tmp_path):
+    examples = [example("the cat is :", "a", "b", answer=1), example("red", "blue")]
+    (tmp_path / "some.jsonl").write_text(task.write_examples(examples), encoding="utf-8")
+    assert task.read_examples(tmp_path / "some.jsonl") == examples

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedcollm.modalities.base import UNLABELLED, Task
-from fedcollm.modalities.vision.task import ImageExample, ImageTask, load_digit_images
+from fedcollm.config import ModelConfig
+from fedcollm.errors import UserError
+from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.vision.task import ImageExample, ImageTask
 
 
 class PixelsAreLogits(nn.Module):
@@ -31,10 +33,6 @@ def image(pixels: list[float], target: int | None) -> ImageExample:
 
 
 IMAGES = [image([0.5, 0.0, 0.25], 0), image([0.0, 1.0, 0.0], 2), image([0.0, 0.25, 0.5], None)]
-
-
-def test_task_fulfils_the_interface():
-    assert isinstance(TASK, Task)
 
 
 def test_batch_stacks_images_in_order():
@@ -82,12 +80,21 @@ def test_content_tells_images_apart_and_ignores_labels():
     assert IMAGES[0].content != IMAGES[1].content
 
 
-def test_digits_are_1797_images_from_0_to_1():
-    pool = load_digit_images()
-    assert len(pool.train) == 1797
-    assert pool.test is None
-    assert {example.target for example in pool.train} == set(range(10))
-    assert pool.train[0].pixels.shape == (1, 8, 8)
-    assert min(e.pixels.min().item() for e in pool.train) == 0.0
-    assert max(e.pixels.max().item() for e in pool.train) == 1.0
-    assert len({example.id for example in pool.train}) == 1797
+def test_model_with_another_number_of_classes_is_refused():
+    section = ModelConfig(source="vit-digits-small")
+    with pytest.raises(UserError, match="10 classes"):
+        TASK.load_model(section, "slm", torch.device("cpu"), 0)
+    ten = ImageTask("digits", "0123456789").load_model(section, "slm", torch.device("cpu"), 0)
+    assert ten.config.num_labels == 10
+
+
+def test_examples_have_no_file(tmp_path):
+    with pytest.raises(UserError, match="pixels"):
+        TASK.write_examples([])
+    with pytest.raises(UserError, match="pixels"):
+        TASK.read_examples(tmp_path)
+
+
+def test_models_are_not_cut_from_each_other():
+    with pytest.raises(UserError, match=r"server\.layer_transfer"):
+        TASK.slm_layers(ModelConfig(source="vit-digits-small"), nn.Linear(1, 1))

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from tests.conftest import tiny_llama
+from tests.parties import add_adapter
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from fedcollm.modalities.text.task import TextBatch, TextExample, TextTask
-from fedcollm.models.adapters import add_adapter, read_adapter
+from fedcollm.models.adapters import read_adapter
 from fedcollm.models.fused.attention import GROUPED
 from fedcollm.models.fused.lora import LoraStack
 from fedcollm.models.fused.patch import fuse, unfused

@@ -8,7 +8,7 @@ import random
 
 from fedcollm.data.partition import check_classes
 from fedcollm.modalities.base import Pool
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.text.examples import TextExample
 from fedcollm.seeding import derive_seed
 
 #: One word for each of the chapters 1 to 21; chapter 22 (codes for special purposes) is left out.
@@ -41,13 +41,13 @@ LONGEST_CODE, LONGEST_TEXT = 6, 60
 
 
 def load_icd10(per_class: int, seed: int) -> Pool:
-    """Diagnosis texts with their chapters, the same number of each, in turn.
+    """Return diagnosis texts with their chapters, the same number of each, in turn.
 
     Texts are the descriptions of at most `LONGEST_TEXT` characters of categories and subcategories whose codes
     have at most `LONGEST_CODE` (without the dot). A chapter that is too small gives what it has.
 
     Args:
-        per_class: examples a chapter.
+        per_class: examples per chapter.
         seed: seed of the run.
     """
     draw = random.Random(derive_seed(seed, "icd10"))
@@ -68,7 +68,7 @@ def _example(code: str, description: str, chapter: int) -> TextExample:
 
 @functools.cache
 def _texts_by_chapter() -> tuple[tuple[tuple[str, str], ...], ...]:
-    """(code, description) by chapter, each description once."""
+    """Return (code, description) by chapter, each description once."""
     import simple_icd_10_cm as cm  # reads 98,505 codes when imported: 2 s
 
     chapters: list[list[tuple[str, str]]] = [[] for _ in CHAPTERS]

@@ -14,7 +14,7 @@ from fedcollm.data.partition import check_classes
 from fedcollm.data.sources.qa import Question, download, placed_rows, read_questions
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.text.examples import TextExample
 
 HUB = "cais/mmlu"
 LAYOUT = (
@@ -61,7 +61,7 @@ class SubjectExample(TextExample):
 
 
 def load_professions(path: Path | None) -> Pool:
-    """Questions of the three professions, and the others as the public ones; all splits of MMLU together.
+    """Return questions of the three professions, and the others as the public ones; all splits of MMLU together.
 
     Args:
         path: MMLU's folder or the one above it; None: the Hugging Face hub, or its cache.
@@ -95,7 +95,7 @@ def _file_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _hub_rows() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of the hub in the format of our files."""
+    """Yield the rows of the hub in the format of our files."""
     parts = download("professions", HUB, "all", LAYOUT)
     for split in ("dev", "validation", "test"):
         for i, row in enumerate(parts[split], 1):

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcollm.data.files import JSONL, LETTERS, check_ids, find_part, read_jsonl, shorten
+from fedcollm.data.files import JSONL, LETTERS, check_ids, find_part
 from fedcollm.data.partition import check_classes
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool
-from fedcollm.modalities.text.task import TextExample
-
-__all__ = ["QA_TASKS", "QaSource", "Question", "download", "load_qa", "placed_rows", "read_jsonl", "read_questions"]
+from fedcollm.modalities.jsonl import read_jsonl, shorten
+from fedcollm.modalities.text.examples import TextExample
 
 LAYOUT = (
     "a directory with train.jsonl and test.jsonl or dev.jsonl (or .jsonl.gz), one "
@@ -51,7 +50,7 @@ QA_TASKS = {
 
 
 def load_qa(name: str, path: Path | None) -> Pool:
-    """Questions of one of the tasks, from files or from the hub.
+    """Return the questions of one of the tasks, from files or from the hub.
 
     Args:
         name: a key of `QA_TASKS`.
@@ -121,7 +120,7 @@ class Question:
 
 
 def placed_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(place for messages, row) of each line of a JSON lines file.
+    """Return (place for messages, row) for each line of a JSON lines file.
 
     Raises:
         UserError: as `read_jsonl`.
@@ -132,7 +131,7 @@ def placed_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def read_questions(
     rows: Iterable[tuple[str, Mapping[str, Any]]], example: Callable[[Question, str], TextExample]
 ) -> list[TextExample]:
-    """Examples of checked rows with distinct ids.
+    """Return examples of checked rows with distinct ids.
 
     Args:
         rows: (place for messages, row with id, question, choices, labels and answer).
@@ -179,7 +178,7 @@ def _field(row: Mapping[str, Any], field: str, kind: type, place: str) -> Any:
 
 
 def _prompt(name: str, question: Question) -> tuple[str, tuple[str, ...]]:
-    """Prompt and continuations as in lm-evaluation-harness."""
+    """Return prompt and continuations as in lm-evaluation-harness."""
     if name == "openbookqa":
         return question.text, question.choices
     if name == "commonsense_qa":
@@ -198,7 +197,7 @@ def _from_hub(name: str) -> tuple[list[TextExample], list[TextExample]]:
 
 
 def download(name: str, hub: str, config: str | None, layout: str) -> Mapping[str, Any]:
-    """All splits of a data set of the Hugging Face hub, or of its cache.
+    """Return all splits of a data set of the Hugging Face hub, or of its cache.
 
     Args:
         name: of the task.
@@ -224,7 +223,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _record(source: QaSource, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the hub in the format of our files."""
+    """Return a row of the hub in the format of our files."""
     return {
         "id": row["id"],
         "question": row[source.question],
@@ -235,7 +234,7 @@ def _record(source: QaSource, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _download(hub: str, name: str | None) -> Mapping[str, Any]:
-    """All splits, from the hub if it answers within 5 s, else from the cache of `datasets`."""
+    """Return all splits, from the hub if it answers within 5 s, else from the cache of `datasets`."""
     from datasets import config, load_dataset
     from huggingface_hub import HfApi
 

@@ -45,14 +45,14 @@ class ProductMean:
         self._others = WeightedMean()
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        """Count one client's adapter in."""
+        """Add one client's adapter."""
         for name, factors in self._factors.items():
             factors.append(adapter[name])
         self._others.add({n: tensor for n, tensor in adapter.items() if n not in self._factors}, weight)
         self._weights.append(weight)
 
     def value(self) -> Adapter:
-        """The mean of all that were added."""
+        """Return the mean of all that were added."""
         mean = self._others.value()
         for name_b in (name for name in self._factors if component_axis(name) == 1):
             name_a = name_b.replace("lora_B", "lora_A")

@@ -1,24 +1,10 @@
 """Means of clients' adapters, made of one adapter after the other."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from fedcollm.federation.upload_format import component_axis
 from fedcollm.messages import Adapter
-
-
-class Mean(Protocol):
-    """A weighted mean in the making."""
-
-    def add(self, adapter: Adapter, weight: float) -> None:
-        """Count one client's adapter in."""
-        ...
-
-    def value(self) -> Adapter:
-        """The mean of all that were added."""
-        ...
 
 
 class WeightedMean:
@@ -30,7 +16,7 @@ class WeightedMean:
         self._total = 0.0
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        """Count one client's adapter in."""
+        """Add one client's adapter."""
         for name, tensor in adapter.items():
             self._dtypes[name] = tensor.dtype
             if name not in self._sums:
@@ -39,7 +25,7 @@ class WeightedMean:
         self._total += weight
 
     def value(self) -> Adapter:
-        """The mean of all that were added."""
+        """Return the mean of all that were added."""
         return {name: (value / self._total).to(self._dtypes[name]) for name, value in self._sums.items()}
 
 
@@ -67,7 +53,7 @@ class ComponentMean:
             self._weights[name].narrow(axis, 0, tensor.shape[axis]).add_(weight)
 
     def value(self) -> Adapter:
-        """The mean of all that were added."""
+        """Return the mean of all that were added."""
         return {
             name: torch.where(self._weights[name] > 0, total / self._weights[name], self._theta[name]).to(
                 self._theta[name].dtype

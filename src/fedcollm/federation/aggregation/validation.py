@@ -1,4 +1,4 @@
-"""Weighted mean of the clients' adapters (Algorithm 1, server side)."""
+"""Which of the clients' answers can be used, in which order, and why the others cannot."""
 
 import contextlib
 import math
@@ -6,36 +6,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation.mean import Mean, WeightedMean
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
-from fedcollm.messages import Adapter, Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
-
-NO_UPDATE = "no client's update could be used; the last good state is kept: --resume tries again"
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """What the server keeps of a round's updates: sums, no single client's values.
-
-    Attributes:
-        adapter: the weighted mean, in θ's dtype.
-        loss: mean training loss over examples; None under privacy.
-        clients_score: mean over clients of their tuned SLM's score; None if none was asked for, or under privacy.
-        seconds: sums over clients by part; empty under privacy.
-        participants: ids, in order.
-        lost: client id to when it was lost, or why an answer of it was refused.
-        bytes_up: bytes that one client sent, on average over those asked.
-        bytes_down: bytes that one client received.
-    """
-
-    adapter: Adapter
-    loss: float | None
-    clients_score: float | None
-    seconds: dict[str, float]
-    participants: tuple[str, ...]
-    lost: Mapping[str, str] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
+from fedcollm.messages import Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
 
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
@@ -52,61 +24,60 @@ def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[Cl
     yield from (waiting[client] for client in expected if client in waiting)
 
 
-def validate_updates(
-    answers: Iterable[Answer],
-    request: TrainRequest,
-    ids: Sequence[str],
-    max_update_norm: float,
-    lost: dict[str, str],
-    private: bool = False,
-    uploads: Mapping[str, UploadFormat] | None = None,
-) -> Iterator[ClientUpdate]:
-    """The updates that answer a request, in its dtypes; `lost` gets the reason for every other one, or missing one.
+@dataclass(frozen=True)
+class Expected:
+    """What a usable update looks like.
+
+    Attributes:
+        request: what was asked.
+        clients: ids of those who were asked.
+        max_update_norm: largest L2 norm of θ_k − θ.
+        private: whether updates come without numbers of examples and losses.
+        uploads: client id to the form of its adapter, where that is not θ's own.
+    """
+
+    request: TrainRequest
+    clients: Sequence[str]
+    max_update_norm: float
+    private: bool = False
+    uploads: Mapping[str, UploadFormat] = field(default_factory=dict)
+
+
+def validate_updates(answers: Iterable[Answer], expected: Expected, lost: dict[str, str]) -> Iterator[ClientUpdate]:
+    """Yield the valid updates, cast to θ's dtypes. Record in `lost` why each other client gave none.
 
     Args:
         answers: of a transport, from clients that may be faulty or hostile.
-        request: what was asked.
-        ids: who was asked.
-        max_update_norm: bound of the L2 norm of θ_k − θ.
-        lost: client id to reason; filled here, completely once the iterator is at its end.
-        private: updates come without numbers of examples and losses.
-        uploads: client id to the form of its adapter, where that is not θ's own.
+        expected: what a usable update looks like.
+        lost: client id to reason; filled here, and complete once the iterator is at its end.
     """
-    waited_for, forms = set(ids), uploads or {}
+    waited_for = set(expected.clients)
     for answer in answers:
-        form = forms.get(answer.client, WHOLE)
-        if reason := _objection(answer, request, form, waited_for, ids, max_update_norm, private):
+        if reason := _objection(answer, expected, waited_for):
             lost[answer.client] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
-            yield replace(answer, adapter=widened(answer.adapter, request.adapter))
-    lost.update({client: "no answer" for client in ids if client in waited_for and client not in lost})
+            yield replace(answer, adapter=widened(answer.adapter, expected.request.adapter))
+    lost.update({client: "no answer" for client in expected.clients if client in waited_for and client not in lost})
 
 
-def _objection(
-    answer: Answer,
-    request: TrainRequest,
-    form: UploadFormat,
-    waited_for: Collection[str],
-    ids: Collection[str],
-    max_update_norm: float,
-    private: bool,
-) -> str | None:
-    """Why an answer is refused; None if it is not."""
+def _objection(answer: Answer, expected: Expected, waited_for: Collection[str]) -> str | None:
+    """Return why an answer is refused; None if it is not."""
+    request, form = expected.request, expected.uploads.get(answer.client, WHOLE)
     if isinstance(answer, Failure):
         return answer.reason
     if answer.client not in waited_for:
-        return "a second update" if answer.client in ids else "unknown client"
+        return "a second update" if answer.client in expected.clients else "unknown client"
     if not isinstance(answer, ClientUpdate):
         return "not an update"
     if answer.round_index != request.round_index:
         return f"an update for round {answer.round_index}, not {request.round_index}"
-    if reason := _odd_numbers(answer, private) or misfit(answer.adapter, form.expected(request.adapter)):
+    if reason := _odd_numbers(answer, expected.private) or misfit(answer.adapter, form.expected(request.adapter)):
         return reason
     start = form.part(request.adapter)
     change = math.hypot(*(norm(tensor - start[name]) for name, tensor in answer.adapter.items()))
-    if change > max_update_norm:
-        return f"the adapter changed by {change:.4g} (L2 norm), more than {max_update_norm:g}"
+    if change > expected.max_update_norm:
+        return f"the adapter changed by {change:.4g} (L2 norm), more than {expected.max_update_norm:g}"
     return None
 
 
@@ -129,33 +100,3 @@ def with_client_failures(lost: Mapping[str, str]) -> Iterator[None]:
     except RoundFailedError as error:
         told = "; ".join(f"client {client}: {reason}" for client, reason in lost.items())
         raise RoundFailedError(f"{error} ({told})" if told else str(error)) from error
-
-
-def aggregate(updates: Iterable[ClientUpdate], uniform: bool = False, mean: Mean | None = None) -> Aggregate:
-    """Fold updates into their mean, an update at a time.
-
-    Args:
-        updates: in a fixed order.
-        uniform: weight 1/K (the paper's Algorithm 1) instead of n_k / n (FedAvg, McMahan et al. 2017); needed for
-            updates without a number of examples.
-        mean: what kind of mean, still empty; None: of every value.
-
-    Raises:
-        RoundFailedError: no updates.
-    """
-    mean = mean or WeightedMean()
-    examples = loss = 0.0
-    scores: list[float] = []
-    seconds: dict[str, float] = {}
-    participants: list[str] = []
-    for update in updates:
-        mean.add(update.adapter, 1.0 if uniform else float(update.examples or 0))
-        examples += update.examples or 0
-        loss += (update.loss or 0.0) * (update.examples or 0)
-        scores += [update.score.value] if update.score else []
-        seconds = {part: seconds.get(part, 0.0) + value for part, value in update.seconds.items()}
-        participants.append(update.client)
-    if not participants:
-        raise RoundFailedError(NO_UPDATE)
-    mean_score = sum(scores) / len(scores) if scores else None
-    return Aggregate(mean.value(), loss / examples if examples else None, mean_score, seconds, tuple(participants))

@@ -61,6 +61,10 @@ class FixedPoint:
     max_weight: int
     value_range: float
 
+    def to_wire(self) -> dict[str, float]:
+        """Return the encoding as plain values, for what all parties agree on."""
+        return {"clients": self.clients, "max_weight": self.max_weight, "value_range": self.value_range}
+
     @property
     def fraction_bits(self) -> int:
         """F = ⌊log₂ of (2³¹ / K − 1) / (W R)⌋: K (W R 2^f + 1) stays below 2³¹.

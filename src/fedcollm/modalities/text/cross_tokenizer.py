@@ -1,4 +1,4 @@
-"""A pair of models with different tokenizers: what both say of the same text, over outcomes that they share.
+"""A pair of models with different tokenizers: what both say about the same text, over outcomes that they share.
 
 Both read the same examples, each in its own tokens. Their rows are compared where both have read exactly the same part
 of the answer, byte for byte (the chunks of ALM, Minixhofer et al., arXiv 2503.20083). There, both next-token
@@ -8,40 +8,27 @@ distributions are summed into common outcomes:
 - "another one": whatever is in neither of these.
 
 A token that only one vocabulary has counts as the longest common one that it begins with: a model that says
-" cardiology" says " card" too, and that is what the other one, which cuts the word in two, can say of it.
+" cardiology" says " card" too, and that is all that the other one, which cuts the word in two, can say of it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.base import UNLABELLED, Modality, Rows
+from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.forward import Tokens
-from fedcollm.modalities.text.task import TextBatch, TextExample, TextTask
+from fedcollm.modalities.text.models import TextModels
+from fedcollm.modalities.text.task import TextBatch, TextTask
 from fedcollm.modalities.text.vocabulary import token_texts
 
 #: Lowest probability of an outcome: its logarithm stays finite.
 _TINY = torch.finfo(torch.float32).tiny
-
-
-class SharedOutcomes(NamedTuple):
-    """Both models on the rows that they share, P' of them.
-
-    Attributes:
-        slm: [P', C+1], log-probabilities of the common outcomes, "another one" last; they are logits of themselves.
-        llm: as `slm`.
-        slm_targets: [P'] int64, the outcome of the SLM's own next token, or `UNLABELLED`.
-        llm_targets: as `slm_targets`; another one, where the next tokens begin with different common texts.
-    """
-
-    slm: Tensor
-    llm: Tensor
-    slm_targets: Tensor
-    llm_targets: Tensor
 
 
 @dataclass(frozen=True)
@@ -61,8 +48,10 @@ class PairBatch:
     llm_rows: Tensor
 
 
-class TokenizerBridge:
-    """From a task in one model's tokens to the same task in another's.
+class TokenizerBridge(TextModels, Modality):
+    """Text for two models with different tokenizers: each reads it in its own tokens, and `align` compares them.
+
+    Logits, losses and scores are those of `of("slm")` and `of("llm")`.
 
     Args:
         slm: the task with the SLM's tokenizer.
@@ -73,18 +62,28 @@ class TokenizerBridge:
     """
 
     def __init__(self, slm: TextTask, llm: TextTask):
+        self.name = slm.name
         self.slm, self.llm = slm, llm
+        self.options = {"slm": slm.options, "llm": llm.options}
         self._texts = [token_texts(task.tokenizer, task.vocabulary_size) for task in (slm, llm)]
         self.outcomes, (self.slm_columns, self.llm_columns) = common_columns(*self._texts)
         if not self.outcomes:
             raise UserError("the tokenizers of llm.source and slm.source have no token in common. Choose another pair.")
 
+    def of(self, role: str) -> TextTask:
+        """Return the task with the tokenizer of a role's model."""
+        return self.llm if role == "llm" else self.slm
+
+    def part(self, batch: PairBatch, role: str) -> TextBatch:
+        """Return the batch in the tokens of a role's model."""
+        return batch.llm if role == "llm" else batch.slm
+
     def size(self, example: TextExample) -> int:
-        """Tokens of the prompt and the first choice, of both."""
+        """Return the number of tokens of the prompt and the first choice, of both models together."""
         return self.slm.size(example) + self.llm.size(example)
 
     def collate(self, examples: Sequence[TextExample]) -> PairBatch:
-        """One batch a model, and which of their rows belong together."""
+        """Return one batch per model, and which of their rows belong together."""
         pairs: list[tuple[int, int]] = []
         first = [0, 0]
         for example in examples:
@@ -98,13 +97,17 @@ class TokenizerBridge:
 
     @staticmethod
     def _answer(task: TextTask, example: TextExample) -> Tokens:
-        """The tokens that have a row each in a batch of this task."""
+        """Return the tokens that have a row each in a batch of this task."""
         if example.answer is None:
             return (UNLABELLED,)
         return task.encode(example.prompt, example.choices[example.answer])[1]
 
-    def common(self, batch: PairBatch, slm_logits: Tensor, llm_logits: Tensor) -> SharedOutcomes:
-        """Both models' outcomes where they can be compared.
+    def align(self, batch: PairBatch, slm_logits: Tensor, llm_logits: Tensor) -> Rows:
+        """Return both models' outcomes on the P' rows that they share.
+
+        The C + 1 columns are log-probabilities of the common outcomes, "another one" last; log-probabilities are
+        logits of themselves. The target of a row is the outcome of the model's own next token: "another one" where
+        the next tokens begin with different common texts.
 
         Args:
             batch: as `collate` made it.
@@ -118,13 +121,49 @@ class TokenizerBridge:
         )
         values = [summed(logits[rows.to(logits.device)], columns, size) for logits, rows, columns, _ in sides]
         right = [_outcome(targets[rows], columns) for _, rows, columns, targets in sides]
-        return SharedOutcomes(values[0], values[1], right[0].to(values[0].device), right[1].to(values[1].device))
+        return Rows(values[0], values[1], right[0].to(values[0].device), right[1].to(values[1].device))
+
+    def rows(self, batch: PairBatch) -> int:
+        """Return P', the number of rows that the models share."""
+        return len(batch.slm_rows)
+
+    def logits(self, model: nn.Module, batch: Any) -> NoReturn:
+        """Refuse: a row of logits belongs to one role's model."""
+        raise TypeError("each role has its own tokens: ask of(role), with part(batch, role)")
+
+    def score(self, model: nn.Module, examples: Sequence[Any]) -> NoReturn:
+        """Refuse: a score belongs to one role's model."""
+        raise TypeError("each role has its own tokens: ask of(role)")
+
+    def show(self, example: TextExample, prediction: str | None = None) -> str:
+        """Return prompt, answer and prediction on one line."""
+        return self.slm.show(example, prediction)
+
+    def notes(self) -> list[str]:
+        """Return how many prompts were cut, in the tokens of the model that cut more of them."""
+        return max(self.slm, self.llm, key=lambda task: task.truncated).notes()
+
+    def facts(self) -> dict[str, int]:
+        """Return what a client's SLM needs."""
+        return self.slm.facts()
+
+    def write_examples(self, examples: Sequence[TextExample]) -> str:
+        """Return one JSON object per line."""
+        return self.slm.write_examples(examples)
+
+    def read_examples(self, path: Path) -> list[TextExample]:
+        """Return the labelled examples of a file of JSON lines, gzipped or not.
+
+        Raises:
+            UserError: the file can't be read, or a line is not an example.
+        """
+        return self.slm.read_examples(path)
 
 
 def common_columns(
     slm: Sequence[bytes | None], llm: Sequence[bytes | None]
 ) -> tuple[list[bytes], tuple[Tensor, Tensor]]:
-    """The texts that are tokens of both vocabularies, and the outcome that each token counts as.
+    """Return the texts that are tokens of both vocabularies, and the outcome that each token counts as.
 
     Args:
         slm: text of each token id, None where it has none.
@@ -150,7 +189,7 @@ def common_columns(
 def aligned(
     slm: Tokens, llm: Tokens, slm_texts: Sequence[bytes | None], llm_texts: Sequence[bytes | None]
 ) -> list[tuple[int, int]]:
-    """Rows of an answer, of each model, before which both have read the same text: what is left of it is the same.
+    """Return pairs of rows of an answer before which both models have read the same text: the same is left of it.
 
     Args:
         slm: tokens of the answer.
@@ -167,7 +206,7 @@ def aligned(
 
 
 def _rests(tokens: Tokens, texts: Sequence[bytes | None]) -> list[tuple[int, bytes]]:
-    """The text that is left from each row on, the last row first, as far back as all of it is known."""
+    """Return the text that is left from each row on, the last row first, as far back as all of it is known."""
     rests, rest = [], b""
     for row in range(len(tokens) - 1, -1, -1):
         text = texts[tokens[row]]
@@ -179,7 +218,7 @@ def _rests(tokens: Tokens, texts: Sequence[bytes | None]) -> list[tuple[int, byt
 
 
 def summed(logits: Tensor, columns: Tensor, size: int) -> Tensor:
-    """Log-probabilities of sums of tokens, each sum taken over probabilities: nothing is 1 minus the others.
+    """Return log-probabilities of sums of tokens, each summed from probabilities: none is 1 minus the others.
 
     Args:
         logits: [P, V].
@@ -195,5 +234,9 @@ def summed(logits: Tensor, columns: Tensor, size: int) -> Tensor:
 
 
 def _outcome(targets: Tensor, columns: Tensor) -> Tensor:
-    """The outcomes of tokens; `UNLABELLED` stays what it is."""
+    """Return the outcomes of tokens; `UNLABELLED` stays what it is."""
     return torch.where(targets == UNLABELLED, targets, columns[targets.clamp(min=0)])
+
+
+# The former name, until distillation reads `Rows`.
+SharedOutcomes = tuple

@@ -3,7 +3,6 @@
 Inputs are padded on the left, so that every sequence ends at the last column and the head can be asked for the last few
 columns only. A model that reads packed tokens (`models/fused/patch.py`) is given no padding at all, and its head sees
 nothing but the rows that are read.
-
 """
 
 import math
@@ -23,7 +22,7 @@ Branched = tuple[Tokens, list[Tokens]]
 
 
 def pad_left(sequences: Sequence[Tokens], padding: int) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and `position_ids`, each [B, N] int64, padded on the left."""
+    """Return `input_ids`, `attention_mask` and `position_ids`, each [B, N] int64, padded on the left."""
     width = max(map(len, sequences))
     tokens = torch.full((len(sequences), width), padding)
     mask = torch.zeros_like(tokens)
@@ -34,7 +33,7 @@ def pad_left(sequences: Sequence[Tokens], padding: int) -> dict[str, Tensor]:
 
 
 def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
-    """[P, V] in the model's dtype: one row for each of `rows` that is true, sequence by sequence.
+    """Return [P, V] in the model's dtype: one row for each of `rows` that is true, sequence by sequence.
 
     Args:
         model: a causal language model of transformers, or around one.
@@ -63,7 +62,7 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
 def _packed(
     model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """`logits_of`, without padding."""
+    """Return what `logits_of` does, without padding."""
     mask = inputs["attention_mask"].bool()
     if seen is None:
         seen = _before(mask)
@@ -77,19 +76,19 @@ def _packed(
 
 
 def _before(mask: Tensor) -> Tensor:
-    """[B, N, N] bool, what each column attends to: those before it and itself, but no padding, from [B, N]."""
+    """Return [B, N, N] bool, what each column attends to: those before it and itself, no padding; from [B, N]."""
     return mask[:, None, :] & mask.new_ones(mask.shape[1], mask.shape[1]).tril()
 
 
 def _kept(mask: Tensor) -> Tensor:
-    """Where a mask is true, and as many other places as it takes to a multiple of `_MULTIPLE`, in order."""
+    """Return where a mask is true, with as many other places as it takes to a multiple of `_MULTIPLE`, in order."""
     kept = mask.clone()
     kept[(~mask).nonzero().squeeze(1)[: -int(mask.sum()) % _MULTIPLE]] = True
     return kept.nonzero().squeeze(1)
 
 
 def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, 1, N, N], to be added to the scores: 0, or a number so low that its exponential is 0 beside any other.
+    """Return [B, 1, N, N] to add to the scores: 0, or a number so low that its exponential is 0 beside any other.
 
     It is a quarter of the lowest one, which becomes infinite where a fused attention multiplies it by log₂ e, and NaN
     where a whole block of columns is hidden (pytorch/pytorch#109517).
@@ -98,7 +97,7 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def reads_branches(model: nn.Module, columns: float = math.inf) -> bool:
-    """Whether a model's attention follows a mask of its own for every pair of columns, whatever their distance.
+    """Return whether a model's attention follows a mask of its own for every pair of columns, whatever their distance.
 
     Args:
         model: a causal language model of transformers, or around one.
@@ -111,11 +110,11 @@ def reads_branches(model: nn.Module, columns: float = math.inf) -> bool:
 
 
 def branch(inputs: dict[str, Tensor], branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:
-    """Attention and positions of answers that share a prompt: each sees the prompt and itself, as if it were alone.
+    """Return attention and positions of answers that share a prompt: each sees the prompt and itself, as if alone.
 
     Args:
         inputs: as `pad_left` makes them.
-        branched: prompts and answers; in the columns stand the prompt and each answer but for its last token.
+        branched: prompts and answers; in the columns stand the prompt and each answer except for its last token.
 
     Returns:
         [B, N, N] bool, what each column attends to; and `position_ids`, [B, N].

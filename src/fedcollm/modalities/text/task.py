@@ -5,7 +5,8 @@ they follow their prompt one after the other, each blind to the others, so that 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,47 +14,13 @@ from torch import Tensor, nn
 
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
-from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.base import UNLABELLED, Modality
+from fedcollm.modalities.text.examples import TextExample, example_lines, read_examples
 from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
+from fedcollm.modalities.text.models import TextModels
 
 #: Rows of logits that are widened to float32 at once when choices are scored.
 _ROWS_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class TextExample:
-    """A prompt and its possible continuations.
-
-    Attributes:
-        id: unique within its file.
-        prompt: text before the answer.
-        choices: continuations, without the space that joins them to the prompt; free completion has
-            one, the answer itself.
-        answer: index of the right choice, or None if unlabelled.
-        labels: short names of the choices, for partitions and confusion tables.
-        group: natural client id, where the data has one.
-    """
-
-    id: str
-    prompt: str
-    choices: tuple[str, ...]
-    answer: int | None
-    labels: tuple[str, ...]
-    group: str | None = None
-
-    @property
-    def label(self) -> str | None:
-        """Name of the right choice."""
-        return None if self.answer is None else self.labels[self.answer]
-
-    @property
-    def content(self) -> str:
-        """The prompt, case and spacing folded."""
-        return " ".join(self.prompt.casefold().split())
-
-    def without_label(self) -> "TextExample":
-        """The same example, its answer forgotten."""
-        return replace(self, answer=None)
 
 
 @dataclass(frozen=True)
@@ -72,7 +39,7 @@ class TextBatch:
 
 
 def picks(example: TextExample, likelihoods: Tensor) -> dict[str, int]:
-    """The choice that each metric takes: the likeliest (`acc`), and the likeliest a character (`acc_norm`).
+    """Return the choice that each metric takes: the likeliest (`acc`), and the likeliest per character (`acc_norm`).
 
     Args:
         example: C choices.
@@ -82,7 +49,7 @@ def picks(example: TextExample, likelihoods: Tensor) -> dict[str, int]:
     return {"acc": int(likelihoods.argmax()), "acc_norm": int((likelihoods / lengths).argmax())}
 
 
-class TextTask:
+class TextTask(TextModels, Modality):
     """Answers to prompts, trained on answer tokens and scored by their log-likelihood.
 
     Args:
@@ -95,8 +62,6 @@ class TextTask:
         start: tokens that every prompt begins with, however much of it is cut: what the tokenizer itself puts before a
             text (Gemma, Llama 2 and OPT do), as in lm-evaluation-harness.
     """
-
-    metric = "accuracy"
 
     def __init__(
         self,
@@ -113,6 +78,13 @@ class TextTask:
         self.context_length = context_length
         self.main_metric = "acc_norm" if normalized else "acc"
         self.start = start
+        self.options = {
+            "vocabulary_size": vocabulary_size,
+            "context_length": context_length,
+            "metric": self.main_metric,
+            "start": list(start),
+            "tokenizer": getattr(tokenizer, "name_or_path", None),
+        }
         self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._truncated: set[str] = set()
 
@@ -122,7 +94,7 @@ class TextTask:
         return len(self._truncated)
 
     def encode(self, prompt: str, answer: str) -> tuple[Tokens, Tokens]:
-        """Prompt and answer tokens, split as lm-evaluation-harness does.
+        """Return prompt and answer tokens, split as lm-evaluation-harness does.
 
         The answer starts with one space; both are encoded together, so that the split never changes
         how the text as a whole is cut into tokens.
@@ -135,7 +107,7 @@ class TextTask:
         return self._encoded[prompt, answer]
 
     def _encode(self, prompt: str, answers: Sequence[str]) -> None:
-        """Keep what `encode` returns, for all of these answers by one call of the tokenizer."""
+        """Keep what `encode` returns, for all of these answers with one call of the tokenizer."""
         new = [answer for answer in answers if (prompt, answer) not in self._encoded]
         if not new:
             return
@@ -161,18 +133,18 @@ class TextTask:
         return (start + prefix)[-room:], continuation
 
     def start_token(self) -> int:
-        """What an empty prompt is replaced by, as lm-evaluation-harness does: a token to predict the first one from."""
+        """Return what replaces an empty prompt, as in lm-evaluation-harness: a token to predict the first one from."""
         special = self.tokenizer
         tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
         return next((token for token in tokens if token is not None), 0)
 
     def size(self, example: TextExample) -> int:
-        """Tokens of the prompt and the first choice."""
+        """Return the number of tokens of the prompt and the first choice."""
         prompt, answer = self.encode(example.prompt, example.choices[0])
         return len(prompt) + len(answer)
 
     def collate(self, examples: Sequence[TextExample]) -> TextBatch:
-        """Sequences whose supervised tokens are those of the right answer.
+        """Return sequences whose supervised tokens are those of the right answer.
 
         An unlabelled example has one row, the first answer token, whose target is `UNLABELLED`.
         """
@@ -183,7 +155,7 @@ class TextTask:
         return self._batch(pairs)
 
     def _batch(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> TextBatch:
-        """Left-padded inputs prompt + answer[:-1]; each answer token is predicted one column before it."""
+        """Return left-padded inputs prompt + answer[:-1]; each answer token is predicted one column before it."""
         kept = max(len(answer) for _, answer in pairs)
         rows = torch.zeros(len(pairs), kept, dtype=torch.bool)
         for i, (_, answer) in enumerate(pairs):
@@ -195,22 +167,49 @@ class TextTask:
         return pad_left(sequences, self.tokenizer.pad_token_id or 0)
 
     def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
-        """[P, V]: the head sees supervised positions only, or, where the model can't do that, the last R columns."""
+        """Return [P, V]: the head sees supervised positions only, or the last R columns if it can't do that."""
         return self._rows(model, batch.inputs, batch.rows).float()
 
     def _rows(self, model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
         return logits_of(model, inputs, rows, seen)[:, : self.vocabulary_size]
 
     def targets(self, batch: TextBatch) -> Tensor:
-        """[P] int64: the answer tokens, sequence by sequence."""
+        """Return [P] int64: the answer tokens, sequence by sequence."""
         return batch.targets
 
-    def score(self, model: nn.Module, examples: Sequence[TextExample]) -> Score:
-        """Accuracy of the choice with the highest log-likelihood, raw (`acc`) and a character (`acc_norm`).
+    def show(self, example: TextExample, prediction: str | None = None) -> str:
+        """Return prompt, answer and prediction on one line."""
+        prompt, answer = " ".join(example.prompt.split()), example.label or "?"
+        return f"{prompt} {answer}" if prediction is None else f"{prompt} {answer} → {prediction}"
 
-        As lm-evaluation-harness: `acc_norm` divides the log-likelihood by the choice's length in
-        characters, and the first of equal choices wins. Free completions are right if every answer
-        token is the most likely one (its `is_greedy`).
+    def notes(self) -> list[str]:
+        """Return how many prompts were cut, if any were."""
+        if not self.truncated:
+            return []
+        return [f"{self.truncated} prompts were longer than the models' context and lost their oldest tokens"]
+
+    def facts(self) -> dict[str, int]:
+        """Return the sizes that depend on the LLM too."""
+        return {"vocabulary_size": self.vocabulary_size, "context_length": self.context_length}
+
+    def write_examples(self, examples: Sequence[TextExample]) -> str:
+        """Return one JSON object per line."""
+        return example_lines(examples)
+
+    def read_examples(self, path: Path) -> list[TextExample]:
+        """Return the labelled examples of a file of JSON lines, gzipped or not.
+
+        Raises:
+            UserError: the file can't be read, or a line is not an example.
+        """
+        return read_examples(path)
+
+    def score(self, model: nn.Module, examples: Sequence[TextExample]) -> Score:
+        """Return the accuracy of the choice of the highest log-likelihood: raw (`acc`) and per character (`acc_norm`).
+
+        As in lm-evaluation-harness, `acc_norm` divides the log-likelihood by the choice's length in characters, and
+        the first of equal choices wins. A free completion is right if every answer token is the most likely one (the
+        harness's `is_greedy`).
         """
         sums = {self.main_metric: 0.0, "acc": 0.0, "acc_norm": 0.0}
         outcomes: dict[str, float] = {}
@@ -229,13 +228,13 @@ class TextTask:
         return Score(sums, len(examples), confusion, outcomes)
 
     def likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
-        """[C] log-likelihoods, in nats, of each example's choices."""
+        """Return [C] log-likelihoods, in nats, of each example's choices."""
         return [values for values, _ in self._likelihoods(model, examples)]
 
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
-        """Each example's choices: log-likelihood [C], and whether greedy decoding would give it [C].
+        """Return, for each example's choices, log-likelihoods [C] and whether greedy decoding would give each [C].
 
-        A prompt is read once for all its choices, where the model's attention allows that.
+        A prompt is read once for all its choices where the model's attention allows that.
         """
         for example in examples:
             self._encode(example.prompt, example.choices)
@@ -260,7 +259,7 @@ class TextTask:
         return list(zip(values, greedy, strict=True))
 
     def _read(self, model: nn.Module, branched: Sequence[Branched]) -> list[tuple[Tensor, Tensor]]:
-        """One forward pass over prompts with several answers each: as `_likelihoods`, on the CPU."""
+        """Return what `_likelihoods` does, on the CPU, from one forward pass over prompts with several answers each."""
         inputs, seen = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched]), None
         if any(len(answers) > 1 and max(map(len, answers)) > 1 for _, answers in branched):
             seen, inputs["position_ids"] = branch(inputs, branched)

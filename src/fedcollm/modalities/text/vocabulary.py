@@ -12,14 +12,14 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def token_texts(tokenizer: Any, size: int) -> list[bytes | None]:
-    """What each token adds to a text, the space before a word included.
+    """Return what each token adds to a text, the space before a word included.
 
     Args:
         tokenizer: a transformers tokenizer around one of the library tokenizers.
         size: of the model's output space, which may be larger than the vocabulary.
 
     Returns:
-        One entry a token id; None for special tokens and for ids without a token: they stand for no text.
+        One entry per token id; None for special tokens and for ids without a token: they stand for no text.
 
     Raises:
         UserError: the tokenizer doesn't tell how its tokens become text.
@@ -41,7 +41,7 @@ def token_texts(tokenizer: Any, size: int) -> list[bytes | None]:
 
 
 def _kinds(decoder: dict[str, Any] | None) -> Iterator[str]:
-    """Names of the parts of a decoder."""
+    """Yield the names of the parts of a decoder."""
     if decoder is not None:
         yield decoder["type"]
         for part in decoder.get("decoders", ()):
@@ -49,7 +49,7 @@ def _kinds(decoder: dict[str, Any] | None) -> Iterator[str]:
 
 
 def token_text(token: str, kinds: set[str]) -> bytes:
-    r"""The bytes of a token, by the kind of its vocabulary.
+    r"""Return the bytes of a token, by the kind of its vocabulary.
 
     Args:
         token: as the vocabulary writes it.
@@ -76,7 +76,7 @@ def token_text(token: str, kinds: set[str]) -> bytes:
 
 
 def _byte_characters() -> dict[str, int]:
-    """The printable character that a byte-level vocabulary writes for each byte (Radford et al. 2019, GPT-2)."""
+    """Return the printable character that a byte-level vocabulary writes for each byte (Radford et al. 2019, GPT-2)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

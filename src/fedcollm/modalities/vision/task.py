@@ -1,14 +1,18 @@
-"""Image classification: one row of logits an image."""
+"""Image classification: one row of logits per image."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fedcollm.config import ModelConfig
+from fedcollm.errors import UserError
 from fedcollm.messages import Score
-from fedcollm.modalities.base import UNLABELLED, Pool
+from fedcollm.modalities.base import UNLABELLED, Modality
+from fedcollm.modalities.vision.models import ImageModels
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,7 @@ class ImageExample:
         return self.pixels.numpy().tobytes().hex()
 
     def without_label(self) -> "ImageExample":
-        """The same image, its class forgotten."""
+        """Return the same image with its class forgotten."""
         return replace(self, target=None)
 
 
@@ -50,40 +54,50 @@ class ImageBatch:
     targets: Tensor
 
 
-class ImageTask:
-    """Classification of images by any transformers image classifier.
+class ImageTask(ImageModels, Modality):
+    """Classification of images by any image classifier of transformers.
 
     Args:
         name: name of the task, for reports.
         classes: names of the classes, in the order of the logits' columns.
     """
 
-    metric = "accuracy"
-
     def __init__(self, name: str, classes: Sequence[str]):
         self.name = name
         self.classes = tuple(classes)
+        self.options = {"classes": list(self.classes)}
 
-    def size(self, example: ImageExample) -> int:
-        """All images cost the same."""
-        return 1
+    def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
+        """Return an image classifier with a column for each class.
+
+        Raises:
+            UserError: the source can't be loaded, or has another number of classes.
+        """
+        network = super().load_model(section, role, device, seed)
+        columns = cast(Any, network).config.num_labels
+        if columns != len(self.classes):
+            raise UserError(
+                f"{role}.source {section.source!r} tells {columns} classes apart, and {self.name} has "
+                f"{len(self.classes)}. Choose a model with that many classes."
+            )
+        return network
 
     def collate(self, examples: Sequence[ImageExample]) -> ImageBatch:
-        """Images stacked along a first dimension."""
+        """Return images stacked along a first dimension."""
         targets = [UNLABELLED if example.target is None else example.target for example in examples]
         return ImageBatch(torch.stack([example.pixels for example in examples]), torch.tensor(targets))
 
     def logits(self, model: nn.Module, batch: ImageBatch) -> Tensor:
-        """[B, classes]: one row an image."""
+        """Return [B, classes]: one row per image."""
         parameter = next(model.parameters())
         return model(pixel_values=batch.pixels.to(parameter)).logits.float()
 
     def targets(self, batch: ImageBatch) -> Tensor:
-        """[B] int64."""
+        """Return [B] int64."""
         return batch.targets
 
     def score(self, model: nn.Module, examples: Sequence[ImageExample]) -> Score:
-        """Accuracy of the most likely class."""
+        """Return the accuracy of the most likely class."""
         batch = self.collate(examples)
         predicted = self.logits(model, batch).argmax(-1).cpu()
         correct = (predicted == batch.targets).tolist()
@@ -91,12 +105,3 @@ class ImageTask:
         pairs = zip(batch.targets.tolist(), predicted.tolist(), strict=True)
         confusion = Counter((self.classes[t], self.classes[p]) for t, p in pairs)
         return Score({"acc": float(sum(correct))}, len(examples), confusion, outcomes)
-
-
-def load_digit_images() -> Pool:
-    """scikit-learn's 1797 scanned digits, 8 x 8 pixels (UCI Optical Recognition of Handwritten Digits)."""
-    from sklearn.datasets import load_digits  # 100 MB of memory when imported
-
-    pixels, targets = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    return Pool([ImageExample(f"digit-{i}", images[i], int(target)) for i, target in enumerate(targets)])

@@ -3,9 +3,8 @@ import json
 
 import pytest
 
-from fedcollm.data.jsonl import example_lines, read_examples
 from fedcollm.errors import UserError
-from fedcollm.modalities.text.task import TextExample
+from fedcollm.modalities.text.examples import TextExample, example_lines, read_examples
 
 EXAMPLES = [
     TextExample("a", "the cat is a", ("animal", "colour"), 0, ("ANIMAL", "COLOUR"), "site 1"),
@@ -13,6 +12,14 @@ EXAMPLES = [
     TextExample("c", "one choice", ("free text",), 0, ("answer",)),
 ]
 GOOD = {"id": "a", "prompt": "the cat is a", "choices": ["animal", "colour"], "answer": 0, "labels": ["A", "C"]}
+
+
+def test_label_is_the_name_of_the_right_choice():
+    assert [example.label for example in EXAMPLES] == ["ANIMAL", "B", "answer"]
+
+
+def test_label_is_free_where_there_is_one_choice():
+    assert [example.has_free_label for example in EXAMPLES] == [False, False, True]
 
 
 def test_examples_come_back(tmp_path):

@@ -1,0 +1,143 @@
+"""Co-tune two networks of your own: tones, recognized with CTC (Graves et al. 2006) by a large and a small network.
+
+Each example is a sequence of three to five tones with noise; each client hears them at a pitch of its own. Run it:
+
+    python examples/own_modality.py
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+import fedcollm
+
+NOTES, FRAMES, BANDS = "ABCD", 6, 16  # notes, frames per note, frequency bands per frame
+
+
+@dataclass(frozen=True, eq=False)
+class Tune:
+    """A recording as a spectrogram [frames, bands], and the notes in it."""
+
+    id: str
+    spectrogram: Tensor
+    label: str | None
+    group: str | None = None
+
+    @property
+    def content(self) -> str:
+        """The recording itself, which tells duplicates apart."""
+        return self.spectrogram.numpy().tobytes().hex()
+
+    def without_label(self) -> "Tune":
+        """Return the recording without its notes."""
+        return replace(self, label=None)
+
+
+def make_tunes(count: int, clients: int, seed: int = 0) -> list[Tune]:
+    """Return random tunes; client k hears each note k / 2 bands higher."""
+    generator, tunes = torch.Generator().manual_seed(seed), []
+    for i in range(count):
+        notes = torch.randint(len(NOTES), (int(torch.randint(3, 6, (1,), generator=generator)),), generator=generator)
+        center = 1.5 + 3.5 * notes.repeat_interleave(FRAMES)[:, None] + (i % clients) / 2
+        loudness = torch.ones(FRAMES).index_fill(0, torch.tensor([0]), 0).repeat(len(notes))[:, None]
+        spectrogram = loudness * torch.exp(-((torch.arange(BANDS) - center) ** 2) / 2)
+        spectrogram = spectrogram + 0.2 * torch.randn(spectrogram.shape, generator=generator)
+        tunes.append(Tune(str(i), spectrogram, "".join(NOTES[n] for n in notes), str(i % clients)))
+    return tunes
+
+
+class Recognizer(nn.Module):
+    """Spectrogram [B, T, bands] to log-probabilities [B, T, 1 + notes]; column 0 is CTC's blank."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(BANDS, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.head = nn.Linear(width, 1 + len(NOTES))
+
+    def forward(self, spectrograms: Tensor) -> Tensor:
+        """Recognize each frame by itself."""
+        return self.head(self.layers(spectrograms)).log_softmax(-1)
+
+
+class Tones(fedcollm.Modality):
+    """Tunes and recognizers: a row of `logits` is one frame."""
+
+    name, metric = "tones", "tunes recognized"
+
+    def load_model(self, section, role, device, seed):
+        """Return a recognizer; `source` is its width."""
+        torch.manual_seed(seed)
+        return Recognizer(int(section.source)).to(device)
+
+    def is_pretrained(self, section):
+        """Say that the weights are made by the run."""
+        return False
+
+    def size(self, example):
+        """Return the number of frames."""
+        return len(example.spectrogram)
+
+    def collate(self, examples):
+        """Return padded spectrograms, their lengths, and the notes as numbers from 1."""
+        notes = [torch.tensor([1 + NOTES.index(n) for n in e.label or ""], dtype=torch.int64) for e in examples]
+        lengths = torch.tensor([len(e.spectrogram) for e in examples])
+        return pad_sequence([e.spectrogram for e in examples], batch_first=True), lengths, notes
+
+    def logits(self, model, batch):
+        """Return one row per frame, without padding."""
+        spectrograms, lengths, _ = batch
+        frames = model(spectrograms.to(next(model.parameters()).device))
+        return torch.cat([frame[:n] for frame, n in zip(frames, lengths, strict=True)])
+
+    def targets(self, batch):
+        """Return no target per frame: CTC does not know which frame a note is in."""
+        return torch.full((int(batch[1].sum()),), -100)
+
+    def labelled(self, batch):
+        """Return the number of tunes with notes."""
+        return sum(len(notes) > 0 for notes in batch[2])
+
+    def loss(self, logits, batch):
+        """Return the mean CTC loss over tunes with notes, per note."""
+        pairs = zip(logits.split(batch[1].tolist()), batch[2], strict=True)
+        known = [(rows.log_softmax(-1), notes) for rows, notes in pairs if len(notes)]
+        if not known:
+            return 0 * logits.sum()
+        rows, notes = zip(*known, strict=True)
+        lengths = [torch.tensor([len(one) for one in many]) for many in (rows, notes)]
+        return functional.ctc_loss(pad_sequence(rows), torch.cat(notes), *lengths)  # [T, B, 1 + notes]
+
+    def score(self, model, examples):
+        """Count tunes of which every note is right."""
+        batch = self.collate(examples)
+        heard = [decode(rows.argmax(-1)) for rows in self.logits(model, batch).split(batch[1].tolist())]
+        right = {e.id: float(h == e.label) for e, h in zip(examples, heard, strict=True)}
+        lengths = Counter((str(len(e.label)), str(len(h))) for e, h in zip(examples, heard, strict=True))
+        return fedcollm.Score({"recognized": sum(right.values())}, len(examples), lengths, right)
+
+
+def decode(path: Tensor) -> str:
+    """Return the notes of the likeliest path: repeats collapsed, blanks removed."""
+    return "".join(NOTES[i - 1] for i in torch.unique_consecutive(path).tolist() if i)
+
+
+CONFIG = {
+    "name": "tones",
+    "task": {"clients": 3, "partition": {"kind": "natural"}, "private_size": 40, "public_size": 40, "test_size": 60},
+    "llm": {"source": "96", "pretrain_epochs": 100},
+    "slm": {"source": "16", "layers": None, "pretrain_epochs": 100},
+    "client": {"learning_rate": 1e-2, "batch_size": 4, "epochs": 3},
+    "server": {"learning_rate": 1e-2, "batch_size": 4, "epochs": 3},
+    "federation": {"rounds": 3},
+}
+
+if __name__ == "__main__":
+    config = fedcollm.load_config(CONFIG)
+    pool = fedcollm.Pool(train=make_tunes(400, clients=3))
+    result = fedcollm.run(config, *sys.argv[1:2], modality=Tones(), pool=pool)
+    print(result.to_pandas()[["scores.slm", "scores.llm"]])

@@ -1,0 +1,69 @@
+"""`fedcollm evaluate` and `report`: what finished runs came to."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedcollm.cli.options import Json, Quiet
+from fedcollm.errors import UserError
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="run directories, or directories of them")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file; default: report.html in the first directory")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML file: tables and plots of one or more runs."""
+    from fedcollm.report import write_report
+    from fedcollm.runs.directory import REPORT
+
+    print(write_report(runs, out or runs[0] / REPORT))
+
+
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
+    role: Annotated[str, typer.Option("--role", help="slm or llm")] = "slm",
+    examples: Annotated[Path | None, typer.Option("--write-examples", help="write the test examples as JSONL")] = None,
+    harness: Annotated[
+        bool, typer.Option("--harness", help="run lm-evaluation-harness itself, and compare item by item")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score the adapter that a run left on disk on the run's own test examples."""
+    from fedcollm.cli.terminal import screen
+    from fedcollm.progress import shown
+    from fedcollm.runs.runner import evaluate_run
+
+    if harness:
+        _evaluate_with_harness(run_dir, role, examples, quiet, as_json)
+        return
+    with shown(screen(quiet or as_json)):
+        score = evaluate_run(run_dir, role, examples)
+    values = {name: score.mean(name) for name in score.sums}
+    if as_json:
+        print(json.dumps({"role": role, "examples": score.count, **values}))
+    else:
+        means = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        print(f"{role}: {means} on {score.count} examples")
+
+
+def _evaluate_with_harness(run_dir: Path, role: str, examples: Path | None, quiet: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fedcollm.cli.tables import parity_table
+    from fedcollm.cli.terminal import output, screen
+    from fedcollm.progress import shown
+    from fedcollm.runs.harness import evaluate_with_harness
+
+    if examples:
+        raise UserError(f"--harness writes the test examples to {run_dir / 'harness'}; leave --write-examples out.")
+    with shown(screen(quiet or as_json)):
+        parity = evaluate_with_harness(run_dir, role)
+    if as_json:
+        print(json.dumps({"role": role} | asdict(parity)))
+    else:
+        output().print(parity_table(role, parity))

@@ -1,0 +1,90 @@
+"""Examples of text: a prompt and its possible continuations, and their JSON lines."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import read_jsonl
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A prompt and its possible continuations.
+
+    Attributes:
+        id: unique within its file.
+        prompt: text before the answer.
+        choices: continuations, without the space that joins them to the prompt; free completion has
+            one, the answer itself.
+        answer: index of the right choice, or None if unlabelled.
+        labels: short names of the choices, for partitions and confusion tables.
+        group: natural client id, where the data has one.
+    """
+
+    id: str
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int | None
+    labels: tuple[str, ...]
+    group: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """Name of the right choice."""
+        return None if self.answer is None else self.labels[self.answer]
+
+    @property
+    def content(self) -> str:
+        """The prompt, case and spacing folded."""
+        return " ".join(self.prompt.casefold().split())
+
+    @property
+    def has_free_label(self) -> bool:
+        """Whether the label is free text, not one of several choices."""
+        return len(self.choices) == 1
+
+    def without_label(self) -> "TextExample":
+        """Return the same example with its answer forgotten."""
+        return replace(self, answer=None)
+
+
+_EXAMPLE = TypeAdapter(TextExample)
+
+
+def example_lines(examples: Iterable[TextExample]) -> str:
+    """Return one JSON object per line."""
+    return "".join(json.dumps(asdict(example)) + "\n" for example in examples)
+
+
+def read_examples(path: Path) -> list[TextExample]:
+    """Return the examples that `example_lines` wrote.
+
+    Raises:
+        UserError: the file can't be read, or a line is not an example.
+    """
+    return [_example(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
+
+
+def _example(row: dict[str, object], place: str) -> TextExample:
+    try:
+        example = _EXAMPLE.validate_python(row)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"])) or "the line"
+        raise UserError(
+            f"{place}: {where}: {problem['msg']}. Write id, prompt, choices, answer (its index) and labels, or set "
+            "task.name: custom with a task.format for your own columns."
+        ) from error
+    if not example.choices or example.answer is None or not 0 <= example.answer < len(example.choices):
+        raise UserError(
+            f"{place}: answer {example.answer} is not the index of one of {len(example.choices)} choices. Correct it."
+        )
+    if len(example.labels) != len(example.choices):
+        raise UserError(
+            f"{place}: {len(example.labels)} labels for {len(example.choices)} choices. Give each choice one label."
+        )
+    return example

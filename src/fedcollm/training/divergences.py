@@ -1,0 +1,103 @@
+"""How far a student's distribution is from its teacher's, row by row.
+
+Each divergence here is a row of `DIVERGENCES` in `config/choices.py`, under the same name.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedcollm.modalities.base import UNLABELLED
+
+#: α of the skewed divergences, the value that DistiLLM recommends (arXiv 2402.03898, section 4).
+SKEW = 0.1
+
+
+def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(p ‖ q) of teacher p and student q, the paper's eq. 5: [P] from log-probabilities [P, V]."""
+    return _kl(teacher, student)
+
+
+def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(q ‖ p): the student seeks one mode of the teacher (MiniLLM, Gu et al., arXiv 2306.08543)."""
+    return _kl(student, teacher)
+
+
+def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2 (GKD, Agarwal et al., arXiv 2306.13649, with β = 1/2)."""
+    middle = _mixed(teacher, student, 0.5)
+    return (_kl(teacher, middle) + _kl(student, middle)) / 2
+
+
+def skew_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(p ‖ α p + (1 - α) q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, eq. 4)."""
+    return _kl(teacher, _mixed(teacher, student, SKEW))
+
+
+def skew_reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return KL(q ‖ (1 - α) p + α q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, section 3.1)."""
+    return _kl(student, _mixed(student, teacher, SKEW))
+
+
+DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+    "skew_kl": skew_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+}
+
+
+def divergence(
+    teacher: Tensor,
+    student: Tensor,
+    temperature: float = 1.0,
+    kind: str = "forward_kl",
+    taught: Tensor | None = None,
+) -> Tensor:
+    """Return τ² times the divergence between softened distributions, mean over rows; the teacher gets no gradient.
+
+    Args:
+        teacher: [P, V] logits; detached here.
+        student: [P, V] logits.
+        temperature: τ; the factor τ² keeps the gradient's scale (Hinton et al., arXiv 1503.02531).
+        kind: name of one of the functions above.
+        taught: [P] bool, rows that count; the others stay in the mean as zeros. None: all.
+
+    Returns:
+        A scalar; 0 for no rows and for equal logits: exactly so for the two KL, up to rounding for the mixtures.
+    """
+    log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
+    log_student = functional.log_softmax(student / temperature, dim=-1)
+    rows = DIVERGENCES[kind](log_teacher, log_student)
+    if taught is not None:
+        rows = rows * taught
+    return temperature**2 * rows.sum() / max(len(student), 1)
+
+
+def uncertainty(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how unsure a model is on each row, [P] in nats: its cross-entropy, or its entropy where no label is known.
+
+    Cross-entropy is what DualMinCE of FedMKT compares (Fan et al., arXiv 2406.02224, section 3.3). The model that is
+    less sure is taught; where both are equally sure, neither is.
+
+    Args:
+        logits: [P, V]; no gradient comes back.
+        targets: [P] int64, `UNLABELLED` where there is none.
+    """
+    log = functional.log_softmax(logits.detach(), dim=-1)
+    loss = -log.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
+    return torch.where(targets != UNLABELLED, loss, -(log.exp() * log).sum(-1))
+
+
+def _kl(first: Tensor, second: Tensor) -> Tensor:
+    """Return KL(first ‖ second) per row: [P] from log-probabilities [P, V]."""
+    return (first.exp() * (first - second)).sum(-1)
+
+
+def _mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Return log(share p + (1 - share) q) from log p and log q."""
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))

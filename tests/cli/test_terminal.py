@@ -1,0 +1,113 @@
+"""What other parties say is text in a terminal: it neither crashes the command nor styles anything."""
+
+import io
+import json
+import sys
+
+import pytest
+import yaml
+from rich.console import Console
+
+from fedcollm.cli import app as cli
+from fedcollm.cli import deploy as cli_deploy
+from fedcollm.cli import terminal
+from fedcollm.cli.tables import cost_table, measured_table, parity_table, round_line
+from fedcollm.deploy.status import Status
+from fedcollm.messages import RoundRecord
+from fedcollm.progress import say, shown, track
+from fedcollm.runs.estimate import Cost, RoleCost
+from fedcollm.runs.harness import Parity
+from fedcollm.runs.profile import Measured
+
+HOSTILE = ["[/x]", "[red]a[/red]", "[link=file:///etc]b[/link]", ":smile:", "\\[bold]", "1234 True http://c"]
+
+
+@pytest.fixture
+def screen(monkeypatch):
+    """What a terminal with colors would get, from either console."""
+    sink = io.StringIO()
+    settings = {"file": sink, "force_terminal": True, "width": 200, "color_system": "truecolor"}
+
+    def console(**options):
+        return Console(**(options | settings))
+
+    monkeypatch.setattr(terminal, "Console", console)
+    return sink
+
+
+def plain(text: str) -> str:
+    """Text without the styles that every table has: bold, italic and dim, whatever is in it."""
+    for sequence in ("\x1b[1m", "\x1b[3m", "\x1b[2;3m", "\x1b[0m"):  # of headers, titles and captions, and their end
+        text = text.replace(sequence, "")
+    assert "\x1b" not in text
+    return text
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_tables_show_what_they_are_given(screen, text):
+    tables = [
+        cost_table(Cost({"slm": RoleCost(text, 100, 10, 40, 200, 40)}, 10**9, None, data_note=text)),
+        parity_table(text, Parity(text, text, 1, {text: 0.5}, {text: 0.5}, {text: 0}, 0.0, "float32")),
+        measured_table(Measured({}, 1.0, None, 1, None, None, None, (text,))),
+        cli_deploy._table(Status(text, {text: True}, {text: text}, None, 1)),
+    ]
+    for table in tables:
+        terminal.output().print(table)
+        assert text in plain(screen.getvalue())
+        screen.seek(0)
+        screen.truncate()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_failure_of_a_client_is_one_line_as_it_is(screen, text):
+    line = round_line(RoundRecord(1, lost={text: text}))
+    terminal.screen(silent=False).print(line, soft_wrap=True)
+    assert screen.getvalue() == f"{line}\n"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_is_said_during_a_round_is_shown_as_it_is(text):
+    file = io.StringIO()
+    with shown(Console(file=file, width=200)):  # whatever console it is
+        say(text)
+    assert file.getvalue() == f"{text}\n"
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_progress_bar_shows_its_description_as_it_is(screen, text):
+    with shown(terminal.screen(silent=False)) as live:
+        for _ in track([1], text, total=1):
+            live.print("between")
+            say(text)
+    assert text in screen.getvalue()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_error_says_what_the_user_wrote(monkeypatch, capsys, text):
+    for arguments in (["run", text], ["compare", "icd10", "--jobs", text]):
+        monkeypatch.setattr(sys, "argv", ["fedcollm", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        assert repr(text) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[/x]", "[red]a[/red]"])
+def test_command_that_does_not_exist_is_named(monkeypatch, capsys, text):
+    monkeypatch.setattr(sys, "argv", ["fedcollm", text])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_run_with_a_name_that_looks_like_markup(monkeypatch, capsys, tiny_config, tmp_path):
+    values = tiny_config.model_dump(mode="json") | {"name": "[/x]"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    out = tmp_path / "[red]a[/red]"
+    monkeypatch.setattr(sys, "argv", ["fedcollm", "run", str(tmp_path / "config.yaml"), "--out", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out
+    assert json.loads((out / "rounds.jsonl").read_text().splitlines()[-1])["round"] == 2

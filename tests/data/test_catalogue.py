@@ -1,0 +1,89 @@
+"""The tables of tasks and modalities."""
+
+import pytest
+
+from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
+from fedcollm.data.catalogue import MODALITIES, TASKS, base_models, build_client_modality, build_modality, load_pool
+from fedcollm.errors import UserError
+from fedcollm.modalities.base import Modality
+from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
+from fedcollm.modalities.text.task import TextTask
+from fedcollm.modalities.vision.task import ImageTask
+
+
+def test_every_task_has_a_modality_and_a_line_of_comment():
+    for entry in TASKS.values():
+        assert entry.modality in MODALITIES
+        assert entry.comment
+        assert "\n" not in entry.comment
+
+
+def test_every_task_is_named_where_the_configuration_is_explained():
+    comment = TaskConfig.model_fields["name"].description
+    assert all(name in comment for name in TASKS)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda task: load_pool(task, 0),
+        base_models,
+        lambda task: build_modality(task, ModelConfig(), ModelConfig(), False),
+        lambda task: build_client_modality(task, ModelConfig(), {}),
+    ],
+)
+def test_unknown_task_is_refused(ask):
+    with pytest.raises(UserError, match=r"unknown task 'boolq'\. Known: icd10, arc_easy"):
+        ask(TaskConfig(name="boolq"))
+
+
+def test_own_files_need_a_path_and_a_format(tmp_path):
+    with pytest.raises(UserError, match=r"task\.path .* and task\.format"):
+        load_pool(TaskConfig(name="custom", path=tmp_path), 0)
+    with pytest.raises(UserError, match=r"task\.path .* and task\.format"):
+        load_pool(TaskConfig(name="custom", format=FormatConfig(prompt="{a}", answer="b")), 0)
+
+
+def test_icd10_is_as_large_as_its_parts_need():
+    task = TaskConfig(clients=1, private_size=20, public_size=10, unlabelled_size=9, test_size=4)
+    assert len(load_pool(task, 0).train) == 63  # 43 examples, in 21 equal chapters: 3 each
+
+
+def test_pair_of_one_tokenizer_is_a_text_task(tiny_config):
+    modality = build_modality(tiny_config.task, tiny_config.slm, tiny_config.llm, False)
+    assert isinstance(modality, TextTask)
+    assert modality.name == "custom"
+    assert modality.of("llm") is modality
+
+
+def test_pair_of_two_tokenizers_is_a_bridge_if_that_is_allowed(pair_config):
+    modality = build_modality(pair_config.task, pair_config.slm, pair_config.llm, True)
+    assert isinstance(modality, TokenizerBridge)
+    with pytest.raises(UserError, match="don't share a tokenizer"):
+        build_modality(pair_config.task, pair_config.slm, pair_config.llm, False)
+
+
+def test_client_builds_the_servers_modality_from_its_facts(pair_config):
+    whole = build_modality(pair_config.task, pair_config.slm, pair_config.llm, True).of("slm")
+    own = build_client_modality(pair_config.task, pair_config.slm, whole.facts())
+    assert own.options == whole.options
+    with pytest.raises(UserError, match="vocabulary_size"):
+        build_client_modality(pair_config.task, pair_config.slm, {"context_length": 32})
+
+
+def test_images_need_nothing_to_be_loaded():
+    task = TaskConfig(name="digits")
+    for modality in (
+        build_modality(task, ModelConfig(), ModelConfig(), False),
+        build_client_modality(task, ModelConfig(), {}),
+    ):
+        assert isinstance(modality, ImageTask)
+        assert modality.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_known_of_models_is_part_of_the_modality(name):
+    known = base_models(TaskConfig(name=name))
+    whole = TextTask if TASKS[name].modality == "text" else ImageTask
+    assert issubclass(whole, (type(known), Modality))
+    assert known.causal_lm == whole.causal_lm == (name != "digits")

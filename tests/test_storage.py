@@ -1,0 +1,196 @@
+"""Files that are whole at any moment, and locks that hold between processes."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from filelock import SoftFileLock
+from tests.conftest import PATIENCE_SECONDS
+
+from fedcollm import storage
+from fedcollm.errors import UserError
+from fedcollm.storage import locked, one_at_a_time, remove_leftovers, replacing, write_atomically, writing
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+# --- files ---
+
+
+def test_text_is_the_same_bytes_on_every_platform(tmp_path):
+    write_atomically(tmp_path / "a.txt", "ε\nend\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xce\xb5\nend\n"
+
+
+def test_failed_write_keeps_the_old_file_and_no_other(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    write_atomically(file, "old")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_block_that_fails_replaces_nothing(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left"), replacing(tmp_path / "a.bin") as temporary:
+        full_disk(temporary.write_bytes(b"half"))
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_two_writers_at_once_have_files_of_their_own(tmp_path):
+    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as two:
+        assert one != two
+        assert one.parent == two.parent == tmp_path
+        one.write_text("one")
+        two.write_text("two")
+    assert (tmp_path / "a").read_text() == "one"  # which ended last
+    assert names(tmp_path) == ["a"]
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
+    for name in ("a", ".a-0123", ".b-0123", "a-0123"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "a")
+    assert names(tmp_path) == [".b-0123", "a", "a-0123"]
+
+
+def test_file_that_is_being_read_is_replaced_when_the_reader_is_done(tmp_path, monkeypatch):
+    replace, attempts = os.replace, []
+
+    def busy(source, target):
+        attempts.append(target)
+        if len(attempts) < 3:
+            raise PermissionError(13, "in use by another process")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(storage, "_READERS_SECONDS", 60.0)
+    write_atomically(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert len(attempts) == 3
+
+
+def test_directory_that_is_not_writable_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"can't be written.*No such file"), writing(tmp_path / "missing"):
+        write_atomically(tmp_path / "missing" / "a", "")
+
+
+# --- locks ---
+
+
+@pytest.fixture(params=["native", "soft"])
+def kind(request, monkeypatch) -> str:
+    """The lock of this platform, and the one of platforms that have none."""
+    if request.param == "soft":
+        monkeypatch.setattr(storage, "FileLock", SoftFileLock)
+    return request.param
+
+
+LOCKED = """
+import sys
+from pathlib import Path
+from fedcollm import storage
+if sys.argv[2] == "soft":
+    from filelock import SoftFileLock
+    storage.FileLock = SoftFileLock
+lock = storage.locked(Path(sys.argv[1]))
+lock.__enter__()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(directory: Path, kind: str) -> subprocess.Popen[str]:
+    """Another process that asks for the lock, and holds it until it is killed or its standard input is closed."""
+    command = [sys.executable, "-c", LOCKED, str(directory), kind]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_lock_makes_the_directory_and_refuses_a_second_holder(tmp_path, kind):
+    directory = tmp_path / "a" / "b"
+    with locked(directory):
+        assert directory.is_dir()
+        with pytest.raises(UserError, match="in use"), locked(directory):
+            pytest.fail("locked twice")
+    with locked(directory):
+        assert directory.is_dir()
+
+
+def test_lock_is_released_when_the_holder_fails(tmp_path, kind):
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+def test_lock_holds_against_another_process(tmp_path, kind):
+    with locked(tmp_path):
+        out, errors = holder(tmp_path, kind).communicate(timeout=PATIENCE_SECONDS)
+    assert out == ""
+    assert "UserError" in errors
+    assert holder(tmp_path, kind).communicate(timeout=PATIENCE_SECONDS)[0] == "held\n"
+
+
+def test_lock_of_a_process_that_was_killed_is_free(tmp_path, kind):
+    process = holder(tmp_path, kind)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="in use"), locked(tmp_path):
+        pytest.fail("locked twice")
+    process.kill()
+    process.communicate()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+def test_lock_may_be_released_by_another_thread(tmp_path, kind):
+    lock = locked(tmp_path)
+    lock.__enter__()
+    thread = threading.Thread(target=lock.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").exists()
+
+
+def test_directory_that_is_removed_while_it_is_locked_is_no_error(tmp_path, kind):
+    directory = tmp_path / "run"
+    with locked(directory):
+        (directory / ".lock").unlink()
+        directory.rmdir()
+    assert not directory.exists()
+
+
+def test_directory_that_cannot_be_made_is_the_users_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't be written"), locked(tmp_path / "file" / "run"):
+        pytest.fail("locked a directory inside a file")
+
+
+def test_a_file_is_made_once_and_found_by_those_who_waited(tmp_path, kind):
+    file, made = tmp_path / "kept" / "a", []
+
+    def make():
+        with one_at_a_time(file):
+            if not file.exists():
+                made.append(threading.get_ident())
+                write_atomically(file, "whole")
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert file.read_text() == "whole"
