@@ -1,12 +1,18 @@
-"""Tiny random models and data, made in the test: no downloads, milliseconds a step."""
+"""Tiny random models and data, made in the test: no downloads, milliseconds a step.
+
+No outcome depends on how busy the machine is: a test waits for an event (`wait_for`), never for a time.
+"""
 
 import json
 import os
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -34,6 +40,49 @@ WORDS = [
     "good",
     "bad",
 ]
+
+#: The paper's whole data sets, where somebody has put them. A test that needs them has a small twin that does not.
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the paper's data sets are not in ../shared/data")
+
+#: How long a test waits for an event that a fault may keep from happening.
+PATIENCE_SECONDS = 600.0
+
+# The same examples on every machine, however long one takes.
+hypothesis.settings.register_profile(
+    "fedcollm",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("fedcollm")
+
+
+def wait_for(event: Callable[[], object]) -> None:
+    """Return once the event has happened.
+
+    Raises:
+        TimeoutError: it did not happen within `PATIENCE_SECONDS`.
+    """
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not event():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{event} did not happen within {PATIENCE_SECONDS:g} s")
+        time.sleep(0.05)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of these tests."""
+    parser.addoption("--update-snapshots", action="store_true", help="write what is said now to tests/snapshots")
+
+
+@pytest.fixture
+def interruptible_children() -> Iterator[None]:
+    """Child processes stop at SIGINT, even if this one ignores it, as everything does that `nohup ... &` started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from filelock import SoftFileLock
+from tests.conftest import PATIENCE_SECONDS
 
 from fedcollm import storage
 from fedcollm.errors import UserError
@@ -136,10 +137,10 @@ def test_lock_is_released_when_the_holder_fails(tmp_path, kind):
 
 def test_lock_holds_against_another_process(tmp_path, kind):
     with locked(tmp_path):
-        out, errors = holder(tmp_path, kind).communicate(timeout=60)
+        out, errors = holder(tmp_path, kind).communicate(timeout=PATIENCE_SECONDS)
     assert out == ""
     assert "UserError" in errors
-    assert holder(tmp_path, kind).communicate(timeout=60)[0] == "held\n"
+    assert holder(tmp_path, kind).communicate(timeout=PATIENCE_SECONDS)[0] == "held\n"
 
 
 def test_lock_of_a_process_that_was_killed_is_free(tmp_path, kind):

@@ -3,12 +3,12 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import SHARED, needs_shared
 
 from fedcollm.config import PartitionConfig, TaskConfig
 from fedcollm.data.partition import check_classes, describe, partition, split
@@ -17,7 +17,6 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool, Split
 from fedcollm.modalities.text.examples import TextExample
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 KINDS = ["iid", "dirichlet", "shards", "natural", "quantity", "pooled"]
 quickly = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 
@@ -362,7 +361,7 @@ def test_not_enough_examples(pool: Pool, message: str) -> None:
 
 
 def test_an_empty_test_set() -> None:
-    with pytest.raises(UserError, match="the test set has no examples"):
+    with pytest.raises(UserError, match="test set"):
         split(Pool(examples(30), []), config(), 0)
 
 
@@ -405,16 +404,16 @@ def test_describe_lists_many_classes_of_a_choice() -> None:
 
 def test_check_classes() -> None:
     check_classes([example(0, 0), example(1, 1)])
-    with pytest.raises(UserError, match="the training data: all 2 examples have the answer 'a'"):
+    with pytest.raises(UserError, match=r"training data: all 2 .*'a'"):
         check_classes([example(0), example(1)])
-    with pytest.raises(UserError, match="f: all 0 examples have the answer no label"):
+    with pytest.raises(UserError, match=r"f: all 0 .*no label"):
         check_classes([], "f")
 
 
 # --- the paper's data
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data in {SHARED}")
+@needs_shared
 def test_the_papers_openbookqa() -> None:
     keys = {"name": "openbookqa", "clients": 4, "private_size": 900, "public_size": 900, "unlabelled_size": 0}
     parts = split(load_qa("openbookqa", SHARED), config(kind="dirichlet", test_size=498, **keys), 0)

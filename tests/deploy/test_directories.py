@@ -91,15 +91,15 @@ def test_keys_that_were_confused_are_named(out):
     node_content = node.read_bytes()
     node.write_bytes(signing.read_bytes())
     signing.write_bytes(node_content)
-    with pytest.raises(UserError, match=r"node.key is not an elliptic curve key"):
+    with pytest.raises(UserError, match=r"node\.key .*elliptic curve"):
         directories.node_key(place)
-    with pytest.raises(UserError, match=r"signing.key is not an Ed25519 key"):
+    with pytest.raises(UserError, match=r"signing\.key .*Ed25519"):
         directories.signing_key(place)
 
 
 def test_directory_that_is_no_clients_is_named(out, tmp_path):
     for place in (tmp_path / "nothing", out, out / "server"):
-        with pytest.raises(UserError, match=r"is no client's directory: membership.json can't be read"):
+        with pytest.raises(UserError, match=r"no client\'s directory: membership\.json"):
             client.serve(place, place)
 
 
@@ -142,31 +142,31 @@ def test_membership_that_is_no_json_object_is_named(out, content):
 def test_malformed_public_key_names_its_client(out, key):
     file = out / "clients" / "1" / "membership.json"
     rewrite(file, roster={**json.loads(file.read_text())["roster"], "2": key})
-    with pytest.raises(UserError, match="the roster's key of client 2 is malformed"):
+    with pytest.raises(UserError, match="key of client 2"):
         serve(out)
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"name: 5\nunknown: 1", b"\xff", b"- a"], ids=repr)
 def test_malformed_configuration_is_named(out, content):
     (out / "clients" / "1" / "config.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=r"clients/1/config.yaml is not a configuration that this version reads"):
+    with pytest.raises(UserError, match=r"clients/1/config\.yaml"):
         serve(out)
 
 
 def test_missing_configuration_is_named(out):
     (out / "clients" / "1" / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"clients/1/config.yaml is not a configuration.*No such file"):
+    with pytest.raises(UserError, match=r"clients/1/config\.yaml .*No such file"):
         serve(out)
 
 
 def test_missing_data_is_named(out):
-    with pytest.raises(UserError, match=r"--data .*nothing: no such file or directory"):
+    with pytest.raises(UserError, match=r"--data .*nothing"):
         client.serve(out / "clients" / "1", out / "nothing")
 
 
 def test_directory_without_a_train_file_is_named(config, tmp_path):
     columns = config.model_copy(update={"task": config.task.model_copy(update={"format": None})})
-    with pytest.raises(UserError, match=r"there is no train file in it, such as train.jsonl"):
+    with pytest.raises(UserError, match=r"--data .*no train file"):
         private_examples(columns, ImageTask("images", []), tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_two_processes_of_one_client_exclude_each_other(out):
     from fedcollm.storage import locked
 
     (out / "clients" / "1" / "state").mkdir()
-    with locked(out / "clients" / "1" / "state"), pytest.raises(UserError, match="is in use by another run"):
+    with locked(out / "clients" / "1" / "state"), pytest.raises(UserError, match="is in use"):
         serve(out)
 
 
@@ -205,7 +205,7 @@ def test_damaged_memory_stops_the_client(out, content):
     state = out / "clients" / "1" / "state"
     state.mkdir()
     (state / "opened.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"state/opened.json can't be read .*guards this client's data"):
+    with pytest.raises(UserError, match=r"state/opened\.json .*guards"):
         serve(out)
 
 
@@ -275,7 +275,7 @@ def test_malformed_deployment_is_named(out, changes, reason):
 def test_directory_that_is_no_servers_is_named(out):
     for function in (status.stop_all, lambda place: status.status(place, place), lambda place: list(
         server.run_rounds(place, place))):  # fmt: skip
-        with pytest.raises(UserError, match=r"is no server's directory: deployment.json can't be read"):
+        with pytest.raises(UserError, match=r"no server\'s directory: deployment\.json"):
             function(out / "clients" / "1")
 
 

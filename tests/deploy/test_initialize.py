@@ -283,7 +283,7 @@ def test_refusal_leaves_nothing_behind(config, tmp_path, kind):
 
 def test_existing_deployment_is_never_overwritten(config, out):
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match=r"exists already\. Choose another --out: keys that are in use"):
+    with pytest.raises(UserError, match=r"exists already.*--out"):
         initialize(config, SITE, out)
     assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
 
@@ -298,7 +298,7 @@ def test_file_in_the_way_is_refused_and_an_empty_directory_is_not(config, tmp_pa
 
 def test_place_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"can't be written: Not a directory. Choose another --out"):
+    with pytest.raises(UserError, match=r"can't be written: .*--out"):
         initialize(config, SITE, tmp_path / "file" / "out")
 
 

@@ -86,13 +86,13 @@ def test_secret_is_no_argument(directory, started):
 
 def test_superlink_that_ends_at_once_is_named_with_its_log(directory, started, monkeypatch):
     monkeypatch.setattr(SuperLink, "is_up", lambda self: False)
-    with pytest.raises(UserError, match=r"the SuperLink did not start. See .*superlink.log; if port 9556 is in use"):
+    with pytest.raises(UserError, match=r"SuperLink did not start.*superlink\.log.* 9556"):
         services.start_superlink(directory, DEPLOYMENT)
 
 
 def test_superlink_that_is_not_installed_is_named(directory, started, monkeypatch, tmp_path):
     monkeypatch.setattr(services.sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(UserError, match=r"flower-superlink is missing. Install it: pip install 'fedcollm\[deploy\]'"):
+    with pytest.raises(UserError, match=r"flower-superlink .*pip install 'fedcollm\[deploy\]'"):
         services.start_superlink(directory, DEPLOYMENT)
     assert started == []
 
@@ -105,14 +105,14 @@ def test_nginx_is_started_with_the_directorys_configuration(directory, started):
 
 def test_nginx_that_is_not_installed_is_named(directory, started, monkeypatch):
     monkeypatch.setattr(services.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="nginx is not installed, and clients must not reach the SuperLink without it"):
+    with pytest.raises(UserError, match="nginx is not installed"):
         services.start_proxy(directory, DEPLOYMENT)
 
 
 def test_nginx_that_does_not_start_is_quoted(directory, started, monkeypatch):
     failed = SimpleNamespace(returncode=1, stderr="bind() to 0.0.0.0:9555 failed (98: Address already in use)\n")
     monkeypatch.setattr(services.subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(UserError, match=r"Address already in use\) If port 9555 is in use, change it in nginx.conf"):
+    with pytest.raises(UserError, match=r"Address already in use.*9555.*nginx\.conf"):
         services.start_proxy(directory, DEPLOYMENT)
 
 

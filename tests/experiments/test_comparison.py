@@ -84,7 +84,7 @@ def test_unknown_method_is_refused(tiny_config, tmp_path):
 
 
 def test_two_tasks_of_one_name_are_refused(tiny_config, tmp_path):
-    with pytest.raises(UserError, match="two configurations with the name 'tiny'"):
+    with pytest.raises(UserError, match="name 'tiny'"):
         Plan(tmp_path, [tiny_config, tiny_config], ["fedavg"], [0])
 
 
@@ -97,9 +97,7 @@ def test_several_tasks_have_a_folder_each(tiny_config, tmp_path):
 
 def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_config):
     # the SLM of tiny_config is a model of its own
-    with pytest.raises(
-        UserError, match=r"--methods: layer_transfer does not fit.*1 error\n  server\.layer_transfer 1 needs an SLM"
-    ):
+    with pytest.raises(UserError, match=r"--methods: layer_transfer (?s:.*)server\.layer_transfer 1"):
         plan(tiny_config, ["fedcollm", "layer_transfer"], [0])
 
 

@@ -138,7 +138,7 @@ def test_method_names_ignore_case(llama, kind):
 
 
 def test_unknown_method_lists_the_known_ones(llama):
-    with pytest.raises(UserError, match=r"adapter.kind: unknown method 'lorra'. Known: dora, .*\blora\b"):
+    with pytest.raises(UserError, match=r"adapter\.kind: .*'lorra'.*\blora\b"):
         adapted(llama, kind="lorra")
 
 
@@ -148,7 +148,7 @@ def test_unknown_target_lists_the_models_linear_layers(llama):
 
 
 def test_unknown_option_lists_the_fields(llama):
-    with pytest.raises(UserError, match=r"adapter.options: LoraConfig has no field use_rslore\b.*use_rslora"):
+    with pytest.raises(UserError, match=r"adapter\.options: .*use_rslore\b.*use_rslora"):
         adapted(llama, options={"use_rslore": True})
 
 
@@ -239,7 +239,7 @@ def test_frozen_a_is_refused_for_other_kinds(llama, kind):
 
 
 def test_frozen_a_beside_doras_magnitudes_is_refused(llama):
-    with pytest.raises(UserError, match=r"adapter\.freeze_a: lora with use_dora has more to train than B"):
+    with pytest.raises(UserError, match=r"adapter\.freeze_a: .*use_dora"):
         adapted(llama, kind="lora", freeze_a=True, options={"use_dora": True})
 
 
@@ -346,7 +346,7 @@ def test_saved_adapter_is_loaded_into_another_model(llama, kind, tmp_path):
 
 
 def test_missing_adapter_is_the_users_error(llama, tmp_path):
-    with pytest.raises(UserError, match=r"no adapter at .*adapter_model.safetensors is missing"):
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
         load_adapter(adapted(llama), tmp_path)
 
 
@@ -405,12 +405,12 @@ def test_auto_device_is_cuda_where_there_is_one(monkeypatch, available, device):
 
 
 def test_unknown_device_is_the_users_error():
-    with pytest.raises(UserError, match=r"device: 'gpu' can't be used: .*Set device: auto or cpu"):
+    with pytest.raises(UserError, match=r"device: 'gpu'.*auto"):
         resolve_device("gpu")
 
 
 def test_device_that_is_not_there_is_the_users_error():
-    with pytest.raises(UserError, match="device: 'cuda:99' can't be used"):
+    with pytest.raises(UserError, match="device: 'cuda:99'"):
         resolve_device("cuda:99")
 
 

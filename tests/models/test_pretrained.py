@@ -4,7 +4,6 @@ import copy
 import os
 import shutil
 import socket
-import time
 from pathlib import Path
 
 import gguf
@@ -184,7 +183,7 @@ def test_pruned_copy_follows_a_directory_whose_weights_were_replaced(model_direc
 
 
 def test_failed_build_leaves_nothing_in_the_cache(model_directories, cache):
-    with pytest.raises(UserError, match="layers: 9 cannot be kept of a model with 4"):
+    with pytest.raises(UserError, match=r"layers: 9 .*4"):
         base_directory(model_directories["llm"], 9)
     assert list(cache.iterdir()) == []
 
@@ -229,11 +228,10 @@ def test_tokenizer_without_padding_pads_with_its_end(model_directories, tmp_path
         ),
     ],
 )
-def test_missing_source_is_refused_at_once_with_advice(source, message):
-    start = time.perf_counter()
+def test_missing_source_is_refused_with_advice_and_without_the_network(source, message, monkeypatch):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     with pytest.raises(UserError, match=message):
         base_directory(source, 2)
-    assert time.perf_counter() - start < 1.0
 
 
 def test_hub_is_not_asked_while_offline(monkeypatch):
@@ -250,7 +248,7 @@ def test_unreachable_hub_is_the_users_error(monkeypatch):
 
     monkeypatch.setattr(pretrained.hub_constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(socket, "create_connection", refuse)
-    with pytest.raises(UserError, match="the model hub can't be reached from here"):
+    with pytest.raises(UserError, match="hub can't be reached"):
         base_directory("nobody/no-such-model", None)
 
 
@@ -261,9 +259,9 @@ def test_downloaded_hub_model_needs_no_hub(monkeypatch, tmp_path):
 
 
 def test_directory_without_a_model_is_the_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"model source '.*' can't be loaded"):
+    with pytest.raises(UserError, match="can't be loaded"):
         load_causal_lm(str(tmp_path), torch.float32)
-    with pytest.raises(UserError, match=r"model source '.*' can't be loaded"):
+    with pytest.raises(UserError, match="can't be loaded"):
         load_config(str(tmp_path))
 
 
@@ -271,20 +269,20 @@ def test_directory_with_broken_weights_is_the_users_error(model_directories, tmp
     source = tmp_path / "mine"
     shutil.copytree(model_directories["slm"], source)
     (source / "model.safetensors").write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"model source '.*mine' can't be loaded"):
+    with pytest.raises(UserError, match="mine' can't be loaded"):
         load_causal_lm(str(source), torch.float32)
 
 
 def test_file_that_is_no_gguf_is_the_users_error(tmp_path, cache):
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
-    with pytest.raises(UserError, match=r"broken.gguf can't be read as GGUF"):
+    with pytest.raises(UserError, match=r"broken\.gguf"):
         base_directory(str(tmp_path / "broken.gguf"), None)
     assert list(cache.iterdir()) == []
 
 
 def test_shipped_model_whose_package_is_missing_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(pretrained.SHIPPED, "tiny", ("no-such-package", "pip install no-such-package"))
-    with pytest.raises(UserError, match="no-such-package, which is not installed: pip install no-such-package"):
+    with pytest.raises(UserError, match="pip install no-such-package"):
         base_directory("tiny", None)
 
 

@@ -64,7 +64,7 @@ def test_accountant_says_nothing_of_orders_that_it_leaves_out(caplog):
 
 def test_missing_accountant_is_the_users_error_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(UserError, match=r"needs the package dp-accounting.*pip install 'fedcollm\[privacy\]'"):
+    with pytest.raises(UserError, match=r"dp-accounting.*pip install 'fedcollm\[privacy\]'"):
         ClientPrivacy(1.0, 1.0, 1e-5).epsilon(1)
 
 
@@ -83,7 +83,7 @@ def test_noise_of_two_steps_of_the_grid_is_enough_for_many_clients_and_parameter
 
 
 def test_noise_of_one_step_is_refused_with_what_to_do():
-    with pytest.raises(UserError, match=r"standard deviation of 1 steps.*too few.*Raise noise_multiplier"):
+    with pytest.raises(UserError, match=r"too few.*noise_multiplier"):
         check_sum(1.0, clients=4, dimension=1000, noise_multiplier=1.0)
 
 
@@ -140,9 +140,7 @@ def test_combination_without_a_guarantee_is_refused(privacy, federation, adapter
 def test_proximal_term_is_refused_at_example_level_only():
     proximal = {"client": {"proximal": 0.01}}
     values = {"federation": {"privacy": EXAMPLE, "aggregation": "uniform"}}
-    with pytest.raises(
-        ValueError, match=r"client\.proximal 0\.01 is not part of DP-SGD's step; set client\.proximal: 0"
-    ):
+    with pytest.raises(ValueError, match=r"client\.proximal 0\.01 .*client\.proximal: 0"):
         RunConfig.model_validate(values | proximal)
     assert RunConfig.model_validate(values).client.proximal == 0
     secure = RunConfig.model_validate({"federation": {"privacy": CLIENT} | SECURE} | proximal)
@@ -152,7 +150,7 @@ def test_proximal_term_is_refused_at_example_level_only():
 def test_clipped_sums_of_gradients_are_refused_at_example_level_only():
     clipped = {"client": {"max_grad_norm": 1.0}}
     values = {"federation": {"privacy": EXAMPLE, "aggregation": "uniform"}}
-    with pytest.raises(ValueError, match=r"clips the gradient of each example .*set client\.max_grad_norm: null"):
+    with pytest.raises(ValueError, match=r"client\.max_grad_norm: null"):
         RunConfig.model_validate(values | clipped)
     secure = RunConfig.model_validate({"federation": {"privacy": CLIENT} | SECURE} | clipped)
     assert secure.client.max_grad_norm == 1.0
@@ -238,7 +236,7 @@ def test_steps_of_a_round_are_epochs_by_sampling_rate(tiny_config):
 
 def test_noise_too_small_for_the_grid_ends_the_run_before_it_begins(tiny_config, tmp_path):
     config = private(tiny_config, {**CLIENT, "noise_multiplier": 1e-9}, secure_aggregation=True)
-    with pytest.raises(UserError, match=r"too few for the guarantee to hold"):
+    with pytest.raises(UserError, match="too few"):
         next(iter(rounds(config, tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 

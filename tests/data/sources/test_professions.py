@@ -7,15 +7,13 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+from tests.conftest import SHARED, needs_shared
 
 from fedcollm.config.loading import load_config
 from fedcollm.data.partition import split
 from fedcollm.data.sources.professions import PROFESSIONS, load_professions
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Pool
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data in {SHARED}")
 
 
 def row(id: str, question: str, answer: str = "A") -> dict[str, Any]:
@@ -89,7 +87,7 @@ def test_one_question_of_two_subjects_is_a_duplicate(tmp_path: Path) -> None:
     assert first.content == second.content == third.content == "ribs? a. 1 b. 2 answer:"
     assert first.without_label().content == first.content
     task = load_config("professions", **{"task.private_size": 1, "task.test_size": 1, "task.public_size": 2}).task
-    with pytest.raises(UserError, match=r"4 training examples are needed .*, but there are 3 \(after 2 duplicates"):
+    with pytest.raises(UserError, match=r"4 training examples.* 3 .*2 duplicates"):
         split(pool, task, 0)
 
 
@@ -202,6 +200,26 @@ def test_mmlu_whole() -> None:
     assert len(public(pool)) == 10205
     subjects = {e.id.rsplit("-", 2)[0] for e in pool.train}
     assert subjects == {subject for some in PROFESSIONS.values() for subject in some}
+
+
+def test_the_preset_fits_small_subjects_and_no_question_stands_in_two_parts(tmp_path: Path) -> None:
+    """Twenty subjects: 50 questions of each of the professions' 19, where 6 stand twice, and 170 of astronomy."""
+    numbers = {subject: 50 for some in PROFESSIONS.values() for subject in some} | {"astronomy": 170}
+    rows = [
+        row(f"{subject}-test-{i:04}", f"{subject} {i}?", "AB"[i % 2])
+        for subject, count in numbers.items()
+        for i in range(count)
+    ]
+    rows += [row(f"virology-val-{i:04}", f"Anatomy  {i}?", "AB"[i % 2]) for i in range(6)]
+    write(tmp_path / "test.jsonl", rows)
+    parts = split(load_professions(tmp_path), load_config("professions", **{"task.private_size": 80}).task, 0)
+    assert parts.notes == ["client 0 holds bank", "client 1 holds court", "client 2 holds hospital"]
+    assert parts.duplicates_removed == 6
+    assert (len(parts.public), len(parts.test), sum(map(len, parts.private.values()))) == (160, 300, 240)
+    assert {e.group for e in parts.public} == {None}
+    assert {e.group for e in parts.test} == {"bank", "court", "hospital"}
+    private = [e for part in parts.private.values() for e in part]
+    assert len({e.content for e in parts.public + parts.test + private}) == 700
 
 
 @needs_shared

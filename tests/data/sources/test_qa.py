@@ -7,12 +7,10 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
+from tests.conftest import SHARED, needs_shared
 
 from fedcollm.data.sources.qa import QA_TASKS, load_qa
 from fedcollm.errors import UserError
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data in {SHARED}")
 
 GOOD = [
     {"id": "a", "question": "Sky?", "choices": ["blue", "red"], "labels": ["1", "2"], "answer": "1"},
@@ -104,13 +102,13 @@ def test_a_bad_line_is_named(tmp_path: Path, row: Any, message: str) -> None:
 def test_more_choices_than_letters(tmp_path: Path) -> None:
     names = [str(i) for i in range(27)]
     write(tmp_path / "train.jsonl", [{**GOOD[0], "choices": names, "labels": names}])
-    with pytest.raises(UserError, match=r"line 1: 27 choices\. Give at least 2, at most 26"):
+    with pytest.raises(UserError, match=r"line 1: 27 choices.*26"):
         load_qa("arc_easy", tmp_path)
 
 
 def test_one_class_only(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", GOOD[:1])
-    with pytest.raises(UserError, match="the training data of arc_easy: all 1 examples have the answer 'A'"):
+    with pytest.raises(UserError, match=r"arc_easy: all 1 .*'A'"):
         load_qa("arc_easy", tmp_path)
 
 
@@ -124,12 +122,12 @@ def test_no_train_file(tmp_path: Path) -> None:
 def test_two_train_files(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", GOOD)
     write(tmp_path / "train.jsonl.gz", GOOD)
-    with pytest.raises(UserError, match=r"both train\.jsonl and train\.jsonl\.gz are there; keep one"):
+    with pytest.raises(UserError, match=r"both train\.jsonl and train\.jsonl\.gz"):
         load_qa("arc_easy", tmp_path)
 
 
 def test_unknown_task() -> None:
-    with pytest.raises(UserError, match=r"unknown task 'boolq'\. Known: arc_easy, arc_challenge"):
+    with pytest.raises(UserError, match=r"'boolq'.*arc_easy, arc_challenge"):
         load_qa("boolq", None)
 
 

@@ -138,7 +138,7 @@ def test_truncated_inputs_are_as_long_as_the_context(tokenizer):
 def test_answer_longer_than_the_context_is_refused(tokenizer):
     task = TextTask("toy", tokenizer, 16, context_length=2)
     assert task.encode("the cat is :", "good bird") == (ids(":"), ids("good bird"))
-    with pytest.raises(UserError, match=r"answer of 3 tokens does not fit the models' context of 2"):
+    with pytest.raises(UserError, match=r"answer of 3 tokens .*context of 2"):
         task.encode("the cat is :", "the good bird")
 
 

@@ -1,0 +1,304 @@
+"""Every kind of refusal that a user meets, word for word: `snapshots/refusals.txt`.
+
+Elsewhere, a test pins an error's type and a key word, so that a sentence is changed at one place:
+
+    scripts/check tests tests/test_refusals.py --update-snapshots
+
+and read in the difference that git shows.
+"""
+
+import contextlib
+import io
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+from tests.snapshot import FOLDER, Snapshot
+
+from fedcollm.cli.app import main
+from fedcollm.config import RunConfig
+from fedcollm.config.methods import changed
+from fedcollm.runs.runner import run
+
+TITLE = (
+    "What fedcollm says when it refuses. Written, not edited: "
+    "scripts/check tests tests/test_refusals.py --update-snapshots"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a refusal happens.
+
+    Attributes:
+        root: an empty directory.
+        config: file of a good configuration.
+        data: its examples, 288 rows with the columns text, kind and site.
+        models: directories of a tiny LLM and SLM.
+        run: directory of a finished run of that configuration.
+    """
+
+    root: Path
+    config: Path
+    data: Path
+    models: dict[str, str]
+    run: Path
+
+    def names(self) -> dict[str, str]:
+        """Word in a command to path, which is the word again in what is said."""
+        files = {"ROOT": str(self.root), "CONFIG": str(self.config), "DATA": str(self.data)}
+        return files | {name.upper(): path for name, path in self.models.items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command that is refused.
+
+    Attributes:
+        name: of the refusal.
+        command: with words of `Place.names`.
+        prepare: what is done before.
+    """
+
+    name: str
+    command: str
+    prepare: Callable[[Place], object] = field(default=lambda place: None)
+
+
+def call(place: Place, command: str) -> tuple[int, str, str]:
+    """Do a command in this process: exit code, standard output, standard error with words for paths."""
+    out, err, names = io.StringIO(), io.StringIO(), place.names()
+    arguments = ["fedcollm", *shlex.split(command)]
+    for name, path in names.items():
+        arguments = [argument.replace(name, path) for argument in arguments]
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", arguments),
+        pytest.raises(SystemExit) as stop,
+    ):
+        main()
+    said = err.getvalue()
+    for name, path in sorted(names.items(), key=lambda pair: -len(pair[1])):
+        said = said.replace(path, name)
+    return int(stop.value.code or 0), out.getvalue(), said
+
+
+def settings(*pairs: str) -> str:
+    return "run CONFIG --out ROOT/run " + " ".join(f"--set {pair}" for pair in pairs)
+
+
+def lines(name: str, *rows: object) -> Callable[[Place], object]:
+    """Write a file of JSON lines; a text is a line as it is."""
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+    def write(place: Place) -> None:
+        file = place.root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def both(*steps: Callable[[Place], object]) -> Callable[[Place], object]:
+    return lambda place: [step(place) for step in steps]
+
+
+def good_row(number: int, **changes: object) -> dict[str, object]:
+    return {"text": f"cat {number}", "kind": ("colour", "animal")[number % 2], "site": "a"} | changes
+
+
+def with_run(place: Place) -> None:
+    """Put a finished run there."""
+    shutil.copytree(place.run, place.root / "run")
+
+
+def with_deployment(place: Place) -> None:
+    """Put a deployment of three clients there."""
+    assert call(place, f"{INIT} --clients a,b,c --set {SECURE}")[0] == 0
+
+
+def edit(name: str, change: Callable[[str], str]) -> Callable[[Place], object]:
+    def edited(place: Place) -> None:
+        file = place.root / name
+        file.write_text(change(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+    return edited
+
+
+SECURE = "federation.secure_aggregation.enabled=true"
+FOUR = ("task.clients=4", "task.private_size=10")
+UNIFORM = "federation.aggregation=uniform"
+LEVEL_CLIENT = "federation.privacy={level: client, clip: 1, noise_multiplier: 1, delta: 1e-5}"
+LEVEL_EXAMPLE = "federation.privacy={level: example, clip: 1, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.1}"
+
+CONFIGURATION = [
+    ("unknown key", "federation.round=3"),
+    ("unknown section", "fedration.rounds=3"),
+    ("number that is too small", "federation.rounds=0"),
+    ("number that is none", "client.batch_size=many"),
+    ("choice that is none", "federation.aggregation=average"),
+    ("several errors", "client.epoch=1", "federation.rounds=-2", "slm.adapter.dropout=2"),
+    ("setting without a value", "federation.rounds"),
+    ("setting that is not YAML", "llm.adapter.targets=[q_proj"),
+    ("participant that is no client", 'federation.participants=["9"]'),
+    ("nobody trains", "federation.participants=[]", "server.epochs=0"),
+    ("more clients needed than asked", "federation.min_clients=3"),
+    ("secure aggregation of two", SECURE),
+    ("secure aggregation with a number of its own", SECURE, "task.clients=4", "federation.min_clients=3"),
+    ("threshold of secure aggregation", SECURE, *FOUR, "federation.secure_aggregation.threshold=2"),
+    ("secure aggregation of 16 bits", SECURE, "task.clients=3", "federation.upload=float16"),
+    ("secure aggregation of products", SECURE, "task.clients=3", "federation.aggregation=product"),
+    ("privacy of clients without secure aggregation", LEVEL_CLIENT),
+    ("privacy of clients with a sampling rate", LEVEL_CLIENT.replace("1e-5", "1e-5, sampling_rate: 0.1")),
+    ("privacy of examples without a sampling rate", LEVEL_EXAMPLE.replace(", sampling_rate: 0.1", "")),
+    ("privacy of examples with means by size", LEVEL_EXAMPLE),
+    ("privacy of examples with a proximal term", LEVEL_EXAMPLE, "client.proximal=0.1", UNIFORM),
+    ("privacy of examples with another adapter", LEVEL_EXAMPLE, "slm.adapter.kind=ia3", UNIFORM),
+    ("products with a server optimizer", "federation.aggregation=product", "federation.server_optimizer.kind=fedadam"),
+    ("products of DoRA", "federation.aggregation=product", "slm.adapter.kind=dora"),
+    ("products with a half that stays", "federation.aggregation=product", "slm.adapter.freeze_a=true"),
+    ("layer transfer without a cut", "server.layer_transfer=1"),
+    ("ranks above the adapter's", "client.ranks=[2, 16]", "federation.aggregation=product"),
+    ("partition with public examples", "task.partition={kind: iid, with_public: true}"),
+]  # fmt: skip
+
+MODELS = [
+    ("directory that is none", "slm.source=/no/such/model"),
+    ("GGUF file that is none", "slm.source=/no/such/model.gguf"),
+    ("model of the hub, which is out of reach", "slm.source=someone/some-model"),
+    ("more layers than there are", "slm.layers=99"),
+    ("adapter's targets that the model lacks", "slm.adapter.targets=[query]"),
+    ("device that is none", "device=gpu7"),
+]
+
+DATA = [
+    ("task that is none", "task.name=icd9"),
+    ("no file", "task.path=/no/such/place"),
+    ("more examples than there are", "task.private_size=100000"),
+    ("column that is none", "task.format.answer=class"),
+    ("choice that is named twice", "task.format.choices=[colour, colour]"),
+    ("answer that is no choice", "task.format.choices=[colour, plant]"),
+    ("fewer groups than clients", "task.partition.kind=natural", *FOUR),
+    ("examples without groups", "task.partition.kind=natural", "task.format.group=null"),
+    ("fewer examples than clients", "task.clients=50", "task.private_size=1", "task.partition.kind=shards"),
+]
+
+OWN_DATA = [
+    ("no rows", "a.jsonl", lines("a.jsonl")),
+    ("line that is not JSON", "a.jsonl", lines("a.jsonl", good_row(1), '{"text": ')),
+    ("line that is no object", "a.jsonl", lines("a.jsonl", good_row(1), "[1]")),
+    ("row without a column", "a.jsonl", lines("a.jsonl", good_row(1), {"text": "dog"})),
+    ("one answer only", "a.jsonl", lines("a.jsonl", *(good_row(2 * i) for i in range(9)))),
+    ("unknown ending", "a.docx", lines("a.docx", good_row(1))),
+    ("no training file", "", lines("other.jsonl", good_row(1))),
+    ("two training files", "", both(lines("train.jsonl", good_row(1)), lines("train.csv", "text,kind", "cat,animal"))),
+]
+
+DIRECTORIES = [
+    Case("directory of another run", "run CONFIG --out ROOT/run", with_run),
+    Case("resumed with another configuration", "run CONFIG --set seed=7 --out ROOT/run --resume",
+         with_run),
+    Case("resumed where nothing is", "run --out ROOT/run --resume"),
+    Case("output that can't be written", "run CONFIG --out ROOT/file/run", lines("file", "")),
+    Case("checkpoint that is broken", "run CONFIG --out ROOT/run --resume",
+         both(with_run, lines("run/checkpoint.safetensors", "nothing"))),
+    Case("evaluation of no run", "evaluate ROOT"),
+    Case("evaluation of an unknown role", "evaluate ROOT/run --role server", with_run),
+    Case("harness of another task", "evaluate ROOT/run --harness", with_run),
+    Case("harness with examples to write", "evaluate ROOT/run --harness --write-examples ROOT/x.jsonl",
+         with_run),
+    Case("report of no directory", "report ROOT/nothing"),
+    Case("report of no run", "report ROOT"),
+    Case("report of records that are broken", "report ROOT/run",
+         both(with_run, lines("run/rounds.jsonl", '{"round": 0, "scores": 1}'))),
+    Case("preset that is none", "check icd11"),
+    Case("configuration that is no YAML", "check ROOT/a.yaml", lines("a.yaml", "task: [")),
+    Case("configuration that is a list", "check ROOT/a.yaml", lines("a.yaml", "- task")),
+    Case("comparison by an unknown method", "compare CONFIG --out ROOT/all --methods fedpox"),
+    Case("comparison by a method that does not fit", "compare CONFIG --out ROOT/all --methods layer_transfer"),
+    Case("comparison of two tasks with one name", "compare CONFIG CONFIG --out ROOT/all --methods fedavg"),
+    Case("comparison with a seed that is no number", "compare CONFIG --out ROOT/all --seeds one"),
+    Case("comparison with no number of jobs", "compare CONFIG --out ROOT/all --jobs many"),
+]  # fmt: skip
+
+INIT = "deploy init CONFIG --host localhost --out ROOT/out"
+
+DEPLOYMENT = [
+    Case("plain updates", INIT),
+    Case("directory that exists", f"{INIT} --clients a,b,c --set {SECURE}", with_deployment),
+    Case("name with a slash", f"{INIT} --clients a,b,c/d --set {SECURE}"),
+    Case("name twice", f"{INIT} --clients a,b,b --set {SECURE}"),
+    Case("demo data of one's own task", f"{INIT} --demo-data --set task.clients=3 --set {SECURE}"),
+    Case("demo data of named clients", f"{INIT} --demo-data --clients a,b,c --set {SECURE}"),
+    Case("task of images", f"deploy init digits --host localhost --out ROOT/out --set {SECURE}"),
+    Case("server's directory that is a client's", "deploy server ROOT/out/clients/a", with_deployment),
+    Case("server's directory that is none", "deploy server ROOT/none"),
+    Case("client's directory that is the server's", "deploy client ROOT/out/server --data ROOT", with_deployment),
+    Case("deployment that is malformed", "deploy status ROOT/out/server",
+         both(with_deployment, edit("out/server/deployment.json", lambda text: text.replace('"port":', '"ports":')))),
+    Case("client's data that is none", "deploy client ROOT/out/clients/a --data ROOT/none", with_deployment),
+    Case("client's data without a training file", "deploy client ROOT/out/clients/a --data ROOT",
+         both(with_deployment, lines("test.jsonl", good_row(1)))),
+    Case("client's key that others may read", "deploy client ROOT/out/clients/a --data ROOT",
+         both(with_deployment, lambda place: (place.root / "out/clients/a/node.key").chmod(0o644))),
+    Case("client's key that is missing", "deploy client ROOT/out/clients/a --data ROOT",
+         both(with_deployment, lambda place: (place.root / "out/clients/a/node.key").unlink())),
+]  # fmt: skip
+
+CASES = [
+    *(Case(f"configuration: {name}", settings(*(f"'{pair}'" for pair in pairs))) for name, *pairs in CONFIGURATION),
+    *(Case(f"model: {name}", settings(*(f"'{pair}'" for pair in pairs))) for name, *pairs in MODELS),
+    *(Case(f"data: {name}", settings(*(f"'{pair}'" for pair in pairs))) for name, *pairs in DATA),
+    *(Case(f"data: {name}", settings(f"task.path=ROOT/{file}"), prepare) for name, file, prepare in OWN_DATA),
+    *(Case(f"directory: {case.name}", case.command, case.prepare) for case in DIRECTORIES),
+    *(Case(f"deployment: {case.name}", case.command, case.prepare) for case in DEPLOYMENT),
+]
+
+
+@pytest.fixture(scope="module")
+def snapshot(request: pytest.FixtureRequest) -> Iterator[Snapshot]:
+    update = request.config.getoption("--update-snapshots")
+    snapshot = Snapshot(FOLDER / "refusals.txt", bool(update))
+    yield snapshot
+    if update:
+        snapshot.save(TITLE, [case.name for case in CASES])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, tiny_config: RunConfig, word_data: Path, model_directories: dict[str, str], finished: Path
+) -> Place:
+    (tmp_path / "root").mkdir()
+    config = tmp_path / "config.yaml"
+    short = changed(tiny_config, {"federation.rounds": 1})
+    config.write_text(yaml.safe_dump(short.model_dump(mode="json")), encoding="utf-8")
+    if not finished.exists():
+        run(short, finished)
+    return Place(tmp_path / "root", config, word_data, model_directories, finished)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_refusal_is_one_message_that_says_what_and_what_to_do(case: Case, place: Place, snapshot: Snapshot):
+    case.prepare(place)
+    code, out, err = call(place, case.command)
+    assert (code, out) == (2, "")
+    _, refused, message = f"\n{err}".partition("\nerror: ")  # what was done before may be said before
+    assert refused
+    snapshot.check(case.name, message)
+
+
+def test_snapshot_holds_nothing_else(snapshot: Snapshot):
+    assert snapshot.update or list(snapshot.texts) == [case.name for case in CASES]
