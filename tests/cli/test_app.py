@@ -182,6 +182,31 @@ def test_second_run_into_a_directory_is_refused(command, config_file, tmp_path):
     assert "--resume" in err
 
 
+OLD_CONFIG = """
+name: old
+slm: {layers: 10, warm_up: 0}
+federation:
+  rounds: 3
+  secure_aggregation: true
+  masking: {threshold: null, rehearse: false}
+  step: {kind: none, rate: 1.0}
+"""
+
+
+@pytest.mark.parametrize("version", ["", "schema_version: 1\n"])
+@pytest.mark.parametrize("arguments", [("report",), ("evaluate",), ("run", "--resume", "--out")], ids=lambda a: a[0])
+def test_run_directory_of_an_older_version_is_refused(command, tmp_path, arguments, version):
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.yaml").write_text(version + OLD_CONFIG)
+    code, out, err = command(*arguments, old)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {old / 'config.yaml'} was written by another version of fedcollm")
+    assert "schema_version is 1" in err
+    assert "Traceback" not in err
+    assert [file.name for file in old.iterdir()] == ["config.yaml"]
+
+
 def test_models_that_share_no_tokenizer_are_refused(command, config_file, tmp_path, model_directories):
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
