@@ -31,7 +31,7 @@ def changed(config: RunConfig, **sections) -> RunConfig:
 @pytest.fixture
 def by_hand(monkeypatch):
     """Every part takes a millisecond a padded token: predictions without a clock."""
-    monkeypatch.setattr(measuring, "_seconds_a_unit", lambda task, model, examples, batch_size, run: 1e-3)
+    monkeypatch.setattr(measuring, "_seconds_per_unit", lambda task, model, examples, batch_size, run: 1e-3)
 
 
 ONCE = Passes(fit={"a": 1.0, "b": 3.0, "c": 10.0}, distillation=5.0, scoring={"slm": 0.5, "llm": 2.0})
