@@ -184,7 +184,7 @@ def check(monkeypatch, capsys, tmp_path):
 
 def test_check_prints_what_was_measured(tiny_config, check):
     out, _ = check(tiny_config, "--measure")
-    for text in ("time: clients", "time: distillation", "time: evaluation", "time: all", "peak memory"):
+    for text in ("time: clients", "time: distillation", "time: evaluation", "time: total", "peak memory"):
         assert text in out
     assert "nothing was trained" not in out
 
