@@ -9,8 +9,10 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedcollm import metrics
+
 _display: contextvars.ContextVar["Progress | Console | None"] = contextvars.ContextVar("display", default=None)
-_PLAIN_SECONDS = 20.0
+_PLAIN_SECONDS, _LOSSES_SECONDS = 20.0, 0.5
 T = TypeVar("T")
 
 
@@ -24,8 +26,9 @@ def shown(console: Console) -> Iterator[Console]:
         finally:
             _display.reset(token)
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    text, losses = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[losses]"))
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), losses)
+    with Progress(*columns, console=console, transient=True) as progress, metrics.listening(_Losses(progress)):
         token = _display.set(progress)
         try:
             yield progress.console
@@ -33,11 +36,30 @@ def shown(console: Console) -> Iterator[Console]:
             _display.reset(token)
 
 
+class _Losses:
+    """Shows the losses of a step beside the bar of its loop, not more often than a reader can follow.
+
+    Args:
+        progress: with the bar of the loop as its last one.
+    """
+
+    def __init__(self, progress: Progress):
+        self._progress, self._last = progress, float("-inf")
+
+    def __call__(self, step: metrics.Step) -> None:
+        now = time.monotonic()
+        if now - self._last < _LOSSES_SECONDS or not self._progress.tasks:
+            return
+        self._last = now
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in step.to_json()["losses"].items())
+        self._progress.update(self._progress.tasks[-1].id, losses=f"loss: {losses}")
+
+
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yield the items; show how many of `total` are done and the time left, if progress is shown."""
     display = _display.get()
     if isinstance(display, Progress):
-        task = display.add_task(description, total=total)
+        task = display.add_task(description, total=total, losses="")
         try:
             for item in items:
                 yield item

@@ -77,6 +77,7 @@ INPUTS = {
     "name": Change("mine"),  # of the run
     "seed": Change(1),  # of all that is random; the page names it in the heading of its configuration
     "device": Change("cpu"),  # where it is computed; the page's environment has what was taken
+    "log_steps": Change(True),  # what is written beside the run; it changes no result
     "task.name": Change("arc_easy"),  # which data
     "task.path": Change(Path("/data")),
     "task.format.prompt": Change("{b}", FORMAT),

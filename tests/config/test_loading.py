@@ -302,14 +302,14 @@ BOTH_FREEZE = {"slm.adapter.freeze_a": True, "llm.adapter.freeze_a": True}
     ],
     ids=str,
 )
-def test_transplant_into_a_model_that_the_slm_was_not_cut_from_is_refused(overrides):
+def test_layer_transfer_into_a_model_that_the_slm_was_not_cut_from_is_refused(overrides):
     message = refused(**{"server.layer_transfer": 0.5, **overrides})
     assert "server.layer_transfer 0.5 needs an SLM that was cut from the LLM by layers" in message
     assert "or server.layer_transfer: 0" in message
     assert load_config(**overrides).server.layer_transfer == 0
 
 
-def test_transplant_of_a_cut_slm_is_allowed():
+def test_layer_transfer_of_a_cut_slm_is_allowed():
     assert load_config("icd10", **{"server.layer_transfer": 1}).server.layer_transfer == 1.0
     both = {"slm.adapter.rank": 4, "llm.adapter.rank": 4, "slm.adapter.kind": "LORA", "llm.adapter.kind": "LORA"}
     assert load_config("icd10", **{"server.layer_transfer": 0.5, **both}).slm.adapter.rank == 4

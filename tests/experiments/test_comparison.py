@@ -101,7 +101,7 @@ def test_method_that_does_not_fit_the_configuration_is_the_users_error(tiny_conf
         plan(tiny_config, ["fedcollm", "layer_transfer"], [0])
 
 
-def test_departures_are_planned_and_named_in_the_table(tiny_config, tmp_path):
+def test_ablations_are_planned_and_named_in_the_table(tiny_config, tmp_path):
     methods = ["fedcollm", "ffa_lora", "fedadam"]
     comparison = fedcollm.compare(tiny_config, tmp_path, methods=methods)
     assert [row.name for row in comparison.rows] == [

@@ -360,14 +360,14 @@ def test_carried_change_is_that_of_the_servers_step(cut):
         torch.testing.assert_close(tensor - layer_of(before, 3)[name], half, atol=1e-6, rtol=1e-4)
 
 
-def test_without_transplant_nothing_of_the_clients_reaches_the_llm_by_itself(cut):
+def test_without_layer_transfer_nothing_of_the_clients_reaches_the_llm_by_itself(cut):
     server = cut(layer_transfer=0.0)
     before = server.adapters()["llm"]
     server.run_round(1, score=False)
     assert equal(server.adapters()["llm"], before)
 
 
-def test_transplanted_round_restored_and_run_again_is_the_same_bit_for_bit(cut):
+def test_layer_transfered_round_restored_and_run_again_is_the_same_bit_for_bit(cut):
     server = cut(epochs=1, batch_size=2, learning_rate=1e-2)
     server.run_round(1, score=False)
     after_one = server.adapters()

@@ -5,7 +5,7 @@ import torch
 
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import changed
-from fedcollm.federation.server_optimizers import PLAIN, ServerOptimizer
+from fedcollm.data.catalogue import base_models
 from fedcollm.models.adapters import read_adapter
 from fedcollm.runs.build import build_federation
 from fedcollm.runs.build_models import build_model
@@ -27,20 +27,18 @@ CHANGES = {
 }
 
 
-def test_options_reach_server_and_clients(tiny_config, tmp_path):
-    server = build_federation(changed(tiny_config, CHANGES), tmp_path).server
-    assert (server.kind, server.teach_where_better, server.ramp) == ("skew_kl", True, 3)
-    assert server.step == ServerOptimizer("fedadam", 0.01, 0.5, 0.75, 0.1)
-    assert [client.proximal for client in server.transport._clients.values()] == [0.25, 0.25]
-    assert [client.max_grad_norm for client in server.transport._clients.values()] == [0.5, 0.5]
-    assert server.max_grad_norm == 2.0
-
-
-def test_default_is_the_method_as_the_paper_has_it(tiny_config, tmp_path):
-    server = build_federation(tiny_config, tmp_path).server
-    assert (server.kind, server.teach_where_better, server.ramp, server.layer_transfer) == ("forward_kl", False, 0, 0.0)
-    assert server.step == PLAIN
-    assert [client.proximal for client in server.transport._clients.values()] == [0.0, 0.0]
+def test_sections_reach_server_and_clients_as_they_are(tiny_config, tmp_path):
+    config = changed(tiny_config, CHANGES)
+    server = build_federation(config, tmp_path).server
+    assert (server.settings, server.federation, server.evaluation) == (
+        config.server,
+        config.federation,
+        config.evaluation,
+    )
+    assert server.settings.distillation.divergence == "skew_kl"
+    clients = server.transport._clients.values()
+    assert [client.settings for client in clients] == [config.client, config.client]
+    assert {client.agreement.identity.run for client in clients} == {server.identity.run} == {"tiny/0"}
 
 
 @pytest.fixture
@@ -51,23 +49,23 @@ def cut_config(tiny_config, monkeypatch, tmp_path) -> RunConfig:
     return changed(tiny_config, {"slm.source": source, "slm.layers": 2, "server.layer_transfer": 0.5})
 
 
-def test_transplant_knows_the_layers_that_the_slm_kept(cut_config, tmp_path):
+def test_layer_transfer_knows_the_layers_that_the_slm_kept(cut_config, tmp_path):
     server = build_federation(cut_config, tmp_path).server
-    assert server.layer_transfer == 0.5
-    assert list(server.kept) == [0, 3]  # first and last of four
+    assert server.settings.layer_transfer == 0.5
+    assert list(server.slm_layers) == [0, 3]  # first and last of four
     start, name = server.adapters(), "base_model.model.model.layers.{}.mlp.up_proj.lora_A.weight"
     assert torch.equal(start["llm"][name.format(3)], start["slm"][name.format(1)])
     assert not torch.equal(start["llm"][name.format(1)], start["slm"][name.format(1)])
 
 
-def test_transplant_from_a_whole_slm_goes_to_every_layer(cut_config, tmp_path):
+def test_layer_transfer_from_a_whole_slm_goes_to_every_layer(cut_config, tmp_path):
     server = build_federation(changed(cut_config, {"slm.layers": None}), tmp_path).server
-    assert list(server.kept) == [0, 1, 2, 3]
+    assert list(server.slm_layers) == [0, 1, 2, 3]
 
 
-def test_transplant_without_an_llm_moves_nothing(cut_config, tmp_path):
+def test_layer_transfer_without_an_llm_moves_nothing(cut_config, tmp_path):
     server = build_federation(changed(cut_config, {"server.epochs": 0}), tmp_path).server
-    assert server.llm is None
+    assert server.pair.llm is None
     assert server.run_round(1, score=False).participants == ("0", "1")
 
 
@@ -75,7 +73,7 @@ def test_parties_that_build_the_slm_apart_have_the_same_frozen_a(tiny_config, tm
     config = changed(tiny_config, {"slm.adapter.freeze_a": True})
 
     def frozen(config: RunConfig) -> dict[str, torch.Tensor]:
-        model = build_model(config, "slm", config.slm, None, [], tmp_path)
+        model = build_model(config, "slm", base_models(config.task), [], tmp_path)
         assert all(name.endswith("lora_B.weight") for name in read_adapter(model))
         return {name: p.detach() for name, p in model.named_parameters() if "lora_A" in name}
 

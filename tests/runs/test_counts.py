@@ -5,14 +5,13 @@ import random
 import pytest
 import torch
 from tests.conftest import tiny_llama
-from tests.parties import add_adapter
+from tests.parties import add_adapter, distil, fit
 from torch import nn
 
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.fused.attention import GROUPED
 from fedcollm.models.fused.patch import fuse
-from fedcollm.training.distillation import distil_mutually
-from fedcollm.training.fine_tuning import evaluate, fit, minibatches
+from fedcollm.training.fine_tuning import evaluate, minibatches
 
 FILLERS = ("the", "a", "is", "good", "bad", "red", "green", "blue")
 
@@ -58,7 +57,7 @@ def test_fine_tuning_passes_once_a_batch_and_reads_one_row_an_answer_token(task)
 def test_distillation_makes_one_pass_of_each_model_a_batch(task):
     slm, llm = fused(2), fused(3)
     both = Calls(slm), Calls(llm)
-    distil_mutually(task, slm, llm, examples(40), epochs=2, batch_size=16, learning_rate=1e-3, seed=0)
+    distil(task, slm, llm, examples(40), epochs=2, batch_size=16, learning_rate=1e-3, seed=0)
     for calls in both:
         assert len(calls.inputs) == len(calls.backward) == 6
         assert sum(batch * rows for batch, rows in calls.head) == 80
@@ -75,7 +74,7 @@ def test_scoring_reads_each_prompt_once(task):
     assert calls.head == [(1, 32), (1, 32)]
 
 
-def test_choices_of_an_item_are_tokenised_by_one_call(tokenizer):
+def test_choices_of_an_item_are_tokenized_by_one_call(tokenizer):
     texts = []
 
     class Recording:

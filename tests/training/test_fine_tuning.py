@@ -247,7 +247,7 @@ def test_last_step_that_ends_in_infinity_is_noticed():
         )
 
 
-def test_optimiser_holds_trainable_parameters_only():
+def test_optimizer_holds_trainable_parameters_only():
     model = Scaled()
     (group,) = adamw(model, TrainingConfig(learning_rate=0.5)).param_groups
     assert group["params"] == [model.weight]

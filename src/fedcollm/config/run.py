@@ -26,6 +26,8 @@ class RunConfig(Section):
     """seed of data split, initial values, batch order and client sampling"""
     device: str = "auto"
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
+    log_steps: bool = False
+    """write every optimizer step to steps.jsonl: losses, learning rate, rows per second, gradient norms"""
     task: TaskConfig = TaskConfig()
     llm: ModelConfig = ModelConfig()
     slm: ModelConfig = ModelConfig(layers=10)

@@ -5,6 +5,7 @@
     data.json               how the data was split
     rounds.jsonl            one RoundRecord a line; round 0 is before any training
     checkpoint.safetensors  adapters, the server step's memory, the last record: the one file that `--resume` reads
+    steps.jsonl             with `log_steps`: one optimizer step per line, as it is made
     started.json            under privacy: rounds that were started, those among them that were never finished
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     adapters/clients/ID/    with `client.personal`: what clients in this process keep after the last round
@@ -35,6 +36,7 @@ from fedcollm.storage import remove_leftovers, replacing, write_atomically, writ
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
+STEPS = "steps.jsonl"
 
 
 def start(directory: Path, config: RunConfig) -> None:

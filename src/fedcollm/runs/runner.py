@@ -1,5 +1,7 @@
 """One run: build the federation, go through the rounds, keep every finished one."""
 
+import contextlib
+import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fedcollm import metrics
 from fedcollm.config import RunConfig
 from fedcollm.data.partition import describe
 from fedcollm.errors import UserError
@@ -151,12 +154,26 @@ def _rounds(
     for index in range(done + 1, config.federation.rounds + 1):
         when = index, config.federation.rounds
         epsilon = _spend(directory, privacy, index) if privacy else None
-        record = server.run_round(index, config.evaluation.scores(*when), config.evaluation.scores_clients(*when))
+        with _step_log(config, directory):
+            record = server.run_round(index, config.evaluation.scores(*when), config.evaluation.scores_clients(*when))
         record = replace(record, epsilon=epsilon)
         (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
         yield _personalize(config, directory, server) or record
+
+
+@contextlib.contextmanager
+def _step_log(config: RunConfig, directory: Path) -> Iterator[None]:
+    """Write every optimizer step made inside to the run directory, where the configuration asks for it."""
+    if not config.log_steps:
+        yield
+        return
+    with (
+        (directory / directories.STEPS).open("a", encoding="utf-8") as file,
+        metrics.listening(lambda step: print(json.dumps(step.to_json()), file=file)),
+    ):
+        yield
 
 
 def _personalize(config: RunConfig, directory: Path, server: Server) -> RoundRecord | None:

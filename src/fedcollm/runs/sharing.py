@@ -31,6 +31,7 @@ _NEUTRAL = ("lora", "dora", "ia3")
 #: the data, which is part of the digest itself.
 WITHOUT_INFLUENCE_ON_ROUND_1: Mapping[str, Any] = {
     "name": True,
+    "log_steps": True,
     "task": True,
     "llm": True,
     "server": True,
