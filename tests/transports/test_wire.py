@@ -150,7 +150,7 @@ def test_same_message_is_the_same_bytes():
 
 def test_message_of_another_version_is_refused_with_both():
     other = encode(Failure("a", "why")).replace(b"2\\n", b"1\\n")
-    with pytest.raises(RefusalError, match="version 1.* version 2"):
+    with pytest.raises(RefusalError, match=r"version 1.* version 2"):
         decode(other, LIMIT)
 
 
