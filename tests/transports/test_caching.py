@@ -33,7 +33,7 @@ def request(round_index=1, value=0.0, **rest) -> TrainRequest:
 
 
 def remembering(inner, tmp_path, **settings) -> CachingTransport:
-    return CachingTransport(inner, tmp_path / "kept", {"a": "small steps", "b": "small steps"} | settings)
+    return CachingTransport(inner, tmp_path / "kept", {"a": {"steps": "small"}, "b": {"steps": "small"}} | settings)
 
 
 def test_a_second_run_gets_the_same_bits_without_training(tmp_path):
@@ -60,7 +60,7 @@ def test_whatever_an_update_depends_on_tells_it_from_others(tmp_path):
     inner = Counting()
     list(remembering(inner, tmp_path).ask({"a": request(value=0.5)}))  # θ
     list(remembering(inner, tmp_path).ask({"a": request(evaluate=False)}))
-    list(remembering(inner, tmp_path, a="large steps").ask({"a": request()}))
+    list(remembering(inner, tmp_path, a={"steps": "large"}).ask({"a": request()}))
     list(remembering(inner, tmp_path).ask({"b": request()}))
     assert len(inner.asked) == 4
 

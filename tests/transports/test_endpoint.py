@@ -48,8 +48,9 @@ def asked(answering: ClientEndpoint, request: object) -> Answer:
 
 
 def session(small: Small, run: str = RUN, ids=ALL, payload: str | None = None, **changes) -> Session:
-    encoding = small.answering("0").client.encoding  # pyright: ignore[reportAttributeAccessIssue]
-    payload = payload_digest(small.theta, True, encoding, False, None) if payload is None else payload
+    settings = small.answering("0").client.settings  # pyright: ignore[reportAttributeAccessIssue]
+    agreed = {"evaluate": True, "agreed": settings.to_wire()}
+    payload = payload_digest(small.theta, agreed) if payload is None else payload
     return dataclasses.replace(Session.fresh(run, 1, ids, payload=payload), **changes)
 
 

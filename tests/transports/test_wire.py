@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Score, Session, TrainRequest
+from fedcollm.messages import (
+    PROTOCOL_VERSION,
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    Score,
+    Session,
+    TrainRequest,
+)
 from fedcollm.transports.wire import decode, encode
 
 LIMIT = 10_000
@@ -97,7 +106,8 @@ def test_any_items(items):
 
 
 def file(metadata: object, tensors=None) -> bytes:
-    return save(tensors or {}, {"fedcollm": metadata if isinstance(metadata, str) else json.dumps(metadata)})
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    return save(tensors or {}, {"fedcollm": f"{PROTOCOL_VERSION}\n{text}"})
 
 
 GOOD = {"kind": "answer", "client": "a", "nonce": "00"}
@@ -115,6 +125,8 @@ def test_the_good_one_of_these_is_good():
         b"\xff" * 64,
         (10**9).to_bytes(8, "little") + b"{}",
         save({"a": torch.zeros(2)}),
+        save({}, {"fedcollm": json.dumps({"kind": "answer", "client": "a", "nonce": "00"})}),
+        save({}, {"fedcollm": "9" * 5000 + "\n{}"}),
         file("not JSON"),
         file([]),
         file({**GOOD, "kind": "exec"}),
@@ -130,6 +142,16 @@ def test_the_good_one_of_these_is_good():
 def test_bytes_that_are_no_message_are_refused(data):
     with pytest.raises(RefusalError, match="not a message of this protocol"):
         decode(data, LIMIT)
+
+
+def test_same_message_is_the_same_bytes():
+    assert len({encode(TrainRequest(3, ADAPTER, True, SESSION)) for _ in range(20)}) == 1
+
+
+def test_message_of_another_version_is_refused_with_both():
+    other = encode(Failure("a", "why")).replace(b"2\\n", b"1\\n")
+    with pytest.raises(RefusalError, match=r"version 1.* version 2"):
+        decode(other, LIMIT)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 30, 150])

@@ -25,11 +25,12 @@ from fedcollm.messages import (
     Request,
     Score,
     Session,
-    readable,
 )
 from fedcollm.messages import TrainRequest as Train
 
-_METADATA, _VERSION = "fedcollm", "protocol_version"
+#: The one key of the metadata: safetensors writes several in an order of its own, and the same message would not be the
+#: same bytes twice. Its value is the protocol's version, a line break, and a header as JSON.
+_METADATA = "fedcollm"
 
 
 class _Header(BaseModel):
@@ -104,7 +105,7 @@ def encode(message: Request | Answer) -> bytes:
         case Failure(client, reason):
             header, tensors = _FailureHeader(client=client, reason=reason), {}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return save(contiguous, {_METADATA: header.model_dump_json(), _VERSION: str(PROTOCOL_VERSION)})
+    return save(contiguous, {_METADATA: f"{PROTOCOL_VERSION}\n{header.model_dump_json()}"})
 
 
 def decode(data: bytes, limit_bytes: int) -> Request | Answer:
@@ -121,13 +122,13 @@ def decode(data: bytes, limit_bytes: int) -> Request | Answer:
         raise RefusalError(f"a message of {len(data)} bytes, longer than the {limit_bytes} allowed")
     try:
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        if (version := metadata.get(_VERSION)) != str(PROTOCOL_VERSION):
+        version, _, text = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA].partition("\n")
+        if int(version) != PROTOCOL_VERSION:
             raise RefusalError(
-                f"a message of protocol version {readable(str(version))}, and this is version {PROTOCOL_VERSION}: "
+                f"a message of protocol version {int(version)}, and this is version {PROTOCOL_VERSION}: "
                 "server and clients need the same version of fedcollm"
             )
-        header, tensors = _HEADERS.validate_json(metadata[_METADATA]), load(data)
+        header, tensors = _HEADERS.validate_json(text), load(data)
     except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RefusalError(f"not a message of this protocol ({type(error).__name__})") from error
     return _message(header, tensors)
