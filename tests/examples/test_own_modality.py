@@ -29,7 +29,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def tones():
     spec = importlib.util.spec_from_file_location("own_modality", EXAMPLE)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["own_modality"] = module
     spec.loader.exec_module(module)
