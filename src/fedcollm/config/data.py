@@ -12,7 +12,7 @@ class PartitionConfig(Section):
     """How the private examples are divided among the clients."""
 
     kind: Literal["iid", "dirichlet", "shards", "natural", "quantity", "pooled"] = "dirichlet"
-    """iid, dirichlet (label skew), shards (few labels), natural (by group), quantity (sizes), pooled (one client)"""
+    """iid, dirichlet (label skew), shards (few labels), natural (groups), quantity (uneven), pooled (one client)"""
     alpha: PositiveFloat = 0.3
     """dirichlet only: concentration α; the smaller it is, the more the clients' labels differ"""
     shards: Positive = 2
