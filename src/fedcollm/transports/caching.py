@@ -1,31 +1,31 @@
-"""Round 1 of clients that several runs have in common, trained once: every method starts from the same θ."""
+"""A cache of the clients' first updates: every method of a comparison starts from the same θ, so it is trained once."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fedcollm.federation.server import Transport
-from fedcollm.messages import Answer, ClientUpdate, Request, Score, TrainRequest, payload_digest
+from fedcollm.messages import Adapter, Answer, ClientUpdate, Request, Score, TrainRequest, payload_digest
 from fedcollm.storage import one_at_a_time, replacing, writing
 
-#: Later rounds start from what the method made of this one, so that no two methods share them.
+#: The only round that is cached. Later rounds start from each method's own aggregate, so no two methods share them.
 SHARED_ROUND = 1
 
 
 class CachingTransport:
-    """Clients whose updates of round 1 are kept on disk, and are not trained again where they are there.
+    """A transport that keeps the updates of round 1 on disk, and does not ask a client to train for one that is there.
 
-    For clients that answer with plain updates, which are functions of θ, their settings and their data alone: neither
-    for secure aggregation nor under privacy. Seconds are those that were measured when the update was made.
+    It suits clients whose plain updates depend only on θ, their settings and their data. It must not be used under
+    secure aggregation or differential privacy. A cached update reports the seconds that were measured when it was made.
 
     Args:
-        inner: the way to the clients.
-        directory: where updates are kept; several processes may use it at once.
-        settings: client id to all that its update depends on beside the request, as plain values.
+        inner: the transport that reaches the clients.
+        directory: where updates are kept. Several processes may use it at once.
+        settings: client id to everything that the client's update depends on besides the request, as plain values.
     """
 
     def __init__(self, inner: Transport, directory: Path, settings: Mapping[str, Mapping[str, Any]]):
@@ -34,24 +34,25 @@ class CachingTransport:
         self._settings = settings
 
     def clients(self) -> Sequence[str]:
-        """Ids of the clients."""
+        """Return the ids of the clients."""
         return self._inner.clients()
 
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
-        """One answer at a time, in the order of `requests`."""
+        """Yield one answer at a time, in the order of `requests`."""
         for client, request in requests.items():
             if isinstance(request, TrainRequest) and request.round_index == SHARED_ROUND and not request.keep:
-                yield from self._remembered(client, request)
+                yield from self._cached(client, request)
             else:
                 yield from self._inner.ask({client: request})
 
-    def _remembered(self, client: str, request: TrainRequest) -> Iterator[Answer]:
+    def _cached(self, client: str, request: TrainRequest) -> Iterator[Answer]:
+        """Yield a client's update from the cache. If it is not there, ask for it, and keep it."""
         settings = {"client": client, "round": request.round_index, "evaluate": request.evaluate}
         digest = payload_digest(request.adapter, settings | {"settings": dict(self._settings[client])})
         file = self._directory / f"{digest}.safetensors"
         with one_at_a_time(file):
             if file.exists():
-                answers = [_read(file)]
+                answers: list[Answer] = [_read(file)]
             else:
                 answers = list(self._inner.ask({client: request}))
                 for answer in answers:
@@ -61,19 +62,19 @@ class CachingTransport:
 
 
 def _write(file: Path, update: ClientUpdate) -> None:
-    """Keep an update: its adapter as tensors, all else as JSON in the header; the file is whole or absent."""
+    """Write an update: its adapter as tensors, the other fields as JSON in the header. The file is whole or absent."""
     score = (dict(update.score.sums), update.score.count) if update.score else None
     values = {"client": update.client, "round_index": update.round_index, "examples": update.examples}
     values |= {"loss": update.loss, "score": score, "seconds": dict(update.seconds)}
     tensors = {name: tensor.contiguous() for name, tensor in update.adapter.items()}
     with writing(file.parent), replacing(file) as temporary:
-        save_file(tensors, temporary, metadata={"update": json.dumps(values)})
+        temporary.write_bytes(save(tensors, metadata={"update": json.dumps(values)}))
 
 
 def _read(file: Path) -> ClientUpdate:
-    """Inverse of `_write`."""
-    with safe_open(file, framework="pt") as tensors:
+    """Return the update that `_write` put into a file."""
+    with cast("Any", safe_open)(file, framework="pt") as tensors:
         values = json.loads(tensors.metadata()["update"])
-        adapter = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        adapter: Adapter = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     score = values.pop("score")
     return ClientUpdate(adapter=adapter, score=Score(*score) if score else None, **values)
