@@ -212,7 +212,7 @@ def test_round_that_is_tried_again_spends_again(tiny_config, tmp_path, capsys, m
         records = list(rounds(None, tmp_path / "run", resume=True))
     privacy = build_privacy(config)
     assert [record.epsilon for record in records] == [privacy.epsilon(n) for n in (0, 1, 3)]
-    said = f"will spend ε = {privacy.epsilon(3):.3g} at δ = 1e-05, 1 more that were started and not finished among them"
+    said = f"will spend ε = {privacy.epsilon(3):.3g} at δ = 1e-05, including 1 that started"
     assert said in capsys.readouterr().out
 
 
