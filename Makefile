@@ -7,7 +7,7 @@ DEMO := runs/demo
 BENCH := .venv-bench/bin/python
 BENCH_PIP := $(BENCH) -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test check bench bench-long clean
+.PHONY: demo test coverage check bench bench-long clean
 
 demo: .venv/.installed # the embedded default, from scratch at every call
 	rm -rf $(DEMO)
@@ -16,6 +16,9 @@ demo: .venv/.installed # the embedded default, from scratch at every call
 
 test: .venv/.installed
 	scripts/check tests
+
+coverage: .venv/.installed # the tests once more, a third to a half slower, and which lines they never reach
+	scripts/check coverage
 
 check: .venv/.installed
 	scripts/check static
@@ -49,5 +52,5 @@ bench-long: .venv-bench/.installed # every case: hours
 	@touch $@
 
 clean: # what was built and cached, not your runs
-	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .coverage .venv .venv-bench build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -128,7 +128,14 @@ def decode(path: Tensor) -> str:
 
 CONFIG = {
     "name": "tones",
-    "task": {"clients": 3, "partition": {"kind": "natural"}, "private_size": 40, "public_size": 40, "test_size": 60},
+    "task": {
+        "name": "tones",
+        "clients": 3,
+        "partition": {"kind": "natural"},
+        "private_size": 40,
+        "public_size": 40,
+        "test_size": 60,
+    },
     "llm": {"source": "96", "pretrain_epochs": 100},
     "slm": {"source": "16", "layers": None, "pretrain_epochs": 100},
     "client": {"learning_rate": 1e-2, "batch_size": 4, "epochs": 3},

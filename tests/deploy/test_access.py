@@ -99,7 +99,7 @@ def test_registered_key_is_let_in_and_keeps_its_number(running: Open):
 
 
 def test_unregistered_key_is_refused_and_the_client_says_so(running: Open, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(flower_node, "_PATIENCE", 0.0)
+    monkeypatch.setattr(flower_node, "_PATIENCE_SECONDS", 0.0)
     stranger = running.node(ec.generate_private_key(ec.SECP384R1()))
     with pytest.raises(httpx.HTTPStatusError):
         stranger.activate()

@@ -5,11 +5,11 @@ that is lost there is a participant all the same.
 """
 
 import pytest
+from tests.parties import mean_of
 from tests.transports.memory_link import Fault, ServerKilledError
 from tests.transports.small_federation import Small, difference, identical, last, small_config
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation.validation import aggregate
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs import runner
@@ -53,7 +53,7 @@ def assert_like(records: list[RoundRecord], adapter: Adapter, baseline) -> None:
 
 def plain_mean(small: Small, participants: tuple[str, ...]) -> Adapter:
     """The mean of these clients' updates in the first round, by their numbers of examples."""
-    return aggregate(small.client(name).train(small.request()) for name in participants).adapter
+    return mean_of(small.client(name).train(small.request()) for name in participants).adapter
 
 
 def phase_of(kind: str) -> str:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests import parties
 from torch import nn
 
 from fedcollm import metrics
@@ -13,7 +14,6 @@ from fedcollm.modalities.base import UNLABELLED, Modality, Rows
 from fedcollm.training import optimizers
 from fedcollm.training.distillation import ModelPair
 from fedcollm.training.optimizers import Stepper, adamw, clip
-from tests import parties
 
 
 class One(nn.Module):

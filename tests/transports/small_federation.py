@@ -17,7 +17,7 @@ from fedcollm.data.catalogue import base_models, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy.client import Remembered
 from fedcollm.federation.client import Client
-from fedcollm.messages import Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
+from fedcollm.messages import PROTOCOL_VERSION, Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import read_adapter
 from fedcollm.models.pretrained import load_tokenizer
@@ -137,6 +137,11 @@ def difference(one: Adapter, other: Adapter) -> float:
     """The largest one of any parameter."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def relabelled(data: bytes, version: int) -> bytes:
+    """A message as a party of another version of the protocol sends it."""
+    return data.replace(f"{PROTOCOL_VERSION}\\n".encode(), f"{version}\\n".encode(), 1)
 
 
 def identical(one: Adapter, other: Adapter) -> bool:

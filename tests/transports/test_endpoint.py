@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from tests.transports.small_federation import RUN, Small, identical, small_config
+from tests.transports.small_federation import RUN, Small, identical, relabelled, small_config
 
 from fedcollm.errors import FedcollmError, NonFiniteError, RoundFailedError, UserError
 from fedcollm.federation.client import Client
@@ -48,8 +48,9 @@ def asked(answering: ClientEndpoint, request: object) -> Answer:
 
 
 def session(small: Small, run: str = RUN, ids=ALL, payload: str | None = None, **changes) -> Session:
-    encoding = small.answering("0").client.encoding  # pyright: ignore[reportAttributeAccessIssue]
-    payload = payload_digest(small.theta, True, encoding, False, None) if payload is None else payload
+    settings = small.answering("0").client.settings  # pyright: ignore[reportAttributeAccessIssue]
+    agreed = {"evaluate": True, "agreed": settings.to_wire()}
+    payload = payload_digest(small.theta, agreed) if payload is None else payload
     return dataclasses.replace(Session.fresh(run, 1, ids, payload=payload), **changes)
 
 
@@ -66,6 +67,8 @@ PLAIN = {
     "truncated": (lambda small: encode(small.request())[:-1], "not a message of this protocol"),
     "longer than said": (lambda small: encode(small.request()) + b"\x00", "not a message of this protocol"),
     "oversized": (lambda small: bytes(small.answering("0").limit_bytes + 1), "longer than the .* allowed"),
+    "older server": (lambda small: relabelled(encode(small.request()), 1), "protocol version 1.* version 2"),
+    "newer server": (lambda small: relabelled(encode(small.request()), 3), "protocol version 3.* version 2"),
     "failure": (lambda small: Failure("0", "why"), "an answer was sent to a client"),
     "update": (lambda small: ClientUpdate("0", 1, small.theta, 3, 0.5), "an answer was sent to a client"),
     "phase answer": (lambda small: PhaseAnswer("0", "00", {"keys": b"x"}), "an answer was sent to a client"),
@@ -191,6 +194,14 @@ SECURE = {
     "phase first": (lambda small: PhaseRequest("share", "00" * 16, {}), "not the session that the client is in"),
     "no nonce": (lambda small: PhaseRequest("unmask", "", {}), "not the session that the client is in"),
     "garbage": (lambda small: b"garbage", "not a message of this protocol"),
+    "older server": (
+        lambda small: relabelled(encode(small.request(session=session(small))), 1),
+        "version 1.* version 2",
+    ),
+    "newer server": (
+        lambda small: relabelled(encode(small.request(session=session(small))), 3),
+        "version 3.* version 2",
+    ),
 }
 
 

@@ -7,9 +7,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
+from tests.transports.small_federation import relabelled
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Score, Session, TrainRequest
+from fedcollm.messages import (
+    PROTOCOL_VERSION,
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    Score,
+    Session,
+    TrainRequest,
+)
 from fedcollm.transports.wire import decode, encode
 
 LIMIT = 10_000
@@ -97,7 +107,8 @@ def test_any_items(items):
 
 
 def file(metadata: object, tensors=None) -> bytes:
-    return save(tensors or {}, {"fedcollm": metadata if isinstance(metadata, str) else json.dumps(metadata)})
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    return save(tensors or {}, {"fedcollm": f"{PROTOCOL_VERSION}\n{text}"})
 
 
 GOOD = {"kind": "answer", "client": "a", "nonce": "00"}
@@ -115,6 +126,8 @@ def test_the_good_one_of_these_is_good():
         b"\xff" * 64,
         (10**9).to_bytes(8, "little") + b"{}",
         save({"a": torch.zeros(2)}),
+        save({}, {"fedcollm": json.dumps({"kind": "answer", "client": "a", "nonce": "00"})}),
+        save({}, {"fedcollm": "9" * 5000 + "\n{}"}),
         file("not JSON"),
         file([]),
         file({**GOOD, "kind": "exec"}),
@@ -130,6 +143,43 @@ def test_the_good_one_of_these_is_good():
 def test_bytes_that_are_no_message_are_refused(data):
     with pytest.raises(RefusalError, match="not a message of this protocol"):
         decode(data, LIMIT)
+
+
+def test_same_message_is_the_same_bytes():
+    assert len({encode(TrainRequest(3, ADAPTER, True, SESSION)) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_message_of_another_version_is_refused_with_both(version):
+    other = relabelled(encode(Failure("a", "why")), version)
+    with pytest.raises(RefusalError, match=rf"version {version}.* version 2"):
+        decode(other, LIMIT)
+
+
+# --- the form that travels ---
+
+FORMS = [
+    (
+        TrainRequest(3, {}, False, SESSION, "run"),
+        '{"kind":"train","round_index":3,"evaluate":false,"session":{"run":"run","round_index":3,"nonce":"00ff",'
+        '"invited":["a","b","c"],"threshold":3,"payload":""},"run":"run","keep":false}',
+    ),
+    (PhaseRequest("share", "00ff", {}), '{"kind":"phase","phase":"share","nonce":"00ff"}'),
+    (
+        ClientUpdate("b", 2, {}, 5, 0.5, Score({"acc": 2.0}, 7), {"clients": 0.25}),
+        '{"kind":"update","client":"b","round_index":2,"examples":5,"loss":0.5,"score":[{"acc":2.0},7],'
+        '"seconds":{"clients":0.25}}',
+    ),
+    (PhaseAnswer("a", "00ff", {}), '{"kind":"answer","client":"a","nonce":"00ff"}'),
+    (Failure("a", "why"), '{"kind":"failure","client":"a","reason":"why"}'),
+]
+
+
+@pytest.mark.parametrize(("message", "form"), FORMS, ids=lambda value: type(value).__name__)
+def test_header_is_a_form_that_no_renamed_attribute_changes(message, form):
+    data = encode(message)
+    length = int.from_bytes(data[:8], "little")
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"2\n{form}"}
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 30, 150])

@@ -1,4 +1,4 @@
-"""A client behind bytes: what it is sent is a request or is refused, and what it sends is an answer."""
+"""A client that receives and sends bytes: it answers requests, and refuses everything else."""
 
 import hashlib
 import time
@@ -10,36 +10,41 @@ from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainReque
 from fedcollm.progress import say
 from fedcollm.transports.wire import decode, encode
 
-_REMEMBERED = 1000  # requests that are known again
+_REMEMBERED = 1000  # largest number of requests that are recognized when they come again
 
 
 class Answers(Protocol):
-    """A client, under secure aggregation or not."""
+    """A client, with or without secure aggregation."""
 
     def answer(self, request: Request) -> Answer:
-        """Do what is asked, or raise a RefusalError."""
+        """Do what the request asks for, or raise a RefusalError."""
         ...
 
 
 @dataclass
 class ClientEndpoint:
-    """Answers requests in bytes. The same request again gets the same answer again, without being done twice.
+    """Answer requests in bytes. A repeated request gets the first answer again, and is not carried out twice.
 
-    Answers are kept until the next request to train; a request from before is refused, as it would end what came after.
+    Answers are kept until the next request to train. After that, earlier requests are refused: carrying one of them out
+    again would end the session that has begun since.
 
     Attributes:
-        id: of the client.
-        client: does what is asked.
-        limit_bytes: the longest request to look at.
+        id: the client's id.
+        client: carries out the requests.
+        limit_bytes: size of the longest request to accept.
     """
 
     id: str
     client: Answers = field(repr=False)
     limit_bytes: int
-    _answers: dict[bytes, bytes] = field(init=False, repr=False, default_factory=dict)
+    _answers: dict[bytes, bytes] = field(init=False, repr=False, default_factory=dict[bytes, bytes])
 
     def __call__(self, data: bytes) -> bytes:
-        """One answer; a refusal travels with its reason, another error only with its kind, as it may speak of data."""
+        """Return the answer to a request.
+
+        A refusal is sent with its reason. Any other error is sent as the name of its class only, because its message
+        may tell something about the client's data.
+        """
         digest = hashlib.sha256(data).digest()
         if digest not in self._answers:
             self._answers[digest] = encode(self._answer(data))
@@ -48,6 +53,7 @@ class ClientEndpoint:
         return self._answers[digest] or encode(Failure(self.id, "a request from before the last one to train"))
 
     def _answer(self, data: bytes) -> Answer:
+        """Return the answer to a request that has not been answered yet, and tell this client's operator about it."""
         try:
             request = decode(data, self.limit_bytes)
             if not isinstance(request, (TrainRequest, PhaseRequest)):

@@ -1,4 +1,4 @@
-"""All clients in this process, one after the other, on one base model."""
+"""All clients in this process, one after another, on one base model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,21 +9,21 @@ from fedcollm.messages import Answer, Failure, Request
 
 
 class LocalTransport:
-    """Clients that share one SLM and swap adapters, so that memory does not grow with their number.
+    """Clients that share one SLM and swap adapters, so that memory does not grow with the number of clients.
 
     Args:
-        clients: id to client.
+        clients: client id to client.
     """
 
     def __init__(self, clients: Mapping[str, Client | SecureClient]):
         self._clients = dict(clients)
 
     def clients(self) -> Sequence[str]:
-        """Ids of the clients, in the order in which they were given."""
+        """Return the ids of the clients, in the order in which they were given."""
         return list(self._clients)
 
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
-        """One answer at a time, in the order of `requests`."""
+        """Yield one answer at a time, in the order of `requests`."""
         for client, request in requests.items():
             try:
                 yield self._clients[client].answer(request)

@@ -1,12 +1,14 @@
 """Messages as bytes, and back: the only format that crosses a network.
 
-A message is one safetensors file in memory: its tensors are the message's tensors (or byte strings), and its metadata
-hold the rest as JSON. Nothing in it can be executed, and everything in it is checked before it is used.
+A message is one safetensors file in memory. Its tensors are the message's tensors or byte strings, and its metadata
+holds the other fields as JSON. Nothing in a message can be executed, and every field is checked before it is used.
+The two sides must speak the same version of the protocol: each refuses a message of another version, and its operator
+is told both versions.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -25,33 +27,45 @@ from fedcollm.messages import (
     Request,
     Score,
     Session,
-    readable,
 )
 from fedcollm.messages import TrainRequest as Train
 
-_METADATA, _VERSION = "fedcollm", "protocol_version"
+#: The only key of the metadata: safetensors writes several keys in no fixed order, and one message would not always be
+#: the same bytes. Its value is the version of the protocol, a line break, and a header as JSON.
+_METADATA = "fedcollm"
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class _Form(BaseModel):
+    """Part of a header. The names of the fields are the wire format: to change one, raise PROTOCOL_VERSION."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class _TrainHeader(_Header):
+class _SessionForm(_Form):
+    run: str
+    round_index: int
+    nonce: str
+    invited: tuple[str, ...]
+    threshold: int
+    payload: str
+
+
+class _TrainHeader(_Form):
     kind: Literal["train"] = "train"
     round_index: int
     evaluate: bool
-    session: Session | None
+    session: _SessionForm | None
     run: str
     keep: bool = False
 
 
-class _PhaseHeader(_Header):
+class _PhaseHeader(_Form):
     kind: Literal["phase"] = "phase"
     phase: str
     nonce: str
 
 
-class _UpdateHeader(_Header):
+class _UpdateHeader(_Form):
     kind: Literal["update"] = "update"
     client: str
     round_index: int
@@ -61,34 +75,47 @@ class _UpdateHeader(_Header):
     seconds: dict[str, float]
 
 
-class _AnswerHeader(_Header):
+class _AnswerHeader(_Form):
     kind: Literal["answer"] = "answer"
     client: str
     nonce: str
 
 
-class _FailureHeader(_Header):
+class _FailureHeader(_Form):
     kind: Literal["failure"] = "failure"
     client: str
     reason: str
 
 
-_HEADERS: TypeAdapter[Any] = TypeAdapter(_TrainHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader)
+_Header = _TrainHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader
+_HEADERS: TypeAdapter[_Header] = TypeAdapter(_Header)
 
 
 def longest_message(adapter_bytes: int = 0) -> int:
-    """Bytes that a message of a federation may have at most: masked words can be wider than an adapter's values."""
+    """Return the size of the longest message that a federation may send, in bytes.
+
+    Args:
+        adapter_bytes: size of the global adapter. Masked words can be twice as wide as an adapter's values.
+    """
     return 2 * adapter_bytes + 16 * 2**20
 
 
 def encode(message: Request | Answer) -> bytes:
-    """One message as bytes; a score travels without its confusion table and outcomes."""
+    """Return a message as bytes. A score travels without its confusion table and its outcomes."""
+    header, tensors = _taken_apart(message)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return save(contiguous, {_METADATA: f"{PROTOCOL_VERSION}\n{header.model_dump_json()}"})
+
+
+def _taken_apart(message: Request | Answer) -> tuple[_Header, Mapping[str, Tensor]]:
+    """Return the header and the tensors of a message."""
     match message:
         case Train(round_index, adapter, evaluate, session, run, keep):
-            header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=session, run=run, keep=keep)
-            tensors = adapter
+            form = _session_form(session) if session else None
+            header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=form, run=run, keep=keep)
+            return header, adapter
         case PhaseRequest(phase, nonce, items):
-            header, tensors = _PhaseHeader(phase=phase, nonce=nonce), _tensors(items)
+            return _PhaseHeader(phase=phase, nonce=nonce), _tensors(items)
         case ClientUpdate(client, round_index, adapter, examples, loss, score, seconds):
             header = _UpdateHeader(
                 client=client,
@@ -98,46 +125,59 @@ def encode(message: Request | Answer) -> bytes:
                 score=(dict(score.sums), score.count) if score else None,
                 seconds=dict(seconds),
             )
-            tensors = adapter
+            return header, adapter
         case PhaseAnswer(client, nonce, items):
-            header, tensors = _AnswerHeader(client=client, nonce=nonce), _tensors(items)
+            return _AnswerHeader(client=client, nonce=nonce), _tensors(items)
         case Failure(client, reason):
-            header, tensors = _FailureHeader(client=client, reason=reason), {}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return save(contiguous, {_METADATA: header.model_dump_json(), _VERSION: str(PROTOCOL_VERSION)})
+            return _FailureHeader(client=client, reason=reason), {}
+
+
+def _session_form(session: Session) -> _SessionForm:
+    return _SessionForm(
+        run=session.run,
+        round_index=session.round_index,
+        nonce=session.nonce,
+        invited=session.invited,
+        threshold=session.threshold,
+        payload=session.payload,
+    )
 
 
 def decode(data: bytes, limit_bytes: int) -> Request | Answer:
-    """Inverse of `encode`.
+    """Return the message that `encode` turned into these bytes.
 
     Args:
-        data: from a party that may be faulty or hostile.
-        limit_bytes: the longest message to look at.
+        data: bytes from a party that may be faulty or hostile.
+        limit_bytes: size of the longest message to accept.
 
     Raises:
-        RefusalError: too long, truncated, not a message, or a message of another version of the protocol.
+        RefusalError: the bytes are too long, truncated, not a message, or a message of another protocol version.
     """
     if len(data) > limit_bytes:
         raise RefusalError(f"a message of {len(data)} bytes, longer than the {limit_bytes} allowed")
     try:
         length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        if (version := metadata.get(_VERSION)) != str(PROTOCOL_VERSION):
+        version, _, text = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA].partition("\n")
+        if int(version) != PROTOCOL_VERSION:
             raise RefusalError(
-                f"a message of protocol version {readable(str(version))}, and this is version {PROTOCOL_VERSION}: "
-                "server and clients need the same version of fedcollm"
+                f"a message of protocol version {int(version)}, and this side speaks version {PROTOCOL_VERSION}. "
+                "Install the same version of fedcollm at the server and at every client."
             )
-        header, tensors = _HEADERS.validate_json(metadata[_METADATA]), load(data)
+        header, tensors = _HEADERS.validate_json(text), load(data)
     except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RefusalError(f"not a message of this protocol ({type(error).__name__})") from error
-    return _message(header, tensors)
+    return _put_together(header, tensors)
 
 
-def _message(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer:
+def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer:
+    """Return the message with this header and these tensors."""
     match header:
         case _TrainHeader():
-            adapter, session = dict(tensors), header.session
-            return Train(header.round_index, adapter, header.evaluate, session, header.run, header.keep)
+            form = header.session
+            session = form and Session(
+                form.run, form.round_index, form.nonce, form.invited, form.threshold, form.payload
+            )
+            return Train(header.round_index, dict(tensors), header.evaluate, session, header.run, header.keep)
         case _PhaseHeader():
             return PhaseRequest(header.phase, header.nonce, _items(tensors))
         case _UpdateHeader():
@@ -150,20 +190,19 @@ def _message(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer
             return PhaseAnswer(header.client, header.nonce, _items(tensors))
         case _FailureHeader():
             return Failure(header.client, header.reason)
-    raise AssertionError(header)
 
 
 def _tensors(items: Mapping[str, bytes]) -> dict[str, Tensor]:
-    """Byte strings as [n] uint8 tensors."""
+    """Return byte strings as [n] uint8 tensors."""
     return {name: torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else torch.empty(0, dtype=torch.uint8)
             for name, value in items.items()}  # fmt: skip
 
 
 def _items(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Inverse of `_tensors`.
+    """Return [n] uint8 tensors as byte strings: the inverse of `_tensors`.
 
     Raises:
-        RefusalError: a tensor of another kind.
+        RefusalError: a tensor has another shape or another dtype.
     """
     if odd := [name for name, tensor in tensors.items() if tensor.dtype != torch.uint8 or tensor.dim() != 1]:
         raise RefusalError(f"item {odd[0]} is not a string of bytes")

@@ -1,18 +1,21 @@
 """The network transport over a network in memory: what comes back, and what is said of what does not."""
 
 import dataclasses
+import io
 import math
 import os
 import re
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tests.transports.memory_link import DEADLINES, Fault
-from tests.transports.small_federation import Small, difference, identical, last, small_config
+from tests.transports.small_federation import Small, difference, identical, last, relabelled, small_config
 
 from fedcollm.errors import RoundFailedError
 from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, RoundRecord, adapter_bytes
+from fedcollm.progress import shown
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
 from fedcollm.transports.wire import decode, encode, longest_message
@@ -313,6 +316,44 @@ def test_bad_answer_loses_its_client_and_the_round_goes_on(make, tmp_path, kind)
     assert re.search(reason, record.lost["2"])
     assert len(record.lost["2"]) <= 500
     assert record.lost["2"].isprintable()
+
+
+# --- another version of the protocol ---
+
+
+def speak(small: Small, client: str, version: int) -> io.StringIO:
+    """Make a client one of another version, and return the screen of its operator."""
+    process, screen = small.link.processes[client], io.StringIO()
+    answering = process.answering
+
+    def answer(data: bytes) -> bytes:
+        with shown(Console(file=screen, width=500)):
+            return relabelled(answering(relabelled(data, 4)), version)  # to this client, it is the server that differs
+
+    process.answering = answer  # pyright: ignore[reportAttributeAccessIssue]
+    return screen
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
+@pytest.mark.parametrize("version", [1, 3], ids=["older client", "newer client"])
+def test_both_operators_read_that_their_versions_differ(make, tmp_path, version, secured):
+    small = make(**{"federation.rounds": 1, "federation.secure_aggregation.enabled": secured})
+    screen = speak(small, "2", version)
+    record = small.run(tmp_path / "run")[-1]
+    assert record.participants == ("0", "1", "3")
+    assert re.search(rf"protocol version {version}.* version 2", record.lost["2"])
+    assert re.search(r"refused: .*protocol version 4.* version 2", screen.getvalue())
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
+def test_server_whose_version_no_client_speaks_stops_and_says_so(make, tmp_path, secured):
+    small = make(**{"federation.secure_aggregation.enabled": secured})
+    for client in ALL:
+        speak(small, client, 1)
+    with pytest.raises(RoundFailedError) as failed:
+        small.run(tmp_path / "run")
+    for client in ALL:
+        assert re.search(rf"client {client}: [^;]*protocol version 1[^;]* version 2", str(failed.value))
 
 
 # --- too few ---

@@ -1,4 +1,4 @@
-"""The server's side of a round under secure aggregation: from requests to the mean, by way of a sum."""
+"""The server's side of a round under secure aggregation: from requests to a sum of updates, and to their mean."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,25 +30,27 @@ from fedcollm.messages import (
 
 @dataclass(frozen=True)
 class SecureAggregator:
-    """Learns the mean of the clients' updates and sums of their statistics, and nothing of a single one.
+    """An aggregator that learns the mean of the clients' updates, and nothing about any single update.
 
     Attributes:
-        settings: of the federation.
+        settings: what all parties of the federation agreed on.
     """
 
     settings: SecureSettings
 
     def aggregate(self, ask: Ask, request: TrainRequest, clients: Sequence[str]) -> Aggregate:
-        """Train these clients in a session of their own, and return the mean of their updates; see `Aggregator`.
+        """Ask these clients to train in one session, and return the mean of their updates; see `Aggregator`.
 
         Raises:
-            RefusalError: fewer than three clients, or an unsafe threshold.
-            RoundFailedError: fewer than t clients are left in a phase, or a share is wrong.
+            RefusalError: there are fewer than three clients, or the threshold is unsafe.
+            RoundFailedError: fewer than t clients are left after a phase, too many shares are wrong, or the sums can't
+                be those of honest clients.
         """
         settings, encoding = self.settings, self.settings.encoding
         if len(clients) > encoding.clients:
             raise RoundFailedError(
-                f"{len(clients)} clients are asked, and the fixed point is set up for {encoding.clients}"
+                f"{len(clients)} clients are asked, and the fixed point is set up for {encoding.clients}. Set it up "
+                "for the largest number of clients in a round."
             )
         payload = payload_digest(request.adapter, {"evaluate": request.evaluate, "agreed": settings.to_wire()})
         session = Session.fresh(request.run, request.round_index, clients, settings.threshold, payload)
@@ -68,16 +70,16 @@ class SecureAggregator:
         )
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int | None:
-        """Return None: the bytes depend on which clients are lost in which phase."""
+        """Return None, because the number of bytes depends on which clients are lost in which phase."""
         return None
 
 
 @dataclass(frozen=True)
 class SimulatedQuantization(PlainAggregator):
-    """Rounds plain updates as secure aggregation does: the same bits, without masks.
+    """An aggregator that rounds plain updates as secure aggregation does: its mean has the same bits, without masks.
 
     Attributes:
-        encoding: of secure aggregation.
+        encoding: fixed-point encoding of secure aggregation.
     """
 
     encoding: FixedPoint = field(kw_only=True)
@@ -89,7 +91,7 @@ class SimulatedQuantization(PlainAggregator):
             RangeError: a value or a weight is outside the fixed-point range.
             RoundFailedError: there are no updates.
         """
-        total, clients, uniform = np.zeros(0, np.uint32), [], not self.settings.weighted
+        total, clients, uniform = np.zeros(0, np.uint32), list[str](), not self.settings.weighted
         for update in updates:
             vector = self.encoding.encode_update(update, request.adapter, uniform)
             total = total + vector if clients else vector
@@ -101,12 +103,12 @@ class SimulatedQuantization(PlainAggregator):
 
 @dataclass(frozen=True)
 class _Sum:
-    """How a sum of vectors is read.
+    """How to decode a sum of vectors.
 
     Attributes:
-        encoding: of the vectors.
-        uniform: whether clients weigh the same.
-        names: of the statistics in it, in order.
+        encoding: fixed-point encoding of the vectors.
+        uniform: whether all clients have the same weight.
+        names: names of the statistics in the sum, in their order.
     """
 
     encoding: FixedPoint
@@ -114,10 +116,15 @@ class _Sum:
     names: Sequence[str]
 
     def mean(self, total: np.ndarray, clients: tuple[str, ...], request: TrainRequest) -> Aggregate:
-        """Return the mean that a sum stands for.
+        """Return the mean of the updates in a sum.
+
+        Args:
+            total: the sum, [m] uint32.
+            clients: ids of the clients in the sum.
+            request: what they were asked to train.
 
         Raises:
-            RoundFailedError: its statistics can't be those of these clients.
+            RoundFailedError: the statistics can't be those of these clients.
         """
         changes, sums = self.encoding.decode(total, _shapes(request.adapter), self.names)
         count, examples = len(clients), sums.get("examples", len(clients))
@@ -144,7 +151,12 @@ def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
 
 
 class _Traffic:
-    """Carries a session's items by a transport, and counts their bytes."""
+    """Send the messages of a session through a transport, and count their bytes.
+
+    Args:
+        ask: method of a transport that sends requests and yields answers.
+        nonce: the session's nonce.
+    """
 
     def __init__(self, ask: Ask, nonce: str):
         self._ask, self._nonce = ask, nonce
@@ -152,16 +164,19 @@ class _Traffic:
         self.reasons: dict[str, str] = {}
 
     def advertise(self, request: TrainRequest, session: Session) -> Iterator[tuple[str, Items]]:
+        """Invite the session's clients to train, and yield each client's id with the keys that it advertises."""
         invitation = replace(request, session=session)
         self.down += adapter_bytes(request.adapter) * len(session.invited)
         yield from self._answers("advertise", dict.fromkeys(session.invited, invitation))
 
     def exchange(self, phase: str, items: Mapping[str, Items]) -> Iterator[tuple[str, Items]]:
+        """Send each client its items of a phase, and yield each client's id with the items of its answer."""
         self.down += sum(_size(values) for values in items.values())
         requests = {client: PhaseRequest(phase, self._nonce, values) for client, values in items.items()}
         yield from self._answers(phase, requests)
 
     def _answers(self, phase: str, requests: Mapping[str, Request]) -> Iterator[tuple[str, Items]]:
+        """Send requests, yield the answers that belong to this session, and note why clients failed."""
         for answer in self._ask(requests):
             if isinstance(answer, Failure):
                 self.reasons[answer.client] = readable(f"{phase}: {answer.reason}")

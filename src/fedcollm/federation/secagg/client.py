@@ -1,4 +1,4 @@
-"""A client under secure aggregation: its update leaves it as a masked share of a sum only."""
+"""A client under secure aggregation: its update leaves it only as a masked part of a sum."""
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -18,30 +18,33 @@ from fedcollm.privacy.accounting import ClientPrivacy
 
 @dataclass
 class SecureClient:
-    """A client that answers in phases, and only to requests of its own session.
+    """A client that takes part in one session of secure aggregation at a time, and answers its phases.
 
     Attributes:
-        client: does the training, for one run only.
-        settings: what all parties agreed to.
-        min_session: fewest invited clients that it agrees to be summed with, itself included.
-        signing_key: own long-term key.
-        opened: rounds whose sum this client helped to open, see `Participant`.
+        client: the client that trains, for one run only.
+        settings: what all parties agreed on.
+        min_session: smallest number of invited clients, this one included, with which it joins a session.
+        signing_key: this client's long-term key.
+        opened: rounds whose sum this client has helped to open, as in `Participant`.
     """
 
     client: Client
     settings: SecureSettings
     min_session: int
     signing_key: Ed25519PrivateKey = field(repr=False)
-    opened: MutableMapping[str, list[str]] = field(repr=False, default_factory=dict)
+    opened: MutableMapping[str, list[str]] = field(repr=False, default_factory=dict[str, list[str]])
     _participant: Participant | None = field(init=False, repr=False, default=None)
     _nonce: str = field(init=False, repr=False, default="")
 
     def answer(self, request: Request) -> PhaseAnswer | ClientUpdate:
-        """Train and advertise keys, or go on with the phases of that session; or train and keep the result.
+        """Carry out a request.
+
+        The first request of a session makes the client train and advertise its keys. Later requests continue with the
+        phases of that session. After the last round, a request with `keep` makes the client train and keep the result.
 
         Raises:
-            RefusalError: a plain update, another session or a wrong phase is asked for.
-            RangeError: the update does not fit the fixed-point range; nothing of it was sent.
+            RefusalError: the request asks for a plain update, or belongs to another session or another phase.
+            RangeError: the update does not fit the fixed-point range. Nothing was sent.
         """
         if isinstance(request, TrainRequest) and request.keep and request.session is None:
             return self.client.keep(request, tell=False)
@@ -56,6 +59,7 @@ class SecureClient:
         return PhaseAnswer(self.client.id, self._nonce, items)
 
     def _advertise(self, request: TrainRequest) -> Mapping[str, bytes]:
+        """Train, join the request's session, and return this client's public keys."""
         session = self._checked(request)
         update = self.client.train(request)
         vector, roster = self._vector(request, update, session.threshold), self.settings.roster
@@ -64,7 +68,7 @@ class SecureClient:
         return self._participant.advertise()
 
     def _vector(self, request: TrainRequest, update: ClientUpdate, threshold: int) -> np.ndarray:
-        """The update as it is masked, with its share of the noise under client-level privacy."""
+        """Return the update as a vector, [m] uint32. Under client-level privacy, it holds a share of the noise."""
         encoding, privacy = self.settings.encoding, self.settings.privacy
         if isinstance(privacy, ClientPrivacy):
             delta = change(update, request.adapter)
@@ -72,7 +76,11 @@ class SecureClient:
         return encoding.encode_update(update, request.adapter, self.settings.uniform)
 
     def _checked(self, request: TrainRequest) -> Session:
-        """The request's session, if it is one that this client may join."""
+        """Return the session of a request.
+
+        Raises:
+            RefusalError: this client must not join the session.
+        """
         session = request.session
         if session is None or session.round_index != request.round_index:
             raise RefusalError("a plain update was asked for, and this client takes part in secure aggregation only")

@@ -1,8 +1,9 @@
 """Adapters and sums as integers modulo 2³², so that masked sums are exact.
 
-A client's weighted update n_k·(θ_k − θ) becomes round(n_k (θ_k − θ) 2^f), one uint32 a parameter. The number of
-fraction bits f is the largest for which K such integers can't overflow. What is outside the declared range is an
-error, never clipped or wrapped. Counts and metric sums travel as four 16-bit limbs each, and are exact to 2⁻²⁰.
+A client's weighted update n_k (θ_k − θ) becomes round(n_k (θ_k − θ) 2^f), one uint32 per parameter. The number of
+fraction bits f is the largest for which the sum of K such integers can't overflow. A value outside the declared range
+is an error; it is never clipped or wrapped. Counts and sums of metrics travel as four 16-bit limbs each, and are exact
+to 2⁻²⁰.
 """
 
 import math
@@ -18,13 +19,16 @@ from fedcollm.messages import Adapter, ClientUpdate
 _LIMBS, _LIMB_BITS, _STATISTIC_BITS = 4, 16, 20
 _LARGEST_STATISTIC = 2.0**40
 
-
-#: What is summed beside the update, in this order; under privacy the first one only, since who takes part is public.
+#: Names of the statistics that are summed with the updates, in their order. Under privacy, only the first one is
+#: summed: it is the number of clients, which is public.
 STATISTICS = ("clients", "examples", "loss", "scored", "score", "seconds_clients", "seconds_evaluation")
 
 
 def statistics(update: ClientUpdate) -> dict[str, float]:
-    """An update's numbers as sums over its examples, or over clients; those that it has."""
+    """Return an update's statistics, by name, as numbers to be summed over clients.
+
+    An update under privacy has only the first of `STATISTICS`.
+    """
     if update.examples is None or update.loss is None:
         return {"clients": 1.0}
     return {
@@ -39,17 +43,17 @@ def statistics(update: ClientUpdate) -> dict[str, float]:
 
 
 def change(update: ClientUpdate, theta: Adapter) -> Adapter:
-    """θ_k − θ."""
+    """Return θ_k − θ by tensor name."""
     return {name: tensor - theta[name] for name, tensor in update.adapter.items()}
 
 
 class RangeError(UserError):
-    """A value lies outside the declared fixed-point range; nothing was sent."""
+    """A value lies outside the declared fixed-point range. Nothing was sent."""
 
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """The encoding that a federation's parties agree on.
+    """The fixed-point encoding that the parties of a federation agree on.
 
     Attributes:
         clients: K, the largest number of vectors in a sum; below 2¹⁶.
@@ -62,12 +66,14 @@ class FixedPoint:
     value_range: float
 
     def to_wire(self) -> dict[str, float]:
-        """Return the encoding as plain values, for what all parties agree on."""
+        """Return the encoding as plain values, which enter the digest of what all parties agreed on."""
         return {"clients": self.clients, "max_weight": self.max_weight, "value_range": self.value_range}
 
     @property
     def fraction_bits(self) -> int:
-        """F = ⌊log₂ of (2³¹ / K − 1) / (W R)⌋: K (W R 2^f + 1) stays below 2³¹.
+        """The number of fraction bits, f = ⌊log₂((2³¹ / K − 1) / (W R))⌋, with which K (W R 2^f + 1) is at most 2³¹.
+
+        W is `max_weight`.
 
         >>> FixedPoint(clients=4, max_weight=512, value_range=1.0).fraction_bits
         19
@@ -75,50 +81,56 @@ class FixedPoint:
         return math.floor(math.log2((2**31 / self.clients - 1) / (self.max_weight * self.value_range)))
 
     def words(self, shapes: Mapping[str, Sequence[int]], statistics: int) -> int:
-        """m: length of the encoded vector."""
+        """Return m, the length of an encoded vector.
+
+        Args:
+            shapes: tensor name to shape.
+            statistics: number of statistics.
+        """
         return _LIMBS * statistics + sum(math.prod(shape) for shape in shapes.values())
 
     def encode_update(self, update: ClientUpdate, theta: Adapter, uniform: bool) -> np.ndarray:
-        """A client's vector, [m] uint32: its change of θ and its statistics.
+        """Return a client's vector, [m] uint32: its change of θ and its statistics.
 
         Args:
-            update: θ_k, n_k and what is reported beside it.
+            update: θ_k, n_k and the statistics that the client reports.
             theta: θ.
-            uniform: weight 1 instead of n_k.
+            uniform: whether the weight is 1 instead of n_k.
 
         Raises:
-            RangeError: see `encode`.
+            RangeError: as in `encode`.
         """
         weight = 1 if uniform or update.examples is None else update.examples
         return self.encode(change(update, theta), weight, statistics(update))
 
     def encode(self, delta: Adapter, weight: int, statistics: Mapping[str, float]) -> np.ndarray:
-        """A client's vector.
+        """Return a client's vector.
 
         Args:
-            delta: θ_k − θ.
+            delta: θ_k − θ, by tensor name.
             weight: n_k, or 1.
-            statistics: non-negative numbers to be summed, in a fixed order.
+            statistics: name to a non-negative number to be summed, in a fixed order.
 
         Returns:
-            [m] uint32: the statistics' limbs, then the tensors in the order of their names.
+            [m] uint32: the limbs of the statistics, then the tensors in the order of their names.
 
         Raises:
-            RangeError: names the tensor or statistic, the value and the key to change.
+            RangeError: a tensor, a statistic or the weight is outside its range. The message names the value and the
+                key of the configuration to change.
         """
         if not 0 <= weight <= self.max_weight:
             raise RangeError(
-                f"{weight} examples, more than the {self.max_weight} that secure aggregation was set up for: raise "
-                "federation.secure_aggregation.max_weight at every party, or give fewer examples"
+                f"{weight} examples, more than the {self.max_weight} that secure aggregation was set up for. Raise "
+                "federation.secure_aggregation.max_weight at every party, or give fewer examples."
             )
-        integers = []
+        integers: list[np.ndarray] = []
         for name in sorted(delta):
             values = delta[name].detach().cpu().double().flatten()
             largest = float(values.abs().max()) if len(values) else 0.0
             if not largest <= self.value_range:
                 raise RangeError(
-                    f"{name} changed by {largest:.4g}, outside the fixed-point range of ±{self.value_range:g}: raise "
-                    "federation.secure_aggregation.value_range at every party, or lower the learning rate"
+                    f"{name} changed by {largest:.4g}, outside the fixed-point range of ±{self.value_range:g}. Raise "
+                    "federation.secure_aggregation.value_range at every party, or lower the learning rate."
                 )
             integers.append((values * (weight * 2.0**self.fraction_bits)).round().to(torch.int64).numpy())
         return pack(np.concatenate([np.empty(0, np.int64), *integers]), statistics)
@@ -126,42 +138,46 @@ class FixedPoint:
     def decode(
         self, total: np.ndarray, shapes: Mapping[str, Sequence[int]], names: Sequence[str]
     ) -> tuple[Adapter, dict[str, float]]:
-        """Sums back as numbers.
+        """Return the numbers that a sum of vectors stands for.
 
         Args:
             total: [m] uint32, a sum of at most K vectors.
             shapes: tensor name to shape.
-            names: the statistics' names, in the order in which they were encoded.
+            names: names of the statistics, in the order in which they were encoded.
 
         Returns:
-            (Σ n_k (θ_k − θ) in float64, sums of the statistics).
+            (Σ n_k (θ_k − θ) by tensor name, in float64; sums of the statistics by name).
         """
         head = total[: _LIMBS * len(names)].reshape(len(names), _LIMBS).astype(object)
         scale = [2 ** (_LIMB_BITS * i) for i in range(_LIMBS)]
         sums = {name: int(sum(row * scale)) / 2**_STATISTIC_BITS for name, row in zip(names, head, strict=True)}
-        values = torch.from_numpy(total[_LIMBS * len(names) :].astype(np.uint32).view(np.int32).astype(np.float64))
-        values /= 2.0**self.fraction_bits
-        parts = values.split([math.prod(shapes[name]) for name in sorted(shapes)])
+        signed = total[_LIMBS * len(names) :].astype(np.uint32).view(np.int32).astype(np.float64)
+        values = torch.as_tensor(signed) / 2.0**self.fraction_bits
+        parts = torch.split(values, [math.prod(shapes[name]) for name in sorted(shapes)])
         return {name: part.reshape(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)}, sums
 
 
 def pack(fixed: np.ndarray, statistics: Mapping[str, float]) -> np.ndarray:
-    """A vector as it is masked.
+    """Return a vector that is ready to be masked.
 
     Args:
-        fixed: [d] int64, in steps of the grid.
-        statistics: non-negative numbers to be summed, in a fixed order.
+        fixed: [d] int64, the change of θ in steps of the fixed-point grid.
+        statistics: name to a non-negative number to be summed, in a fixed order.
 
     Returns:
-        [m] uint32: the statistics' limbs, then `fixed` modulo 2³².
+        [m] uint32: the limbs of the statistics, then `fixed` modulo 2³².
     """
     limbs = [_limbs(name, value) for name, value in statistics.items()]
     return np.concatenate([*limbs, (fixed & 0xFFFFFFFF).astype(np.uint32)])
 
 
 def _limbs(name: str, value: float) -> np.ndarray:
-    """[4] uint32 below 2¹⁶: a non-negative number, lowest limb first."""
+    """Return a statistic as four limbs, lowest first: [4] uint32, each below 2¹⁶.
+
+    Raises:
+        RangeError: the statistic is negative, or too large.
+    """
     if not 0 <= value < _LARGEST_STATISTIC:
-        raise RangeError(f"{name} is {value:g}, and can be summed from 0 to {_LARGEST_STATISTIC:g} only")
+        raise RangeError(f"{name} is {value:g}, and can be summed only from 0 to below {_LARGEST_STATISTIC:g}")
     fixed = round(value * 2**_STATISTIC_BITS)
     return np.array([fixed >> _LIMB_BITS * i & 0xFFFF for i in range(_LIMBS)], np.uint32)

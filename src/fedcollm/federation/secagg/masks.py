@@ -1,4 +1,4 @@
-"""Keys and masks of secure aggregation: every use of a cryptographic primitive but signatures and boxes."""
+"""Keys and masks of secure aggregation: every cryptographic primitive except signatures, ciphers and secret sharing."""
 
 import hashlib
 import json
@@ -13,20 +13,32 @@ from fedcollm.privacy.keystream import keystream
 
 
 def derive(secret: bytes, context: bytes, purpose: bytes) -> bytes:
-    """A 32-byte key."""
+    """Return a 32-byte key (HKDF-SHA256).
+
+    Args:
+        secret: bytes to derive the key from.
+        context: bytes that identify the session.
+        purpose: bytes that identify what the key is used for.
+    """
     return HKDF(SHA256(), 32, salt=context, info=purpose).derive(secret)
 
 
 def private_key(seed: bytes, context: bytes) -> X25519PrivateKey:
-    """The masking key pair that belongs to a shared seed."""
+    """Return the masking key that is derived from a seed, which is the secret that clients share."""
     return X25519PrivateKey.from_private_bytes(derive(seed, context, b"masking key"))
 
 
 def agree(private: X25519PrivateKey, public: bytes, context: bytes, purpose: bytes) -> bytes:
-    """A 32-byte key known to the owners of both key pairs (X25519).
+    """Return a 32-byte key that only the owners of the two key pairs can compute (X25519).
+
+    Args:
+        private: private key of one owner.
+        public: public key of the other owner, 32 bytes.
+        context: bytes that identify the session.
+        purpose: bytes that identify what the key is used for.
 
     Raises:
-        RefusalError: the public key is of low order.
+        RefusalError: the public key is a point of low order.
     """
     try:
         return derive(private.exchange(X25519PublicKey.from_public_bytes(public)), context, purpose)
@@ -35,24 +47,35 @@ def agree(private: X25519PrivateKey, public: bytes, context: bytes, purpose: byt
 
 
 def prg(key: bytes, words: int) -> np.ndarray:
-    """[words] uint32: the ChaCha20 keystream."""
+    """Return the ChaCha20 keystream of a key, [words] uint32."""
     return np.frombuffer(keystream(key).update(bytes(4 * words)), dtype="<u4")
 
 
 def commitment(seed: bytes, context: bytes) -> bytes:
-    """What binds a client to b_u before anybody knows b_u."""
+    """Return a commitment to a seed: it binds a client to b_u without revealing b_u."""
     return hashlib.sha256(context + b"self mask" + seed).digest()
 
 
 def self_mask(seed: bytes, context: bytes, words: int) -> np.ndarray:
-    """[words] uint32: PRG(b_u)."""
+    """Return PRG(b_u), a client's own mask, [words] uint32."""
     return prg(derive(seed, context, b"self mask"), words)
 
 
 def pairwise_mask(
     own: str, private: X25519PrivateKey, peer: str, public: bytes, context: bytes, words: int
 ) -> np.ndarray:
-    """[words] uint32: ±PRG(s_uv), what `own` adds for `peer`; the peer adds the same with the other sign."""
+    """Return ±PRG(s_uv), the mask that client `own` adds for client `peer`, [words] uint32.
+
+    The peer adds the same mask with the opposite sign.
+
+    Args:
+        own: id of the client that adds the mask.
+        private: its masking key.
+        peer: id of the other client.
+        public: public part of the other client's masking key, 32 bytes.
+        context: bytes that identify the session.
+        words: m, the length of the mask.
+    """
     low, high = sorted((own, peer))
     key = agree(private, public, context, f"pairwise mask {json.dumps([low, high])}".encode())
     mask = prg(key, words)

@@ -1,9 +1,9 @@
-"""A client's side of client-level privacy: clip, round, add noise; all of it on the grid of secure aggregation.
+"""A client's side of client-level privacy: clip the update, round it, and add noise, on secure aggregation's grid.
 
-The distributed discrete Gaussian mechanism of Kairouz, Liu and Steinke (arXiv 2102.06387, Algorithm 1), without its
-random rotation: 32 bits leave a grid so fine that no coordinate needs to be flattened. Every client adds a share of
-the noise, such that any t clients' shares make up the whole. A single client's share hides little: it is secure
-aggregation that keeps the server from seeing less than the sum of t.
+This is the distributed discrete Gaussian mechanism of Kairouz, Liu and Steinke (arXiv 2102.06387, Algorithm 1), without
+its random rotation: with 32 bits, the fixed-point grid is so fine that no coordinate needs to be flattened. Every
+client adds a share of the noise, and the shares of any t clients add up to the full noise. The share of a single client
+hides little: secure aggregation ensures that the server sees only sums over at least t clients.
 """
 
 import math
@@ -18,30 +18,30 @@ from fedcollm.privacy.accounting import ClientPrivacy, check_sum
 from fedcollm.privacy.discrete_gaussian import discrete_gaussian
 from fedcollm.privacy.keystream import SecureStream
 
-_TAIL = 15.0  # 12 standard deviations of 3/2 of the noise: 12 √1.5 is 14.7
-_ROOM = 1.05  # for what rounding adds to the norm
+_TAIL = 15.0  # room for 12 standard deviations of the noise of 3t/2 clients: 12 √1.5 is 14.7
+_ROOM = 1.05  # room for the norm that rounding adds
 
 
 def private_fixed_point(clients: int, privacy: ClientPrivacy) -> FixedPoint:
-    """The encoding whose sums don't overflow: R = 1.05 c (1 + 15 z / K), with clip c and noise multiplier z.
+    """Return the encoding whose sums don't overflow: R = 1.05 c (1 + 15 z / K), with clip c and noise multiplier z.
 
-    K R 2^f < 2³¹ then holds K clipped changes, and noise of 12 of its standard deviations: at most 3t/2 clients are in
-    a sum, so that these are √1.5 z c. More noise than that has a probability of 2 exp(−72), or 1e-31, a parameter and
-    round; it would spoil that parameter, and cost no privacy.
+    A sum below K R 2^f < 2³¹ has room for K clipped changes and for 12 standard deviations of the noise. At most 3t/2
+    clients are in a sum, so its noise has a standard deviation of at most √1.5 z c. Larger noise has a probability of
+    2 exp(−72), or 1e-31, per parameter and round. It would corrupt that parameter, but cost no privacy.
 
     Args:
-        clients: K.
+        clients: K, the largest number of clients in a sum.
         privacy: c and z.
     """
     return FixedPoint(clients, 1, _ROOM * privacy.clip * (1 + _TAIL * privacy.noise_multiplier / clients))
 
 
 def sensitivity(norm: float, dimension: int) -> float:
-    """Δ̃ = min{c + √d, √(c² + d/4 + √(2 log 1/β) (c + √d/2))} with β = e^(−1/2): the norm after rounding at most.
+    """Return the largest norm after rounding, Δ̃ = min{c + √d, √(c² + d/4 + √(2 log 1/β) (c + √d/2))}, β = e^(−1/2).
 
     Args:
-        norm: c, largest L2 norm before rounding, in steps of the grid.
-        dimension: d.
+        norm: c, the largest L2 norm before rounding, in steps of the grid.
+        dimension: d, the number of parameters.
 
     >>> sensitivity(3.0, 4)  # min{5, √(9 + 1 + 3 + 1)}
     3.7416573867739413
@@ -51,17 +51,17 @@ def sensitivity(norm: float, dimension: int) -> float:
 
 
 def check_grid(encoding: FixedPoint, privacy: ClientPrivacy, clients: int, threshold: int, dimension: int) -> None:
-    """Refuse a grid on which the mechanism would not be what the accountant takes it for.
+    """Refuse a grid on which the mechanism would not be the one that the accountant assumes.
 
     Args:
-        encoding: of `private_fixed_point`.
-        privacy: of the clients.
-        clients: n, in a sum at most.
+        encoding: the encoding, from `private_fixed_point`.
+        privacy: privacy of the clients.
+        clients: n, the largest number of clients in a sum.
         threshold: t.
-        dimension: d, parameters of the adapter.
+        dimension: d, the number of parameters of the adapter.
 
     Raises:
-        UserError: rounding adds too much to a change, or the noise is too small, see `privacy.check_sum`.
+        UserError: rounding adds too much to the norm of a change, or the noise is too small; see `check_sum`.
     """
     norm = privacy.clip * 2.0**encoding.fraction_bits
     bound = sensitivity(norm, dimension)
@@ -77,17 +77,17 @@ def check_grid(encoding: FixedPoint, privacy: ClientPrivacy, clients: int, thres
 def noised(
     delta: Adapter, privacy: ClientPrivacy, fraction_bits: int, threshold: int, stream: SecureStream | None = None
 ) -> np.ndarray:
-    """A client's clipped change with its share of the noise.
+    """Return a client's clipped and rounded change with its share of the noise.
 
     Args:
-        delta: θ_k − θ.
+        delta: θ_k − θ, by tensor name.
         privacy: c and z.
         fraction_bits: f; a step of the grid is 2^-f.
-        threshold: t; each coordinate's noise has the variance (z Δ̃)² / t.
-        stream: where all randomness comes from; by default a fresh one.
+        threshold: t; the noise of each coordinate has the variance (z Δ̃)² / t.
+        stream: source of all randomness; None for a new one.
 
     Returns:
-        [d] int64, in steps of the grid, the tensors in the order of their names.
+        [d] int64 in steps of the grid, the tensors in the order of their names.
     """
     stream = stream or SecureStream()
     scaled = clipped(delta, privacy.clip) * 2.0**fraction_bits
@@ -97,24 +97,24 @@ def noised(
 
 
 def clipped(delta: Adapter, clip: float) -> np.ndarray:
-    """[d] float64: the change, scaled down to an L2 norm of `clip` if it is longer."""
+    """Return a change, [d] float64, scaled down to an L2 norm of `clip` if its norm is larger."""
     values = torch.cat([delta[name].detach().cpu().double().flatten() for name in sorted(delta)]).numpy()
     norm = float(np.linalg.norm(values))
     return values * (clip / norm) if norm > clip else values
 
 
 def round_within(values: np.ndarray, bound: float, stream: SecureStream) -> np.ndarray:
-    """Round up or down at random, without bias, again and again until the norm is within the bound.
+    """Round each value up or down at random, without bias, and repeat until the L2 norm is within the bound.
 
-    One trial succeeds with a probability of at least 1 − e^(−1/2) = 0.39 (the paper's conditional rounding).
+    This is the paper's conditional rounding. One attempt succeeds with a probability of at least 1 − e^(−1/2) = 0.39.
 
     Args:
         values: [d] float64.
-        bound: Δ̃, of `sensitivity`.
-        stream: randomness.
+        bound: Δ̃, from `sensitivity`.
+        stream: source of randomness.
 
     Returns:
-        [d] int64, of an L2 norm of at most `bound`, exactly.
+        [d] int64, whose L2 norm is at most `bound`, exactly.
     """
     floor = np.floor(values)
     while True:

@@ -1,26 +1,29 @@
-"""Secure aggregation: the server learns the sum of its clients' vectors, and of a single vector nothing.
+"""Secure aggregation: the server learns the sum of its clients' vectors, and nothing about any single vector.
 
-Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, Figure 4, in
-the variant against an active server. A client u holds x_u ∈ Z^m mod 2³² and sends, for the clients U₂ that shared keys,
+Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, Figure 4, in the
+variant against an active server. Let U₁ be the clients that advertised keys, and U₂ ⊆ U₁ those that shared their
+secrets. A client u ∈ U₂ holds a vector x_u ∈ Z^m mod 2³² and sends
 
     y_u = x_u + PRG(b_u) + Σ_{v ∈ U₂, v > u} PRG(s_uv) − Σ_{v ∈ U₂, v < u} PRG(s_uv)   mod 2³²
 
-The pairwise masks cancel in the sum. Once the survivors U₃ ⊆ U₂ (those whose y_u arrived) are agreed, t clients give
-their shares of b_u for every survivor and of the key behind s_uv for everybody else, never of both for one client.
+The pairwise masks cancel in the sum. The survivors U₃ ⊆ U₂ are the clients whose y_u arrived. Once t clients have
+confirmed the list of survivors, they reveal their shares of b_v for every survivor v, and their shares of the masking
+key (from which s_uv is derived) for every other client in U₂. No client reveals both secrets of the same client.
 
-    phase      a client receives                   and answers
-    advertise  the session (with θ, to be tuned)   signed public keys, and a commitment to b_u
-    share      all clients' public keys            Shamir shares of b_u and of its masking key, encrypted to each client
-    mask       the shares meant for it             y_u
+    phase      a client receives                   and answers with
+    advertise  the session and θ, to be tuned      its signed public keys, and a commitment to b_u
+    share      the public keys of U₁               Shamir shares of b_u and of its masking key, one encrypted pair for
+                                                   each other client
+    mask       the shares that are meant for it    y_u
     confirm    the list of survivors               its signature of that list
-    unmask     t signatures of the same list       its shares: b_v of survivors v, masking keys of the others
+    unmask     t signatures of the same list       its shares: of b_v for survivors, of masking keys for the others
 
 Assumptions: the roster of signing keys is authentic, fewer than n/3 of the n invited clients collude with the server,
-t > 2n/3. Then two lists can't both be confirmed by t clients, as some honest client would have signed both. What the
-session says (run, round, clients, what all were sent) is checked by its owner, see `secure_client`.
+and t > 2n/3. Then no two lists can both be confirmed by t clients, because some honest client would have signed both.
+The fields of the session (run, round, clients, digest of what every client was sent) are checked by `SecureClient`.
 Differences from Figure 4: secrets are 16-byte seeds from which keys are derived, so that a share is one element of
-GF(2¹²⁸); b_u is committed to and the masking key's public part is known, so that a wrong share is noticed.
-Primitives: X25519, Ed25519, HKDF-SHA256, ChaCha20, ChaCha20-Poly1305 (`cryptography`), Shamir (pycryptodome).
+GF(2¹²⁸). A client commits to b_u, and the public part of its masking key is known, so that a wrong share is noticed.
+Primitives: X25519, Ed25519, HKDF-SHA256, ChaCha20, ChaCha20-Poly1305 (from `cryptography`), Shamir (from pycryptodome).
 """
 
 import hashlib
@@ -39,7 +42,7 @@ from fedcollm.errors import RefusalError
 from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask
 from fedcollm.messages import Session
 
-#: A protocol message's content: client id (or the name of the only item) to bytes.
+#: The content of a protocol message: client id, or the name of its only item, to bytes.
 Items = Mapping[str, bytes]
 
 SEED_BYTES = 16
@@ -47,10 +50,10 @@ _KEYS_BYTES = (32, 32, 32, 64)  # encryption key, masking key, commitment, signa
 
 
 def split_keys(packed: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """Encryption key, masking key, commitment, signature.
+    """Return the encryption key, the masking key, the commitment and the signature in a client's advertised keys.
 
     Raises:
-        RefusalError: wrong length.
+        RefusalError: the keys have a wrong length.
     """
     if len(packed) != sum(_KEYS_BYTES):
         raise RefusalError(f"public keys of {len(packed)} bytes, not {sum(_KEYS_BYTES)}")
@@ -69,8 +72,15 @@ def _verify(key: Ed25519PublicKey | None, signature: bytes, message: bytes, what
 def verify_keys(client: str, packed: bytes, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> None:
     """Check a client's advertised keys against the roster.
 
+    Args:
+        client: id of the client.
+        packed: what the client advertised.
+        session: the session.
+        roster: client id to public signing key.
+
     Raises:
-        RefusalError: not invited, unknown, or not signed by the roster's key for this session.
+        RefusalError: the client was not invited, or its signing key in the roster did not sign the keys for this
+            session.
     """
     if client not in session.invited:
         raise RefusalError(f"client {client} was not invited")
@@ -80,21 +90,36 @@ def verify_keys(client: str, packed: bytes, session: Session, roster: Mapping[st
 
 
 def _keys_message(session: Session, client: str, body: bytes) -> bytes:
-    """What is signed in `advertise`."""
+    """Return the bytes that a client signs in `advertise`.
+
+    Args:
+        session: the session.
+        client: id of the client.
+        body: its public keys and its commitment.
+    """
     return session.context + b"keys" + json.dumps(client).encode() + body
 
 
 def survivors_message(session: Session, keys: Items, survivors: Sequence[str]) -> bytes:
-    """What is signed in `confirm`: it holds all keys of U₁, which are fresh, so that no old signature fits."""
+    """Return the bytes that a client signs in `confirm`.
+
+    They depend on all keys of U₁, which are fresh in every session, so that no older signature is valid for them.
+    """
     seen = hashlib.sha256(b"".join(json.dumps(client).encode() + keys[client] for client in sorted(keys)))
     return session.context + b"survivors" + seen.digest() + json.dumps(list(survivors)).encode()
 
 
 def check_invitation(client: str, session: Session, roster: Mapping[str, Ed25519PublicKey]) -> None:
-    """Refuse a session that is unsafe, or not for this client.
+    """Refuse a session that is unsafe or not meant for this client.
+
+    Args:
+        client: this client's id.
+        session: the session, as the server announced it.
+        roster: client id to public signing key.
 
     Raises:
-        RefusalError: see `Session.check`; or this client is not invited, or another one is not in the roster.
+        RefusalError: `Session.check` refuses the session, this client is not invited, or an invited client is not in
+            the roster.
     """
     session.check()
     if client not in session.invited:
@@ -104,19 +129,20 @@ def check_invitation(client: str, session: Session, roster: Mapping[str, Ed25519
 
 
 class Participant:
-    """One client's side of one session. Its methods are the phases; each may be called once, in this order.
+    """One client's side of one session. Its public methods are the phases: each may be called once, in this order.
 
     Args:
-        client: own id.
-        session: as the server announced it.
+        client: this client's id.
+        session: the session, as the server announced it.
         vector: x_u, [m] uint32.
-        signing_key: own long-term key, whose public part is in the roster.
+        signing_key: this client's long-term key, whose public part is in the roster.
         roster: id to public signing key of every client of the federation.
-        opened: (run, round) to the survivors whose sum this client has helped to open, kept from session to session:
-            a second opening of the same round for other survivors would give away the difference.
+        opened: "run/round" to the survivors whose sum this client has helped to open, kept from session to session.
+            Opening a round again for other survivors would reveal the difference of the two sums.
 
     Raises:
-        RefusalError: the session is unsafe, or not for this client. So does every method, on a broken protocol.
+        RefusalError: the session is unsafe or not meant for this client. Every method raises it if it receives
+            something that breaks the protocol.
     """
 
     def __init__(
@@ -135,17 +161,28 @@ class Participant:
         self._masking_seed, self._self_seed = os.urandom(SEED_BYTES), os.urandom(SEED_BYTES)
         self._masking_key = private_key(self._masking_seed, session.context)
         self._phase = "advertise"
-        self._keys: dict[str, bytes] = {}  # U₁: all that this client has seen advertised, its own among them
-        self._shares: dict[str, bytes] = {}  # U₂: share of b_v, then share of v's masking seed
+        self._keys: dict[str, bytes] = {}  # of U₁, this client's own included
+        self._shares: dict[str, bytes] = {}  # of U₂: share of b_v, then share of v's masking seed
         self._survivors: list[str] = []  # U₃
 
     def _enter(self, phase: str) -> None:
-        """Begin a phase; until it is over, and after a refusal, no other one can begin."""
+        """Begin a phase. No other phase can begin until this one has ended, nor after a refusal.
+
+        Raises:
+            RefusalError: another phase comes next.
+        """
         expected, self._phase = self._phase, "nothing"
         if expected != phase:
             raise RefusalError(f"phase {phase} is asked for where {expected} comes next")
 
-    def _enough(self, clients: Collection[str], known: Collection[str], what: str) -> None:
+    def _check_clients(self, clients: Collection[str], known: Collection[str], what: str) -> None:
+        """Refuse a message that concerns too few clients, unknown clients, or not this client.
+
+        Args:
+            clients: ids of the clients that the message is about.
+            known: ids of the clients that it may be about.
+            what: what the message holds, for the error's message.
+        """
         if not set(clients) <= set(known):
             raise RefusalError(f"{what} of clients that have no part in this session")
         if self._client not in clients:
@@ -154,7 +191,7 @@ class Participant:
             raise RefusalError(f"{what} of {len(clients)} clients only, fewer than {self._session.threshold}")
 
     def advertise(self) -> dict[str, bytes]:
-        """Public keys: `keys` to 160 bytes."""
+        """Return this client's signed public keys and its commitment: `keys` to 160 bytes."""
         self._enter("advertise")
         publics = [key.public_key().public_bytes_raw() for key in (self._encryption_key, self._masking_key)]
         body = b"".join(publics) + commitment(self._self_seed, self._session.context)
@@ -163,13 +200,13 @@ class Participant:
         return {"keys": body + signature}
 
     def share(self, keys: Items) -> dict[str, bytes]:
-        """Own secrets' shares, encrypted to each of the other clients.
+        """Return the shares of this client's secrets, encrypted for each of the other clients.
 
         Args:
-            keys: what each client advertised, own keys among them.
+            keys: client id to what the client advertised, this client's own keys included.
         """
         self._enter("share")
-        self._enough(keys, self._session.invited, "keys")
+        self._check_clients(keys, self._session.invited, "keys")
         if keys[self._client] != self._keys[self._client]:
             raise RefusalError("this client's own keys were changed")
         for client, packed in keys.items():
@@ -186,19 +223,27 @@ class Participant:
                 for client, share in shares.items()}  # fmt: skip
 
     def _box(self, peer: str, sender: str, receiver: str) -> ChaCha20Poly1305:
-        """The cipher for one message: its key is used for nothing else, so that a constant nonce is safe."""
+        """Return the cipher for the shares from one client to another.
+
+        Its key is used for this one message only, so that a constant nonce is safe.
+
+        Args:
+            peer: the other client, either `sender` or `receiver`.
+            sender: id of the client that sends the shares.
+            receiver: id of the client that receives them.
+        """
         public = split_keys(self._keys[peer])[0]
         purpose = f"shares {json.dumps([sender, receiver])}".encode()
         return ChaCha20Poly1305(agree(self._encryption_key, public, self._session.context, purpose))
 
     def mask(self, boxes: Items) -> dict[str, bytes]:
-        """The masked vector: `vector` to 4m bytes.
+        """Return the masked vector: `vector` to 4m bytes.
 
         Args:
-            boxes: for each other client that shared, its encrypted shares for this one.
+            boxes: id of each other client that shared its secrets, to its encrypted shares for this client.
         """
         self._enter("mask")
-        self._enough({*boxes, self._client}, self._keys, "shares")
+        self._check_clients({*boxes, self._client}, self._keys, "shares")
         for sender, box in boxes.items():
             try:
                 share = self._box(sender, sender, self._client).decrypt(bytes(12), box, self._session.context)
@@ -216,16 +261,24 @@ class Participant:
         return {"vector": masked.astype("<u4").tobytes()}
 
     def confirm(self, survivors: Items) -> dict[str, bytes]:
-        """A signature of the list of survivors, which are the keys of `survivors`: `signature` to 64 bytes."""
+        """Return this client's signature of the list of survivors: `signature` to 64 bytes.
+
+        Args:
+            survivors: its keys are the ids of the survivors; its values are ignored.
+        """
         self._enter("confirm")
-        self._enough(survivors, self._shares, "survivors")
+        self._check_clients(survivors, self._shares, "survivors")
         self._survivors = sorted(survivors)
         self._opened_for()
         self._phase = "unmask"
         return {"signature": self._signing_key.sign(survivors_message(self._session, self._keys, self._survivors))}
 
     def _opened_for(self) -> str:
-        """The round's key in `opened`, after a check that it was not opened for others."""
+        """Return the round's key in `opened`.
+
+        Raises:
+            RefusalError: this client has opened the round for other survivors.
+        """
         name = f"{self._session.run}/{self._session.round_index}"
         if self._opened.get(name, self._survivors) != self._survivors:
             before, index = ", ".join(self._opened[name]), self._session.round_index
@@ -233,13 +286,16 @@ class Participant:
         return name
 
     def unmask(self, signatures: Items) -> dict[str, bytes]:
-        """For each client that shared, 16 bytes: the share of b_v of a survivor, else of its masking seed.
+        """Return, for each client that shared its secrets, a share of b_v if it survived, else of its masking seed.
 
         Args:
-            signatures: of the list of survivors, by at least t of them.
+            signatures: id of each of at least t survivors, to its signature of the list of survivors.
+
+        Returns:
+            Client id to 16 bytes.
         """
         self._enter("unmask")
-        self._enough({*signatures, self._client}, self._survivors, "signatures")
+        self._check_clients({*signatures, self._client}, self._survivors, "signatures")
         if len(signatures) < self._session.threshold:
             raise RefusalError(f"{len(signatures)} signatures, fewer than {self._session.threshold}")
         message = survivors_message(self._session, self._keys, self._survivors)

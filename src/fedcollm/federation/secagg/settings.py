@@ -1,4 +1,4 @@
-"""What the parties of a federation agree on before any of them masks anything."""
+"""What the parties of a federation agree on before they use secure aggregation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ class SecureSettings:
     """What all parties of a federation agree on for secure aggregation.
 
     Attributes:
-        encoding: of the clients' vectors.
-        roster: id to public signing key.
-        threshold: t; None: the smallest above 2n/3.
-        uniform: clients weigh the same; always so under privacy.
-        privacy: of the clients.
+        encoding: fixed-point encoding of the clients' vectors.
+        roster: client id to public signing key.
+        threshold: t; None for the smallest integer above 2n/3.
+        uniform: whether all clients have the same weight, as they always do under differential privacy.
+        privacy: differential privacy of the clients; None without it.
     """
 
     encoding: FixedPoint
@@ -29,6 +29,6 @@ class SecureSettings:
     privacy: Privacy | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """Return what every party must have agreed to, as plain values: part of a session's digest."""
+        """Return, as plain values, what every party must have agreed to. It is part of a session's digest."""
         privacy = self.privacy.to_wire() if self.privacy else None
         return {"encoding": self.encoding.to_wire(), "uniform": self.uniform, "privacy": privacy}

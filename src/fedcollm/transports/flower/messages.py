@@ -1,6 +1,6 @@
-"""Bytes as Flower messages, in both directions and at both ends.
+"""Bytes as Flower messages: what the server and the nodes have in common to send and to receive.
 
-Flower's messages hold strings of bytes, made and read by `wire`.
+A Flower message carries one string of bytes, which `wire` encodes and decodes.
 """
 
 from collections.abc import Callable
@@ -28,24 +28,31 @@ from fedcollm.errors import RefusalError
 
 _NAME, _TYPE, _PART_BYTES = "fedcollm", "train", 4 * 2**20
 _KINDS = {kind.__qualname__ for kind in (Message, RecordDict, ConfigRecord)}
-_LONGEST_PULL = 120.0  # seconds for the parts of an announced message to come
+_LONGEST_PULL = 120.0  # seconds to wait for the parts of an announced message
 
 
 class LostError(Exception):
-    """A message that did not arrive whole."""
+    """A message did not arrive whole."""
 
 
 def pack(data: bytes) -> RecordDict:
-    """Bytes as a Flower message's content: a record a part, as each record is a request of its own."""
+    """Return bytes as the content of a Flower message: one record per part of at most 4 MiB.
+
+    Flower sends each record in a request of its own.
+    """
     starts = range(0, max(len(data), 1), _PART_BYTES)
     return RecordDict({str(i): ConfigRecord({_NAME: data[s : s + _PART_BYTES]}) for i, s in enumerate(starts)})
 
 
 def unpack(message: Message, limit_bytes: int) -> bytes:
-    """Inverse of `pack`.
+    """Return the bytes of a Flower message: the inverse of `pack`.
+
+    Args:
+        message: a message from a party that may be faulty or hostile.
+        limit_bytes: largest number of bytes to accept. One record that was sent once may occur many times.
 
     Raises:
-        RefusalError: anything else than what `pack` makes, or longer than the limit: a record may stand many times.
+        RefusalError: the content was not made by `pack`, or is longer than the limit.
     """
     content = message.content if message.has_content() else RecordDict()
     records = [content.get(str(i)) for i in range(len(content))]
@@ -59,25 +66,32 @@ def unpack(message: Message, limit_bytes: int) -> bytes:
 
 
 def request(data: bytes, node: int, seconds: float) -> Message:
-    """A message to a node, which it must fetch within so many seconds."""
+    """Return a message to a node.
+
+    Args:
+        data: the content.
+        node: Flower's number of the node.
+        seconds: how long the node has to fetch the message.
+    """
     return Message(pack(data), node, _TYPE, ttl=seconds)
 
 
 def send(
     message: Message, announce: Callable[[Any, Any], Any], push: Callable[[str], Callable[[str, bytes], None]]
 ) -> str:
-    """Announce a message, then send the parts of it that are not there yet.
+    """Announce a message, then send those of its parts that the SuperLink does not have yet.
 
     Args:
-        message: with its content.
-        announce: takes its head and the tree of its parts; returns a response with `objects_to_push` and `session_id`.
-        push: session to what takes a part's name and bytes.
+        message: the message, with its content.
+        announce: sends the message without its content, and the tree of its parts. It returns Flower's response, with
+            `objects_to_push` and `session_id`.
+        push: returns, for a `session_id`, a function that sends one part, given its name and its bytes.
 
     Returns:
         The message's id.
 
     Raises:
-        LostError: a part was not taken.
+        LostError: the SuperLink did not accept a part.
     """
     with no_object_id_recompute():
         message.metadata.__dict__["_message_id"] = name = message.object_id
@@ -93,17 +107,17 @@ def send(
 def fetch(
     head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], limit_bytes: int
 ) -> tuple[Message, bytes]:
-    """A message and its bytes, from its head and the tree of its parts, as a pull request gives them.
+    """Fetch the parts of an announced message; return the message and its bytes.
 
     Args:
-        head: protobuf message without content.
-        tree: names of its parts.
-        pull: run to what takes a part's name and returns its bytes.
-        limit_bytes: the longest message to fetch.
+        head: protobuf message without its content, as Flower's response to a pull request holds it.
+        tree: protobuf tree with the names of the message's parts.
+        pull: returns, for a run's number, a function that fetches one part, given its name.
+        limit_bytes: size of the longest message to fetch.
 
     Raises:
-        LostError: a part does not come.
-        RefusalError: it is longer than the limit, or not a message that `pack` makes.
+        LostError: a part did not come.
+        RefusalError: the message is longer than the limit, or its content was not made by `pack`.
     """
     metadata = message_from_proto(head).metadata
     part, left = pull(metadata.run_id), limit_bytes
@@ -127,7 +141,13 @@ def fetch(
 
 
 def _inflated(name: str, contents: dict[str, bytes]) -> Message:
-    """A message from its parts; of other kinds than `pack` makes, some could grow without bounds."""
+    """Return a message, given its id and its parts by name.
+
+    Parts of kinds that `pack` does not make are refused, because some of them could grow without bounds.
+
+    Raises:
+        RefusalError: a part is malformed, or of another kind.
+    """
     try:
         kinds = {get_object_head_values_from_object_content(content)[0] for content in contents.values()}
         if not kinds <= _KINDS:
@@ -137,7 +157,7 @@ def _inflated(name: str, contents: dict[str, bytes]) -> Message:
         message = inflate_object_from_contents(name, contents)
     except RefusalError:
         raise
-    except Exception as error:  # whatever Flower's code makes of parts that nobody has looked at before
+    except Exception as error:  # Flower's code may raise anything on malformed parts
         raise RefusalError(f"a malformed Flower message ({type(error).__name__})") from error
     if not isinstance(message, Message):
         raise RefusalError("something that is not a Flower message")

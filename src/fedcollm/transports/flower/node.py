@@ -1,8 +1,9 @@
 """A client's connection to a Flower SuperLink.
 
-Flower's own SuperNode runs the code that the SuperLink sends, in a new process for every message. This one speaks the
-same protocol (Fleet API, node authentication), asks for no code, and hands the bytes of a message to a function in this
-process: the base model is loaded once, and the secrets of secure aggregation stay in memory.
+Flower's own SuperNode runs the code that the SuperLink sends, in a new process for every message. The node in this
+module speaks the same protocol (Fleet API, node authentication), but asks for no code: it hands the bytes of a message
+to a function in this process. So the base model is loaded only once, and the secrets of secure aggregation stay in
+memory.
 """
 
 import contextlib
@@ -35,20 +36,21 @@ from fedcollm.messages import readable
 from fedcollm.progress import say
 from fedcollm.transports.flower.messages import LostError, fetch, pack, send
 
-HEARTBEAT_SECONDS = 10.0  # the SuperLink takes a node for lost after two of them
-_LONGEST_PAUSE = 5.0
-_PATIENCE = 3 * HEARTBEAT_SECONDS  # a connection that broke off is taken for alive that long
+#: The SuperLink considers a node lost when it has missed two heartbeats.
+HEARTBEAT_SECONDS = 10.0
+_LONGEST_PAUSE_SECONDS = 5.0
+_PATIENCE_SECONDS = 3 * HEARTBEAT_SECONDS  # the SuperLink may consider a broken connection alive for so long
 
 
 @dataclass
 class FlowerNode:
-    """One registered node.
+    """A node that is registered at the SuperLink.
 
     Attributes:
-        fleet: HTTP client of the Fleet API that signs its requests with the node's key.
-        public_key: of the node, as Flower writes it.
-        limit_bytes: the longest message to fetch.
-        node: its number, once it is active.
+        fleet: HTTP client of the Fleet API. It signs its requests with the node's private key.
+        public_key: the node's public key, in Flower's format.
+        limit_bytes: size of the longest message to fetch.
+        node: protobuf message with the node's number, once the node is active.
     """
 
     fleet: FleetHttpClient = field(repr=False)
@@ -57,13 +59,13 @@ class FlowerNode:
     node: Node = field(init=False, repr=False, default_factory=Node)
 
     def activate(self, number: int | None = None) -> int:
-        """Tell the SuperLink that this node is there.
+        """Tell the SuperLink that this node is connected.
 
         Args:
-            number: of an earlier connection, which the SuperLink may still take for alive.
+            number: the node's number in an earlier connection, which the SuperLink may still consider alive.
 
         Returns:
-            The node's number.
+            The node's number in this connection.
         """
         if number is not None:
             with contextlib.suppress(httpx.HTTPStatusError):
@@ -73,23 +75,23 @@ class FlowerNode:
         return self.node.node_id
 
     def close(self) -> None:
-        """Tell the SuperLink that this node goes away, if it can be told, and close the connection."""
+        """Tell the SuperLink, if it can be reached, that this node leaves, and close the connection."""
         with contextlib.suppress(httpx.HTTPError):
             if self.node.node_id:
                 self.fleet.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id))
         self.fleet.close()
 
     def beat(self) -> bool:
-        """One heartbeat; False if the SuperLink no longer knows this connection."""
+        """Send one heartbeat; return False if the SuperLink no longer knows this connection."""
         request = SendNodeHeartbeatRequest(node=self.node, heartbeat_interval=HEARTBEAT_SECONDS)
         return self.fleet.SendNodeHeartbeat(request).success
 
     def receive(self) -> tuple[Message, bytes] | None:
-        """The next message and its bytes, if there is one.
+        """Return the next message and its bytes, or None if there is none.
 
         Raises:
-            LostError: it did not arrive whole.
-            RefusalError: it is longer than the limit, or not a message.
+            LostError: the message did not arrive whole.
+            RefusalError: the message is longer than the limit, or was not made by fedcollm.
         """
         response = self.fleet.PullMessages(PullMessagesRequest(node=self.node))
         if not response.messages_list:
@@ -106,8 +108,12 @@ class FlowerNode:
     def reply(self, message: Message, data: bytes) -> None:
         """Send the answer to a message.
 
+        Args:
+            message: the message that is answered.
+            data: the answer.
+
         Raises:
-            LostError: it did not arrive whole.
+            LostError: the answer did not arrive whole.
         """
         run = message.metadata.run_id
 
@@ -126,13 +132,13 @@ class FlowerNode:
 
 
 def connect(address: str, certificate: str, key: ec.EllipticCurvePrivateKey, limit_bytes: int) -> FlowerNode:
-    """A node that is not active yet.
+    """Return a node that is not active yet.
 
     Args:
-        address: HOST:PORT of the server; TLS only.
-        certificate: path of the certificate authority's certificate, the only one that is trusted.
+        address: HOST:PORT of the server, which is reached over TLS only.
+        certificate: path of the certificate of the only certificate authority that is trusted.
         key: the node's private key.
-        limit_bytes: the longest message to fetch.
+        limit_bytes: size of the longest message to fetch.
     """
     public = key.public_key()
     interceptors = [RuntimeVersionHttpInterceptor(component_name="SuperNode"), NodeAuthHttpInterceptor(key, public)]
@@ -141,32 +147,37 @@ def connect(address: str, certificate: str, key: ec.EllipticCurvePrivateKey, lim
     return FlowerNode(fleet, public_key_to_bytes(public), limit_bytes)
 
 
+def _ignore(number: int) -> None:
+    """Do nothing with the number of a connection."""
+
+
 @dataclass
 class Service:
-    """Keeps a node connected, and answers what it receives, until it is stopped.
+    """Keep a node connected, and answer the messages that it receives, until it is stopped.
 
     Attributes:
-        node: the connection.
-        answer: bytes of a request to bytes of an answer.
-        number: of the node's last connection, if it is known.
-        connected: is told the number of every connection.
-        longest_poll: seconds between two looks for a message, at most.
+        node: the node.
+        answer: returns the bytes of the answer to the bytes of a request.
+        number: the node's number in its last connection, if it is known.
+        connected: is called with the node's number in every new connection.
+        longest_poll: longest time between two polls for a message, in seconds.
+        stopped: is set to stop the service.
     """
 
     node: FlowerNode
     answer: Callable[[bytes], bytes]
     number: int | None = None
-    connected: Callable[[int], None] = lambda number: None
+    connected: Callable[[int], None] = _ignore
     longest_poll: float = 1.0
     stopped: threading.Event = field(default_factory=threading.Event)
     _alive: threading.Event = field(init=False, repr=False, default_factory=threading.Event)
     _unsent: tuple[Message, bytes] | None = field(init=False, repr=False, default=None)
 
     def run(self) -> None:
-        """Connect and answer; come back after every failure of the network or the server.
+        """Connect and answer messages; reconnect after every failure of the network or the server.
 
         Raises:
-            UserError: the server's certificate is not the authority's, or the server does not know this key.
+            UserError: the server's certificate is not accepted here, or the server does not accept this node's key.
         """
         heart = threading.Thread(target=self._beat, daemon=True)
         heart.start()
@@ -181,7 +192,7 @@ class Service:
                     _raise_if_final(error, time.monotonic() - failing_since)
                     if pause <= self.longest_poll:
                         say(f"the server does not answer ({_described(error)}); trying again")
-                    pause = min(max(2 * pause, 2 * self.longest_poll), _LONGEST_PAUSE)
+                    pause = min(max(2 * pause, 2 * self.longest_poll), _LONGEST_PAUSE_SECONDS)
                 self.stopped.wait(pause)
         finally:
             self.stopped.set()
@@ -189,7 +200,7 @@ class Service:
             self.node.close()
 
     def _step(self) -> bool:
-        """Reconnect where needed, and answer the next message; whether there was one."""
+        """Reconnect if necessary, and answer the next message. Return whether there was one."""
         if not self._alive.is_set():
             self.number = self.node.activate(self.number)
             self.connected(self.number)
@@ -203,7 +214,7 @@ class Service:
                 self.node.reply(message, data)
             except httpx.HTTPStatusError as error:
                 if error.response.status_code >= 500:
-                    raise  # it stays unsent, and is sent once the server is back
+                    raise  # the answer is kept, and sent once the server is back
                 say(f"the server no longer wants this answer (HTTP {error.response.status_code})")
             except LostError as error:
                 say(f"an answer was lost on its way ({error})")
@@ -211,7 +222,7 @@ class Service:
         return True
 
     def _make_answer(self) -> bool:
-        """Answer the next message, if there is one; the answer is not sent yet."""
+        """Make the answer to the next message, without sending it. Return whether there was a message."""
         try:
             received = self.node.receive()
             if received is None:
@@ -225,7 +236,7 @@ class Service:
         return True
 
     def _beat(self) -> None:
-        """Heartbeats, also while an answer is being made."""
+        """Send heartbeats, including while an answer is being made."""
         while not self.stopped.wait(HEARTBEAT_SECONDS / 3):
             if self._alive.is_set():
                 with contextlib.suppress(httpx.HTTPError):
@@ -238,14 +249,14 @@ def _described(error: httpx.HTTPError) -> str:
 
 
 def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
-    """What waiting does not mend is the user's to mend.
+    """Raise an error if waiting does not help, because only the user can solve the problem.
 
     Args:
-        error: of a request.
+        error: error of a request to the server.
         failing: seconds since requests began to fail.
 
     Raises:
-        UserError: a certificate or a key is not accepted.
+        UserError: the server's certificate or this node's key is not accepted.
     """
     if isinstance(error, httpx.TransportError) and "certificate" in str(error).lower():
         raise UserError(
@@ -253,9 +264,9 @@ def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
             "operator, that the certificate has not expired, and that the address in membership.json is right."
         ) from error
     code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
-    if code == 401 or (code < 500 and failing > _PATIENCE):
+    if code == 401 or (code < 500 and failing > _PATIENCE_SECONDS):
         raise UserError(
-            f"the server does not accept this client (HTTP {code}). Check that node.key is the "
-            "one made for this deployment, and this machine's clock; if they are right, ask the server's operator "
-            "whether this client is registered there."
+            f"the server does not accept this client (HTTP {code}). Check that node.key is the one made for this "
+            "deployment, and that this machine's clock is right. If both are, ask the server's operator whether this "
+            "client is registered there."
         ) from error

@@ -1,14 +1,14 @@
-"""The server's connection to a Flower SuperLink: a run of its own, and the way to the clients.
+"""The server's connection to a Flower SuperLink: it opens a run, and sends and receives messages in that run.
 
-Flower would start the server's program in a process of its own, from an archive of code. Here the program is this
-process: it opens a run, takes over its task as Flower's SuperExec would, and speaks the Runtime API, as Flower's grid
-does.
+Flower itself would start the server's program in a new process, from an archive of code. Here, the program is this
+process. It opens a run, takes over the run's task as Flower's SuperExec would, and speaks the Runtime API as Flower's
+grid does.
 """
 
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,12 +73,12 @@ clientapp = "fedcollm_app:client"
 
 @dataclass(frozen=True)
 class SuperLink:
-    """A running SuperLink, as seen from its own machine.
+    """A SuperLink on this machine.
 
     Attributes:
         address: HOST:PORT.
         certificate: path of the certificate authority's certificate.
-        secret: shared with the SuperLink: who knows it may take over runs.
+        secret: secret that is shared with the SuperLink. Whoever knows it can take over runs.
     """
 
     address: str
@@ -86,19 +86,19 @@ class SuperLink:
     secret: bytes
 
     def is_up(self) -> bool:
-        """Whether it answers."""
+        """Return whether the SuperLink answers."""
         with contextlib.suppress(httpx.HTTPError), self._control() as control:
             control.ListRuns(ListRunsRequest())
             return True
         return False
 
     def nodes(self) -> list[Any]:
-        """What it knows of every registered node: `public_key`, `status`, `node_id`, ..."""
+        """Return what the SuperLink knows about every registered node: `public_key`, `status`, `node_id`, ..."""
         with self._control() as control:
             return list(control.ListNodes(ListNodesRequest()).nodes_info)
 
     def register(self, keys: Iterable[bytes]) -> None:
-        """Let the nodes with these public keys in; those that are known already stay."""
+        """Register the nodes with these public keys, except those that are registered already."""
         known = {node.public_key for node in self.nodes()}
         with self._control() as control:
             for key in keys:
@@ -106,8 +106,8 @@ class SuperLink:
                     control.RegisterNode(RegisterNodeRequest(public_key=key))
 
     @contextlib.contextmanager
-    def run(self) -> Iterator["Run"]:
-        """A run for as long as the context lasts; runs that an earlier process left behind are stopped."""
+    def run(self) -> Generator["Run", None, None]:
+        """Yield a new run, which ends with the context. Runs that an earlier process left behind are stopped first."""
         number = self._start()
         token = RuntimeTokenHttpInterceptor(token=self._take_over(number))
         client = self._client(RuntimeHttpClient, "flwr-serverapp", token)
@@ -125,6 +125,7 @@ class SuperLink:
             client.close()
 
     def _start(self) -> int:
+        """Stop every run that is not finished, start a new one, and return its number."""
         archive, _ = build_fab_from_files({"pyproject.toml": _APP.encode(), "fedcollm_app.py": b""})
         fab = Fab(hashlib.sha256(archive).hexdigest(), archive, {})
         with self._control() as control:
@@ -134,7 +135,11 @@ class SuperLink:
             return control.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
 
     def _take_over(self, number: int) -> str:
-        """The token of a run's task."""
+        """Take over the task of a run, given its number, and return the task's token.
+
+        Raises:
+            UserError: another process has taken it over.
+        """
         protected = frozenset({"/flwr.proto.Runtime/AcquireTask"})
         signed = SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=protected)
         with contextlib.closing(self._client(RuntimeHttpClient, "SuperExec", signed)) as client:
@@ -142,7 +147,7 @@ class SuperLink:
                 response = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
                 if not response.token:
                     raise UserError(
-                        f"the SuperLink at {self.address} has given run {number} to another process. Stop it."
+                        f"the SuperLink at {self.address} has given run {number} to another process. Stop that process."
                     )
                 if response.task.run_id == number:
                     return response.token
@@ -158,23 +163,32 @@ class SuperLink:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's way to the nodes. Every method raises a ConnectionError if the SuperLink can't be reached now.
+    """A run at a SuperLink. Every method raises a ConnectionError if the SuperLink can't be reached at the moment.
 
     Attributes:
         client: HTTP client of the Runtime API, with the run's token.
-        number: of the run.
+        number: number of the run.
     """
 
     client: RuntimeHttpClient = field(repr=False)
     number: int
 
     def nodes(self) -> list[Any]:
-        """The nodes that are connected: `public_key`, `node_id`, `last_activated_at`."""
+        """Return the connected nodes, each with `public_key`, `node_id` and `last_activated_at`."""
         with _reaching():
             return list(self.client.GetNodes(GetNodesRequest()).nodes)
 
     def send(self, node: int, data: bytes, seconds: float) -> str:
-        """Send bytes to a node, which must fetch them within so many seconds; returns the message's id."""
+        """Send bytes to a node.
+
+        Args:
+            node: number of the node.
+            data: the bytes.
+            seconds: how long the node has to fetch them.
+
+        Returns:
+            The message's id.
+        """
 
         def announce(head: Any, tree: Any) -> Any:
             return self.client.PushMessages(PushAppMessagesRequest(messages_list=[head], message_object_trees=[tree]))
@@ -186,15 +200,19 @@ class Run:
             return send(request(data, node, seconds), announce, push)
 
     def receive(self, names: Sequence[str], limit_bytes: int) -> bytes | None:
-        """The first answer to one of these messages, if there is one.
+        """Return the first answer to any of these messages, or None if there is none yet.
+
+        Args:
+            names: ids of the messages.
+            limit_bytes: size of the longest answer to fetch.
 
         Raises:
-            RefusalError: it is longer than the limit, or malformed.
+            RefusalError: the answer is longer than the limit, or malformed.
         """
         with _reaching():
             response = self.client.PullMessages(PullAppMessagesRequest(message_ids=names))
             for head, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-                if head.HasField("error"):  # Flower's own: the node is not there, or the message has expired
+                if head.HasField("error"):  # written by Flower: the node is not connected, or the message has expired
                     continue
                 pull = functools.partial(make_pull_object_fn_protobuf, self.client.PullObject, _SERVER)
                 message, data = fetch(head, tree, pull, limit_bytes)
@@ -207,8 +225,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def _reaching() -> Iterator[None]:
-    """Turn what may pass into a ConnectionError, and the end of the run into a UserError."""
+def _reaching() -> Generator[None, None, None]:
+    """Turn errors that may pass into a ConnectionError, and the end of the run into a UserError."""
     try:
         yield
     except httpx.HTTPStatusError as error:

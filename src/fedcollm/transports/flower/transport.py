@@ -1,4 +1,4 @@
-"""Clients over a network: one thread a client, each with its deadline."""
+"""Clients over a network: one thread per client, each with a deadline."""
 
 import threading
 import time
@@ -13,18 +13,18 @@ from fedcollm.transports.wire import decode, encode, longest_message
 
 
 class Connection(Protocol):
-    """A way to nodes by number; every method may raise a ConnectionError that passes."""
+    """A connection to nodes, which have numbers. A method that raises a ConnectionError can be called again."""
 
     def nodes(self) -> list[Any]:
-        """Connected nodes, each with `public_key`, `node_id` and `last_activated_at`."""
+        """Return the connected nodes, each with `public_key`, `node_id` and `last_activated_at`."""
         ...
 
     def send(self, node: int, data: bytes, seconds: float) -> str:
-        """Send bytes that must be fetched within so many seconds; returns the message's id."""
+        """Send bytes to a node, which has so many seconds to fetch them; return the message's id."""
         ...
 
     def receive(self, names: Sequence[str], limit_bytes: int) -> bytes | None:
-        """The first answer to one of these messages, if there is one."""
+        """Return the first answer to any of these messages, or None if there is none yet."""
         ...
 
 
@@ -33,9 +33,9 @@ class Deadlines:
     """How long the server waits, in seconds.
 
     Attributes:
-        training: for a client's update, or its keys where it trains first.
-        phase: for a client's answer in a later phase of secure aggregation.
-        absence: for a client that is not connected to come back.
+        training: wait for a client's update or, under secure aggregation, for the keys that it sends after training.
+        phase: wait for a client's answer in a later phase of secure aggregation.
+        absence: wait for a disconnected client to come back.
     """
 
     training: float = 3600.0
@@ -45,16 +45,16 @@ class Deadlines:
 
 @dataclass
 class FlowerTransport:
-    """The server's way to its clients, by a run of a Flower SuperLink. It never waits longer than a deadline.
+    """A transport that reaches the clients through a Flower SuperLink. It never waits longer than its deadlines.
 
-    A client that comes back before the deadline gets its request again: it answers as before, trains anew, or refuses
-    a session whose secrets it has lost.
+    A client that reconnects before the deadline gets its request again. It then repeats its answer, trains again, or
+    refuses, if it has lost the secrets of the session.
 
     Attributes:
-        run: the connection.
-        keys: client id to the public key of its node, as Flower writes it.
-        deadlines: how long to wait.
-        longest_poll: seconds between two looks for an answer, at most.
+        run: connection to the clients' nodes.
+        keys: client id to the public key of the client's node, in Flower's format.
+        deadlines: how long to wait for an answer.
+        longest_poll: longest time between two polls for an answer, in seconds.
     """
 
     run: Connection
@@ -62,16 +62,16 @@ class FlowerTransport:
     deadlines: Deadlines = field(default_factory=Deadlines)
     longest_poll: float = 0.5
     _limit_bytes: int = field(init=False, repr=False, default_factory=longest_message)
-    _nodes: dict[bytes, Any] = field(init=False, repr=False, default_factory=dict)
+    _nodes: dict[bytes, Any] = field(init=False, repr=False, default_factory=dict[bytes, Any])
     _looked: float = field(init=False, repr=False, default=float("-inf"))
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def clients(self) -> Sequence[str]:
-        """Ids of all clients of the federation, connected or not."""
+        """Return the ids of all clients of the federation, connected or not."""
         return list(self.keys)
 
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
-        """Send each client its request; yield its answer, or why there is none, as they come."""
+        """Send each client its request. Yield the answers as they arrive, and a Failure for each client without one."""
         sizes = [adapter_bytes(request.adapter) for request in requests.values() if isinstance(request, TrainRequest)]
         self._limit_bytes = longest_message(max(sizes)) if sizes else self._limit_bytes
         stopped = threading.Event()
@@ -84,23 +84,23 @@ class FlowerTransport:
                 stopped.set()
 
     def _ask(self, client: str, request: Request, stopped: threading.Event) -> Answer:
-        """One client's answer."""
+        """Return one client's answer, or a Failure once its deadline has passed or `stopped` is set."""
         seconds = self.deadlines.training if isinstance(request, TrainRequest) else self.deadlines.phase
-        talk = _Talk(self.run, encode(request), self._limit_bytes, time.monotonic() + seconds)
+        call = _Call(self.run, encode(request), self._limit_bytes, time.monotonic() + seconds)
         seen, pause, trouble = time.monotonic(), 0.02, ""
-        while (now := time.monotonic()) < talk.deadline and not stopped.is_set():
+        while (now := time.monotonic()) < call.deadline and not stopped.is_set():
             try:
                 node = self._node(client)
                 if node is not None:
                     seen = now
-                    reply = talk.go_on(node)
+                    reply = call.advance(node)
                     if reply is not None:
                         return self._checked(client, reply)
                 elif now - seen > self.deadlines.absence:
                     return Failure(client, f"not connected for {self.deadlines.absence:g} s")
             except ConnectionError as error:
                 seen, trouble = now, f"; the SuperLink can't be reached ({error})"
-                talk.activation = ""  # what was on its way may be lost: send it again
+                call.activation = ""  # the request may have been lost on its way: send it again
             except RefusalError as error:
                 return Failure(client, str(error))
             stopped.wait(pause)
@@ -108,7 +108,7 @@ class FlowerTransport:
         return Failure(client, f"no answer within {seconds:g} s{trouble}")
 
     def _node(self, client: str) -> Any:
-        """A client's node, or None if it is not connected; not older than half a second."""
+        """Return a client's node, or None if it is not connected; the nodes are listed again after half a second."""
         with self._lock:
             if time.monotonic() - self._looked > 0.5:
                 self._nodes = {node.public_key: node for node in self.run.nodes()}
@@ -116,10 +116,10 @@ class FlowerTransport:
             return self._nodes.get(self.keys[client])
 
     def _checked(self, client: str, reply: bytes) -> Answer:
-        """An answer that is one, and is this client's own.
+        """Return the answer in a client's reply, or a Failure if it is not an answer of this client.
 
         Raises:
-            RefusalError: it can't be read.
+            RefusalError: the reply can't be decoded.
         """
         answer = decode(reply, self._limit_bytes)
         if not isinstance(answer, (ClientUpdate, PhaseAnswer, Failure)):
@@ -130,18 +130,27 @@ class FlowerTransport:
 
 
 @dataclass
-class _Talk:
-    """One request to one client, sent again whenever the client or the SuperLink has come back."""
+class _Call:
+    """One request to one client. It is sent again whenever the client or the SuperLink has come back.
+
+    Attributes:
+        run: connection to the nodes.
+        data: the request.
+        limit_bytes: size of the longest answer to accept.
+        deadline: when the server stops waiting, by the monotonic clock, in seconds.
+        sent: ids of the messages that the request was sent in.
+        activation: when the node that the request was last sent to had connected; empty if it must be sent.
+    """
 
     run: Connection
     data: bytes
     limit_bytes: int
     deadline: float
-    sent: list[str] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list[str])
     activation: str = ""
 
-    def go_on(self, node: Any) -> bytes | None:
-        """The answer, if there is one now."""
+    def advance(self, node: Any) -> bytes | None:
+        """Send the request to a node if necessary; return the answer, or None if there is none yet."""
         if node.last_activated_at != self.activation:
             self.sent.append(self.run.send(node.node_id, self.data, self.deadline - time.monotonic()))
             self.activation = node.last_activated_at
