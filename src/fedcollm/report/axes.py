@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import plotly.graph_objects as go
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.messages import ROLES
 
@@ -17,7 +17,7 @@ BLUE, VERMILLION, GREEN, PURPLE, GREY = "#1a7fc1", "#d55e00", "#009e73", "#c46a9
 STACK = (BLUE, "#e69f00", GREEN, PURPLE, "#56b4e9", VERMILLION, "#a8a000", "#7a6bd0")
 ROLE_COLORS = dict(zip(ROLES, (BLUE, VERMILLION, GREEN, PURPLE), strict=True))
 
-#: Up to so many rows or columns, their names do not overlap.
+#: Largest numbers of rows and of columns whose names do not overlap.
 LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 12
 
 

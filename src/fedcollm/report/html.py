@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.errors import UserError
 from fedcollm.messages import PARTS, ROLES
@@ -80,7 +80,9 @@ def read_methods(directories: Sequence[Path]) -> tuple[list[Method], list[Path]]
     unfinished = [run.directory for run in runs if not run.records]
     if not finished:
         first = unfinished[0]
-        raise UserError(f"{first} has no finished round to report on. Go on with: fedcollm run --resume --out {first}")
+        raise UserError(
+            f"{first} has no finished round to report on. Resume it with: fedcollm run --resume --out {first}"
+        )
     methods = group(finished)
     ordered = methods if (directories[0] / CONFIG).is_file() else main_first(methods)
     return with_true_roles(ordered), unfinished

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, cast
 
-from plotly import subplots
+from plotly import subplots  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.messages import MODELS, PARTS, ROLES, RoundRecord
 from fedcollm.report.axes import (
