@@ -10,7 +10,19 @@ from typing import Any
 from benchmarks.speed.worker import resolve
 
 #: Fields of a record that are shown, beside the sides of a pair.
-_SHOWN = ("label", "bf16_rate", "milliseconds", "busy_share", "per_step", "finite", "wrong", "failure", "failed")
+_SHOWN = (
+    "label",
+    "bf16_rate",
+    "milliseconds",
+    "busy_share",
+    "per_step",
+    "finite",
+    "wrong",
+    "batches",
+    "failing",
+    "failure",
+    "failed",
+)
 
 
 def run_case(case: dict[str, Any], file: Path) -> None:
