@@ -49,7 +49,9 @@ def add_adapter(base: nn.Module, *, seed: int = 0, causal_lm: bool = True, base_
 
 
 def distil(modality: Modality, slm: nn.Module, llm: nn.Module, public: Sequence[Any], *, seed: int, **settings):
-    return distillation.distil(ModelPair(modality, slm, llm), public, server_config(ServerConfig(), settings), seed)
+    made = server_config(ServerConfig(), settings)
+    assert not settings, settings
+    return distillation.distil(ModelPair(modality, slm, llm), public, made, seed)
 
 
 def mutual_losses(slm: Tensor, llm: Tensor, targets: Tensor, **settings) -> Losses:

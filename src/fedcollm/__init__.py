@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: Exported name to the module that it is imported from on first use, so that `fedcollm --help` does not wait for torch.
+#: Exported name to the module that defines it, imported on first use so that `fedcollm --help` does not wait for torch.
 _HOMES = {
     "Comparison": "experiments.comparison",
     "Example": "modalities.base",

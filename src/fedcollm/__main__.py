@@ -1,4 +1,4 @@
-"""`python -m fedcollm`."""
+"""Run the command line as `python -m fedcollm`."""
 
 from fedcollm.cli.app import main
 

@@ -14,29 +14,33 @@ from typing import TYPE_CHECKING, Any
 from fedcollm.errors import RefusalError
 
 if TYPE_CHECKING:
-    from torch import Tensor  # imported where it is used: who only reads records need not wait for torch
+    from torch import Tensor  # functions that need torch import it, so that reading records does not wait for it
 
-#: Version of everything that travels between parties; two versions refuse each other.
+#: Version of the messages between parties. Parties with different versions refuse each other.
 PROTOCOL_VERSION = 2
 
-#: Trainable tensors by name: the only weights that ever travel.
+#: Trainable tensors by name, the only weights that ever travel.
 Adapter = dict[str, "Tensor"]
 
 
 def adapter_bytes(adapter: Adapter) -> int:
-    """Size of an adapter's values in bytes, as they travel."""
+    """Return the size of an adapter's values in bytes, as they are sent."""
     return sum(tensor.numel() * tensor.element_size() for tensor in adapter.values())
 
 
 def norm(tensor: "Tensor") -> float:
-    """L2 norm, summed in float64: of float32 values, finite if and only if they are."""
+    """Return the L2 norm, summed in float64, so that for float32 it is finite exactly if every value is finite."""
     import torch
 
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    linalg: Any = torch.linalg
+    return float(linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def misfit(adapter: Mapping[str, "Tensor"], expected: Mapping[str, "Tensor"]) -> str | None:
-    """In what way an adapter from elsewhere differs from the expected form; None if in none."""
+    """Return how a received adapter differs from the expected names, shapes and dtypes, or None if it is valid.
+
+    An adapter with a NaN or infinite value is not valid either.
+    """
     if odd := sorted(adapter.keys() ^ expected.keys()):
         return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
     for name, tensor in adapter.items():
@@ -49,7 +53,7 @@ def misfit(adapter: Mapping[str, "Tensor"], expected: Mapping[str, "Tensor"]) ->
 
 
 def readable(reason: str) -> str:
-    r"""What another party says, for records and terminals: at most 500 characters, none of which does anything there.
+    r"""Return another party's text as it is safe to record and print: at most 500 characters, all of them printable.
 
     >>> readable("no\x1b[2J\nspace")
     'no [2J space'
@@ -59,27 +63,27 @@ def readable(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums of metrics over examples, so that scores of parts merge exactly.
+    """Metrics as sums over examples, so that the scores of several parts add up exactly.
 
     Attributes:
         sums: metric name to its sum over examples; the first one is the task's main metric.
         count: number of examples.
-        confusion: (true label, predicted label) to number of examples; empty if it means nothing.
-        outcomes: example id to its value of the main metric, for paired statistics; never sent by a client.
+        confusion: (true label, predicted label) to number of examples; empty where the task has no classes.
+        outcomes: example id to its value of the main metric, for paired statistics; a client never sends it.
     """
 
     sums: Mapping[str, float]
     count: int
-    confusion: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    outcomes: Mapping[str, float] = field(default_factory=dict, repr=False)
+    confusion: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    outcomes: Mapping[str, float] = field(default_factory=dict[str, float], repr=False)
 
     @property
     def value(self) -> float:
-        """Mean of the main metric over examples; NaN if there were none."""
+        """Mean of the main metric over examples; NaN if there are none."""
         return self.mean(next(iter(self.sums))) if self.sums else float("nan")
 
     def mean(self, metric: str) -> float:
-        """Mean of one metric over examples."""
+        """Return the mean of one metric over examples; NaN if there are none."""
         return self.sums[metric] / self.count if self.count else float("nan")
 
     def __add__(self, other: "Score") -> "Score":
@@ -90,11 +94,11 @@ class Score:
 
 
 def payload_digest(adapter: Adapter, settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256, in hexadecimal, of an adapter's names, shapes, dtypes and values, and of the settings.
+    """Return the SHA-256, in hexadecimal, of an adapter (names, shapes, dtypes, values) and of settings.
 
     Args:
-        adapter: any tensors by name.
-        settings: plain values, as the `to_wire` of what they belong to returns them.
+        adapter: tensors by name.
+        settings: plain values, as the `to_wire` methods return them.
     """
     import torch
 
@@ -107,7 +111,7 @@ def payload_digest(adapter: Adapter, settings: Mapping[str, Any]) -> str:
 
 
 def default_threshold(invited: int) -> int:
-    """The smallest t > 2n/3.
+    """Return the smallest integer t > 2n/3, for n invited clients.
 
     >>> [default_threshold(n) for n in (3, 4, 6, 10)]
     [3, 3, 5, 7]
@@ -117,16 +121,16 @@ def default_threshold(invited: int) -> int:
 
 @dataclass(frozen=True)
 class Session:
-    """What every message of one round's protocol is bound to.
+    """One attempt at a round of secure aggregation. Every message of the attempt is bound to it.
 
     Attributes:
-        run: the run's identity.
-        round_index: of the round.
-        nonce: fresh for every attempt at the round, in hexadecimal.
-        invited: ids of the clients asked, sorted.
-        threshold: t.
-        payload: `payload_digest` of what every client is to train: one that got another θ than the others would
-            give its update away as the only one that is not zero (Pasquini et al., arXiv 2111.07380).
+        run: name of the run.
+        round_index: index of the round.
+        nonce: random, in hexadecimal, fresh for every attempt.
+        invited: ids of the clients that take part, sorted.
+        threshold: t, the number of clients needed to open the sum.
+        payload: `payload_digest` of what every client trains. A server could otherwise send one client a different θ
+            and read its update as the only nonzero one (Pasquini et al., arXiv 2111.07380).
     """
 
     run: str
@@ -140,47 +144,45 @@ class Session:
     def fresh(
         cls, run: str, round_index: int, invited: Iterable[str], threshold: int | None = None, payload: str = ""
     ) -> "Session":
-        """A new attempt at a round."""
+        """Return a session for a new attempt at a round; the default threshold is `default_threshold`."""
         clients = tuple(sorted(invited))
         threshold = default_threshold(len(clients)) if threshold is None else threshold
         return cls(run, round_index, os.urandom(16).hex(), clients, threshold, payload)
 
     @cached_property
     def context(self) -> bytes:
-        """SHA-256 of the whole session; part of every signature, key derivation and ciphertext."""
+        """SHA-256 of the whole session, which is part of every signature, key derivation and ciphertext."""
         fields = [self.run, self.round_index, self.nonce, list(self.invited), self.threshold, self.payload]
         return hashlib.sha256(f"fedcollm secure aggregation {PROTOCOL_VERSION}{json.dumps(fields)}".encode()).digest()
 
     def check(self) -> None:
-        """Refuse a session that would not protect its clients.
+        """Check that the session protects its clients.
 
         Raises:
-            RefusalError: fewer than three clients, or t ≤ 2n/3, or t > n, or a client twice.
+            RefusalError: there are fewer than three clients, t ≤ 2n/3, t > n, or a client is listed twice.
         """
         count = len(self.invited)
         if list(self.invited) != sorted(set(self.invited)):
             raise RefusalError("the list of invited clients is not sorted, or names a client twice")
         if count < 3:
-            raise RefusalError(
-                f"{count} clients: of a sum of two, each learns the other's part, so at least 3 are needed"
-            )
-        if not default_threshold(count) <= self.threshold <= count:
-            raise RefusalError(
-                f"threshold {self.threshold} of {count} clients: it must be from {default_threshold(count)} to {count}"
-            )
+            raise RefusalError(f"{count} clients: at least 3 are needed, or each could infer the other's part")
+        least = default_threshold(count)
+        if not least <= self.threshold <= count:
+            raise RefusalError(f"threshold {self.threshold} of {count} clients: it must be from {least} to {count}")
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What the server sends to a client: tune this adapter in this round.
+    """The server's request to a client: fine-tune this adapter in this round.
 
     Attributes:
-        round_index: 1 for the first round of training.
+        round_index: index of the round, 1 for the first round of training.
         adapter: θ, the global adapter of the SLM.
         evaluate: whether the client scores its tuned SLM on its test examples.
-        session: of secure aggregation: the client keeps its update, and answers with public keys.
-        run: the run's identity; a client of another run refuses.
-        keep: after the last round: the client keeps the tuned adapter, and answers without it.
+        session: the session of secure aggregation; with one, the client holds its update back and answers with
+            public keys.
+        run: name of the run; a client of another run refuses.
+        keep: True after the last round, where the client keeps the tuned adapter and answers without it.
     """
 
     round_index: int
@@ -193,16 +195,18 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a client sends back: its tuned adapter and sums, never examples.
+    """A client's answer: its tuned adapter and sums, never examples.
+
+    Under differential privacy, `examples`, `loss` and `score` are None, and `seconds` is empty.
 
     Attributes:
         client: the client's id.
-        round_index: the round that it answers.
-        adapter: θ_k after local fine-tuning, in the form agreed; empty if the client keeps it.
-        examples: n_k, the number of examples that it was tuned on; None under privacy, as all that follows.
+        round_index: index of the round that it answers.
+        adapter: θ_k after local fine-tuning, in the upload format; empty if the client keeps it.
+        examples: n_k, the number of examples that it was tuned on.
         loss: mean training loss of the last local epoch.
-        score: the tuned SLM's score on the client's test examples, where asked for.
-        seconds: time spent by part, `clients` (tuning) and `evaluation`; empty under privacy.
+        score: the tuned SLM's score on the client's test examples, if the request asked for it.
+        seconds: time spent on `clients` (fine-tuning) and `evaluation`.
     """
 
     client: str
@@ -211,17 +215,17 @@ class ClientUpdate:
     examples: int | None = None
     loss: float | None = None
     score: Score | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
 class PhaseRequest:
-    """What the server sends to a client in a later phase of secure aggregation.
+    """The server's request to a client in a later phase of secure aggregation.
 
     Attributes:
         phase: `share`, `mask`, `confirm` or `unmask`.
-        nonce: of the session.
-        items: client id to bytes; their meaning depends on the phase.
+        nonce: the session's nonce.
+        items: client id to bytes, whose meaning depends on the phase.
     """
 
     phase: str
@@ -231,12 +235,12 @@ class PhaseRequest:
 
 @dataclass(frozen=True)
 class PhaseAnswer:
-    """What a client sends back in any phase of secure aggregation.
+    """A client's answer in any phase of secure aggregation.
 
     Attributes:
         client: the client's id.
-        nonce: of the session.
-        items: name or client id to bytes; their meaning depends on the phase.
+        nonce: the session's nonce.
+        items: name or client id to bytes, whose meaning depends on the phase.
     """
 
     client: str
@@ -246,12 +250,7 @@ class PhaseAnswer:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a transport yields for a client that refused, or that it could not reach in time.
-
-    Attributes:
-        client: the client's id.
-        reason: in words.
-    """
+    """What a transport yields for a client that refused or did not answer in time, with the reason in words."""
 
     client: str
     reason: str
@@ -263,13 +262,9 @@ Answer = ClientUpdate | PhaseAnswer | Failure
 
 @dataclass(frozen=True)
 class Role:
-    """Names of what is scored under one key of `RoundRecord.scores`.
+    """The names of one key of `RoundRecord.scores`: in a column header, in a report, in a table of one run.
 
-    Attributes:
-        short: in a column of scores.
-        label: in a report.
-        full: in a table of one run.
-        subject: in a sentence; only for the server's two models, empty for a mean over clients.
+    The server's two models also have a name for use within a sentence (`subject`), which means over clients lack.
     """
 
     short: str
@@ -278,7 +273,7 @@ class Role:
     subject: str = ""
 
 
-#: Key of `RoundRecord.scores` to its names, in the order of a report.
+#: Key of `RoundRecord.scores` to its names, in the order in which reports show them.
 ROLES: Mapping[str, Role] = {
     "slm": Role("SLM", "Small model", "SLM (global)", "the clients’ small model"),
     "llm": Role("LLM", "Large model", "LLM", "the server’s large model"),
@@ -286,49 +281,50 @@ ROLES: Mapping[str, Role] = {
     "personal": Role("clients' own", "Clients’ own", "SLM (mean of what clients keep)"),
 }
 
-#: The roles that are models of the server.
+#: The roles that are the server's own models.
 MODELS: tuple[str, ...] = tuple(role for role, names in ROLES.items() if names.subject)
 
-#: The parts of a round's time, in their order: key of `RoundRecord.seconds` to its name in a report.
+#: Key of `RoundRecord.seconds` to its name in a report, in the order in which the parts of a round happen.
 PARTS: Mapping[str, str] = {"clients": "Clients", "distillation": "Distillation", "evaluation": "Evaluation"}
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One line of `rounds.jsonl`; round 0 is before any training.
+    """The record of one round, a line of `rounds.jsonl`. Round 0 is the state before any training.
 
     Attributes:
         round: index of the round.
-        scores: main metric by role: `slm` (global SLM), `llm`, `clients` (mean over participants
-            of their SLM after local tuning), `personal` (the same of the SLMs that clients keep, after the
-            last round); roles that were not scored are absent.
-        losses: `client` (mean over examples), `slm`, `llm` (CE parts), `kl` of the server.
-        participants: ids of the clients whose updates are in the aggregate.
-        bytes_up: bytes that one client sent in this round: its adapter, or its part of secure aggregation.
-        bytes_down: bytes that one client received in this round; the final θ, which clients tune to keep, comes on top.
-        seconds: wall-clock time of each of `PARTS`.
-        peak_memory_bytes: highest resident memory of the process so far.
-        lost: client id to when it was lost, or why an answer of it was refused.
-        epsilon: ε spent so far, at the δ of the configuration; None without privacy.
+        scores: main metric by role: `slm` (the global SLM), `llm`, `clients` (mean over participants of their SLMs
+            after local fine-tuning), `personal` (mean of the SLMs that clients keep after the last round). Roles
+            that were not scored are absent.
+        losses: `client` (mean over examples) and the server's `slm`, `llm` (cross-entropy parts) and `kl`.
+        participants: ids of the clients whose updates were aggregated.
+        bytes_up: bytes that one client sent in this round: its adapter, or its messages of secure aggregation.
+        bytes_down: bytes that one client received in this round, without the final θ that `client.personal` sends.
+        seconds: wall-clock seconds by `PARTS`.
+        peak_memory_bytes: peak resident memory of the process so far.
+        lost: client id to the phase in which the client was lost, or to the reason why its answer was rejected.
+        epsilon: ε spent so far at the configured δ; None without differential privacy.
     """
 
     round: int
-    scores: Mapping[str, float] = field(default_factory=dict)
-    losses: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    losses: Mapping[str, float] = field(default_factory=dict[str, float])
     participants: tuple[str, ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     peak_memory_bytes: int = 0
-    lost: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict[str, str])
     epsilon: float | None = None
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the record as one line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> "RoundRecord":
-        """Inverse of `to_json`."""
+        """Return the record that `to_json` wrote."""
         values: dict[str, Any] = json.loads(line)
-        return cls(**{**values, "participants": tuple(values["participants"])})
+        values["participants"] = tuple(values["participants"])
+        return cls(**values)

@@ -1,32 +1,32 @@
-"""What is measured while a run goes on: a stream of steps for whoever listens, and this process's peak memory.
+"""Measurements during a run: a stream of optimizer steps for listeners, and the peak memory of this process.
 
     with listening(print):
         fedcollm.run(config)
 
-Nothing is computed or copied from a device where nobody listens.
+Without a listener, nothing is computed and nothing is copied from the device.
 """
 
 import contextlib
 import contextvars
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, as the loop hands it to listeners.
+    """One optimizer step, as a training loop reports it to listeners.
 
     Attributes:
-        where: which loop it belongs to, such as `client 2, round 3` or `distillation, round 3`.
-        index: number of the step in that loop, from 1.
-        total: number of steps of the loop.
-        losses: name to a scalar, perhaps still on its device.
-        learning_rate: of the step.
-        rows: supervised rows of the step (tokens, frames, images), of one model.
-        seconds: wall-clock since the step before, data included.
-        gradient_norms: name of the model to the L2 norm of its gradient before it is clipped, perhaps on its device.
+        where: the loop that made the step, such as `client 2, round 3` or `distillation, round 3`.
+        index: number of the step within that loop, starting at 1.
+        total: number of steps in that loop.
+        losses: loss name to its value, a scalar that may still be on the device.
+        learning_rate: the learning rate used in this step.
+        rows: number of supervised rows (tokens, frames, images) that one model saw in this step.
+        seconds: wall-clock time since the previous step, data loading included.
+        gradient_norms: model name to the L2 norm of its gradient before clipping, which may still be on the device.
     """
 
     where: str
@@ -39,7 +39,7 @@ class Step:
     gradient_norms: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain numbers only; this waits for the device."""
+        """Return the step as plain numbers. This waits for the device to finish the step."""
         return {
             "where": self.where,
             "step": self.index,
@@ -57,8 +57,8 @@ _listeners: contextvars.ContextVar[tuple[Listener, ...]] = contextvars.ContextVa
 
 
 @contextlib.contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Call the listener after every optimizer step made inside."""
+def listening(listener: Listener) -> Generator[None, None, None]:
+    """Call the listener after every optimizer step that is made inside the `with` block."""
     token = _listeners.set((*_listeners.get(), listener))
     try:
         yield
@@ -67,20 +67,20 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def is_heard() -> bool:
-    """Return whether anybody listens."""
+    """Return whether there is a listener."""
     return bool(_listeners.get())
 
 
 def emit(step: Step) -> None:
-    """Hand a step to everybody who listens."""
+    """Call every listener with a step."""
     for listener in _listeners.get():
         listener(step)
 
 
 def peak_memory_bytes() -> int:
-    """Return the highest resident memory of this process so far, in bytes.
+    """Return the peak resident memory of this process so far, in bytes.
 
-    Where the system does not record the highest value, this is the memory resident now.
+    On systems that do not record the peak, return the current resident memory instead.
     """
     try:
         import resource
@@ -90,4 +90,4 @@ def peak_memory_bytes() -> int:
         memory = psutil.Process().memory_info()
         return getattr(memory, "peak_wset", memory.rss)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux KiB
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS reports bytes, Linux KiB

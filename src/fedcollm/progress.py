@@ -1,9 +1,9 @@
-"""Progress of long loops, shown where somebody looks: `with shown(): for x in track(xs, "..."): ...`."""
+"""Progress of long loops: `track` reports the progress of a loop, and `shown` makes it visible."""
 
 import contextlib
 import contextvars
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,13 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedcollm import metrics
 
 _display: contextvars.ContextVar["Progress | Console | None"] = contextvars.ContextVar("display", default=None)
-_PLAIN_SECONDS, _LOSSES_SECONDS = 20.0, 0.5
+_PLAIN_SECONDS = 20.0  # between two lines of progress where there is no terminal
+_LOSSES_SECONDS = 0.5  # between two updates of the losses beside a bar
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def shown(console: Console) -> Iterator[Console]:
-    """Show the progress of every `track` inside: bars in a terminal, else a plain line now and then."""
+def shown(console: Console) -> Generator[Console, None, None]:
+    """Show the progress of every `track` inside the `with` block.
+
+    Args:
+        console: where to show it: as bars if it is a terminal, otherwise as a plain line every 20 seconds.
+
+    Yields:
+        The console to print to while the bars are shown.
+    """
     if not console.is_terminal:
         token = _display.set(console)
         try:
@@ -37,10 +45,10 @@ def shown(console: Console) -> Iterator[Console]:
 
 
 class _Losses:
-    """Shows the losses of a step beside the bar of its loop, not more often than a reader can follow.
+    """A listener that shows the losses of a step beside the progress bar of its loop, at most twice per second.
 
     Args:
-        progress: with the bar of the loop as its last one.
+        progress: the display, whose last bar belongs to the loop.
     """
 
     def __init__(self, progress: Progress):
@@ -56,7 +64,13 @@ class _Losses:
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield the items; show how many of `total` are done and the time left, if progress is shown."""
+    """Yield the items and, inside `shown`, show how many are done and how much time is left.
+
+    Args:
+        items: what to iterate over.
+        description: what the loop does, in a few words.
+        total: number of items.
+    """
     display = _display.get()
     if isinstance(display, Progress):
         task = display.add_task(description, total=total, losses="")
@@ -78,12 +92,12 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
 
 def say(message: str) -> None:
-    """One line for whoever looks; nothing if nobody does."""
+    """Print one line above the progress bars; outside `shown`, do nothing."""
     display = _display.get()
     if display is not None:
         _print(display.console if isinstance(display, Progress) else display, message)
 
 
 def _print(console: Console, text: str) -> None:
-    """Print text in which nothing is markup: it may be another party's."""
+    """Print text as it is, without interpreting markup, because another party may have written it."""
     console.print(text, markup=False, emoji=False, highlight=False)

@@ -1,11 +1,15 @@
-"""Seeds that come from identity (run, role, client, round), never from the order of calls."""
+"""Seeds that are derived from an identity (run, role, client, round), never from the order of calls."""
 
 import hashlib
 from dataclasses import dataclass
 
 
 def derive_seed(seed: int, *identity: str | int) -> int:
-    """Return a 31-bit seed that depends on the run's seed and on who asks, and on nothing else.
+    """Return a 31-bit seed that depends only on the run's seed and on the identity of the caller.
+
+    Args:
+        seed: the run's seed.
+        identity: what the random numbers are for, such as `"client", "2", 5` for client 2 in round 5.
 
     >>> derive_seed(0, "client", "2", 5) == derive_seed(0, "client", "2", 5)
     True
@@ -18,16 +22,16 @@ def derive_seed(seed: int, *identity: str | int) -> int:
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Which run this is: what its parties call it, and the seed that everything random in it comes from.
+    """The identity of a run: its name, and the seed from which all of its randomness is derived.
 
     Attributes:
-        run: name that server and clients know it by.
-        seed: of the run.
+        run: the name by which the server and the clients know the run.
+        seed: the run's seed.
     """
 
     run: str = ""
     seed: int = 0
 
     def derive(self, *identity: str | int) -> int:
-        """Return the seed of a part of the run, as `derive_seed`."""
+        """Return the seed for one part of the run (see `derive_seed`)."""
         return derive_seed(self.seed, *identity)

@@ -1,10 +1,10 @@
-"""Files that are whole at any moment, and locks between processes; the same on every platform."""
+"""Atomic file writes and locks between processes, with the same behavior on every platform."""
 
 import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,45 +12,47 @@ from safetensors import SafetensorError
 
 from fedcollm.errors import UserError
 
-#: Long enough for a second attempt, where the first one only clears away the lock of a process that was killed.
+#: How long to try to take a lock: long enough for a second attempt, since the first one may only remove the lock that
+#: a killed process left behind.
 _LOCK_SECONDS = 0.2
-#: Windows does not replace a file while another process reads it.
+#: How long to wait for readers of a file that is to be replaced: Windows refuses to replace a file that is open.
 _READERS_SECONDS = 2.0 if os.name == "nt" else 0.0
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Turn an error of the operating system while writing into a message for the user.
+def writing(directory: Path) -> Generator[None, None, None]:
+    """Turn an operating system error inside the `with` block into a message for the user.
 
     Args:
-        directory: where the block writes, named in the message.
+        directory: the directory that the block writes to, named in the message.
 
     Raises:
-        UserError: the block failed to write.
+        UserError: the block could not write.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"output directory {directory} can't be written: {error}. Free some space or choose another --out; "
-            "what was saved before is whole, and --resume goes on from it."
+            f"output directory {directory} can't be written: {error}. Free some space or choose another --out. "
+            "Everything saved earlier is intact, and --resume continues from it."
         ) from error
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Replace a file by one that the block writes, so that it is always either the old file or the new one.
+def replacing(path: Path) -> Generator[Path, None, None]:
+    """Replace a file atomically with one that the `with` block writes.
 
-    The block may open, write and close the temporary file as it likes. If the block fails, nothing is replaced.
+    At any moment, `path` is either the complete old file or the complete new one. If the block fails, the old file
+    stays.
 
     Args:
-        path: the file to make or to replace.
+        path: the file to create or replace.
 
     Yields:
-        Where to write: a temporary path with a random name beside `path`.
+        The temporary path to write to, which has a random name and is in the same directory as `path`.
 
     Raises:
-        OSError: the file system does not allow it, or is full.
+        OSError: the file system refuses the write or is full.
     """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
@@ -75,34 +77,34 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    r"""Write a text file so that it is always either the old one or the new one, with the same bytes everywhere.
+    r"""Write a text file atomically, with the same bytes on every platform.
 
     Args:
-        path: the file to make or to replace.
-        text: the whole of it, written as UTF-8 with `\n` at line ends.
+        path: the file to create or replace.
+        text: its complete content, written as UTF-8 with `\n` line endings.
 
     Raises:
-        OSError: the file system does not allow it, or is full.
+        OSError: the file system refuses the write or is full.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that processes left beside `path` when they were killed. Call it while you hold a lock."""
+    """Remove the temporary files of `path` that killed processes left behind. The caller must hold the lock."""
     for leftover in path.parent.glob(f".{path.name}-*"):
         leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a run directory for this process alone.
+def locked(directory: Path) -> Generator[None, None, None]:
+    """Lock a run directory, so that no other process writes to it inside the `with` block.
 
     Args:
-        directory: made if it is missing.
+        directory: the directory to lock; it is created if it does not exist.
 
     Raises:
-        UserError: another process writes to it, or it can't be made.
+        UserError: another process holds the lock, or the directory can't be created.
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,9 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout as error:
-            raise UserError(f"{directory} is in use by another run; wait for it or choose another --out.") from error
+            raise UserError(
+                f"{directory} is in use by another run. Wait until it is done, or choose another --out."
+            ) from error
     try:
         yield
     finally:
@@ -118,11 +122,12 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(file: Path) -> Iterator[None]:
-    """Let one process at a time make a file: the others wait, and find it there.
+def one_at_a_time(file: Path) -> Generator[None, None, None]:
+    """Let only one process at a time enter the `with` block that creates a file; the others wait for their turn.
 
     Args:
-        file: to be made in the block, if it is not there by then; its directory is made.
+        file: the file that the block creates unless another process has created it meanwhile. Its directory is
+            created if it does not exist.
 
     Raises:
         UserError: the directory can't be written.
@@ -138,5 +143,5 @@ def one_at_a_time(file: Path) -> Iterator[None]:
 
 
 def _lock(file: Path) -> FileLock:
-    """A lock that any thread may release: a generator that holds one can end in another thread than it began in."""
+    """Return a lock that any thread may release, since a generator can finish in another thread than it started in."""
     return FileLock(file, thread_local=False)

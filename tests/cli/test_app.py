@@ -35,7 +35,7 @@ def command(monkeypatch, capsys):
 def test_run_prints_a_table_and_writes_a_report(command, config_file, tmp_path):
     code, out, _ = command("run", config_file, "--out", tmp_path / "run")
     assert code == 0
-    for text in ("zero-shot", "final", "SLM (global)", "LLM", "up / down, a client a round", "peak memory"):
+    for text in ("zero-shot", "final", "SLM (global)", "LLM", "up / down, per client and round", "peak memory"):
         assert text in out
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
@@ -85,7 +85,7 @@ def test_compare_shows_what_is_finished_and_then_what_failed(command, config_fil
     code, out, err = command(*arguments, "--out", tmp_path / "all", "--json")
     assert code == 2
     assert err.startswith("error: broken/fedavg_ce/seed-0: ")
-    assert err.endswith("Failed too: broken/fedcollm/seed-0.\n")
+    assert err.endswith("Also failed: broken/fedcollm/seed-0.\n")
     tables = json.loads(out)
     assert [row["method"] for row in tables["tiny"]["rows"]] == [None, "fedavg_ce", "fedcollm"]
     assert tables["tiny"]["rows"][2]["differences"]["slm"]["fedavg_ce"]["examples"] == 48
@@ -182,6 +182,31 @@ def test_second_run_into_a_directory_is_refused(command, config_file, tmp_path):
     assert "--resume" in err
 
 
+OLD_CONFIG = """
+name: old
+slm: {layers: 10, warm_up: 0}
+federation:
+  rounds: 3
+  secure_aggregation: true
+  masking: {threshold: null, rehearse: false}
+  step: {kind: none, rate: 1.0}
+"""
+
+
+@pytest.mark.parametrize("version", ["", "schema_version: 1\n"])
+@pytest.mark.parametrize("arguments", [("report",), ("evaluate",), ("run", "--resume", "--out")], ids=lambda a: a[0])
+def test_run_directory_of_an_older_version_is_refused(command, tmp_path, arguments, version):
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.yaml").write_text(version + OLD_CONFIG)
+    code, out, err = command(*arguments, old)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {old / 'config.yaml'} was written by another version of fedcollm")
+    assert "schema_version is 1" in err
+    assert "Traceback" not in err
+    assert [file.name for file in old.iterdir()] == ["config.yaml"]
+
+
 def test_models_that_share_no_tokenizer_are_refused(command, config_file, tmp_path, model_directories):
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -241,6 +266,6 @@ def test_check_counts_what_a_client_sends(command):
     rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in out.splitlines() if line.count("│") > 2}
     assert code == 0
     assert rows["adapter parameters"] == "1.57 M"
-    assert rows["bytes down, a client a round"] == "6.29 MB"
-    assert rows["bytes up, a client a round"] == "3.15 MB"
+    assert rows["bytes down, per client and round"] == "6.29 MB"
+    assert rows["bytes up, per client and round"] == "3.15 MB"
     assert rows["bytes up, share of the base's"] == "0.060%"

@@ -99,7 +99,7 @@ def test_unknown_preset_suggests_the_nearest():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"- a\n- b\n", "must be a mapping of keys, not list"),
+        (b"- a\n- b\n", "must be a mapping"),
         (b"a: [1\n", "is not valid YAML"),
         (b"\xff\xfe\x00", "can't be read"),
     ],
@@ -267,7 +267,7 @@ def test_value_of_a_wrong_type_or_range_is_named(key, value):
 )
 def test_secure_sum_of_two_clients_is_refused(overrides):
     message = refused(**{"federation.secure_aggregation.enabled": True, **overrides})
-    assert "needs at least 3 clients in a round, and here 2 would be asked" in message
+    assert "needs at least 3 clients in a round" in message
 
 
 def test_secure_aggregation_of_three_clients_is_allowed():
@@ -277,10 +277,8 @@ def test_secure_aggregation_of_three_clients_is_allowed():
 
 def test_distillation_without_public_data_is_refused():
     message = refused(task={"public_size": 0})
-    assert (
-        "server.epochs > 0 needs public data: set task.public_size or task.unlabelled_size, or server.epochs: 0"
-        in message
-    )
+    assert "server.epochs 1 needs public data" in message
+    assert "or server.epochs: 0" in message
     assert load_config("icd10", task={"public_size": 0}, server={"epochs": 0}).task.public_size == 0
     assert load_config("icd10", task={"public_size": 0, "unlabelled_size": 1}).server.epochs == 1
 
@@ -304,7 +302,7 @@ BOTH_FREEZE = {"slm.adapter.freeze_a": True, "llm.adapter.freeze_a": True}
 )
 def test_layer_transfer_into_a_model_that_the_slm_was_not_cut_from_is_refused(overrides):
     message = refused(**{"server.layer_transfer": 0.5, **overrides})
-    assert "server.layer_transfer 0.5 needs an SLM that was cut from the LLM by layers" in message
+    assert "server.layer_transfer 0.5 needs an SLM" in message
     assert "or server.layer_transfer: 0" in message
     assert load_config(**overrides).server.layer_transfer == 0
 
@@ -345,14 +343,14 @@ PRIVATE = {"federation.privacy": NOISE, "federation.aggregation": "uniform"}
         ),
         (
             {"federation.secure_aggregation.simulate_quantization": True},
-            "secure_aggregation.simulate_quantization: it does as secure aggregation",
+            "secure_aggregation.simulate_quantization: it simulates secure aggregation",
         ),
-        (PRIVATE, "privacy: its noise was worked out"),
+        (PRIVATE, "privacy: its noise is calibrated"),
     ],
 )
 def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
     message = refused(**hidden, **{"federation.upload": upload})
-    assert f"federation.upload {upload} with federation.{why}" in message
+    assert f"federation.upload {upload} can't be combined with federation.{why}" in message
     assert "Set federation.upload: float32" in message
 
 
@@ -365,19 +363,19 @@ def test_unknown_upload_dtype_is_refused():
     [
         (
             {"client.ranks": [4, 16]},
-            "client.ranks [4, 16] go up to 16, and the adapter that they are parts of has rank 8",
+            "client.ranks [4, 16] exceed the rank of the whole adapter, slm.adapter.rank 8",
         ),
-        ({"client.ranks": [4], "slm.adapter.kind": "dora"}, "client.ranks [4] needs LoRA's A and B alone"),
+        ({"client.ranks": [4], "slm.adapter.kind": "dora"}, "client.ranks [4] needs a plain LoRA adapter"),
         (
             {"client.ranks": [4], "slm.adapter.options": {"use_dora": True}},
-            "client.ranks [4] needs LoRA's A and B alone",
+            "client.ranks [4] needs a plain LoRA adapter",
         ),
-        ({"client.ranks": [4], "slm.adapter.freeze_a": True}, "client.ranks [4] needs both A and B to travel"),
+        ({"client.ranks": [4], "slm.adapter.freeze_a": True}, "client.ranks [4] needs clients to send both A and B"),
         (
             {"client.ranks": [4], "federation.secure_aggregation.enabled": True},
-            "as many at each client. Set client.ranks: null",
+            "Set client.ranks: null",
         ),
-        ({"client.ranks": [4]} | PRIVATE, "client.ranks [4] with federation.privacy"),
+        ({"client.ranks": [4]} | PRIVATE, "client.ranks [4] can't be combined with federation.privacy"),
         ({"client.ranks": []}, "client.ranks: [] is not allowed"),
         ({"client.ranks": [0]}, "client.ranks.0: 0 is not allowed"),
     ],
@@ -391,21 +389,24 @@ def test_ranks_that_do_not_fit_are_refused(changes, message):
     [
         (
             {"federation.secure_aggregation.enabled": True},
-            "product with federation.secure_aggregation: the server sees only a sum",
+            "product can't be combined with federation.secure_aggregation",
         ),
         ({"federation.secure_aggregation.simulate_quantization": True}, "Set federation.aggregation: mean or uniform"),
-        ({"federation.privacy": NOISE}, "aggregation: product weighs by the clients' numbers of examples"),
-        ({"slm.adapter.kind": "ia3"}, "federation.aggregation product needs LoRA's A and B alone"),
-        ({"slm.adapter.freeze_a": True}, "Set slm.adapter.freeze_a: false (with it a mean is exact)"),
+        ({"federation.privacy": NOISE}, "aggregation product weights clients by their numbers of examples"),
+        ({"slm.adapter.kind": "ia3"}, "federation.aggregation product needs a plain LoRA adapter"),
+        ({"slm.adapter.freeze_a": True}, "Set slm.adapter.freeze_a: false"),
         (
             {"federation.server_optimizer.kind": "fedadam"},
-            "product with federation.server_optimizer fedadam, learning_rate 1",
+            "product can't be combined with federation.server_optimizer fedadam, learning_rate 1",
         ),
         (
             {"federation.server_optimizer.learning_rate": 0.5},
-            "product with federation.server_optimizer average, learning_rate 0.5",
+            "product can't be combined with federation.server_optimizer average, learning_rate 0.5",
         ),
-        ({"server.layer_transfer": 1.0}, "server.layer_transfer 1 with federation.aggregation product"),
+        (
+            {"server.layer_transfer": 1.0},
+            "server.layer_transfer 1 can't be combined with federation.aggregation product",
+        ),
     ],
 )
 def test_product_mean_where_it_means_nothing_is_refused(changes, message):

@@ -49,7 +49,7 @@ def config(**values) -> RunConfig:
             {"federation": {"upload": "float16", "fraction": 0.5, "participants": ["0", "2"]}},
             ["50% of the clients", "0, 2", "float16"],
         ),
-        ({"federation": {"min_clients": 2, "max_update_norm": 3}}, ["at least 2 clients", "norm of 3 at most"]),
+        ({"federation": {"min_clients": 2, "max_update_norm": 3}}, ["at least 2 clients", "norm of at most 3"]),
         ({"federation": {"deadlines": {"training": 9, "absence": 8}}}, ["waits 9 s", "waits 8 s"]),
         (
             {"federation": {"aggregation": "uniform", "privacy": EXAMPLE}},

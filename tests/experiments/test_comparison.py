@@ -107,8 +107,8 @@ def test_ablations_are_planned_and_named_in_the_table(tiny_config, tmp_path):
     assert [row.name for row in comparison.rows] == [
         "zero-shot",
         "FedCoLLM",
-        "FedCoLLM, FedAdam server",
         "FedCoLLM, FFA-LoRA",
+        "FedCoLLM, FedAdam server",
     ]
     assert all(len(row.values["slm"]) == len(row.values["llm"]) == 1 for row in comparison.rows)
     assert read_config(tmp_path / "fedadam" / "seed-0").federation.server_optimizer.kind == "fedadam"

@@ -66,9 +66,7 @@ def test_even_layers_are_never_taken_twice():
 
 @pytest.mark.parametrize("keep", [0, -1, 31])
 def test_number_of_layers_that_cannot_be_kept_is_the_users_error(keep):
-    with pytest.raises(
-        UserError, match=f"layers: {keep} cannot be kept of a model with 30; give a number from 1 to 30"
-    ):
+    with pytest.raises(UserError, match=f"layers: {keep} .*give a number from 1 to 30"):
         even_layers(30, keep)
 
 

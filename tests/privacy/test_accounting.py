@@ -111,13 +111,13 @@ def test_client_level_is_allowed_under_secure_aggregation_with_any_adapter():
 @pytest.mark.parametrize(
     ("privacy", "federation", "adapter", "reason"),
     [
-        (CLIENT, {"aggregation": "uniform"}, "lora", "adds its share of the noise only.*secure_aggregation: true"),
+        (CLIENT, {"aggregation": "uniform"}, "lora", "share of the noise.*secure_aggregation: true"),
         (CLIENT, {"secure_aggregation": True}, "lora", "numbers of examples, which are private.*aggregation: uniform"),
         (EXAMPLE, {}, "lora", "numbers of examples, which are private.*aggregation: uniform"),
-        ({**CLIENT, "sampling_rate": 0.1}, SECURE, "lora", "sampling_rate 0.1 means nothing at level client"),
+        ({**CLIENT, "sampling_rate": 0.1}, SECURE, "lora", "sampling_rate 0.1 has no effect at level client"),
         (without(EXAMPLE, "sampling_rate"), SECURE, "lora", "level example needs sampling_rate"),
-        (EXAMPLE, SECURE, "ia3", "gradients of single examples, which slm.adapter.kind: ia3 does not give"),
-        (EXAMPLE, SECURE, "dora", "slm.adapter.kind: dora does not give"),
+        (EXAMPLE, SECURE, "ia3", "per-example gradients, which slm.adapter.kind: ia3 does not support"),
+        (EXAMPLE, SECURE, "dora", "slm.adapter.kind: dora does not support"),
         ({**CLIENT, "noise_multiplier": 0.0}, SECURE, "lora", "noise_multiplier\n.*greater than 0"),
         ({**CLIENT, "noise_multiplier": -1.0}, SECURE, "lora", "noise_multiplier\n.*greater than 0"),
         ({**CLIENT, "noise_multiplier": math.nan}, SECURE, "lora", "noise_multiplier\n"),
@@ -157,9 +157,7 @@ def test_clipped_sums_of_gradients_are_refused_at_example_level_only():
 
 
 def test_all_reasons_are_in_one_message():
-    with pytest.raises(
-        ValueError, match=r"means nothing at level client.*numbers of examples.*share of the noise only"
-    ):
+    with pytest.raises(ValueError, match=r"no effect at level client.*numbers of examples.*share of the noise"):
         config({**CLIENT, "sampling_rate": 0.1})
 
 
@@ -214,7 +212,7 @@ def test_round_that_is_tried_again_spends_again(tiny_config, tmp_path, capsys, m
         records = list(rounds(None, tmp_path / "run", resume=True))
     privacy = build_privacy(config)
     assert [record.epsilon for record in records] == [privacy.epsilon(n) for n in (0, 1, 3)]
-    said = f"will spend ε = {privacy.epsilon(3):.3g} at δ = 1e-05, 1 more that were started and not finished among them"
+    said = f"will spend ε = {privacy.epsilon(3):.3g} at δ = 1e-05, including 1 that started"
     assert said in capsys.readouterr().out
 
 
@@ -243,7 +241,7 @@ def test_noise_too_small_for_the_grid_ends_the_run_before_it_begins(tiny_config,
 
 def test_configuration_with_privacy_is_printed_with_a_comment_a_key(tiny_config):
     text = commented_yaml(private(tiny_config, EXAMPLE))
-    assert "  privacy:\n    level: example  # what is hidden: client: a client's whole part; example" in text
-    assert "    sampling_rate: 0.1  # level example: the chance q" in text
+    assert "  privacy:\n    level: example  # what is protected: client: " in text
+    assert "    sampling_rate: 0.1  # level example only: " in text
     assert RunConfig.model_validate(yaml.safe_load(text)) == private(tiny_config, EXAMPLE)
     assert "  privacy: null  # differential privacy: level" in commented_yaml(tiny_config)

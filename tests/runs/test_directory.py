@@ -200,3 +200,38 @@ def test_configuration_that_no_longer_fits_is_the_users_error(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | {"sede": 3}))
     with pytest.raises(UserError, match="sede"):
         read_config(tmp_path)
+
+
+#: The configuration of a run as schema version 1 wrote it, shortened: no `schema_version`, and keys by their old names.
+OLD_CONFIG = """
+name: old
+seed: 0
+slm: {layers: 10, warm_up: 0}
+server: {transplant: 0.0, distillation: {selective: false, ramp: 0}}
+federation:
+  rounds: 3
+  minimum_clients: 1
+  secure_aggregation: true
+  masking: {threshold: null, value_range: 16.0, max_weight: 4096, rehearse: false}
+  step: {kind: none, rate: 1.0}
+"""
+
+
+@pytest.mark.parametrize("version", ["", "schema_version: 1\n", "schema_version: 3\n"])
+def test_run_of_another_version_is_the_users_error(tmp_path, version):
+    (tmp_path / "config.yaml").write_text(version + OLD_CONFIG)
+    with pytest.raises(UserError, match=r"config\.yaml .*schema_version.* another directory"):
+        read_config(tmp_path)
+
+
+def test_run_directory_without_a_version_is_an_older_one_even_with_valid_keys(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: old\n")
+    with pytest.raises(UserError, match="schema_version is 1"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "name: [\n"])
+def test_configuration_that_is_no_mapping_is_the_users_error(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        read_config(tmp_path)

@@ -31,7 +31,7 @@ def changed(config: RunConfig, **sections) -> RunConfig:
 @pytest.fixture
 def by_hand(monkeypatch):
     """Every part takes a millisecond a padded token: predictions without a clock."""
-    monkeypatch.setattr(measuring, "_seconds_a_unit", lambda task, model, examples, batch_size, run: 1e-3)
+    monkeypatch.setattr(measuring, "_seconds_per_unit", lambda task, model, examples, batch_size, run: 1e-3)
 
 
 ONCE = Passes(fit={"a": 1.0, "b": 3.0, "c": 10.0}, distillation=5.0, scoring={"slm": 0.5, "llm": 2.0})
@@ -184,7 +184,7 @@ def check(monkeypatch, capsys, tmp_path):
 
 def test_check_prints_what_was_measured(tiny_config, check):
     out, _ = check(tiny_config, "--measure")
-    for text in ("time: clients", "time: distillation", "time: evaluation", "time: all", "peak memory"):
+    for text in ("time: clients", "time: distillation", "time: evaluation", "time: total", "peak memory"):
         assert text in out
     assert "nothing was trained" not in out
 

@@ -424,7 +424,9 @@ def test_one_way_distillation_tunes_the_llm_as_cross_entropy_alone(task, pair):
     assert not equal(slm, slm_alone)
 
 
-@pytest.mark.parametrize("option", [{"teach_where_better": True}, *({"kind": kind} for kind in KINDS[1:])], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"teach_where_better": True}, *({"divergence": kind} for kind in KINDS[1:])], ids=str
+)
 def test_options_change_what_both_models_learn(task, pair, option):
     slm, llm, losses = distil(task, pair, **option)
     plain_slm, plain_llm, plain_losses = distil(task, pair)

@@ -1,4 +1,4 @@
-"""Round 1 is trained once for all that start from the same θ."""
+"""Round 1 is trained once, and comes from the cache in every other run that starts from the same θ."""
 
 import dataclasses
 
@@ -32,50 +32,51 @@ def request(round_index=1, value=0.0, **rest) -> TrainRequest:
     return TrainRequest(round_index, {"w": torch.tensor([[value, 0.0]])}, **rest)
 
 
-def remembering(inner, tmp_path, **settings) -> CachingTransport:
-    return CachingTransport(inner, tmp_path / "kept", {"a": {"steps": "small"}, "b": {"steps": "small"}} | settings)
+def caching(inner, tmp_path, **settings) -> CachingTransport:
+    small = {"learning_rate": 0.1}
+    return CachingTransport(inner, tmp_path / "cache", {"a": small, "b": small} | settings)
 
 
 def test_a_second_run_gets_the_same_bits_without_training(tmp_path):
     first, second = Counting(), Counting()
     asked = {"a": request(), "b": request(run="one")}
-    made = list(remembering(first, tmp_path).ask(asked))
-    kept = list(remembering(second, tmp_path).ask({"a": request(), "b": request(run="another")}))
+    trained = list(caching(first, tmp_path).ask(asked))
+    cached = list(caching(second, tmp_path).ask({"a": request(), "b": request(run="another")}))
     assert (first.asked, second.asked) == ([("a", 1), ("b", 1)], [])
-    assert [update.client for update in kept] == ["a", "b"]
-    for one, two in zip(made, kept, strict=True):
+    assert [update.client for update in cached] == ["a", "b"]
+    for one, two in zip(trained, cached, strict=True):
         assert torch.equal(one.adapter["w"], two.adapter["w"])
         assert dataclasses.replace(one, adapter={}) == dataclasses.replace(two, adapter={})
 
 
-def test_an_update_without_a_score_is_kept_too(tmp_path):
+def test_an_update_without_a_score_is_cached_too(tmp_path):
     unscored = dataclasses.replace(UPDATE, score=None)
     for _ in range(2):
-        (answer,) = remembering(Counting(unscored), tmp_path).ask({"a": request(evaluate=False)})
+        (answer,) = caching(Counting(unscored), tmp_path).ask({"a": request(evaluate=False)})
         assert answer.score is None
 
 
 def test_whatever_an_update_depends_on_tells_it_from_others(tmp_path):
-    list(remembering(Counting(), tmp_path).ask({"a": request()}))
+    list(caching(Counting(), tmp_path).ask({"a": request()}))
     inner = Counting()
-    list(remembering(inner, tmp_path).ask({"a": request(value=0.5)}))  # θ
-    list(remembering(inner, tmp_path).ask({"a": request(evaluate=False)}))
-    list(remembering(inner, tmp_path, a={"steps": "large"}).ask({"a": request()}))
-    list(remembering(inner, tmp_path).ask({"b": request()}))
+    list(caching(inner, tmp_path).ask({"a": request(value=0.5)}))  # θ
+    list(caching(inner, tmp_path).ask({"a": request(evaluate=False)}))
+    list(caching(inner, tmp_path, a={"learning_rate": 0.5}).ask({"a": request()}))
+    list(caching(inner, tmp_path).ask({"b": request()}))
     assert len(inner.asked) == 4
 
 
-def test_later_rounds_and_failures_are_not_kept(tmp_path):
+def test_later_rounds_and_failures_are_not_cached(tmp_path):
     inner = Counting()
     for _ in range(2):
-        list(remembering(inner, tmp_path).ask({"a": request(2)}))
+        list(caching(inner, tmp_path).ask({"a": request(2)}))
     assert inner.asked == [("a", 2), ("a", 2)]
     broken = Counting(Failure("a", "no"))
     for _ in range(2):
-        assert list(remembering(broken, tmp_path).ask({"a": request()})) == [Failure("a", "no")]
+        assert list(caching(broken, tmp_path).ask({"a": request()})) == [Failure("a", "no")]
     assert len(broken.asked) == 2
 
 
 def test_nothing_but_whole_files_is_left(tmp_path):
-    list(remembering(Counting(), tmp_path).ask({"a": request()}))
-    assert len([file for file in (tmp_path / "kept").iterdir() if not file.name.endswith(".lock")]) == 1
+    list(caching(Counting(), tmp_path).ask({"a": request()}))
+    assert len([file for file in (tmp_path / "cache").iterdir() if not file.name.endswith(".lock")]) == 1

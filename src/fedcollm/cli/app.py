@@ -1,9 +1,9 @@
-"""The command line: a thin layer over the Python API. No command imports what it does not need."""
+"""The command line, a thin layer over the Python API. Each command imports only what it needs."""
 
 import io
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from fedcollm.cli.compare import compare
 from fedcollm.cli.configure import init, presets
 from fedcollm.cli.deploy import deploy
 from fedcollm.cli.evaluate import evaluate, report
+from fedcollm.cli.options import option
 from fedcollm.cli.run import check, run
 from fedcollm.errors import Interrupted, UserError
 
@@ -36,7 +37,7 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+        bool, option("--version", callback=_print_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
     """Co-tune a server's large model and its clients' small models without moving the clients' data."""
@@ -48,16 +49,19 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _write_utf8() -> None:
-    """Write UTF-8 into pipes and files on Windows too, as `load_config` reads it."""
+    """Write UTF-8 to pipes and files on Windows too, because `load_config` reads UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(encoding="utf-8")
 
 
 def main() -> None:
-    """Entry point: 0 done, 1 our fault, 2 the user's input is wrong, 130 interrupted."""
+    """Run the command line, and exit with a status.
+
+    The status is 0 for success, 1 for a fault of fedcollm, 2 if the user's input is wrong, and 130 if interrupted.
+    """
     _write_utf8()
-    usage_error = typer.BadParameter.__mro__[2]  # click's base class, wherever this typer keeps it
+    usage_error = typer.BadParameter.__mro__[2]  # click's UsageError, which typer does not export
     try:
         raise SystemExit(app(standalone_mode=False))
     except UserError as error:
@@ -68,6 +72,9 @@ def main() -> None:
         _fail("interrupted.", 130)
     except Exception as error:
         if isinstance(error, usage_error):
-            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            cast(Any, error).show()
             raise SystemExit(2) from error
-        _fail(f"{traceback.format_exc()}\nThis is a fault of fedcollm, not yours; what a run had saved is whole.", 1)
+        _fail(
+            f"{traceback.format_exc()}\nThis is a fault of fedcollm, not yours. Whatever a run has saved is intact.",
+            1,
+        )

@@ -1,12 +1,10 @@
-"""`fedcollm compare`: the paper's tables, with controls."""
+"""The command `fedcollm compare`: the paper's tables, with controls."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from fedcollm.cli.options import Json, Quiet, Settings
+from fedcollm.cli.options import Json, Quiet, Settings, argument, option
 from fedcollm.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,21 +14,21 @@ if TYPE_CHECKING:
 def compare(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG|PRESET]...", help="YAML files or presets, one a task; default: icd10"),
+        argument(metavar="[CONFIG|PRESET]...", help="YAML files or presets, one per task; default: icd10"),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option("--methods", help="comma-separated; default: the paper's, and controls")
+        str | None, option("--methods", help="comma-separated; default: those of the paper, and controls")
     ] = None,
-    seeds: Annotated[str, typer.Option("--seeds", help="comma-separated")] = "0",
+    seeds: Annotated[str, option("--seeds", help="comma-separated")] = "0",
     jobs: Annotated[
-        str, typer.Option("--jobs", help="runs at once, each a process; auto: as many as memory and cores allow")
+        str, option("--jobs", help="parallel runs, each in its own process; auto: as many as memory and cores allow")
     ] = "1",
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option("--out", help="directory of all runs; default: runs/compare-NAME")] = None,
+    out: Annotated[Path | None, option("--out", help="directory of all runs; default: runs/compare-NAME")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run the method, the baselines and the controls, and print the paper's tables. Goes on where it was stopped."""
+    """Run FedCoLLM, the baselines and the controls, and print the paper's tables. Continue where it was stopped."""
     from fedcollm.config.loading import load_config, parse_settings
     from fedcollm.config.methods import PAPER
     from fedcollm.experiments.comparison import Plan, default_directory
@@ -42,7 +40,7 @@ def compare(
 
 def _jobs(text: str) -> int | Literal["auto"]:
     if text != "auto" and not (text.isdecimal() and int(text)):
-        raise UserError(f"--jobs {text!r}: give a number of runs at once, or auto")
+        raise UserError(f"--jobs {text!r}: give the number of parallel runs, or auto.")
     return "auto" if text == "auto" else int(text)
 
 
@@ -50,21 +48,23 @@ def _integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--seeds {text!r}: give whole numbers with commas between, such as 0,1,2") from error
+        raise UserError(f"--seeds {text!r}: give whole numbers separated by commas, such as 0,1,2.") from error
 
 
 def _show(plan: "Plan", jobs: "Jobs", quiet: bool, as_json: bool) -> None:
-    """Show the rounds of all runs as they end, then the tables, and write both tables and reports.
+    """Do the runs and show their rounds as they end; then show the tables, and write tables and reports.
+
+    The tables and reports of the finished runs are shown and written even if other runs failed.
 
     Args:
-        plan: what is compared.
-        jobs: runs at once.
-        quiet: print nothing.
-        as_json: print all numbers as one line of JSON, and nothing else on standard output.
+        plan: the runs of the comparison.
+        jobs: number of runs at the same time.
+        quiet: whether to print nothing.
+        as_json: whether to print only the numbers, as one line of JSON.
 
     Raises:
-        UserError: runs failed; what the others came to is shown and written all the same.
-        RuntimeError: the same, where a fault of fedcollm is the reason.
+        UserError: some runs failed because of the user's input.
+        RuntimeError: some runs failed because of a fault of fedcollm.
     """
     from fedcollm.cli.tables import comparison_tables, round_line
     from fedcollm.cli.terminal import interruptible, output, screen

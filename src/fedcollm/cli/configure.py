@@ -1,4 +1,4 @@
-"""`fedcollm presets` and `init`: the configurations that there are, and one to begin with."""
+"""The commands `fedcollm presets` and `fedcollm init`: list the presets, and print one to start from."""
 
 from fedcollm.cli.options import Source
 
@@ -12,7 +12,7 @@ def presets() -> None:
 
 
 def init(source: Source = "icd10") -> None:
-    """Print a preset as a whole configuration, with a comment a key: `fedcollm init icd10 > my.yaml`."""
+    """Print a preset as a complete configuration with comments: `fedcollm init icd10 > my.yaml`."""
     from fedcollm.config.loading import commented_yaml, load_config
 
     print(commented_yaml(load_config(source)), end="")

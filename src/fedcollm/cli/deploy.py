@@ -1,4 +1,4 @@
-"""`fedcollm deploy ...`: a real federation over a network."""
+"""The commands `fedcollm deploy ...`: a federation over a network."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fedcollm.cli.options import Json, Quiet, Settings
+from fedcollm.cli.options import Json, Quiet, Settings, argument, option
 from fedcollm.cli.terminal import output
 from fedcollm.errors import UserError
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 deploy = typer.Typer(no_args_is_help=True, help="A federation over a network: certificates, server, clients.")
 
-Server = Annotated[Path, typer.Argument(metavar="SERVER_DIR", help="OUT/server, as `deploy init` wrote it")]
-Out = Annotated[Path | None, typer.Option("--out", help="run directory; default: SERVER_DIR/run")]
+Server = Annotated[Path, argument(metavar="SERVER_DIR", help="the directory OUT/server that `deploy init` wrote")]
+Out = Annotated[Path | None, option("--out", help="run directory; default: SERVER_DIR/run")]
 
 
 @deploy.callback()
@@ -31,19 +31,23 @@ def needs_flower() -> None:
 
 @deploy.command()
 def init(
-    source: Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="a YAML file, or a preset")],
-    host: Annotated[str, typer.Option("--host", help="name or address by which clients reach the server")],
-    clients: Annotated[
-        str | None, typer.Option("--clients", help="names with commas between; default: 0,1,...")
-    ] = None,
+    source: Annotated[str, argument(metavar="CONFIG|PRESET", help="a YAML file, or a preset")],
+    host: Annotated[str, option("--host", help="name or address at which clients reach the server")],
+    clients: Annotated[str | None, option("--clients", help="comma-separated names; default: 0,1,...")] = None,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option("--out", help="a new directory")] = Path("deployment"),
-    port: Annotated[int, typer.Option("--port", help="open to clients")] = 9443,
-    superlink_port: Annotated[int, typer.Option("--superlink-port", help="of the server's machine alone")] = 9093,
-    days: Annotated[int, typer.Option("--days", help="validity of the server's certificate")] = 365,
-    demo_data: Annotated[bool, typer.Option("--demo-data", help="write the preset's data for a trial")] = False,
+    out: Annotated[Path, option("--out", help="a new directory")] = Path("deployment"),
+    port: Annotated[int, option("--port", help="port that is open to clients")] = 9443,
+    superlink_port: Annotated[
+        int, option("--superlink-port", help="port of the SuperLink, open on the server's machine only")
+    ] = 9093,
+    days: Annotated[int, option("--days", help="days that the server's certificate is valid")] = 365,
+    demo_data: Annotated[bool, option("--demo-data", help="write the preset's data, to try the deployment")] = False,
     unsafe_plain_updates: Annotated[
-        bool, typer.Option("--unsafe-plain-updates", help="without secure aggregation: the server sees every update")
+        bool,
+        option(
+            "--unsafe-plain-updates",
+            help="allow a deployment without secure aggregation, whose server sees every update",
+        ),
     ] = False,
 ) -> None:
     """Write certificates, keys and configurations: one directory for the server, one for each client."""
@@ -61,7 +65,7 @@ def init(
 
 @deploy.command()
 def server(directory: Server, out: Out = None, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Start the SuperLink and nginx where needed, and run the rounds; goes on where it was stopped."""
+    """Start the SuperLink and nginx if needed, and run the rounds. Continue where it was stopped."""
     from fedcollm.cli.terminal import show_rounds
     from fedcollm.deploy.server import run_rounds
     from fedcollm.deploy.status import default_out
@@ -72,13 +76,13 @@ def server(directory: Server, out: Out = None, quiet: Quiet = False, as_json: Js
 
 @deploy.command()
 def client(
-    directory: Annotated[Path, typer.Argument(metavar="CLIENT_DIR", help="as the server's operator handed it over")],
-    data: Annotated[
-        Path, typer.Option("--data", help="own examples: a file, or a directory with train and test files")
+    directory: Annotated[
+        Path, argument(metavar="CLIENT_DIR", help="the directory that the server's operator handed over")
     ],
+    data: Annotated[Path, option("--data", help="your own examples: a file, or a directory with train and test files")],
     quiet: Quiet = False,
 ) -> None:
-    """Connect to the server, train on your own data when it asks, until stopped. The data stays here."""
+    """Connect to the server, and train on your own data when it asks, until stopped. The data stays here."""
     from fedcollm.cli.terminal import interruptible, screen
     from fedcollm.deploy.client import serve
     from fedcollm.progress import shown
@@ -90,7 +94,7 @@ def client(
 
 @deploy.command()
 def status(directory: Server, out: Out = None, as_json: Json = False) -> None:
-    """What runs, who is connected, how far the run is."""
+    """Show which services run, which clients are connected, and how far the run is."""
     from fedcollm.deploy.status import default_out
     from fedcollm.deploy.status import status as look
 
@@ -104,7 +108,7 @@ def status(directory: Server, out: Out = None, as_json: Json = False) -> None:
 
 
 def _table(state: "Status") -> Table:
-    """What runs on the server's machine, and who is connected to it."""
+    """Return the states of the services on the server's machine and of the clients."""
     table = Table(title=f"run {state.run}", title_justify="left")
     table.add_column("")
     table.add_column("state")
@@ -118,7 +122,7 @@ def _table(state: "Status") -> Table:
 
 @deploy.command()
 def stop(directory: Server) -> None:
-    """Stop the server, nginx and the SuperLink; `deploy server` goes on later."""
+    """Stop the server, nginx and the SuperLink. `deploy server` continues later."""
     from fedcollm.deploy.status import stop_all
 
     print(f"stopped: {', '.join(stop_all(directory)) or 'nothing was running'}")

@@ -1,22 +1,21 @@
-"""`fedcollm evaluate` and `report`: what finished runs came to."""
+"""The commands `fedcollm report` and `fedcollm evaluate`: the results of finished runs."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from fedcollm.cli.options import Json, Quiet
+from fedcollm.cli.options import Json, Quiet, argument, option
 from fedcollm.errors import UserError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="run directories, or directories of them")],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file; default: report.html in the first directory")
-    ] = None,
+    runs: Annotated[
+        list[Path], argument(metavar="RUN_DIR...", help="run directories, or directories that hold several")
+    ],
+    out: Annotated[Path | None, option("--out", help="HTML file; default: report.html in the first directory")] = None,
 ) -> None:
-    """Write one self-contained HTML file: tables and plots of one or more runs."""
+    """Write one self-contained HTML file with tables and plots of one or more runs."""
     from fedcollm.report import write_report
     from fedcollm.runs.directory import REPORT
 
@@ -24,16 +23,16 @@ def report(
 
 
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")],
-    role: Annotated[str, typer.Option("--role", help="slm or llm")] = "slm",
-    examples: Annotated[Path | None, typer.Option("--write-examples", help="write the test examples as JSONL")] = None,
+    run_dir: Annotated[Path, argument(metavar="RUN_DIR")],
+    role: Annotated[str, option("--role", help="slm or llm")] = "slm",
+    examples: Annotated[Path | None, option("--write-examples", help="write the test examples as JSONL")] = None,
     harness: Annotated[
-        bool, typer.Option("--harness", help="run lm-evaluation-harness itself, and compare item by item")
+        bool, option("--harness", help="score with lm-evaluation-harness too, and compare item by item")
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score the adapter that a run left on disk on the run's own test examples."""
+    """Score a run's adapter on the run's own test examples."""
     from fedcollm.cli.terminal import screen
     from fedcollm.progress import shown
     from fedcollm.runs.runner import evaluate_run
@@ -52,15 +51,15 @@ def evaluate(
 
 
 def _evaluate_with_harness(run_dir: Path, role: str, examples: Path | None, quiet: bool, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from fedcollm.cli.tables import parity_table
     from fedcollm.cli.terminal import output, screen
     from fedcollm.progress import shown
     from fedcollm.runs.harness import evaluate_with_harness
 
     if examples:
-        raise UserError(f"--harness writes the test examples to {run_dir / 'harness'}; leave --write-examples out.")
+        raise UserError(
+            f"--harness already writes the test examples to {run_dir / 'harness'}. Leave out --write-examples."
+        )
     with shown(screen(quiet or as_json)):
         parity = evaluate_with_harness(run_dir, role)
     if as_json:

@@ -1,12 +1,14 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands share."""
 
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
-Source = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="a YAML file, or a name from `fedcollm presets`")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; may be repeated")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="print nothing but errors")]
-Json = Annotated[
-    bool, typer.Option("--json", help="print the result as one JSON line, and nothing else on standard output")
-]
+#: The functions of typer that describe an argument and an option, without their types, which typer leaves incomplete.
+argument: Any = cast(Any, typer).Argument
+option: Any = cast(Any, typer).Option
+
+Source = Annotated[str, argument(metavar="CONFIG|PRESET", help="a YAML file, or a name from `fedcollm presets`")]
+Settings = Annotated[list[str] | None, option("--set", metavar="a.b=c", help="override one key; can be repeated")]
+Quiet = Annotated[bool, option("--quiet", help="print nothing but errors")]
+Json = Annotated[bool, option("--json", help="print only the result, as one line of JSON")]

@@ -1,21 +1,20 @@
-"""`fedcollm run` and `check`: one configuration, run or only validated."""
+"""The commands `fedcollm run` and `fedcollm check`: run a configuration, or only validate it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from fedcollm.cli.options import Json, Quiet, Settings, Source
+from fedcollm.cli.options import Json, Quiet, Settings, Source, argument, option
 
 
 def run(
     source: Annotated[
-        str | None, typer.Argument(metavar="[CONFIG|PRESET]", help="a YAML file or a preset; default: icd10")
+        str | None, argument(metavar="[CONFIG|PRESET]", help="a YAML file or a preset; default: icd10")
     ] = None,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option("--out", help="run directory; default: runs/NAME")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    out: Annotated[Path | None, option("--out", help="run directory; default: runs/NAME")] = None,
+    resume: Annotated[bool, option("--resume", help="continue the run in --out")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -25,9 +24,8 @@ def run(
     from fedcollm.runs.runner import default_directory, rounds
 
     overrides = parse_settings(settings or [])
-    config = (
-        None if resume and source is None and not overrides and out else load_config(source or "icd10", **overrides)
-    )
+    as_before = resume and out and source is None and not overrides  # with the configuration in the run directory
+    config = None if as_before else load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())
     records = rounds(config, directory, resume=resume)
     show_rounds(records, directory, f"fedcollm run --resume --out {directory}", quiet, as_json)
@@ -37,13 +35,11 @@ def check(
     source: Source,
     settings: Settings = None,
     measured: Annotated[
-        bool, typer.Option("--measure", help="train a few batches, and predict a run's seconds, memory and bytes")
+        bool, option("--measure", help="train a few batches, and predict the seconds, memory and bytes of a run")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Validate a configuration; print its sizes and settings. Without --measure, nothing is trained."""
-    from dataclasses import asdict
-
+    """Validate a configuration, and print its sizes and settings. Train nothing, unless --measure is given."""
     from fedcollm.cli.tables import cost_table, measured_table, settings_table
     from fedcollm.cli.terminal import interruptible, output, screen
     from fedcollm.config.loading import load_config, parse_settings

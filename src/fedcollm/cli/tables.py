@@ -1,7 +1,8 @@
-"""What a person reads in the terminal, as plain text for the consoles of `terminal`, which read no markup."""
+"""Tables and lines for the terminal, as plain text for the consoles of `terminal`, which interpret no markup."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 NOT_COVERED = "not covered"
 
-#: Everything that is scored, the small models first.
+#: All roles, with the LLM last.
 _LLM_LAST = sorted(ROLES, key=lambda role: role == "llm")
 
 
 def round_line(record: RoundRecord) -> str:
-    """Return one line per round, in columns of fixed width."""
+    """Return the record of a round as one line, in columns of fixed width."""
     scored = [role for role in _LLM_LAST if role in record.scores]
     scores = [f"{role.upper() if role in MODELS else role} {record.scores[role]:.3f}" for role in scored]
     parts = {part: record.seconds.get(part, 0.0) for part in PARTS}
@@ -40,39 +41,40 @@ def round_line(record: RoundRecord) -> str:
 
 
 def summary_table(directory: Path) -> Table:
-    """Return zero-shot and final scores, bytes, time and memory of a finished run."""
-    records, environment = (
-        directories.read_records(directory),
-        directories.read_json(directory, directories.ENVIRONMENT),
-    )
-    first, last = records[0], records[-1]
+    """Return the zero-shot and final scores, bytes, time and memory of a finished run."""
+    records = directories.read_records(directory)
+    last = records[-1]
     table = Table(title=f"{directory}: {last.round} rounds", title_justify="left")
     for column in ("", "zero-shot", "final", "gain"):
         table.add_column(column, justify="left" if not column else "right")
-    for role in _LLM_LAST:
-        if role in last.scores:
-            start = first.scores[role if role in first.scores else "slm"]
-            table.add_row(
-                ROLES[role].full, f"{start:.3f}", f"{last.scores[role]:.3f}", f"{last.scores[role] - start:+.3f}"
-            )
+    _add_scores(table, records[0], last)
     table.add_section()
-    if last.bytes_up:
-        full = full_model_bytes(environment)
-        table.add_row(
-            "up / down, a client a round",
-            byte_count(last.bytes_up),
-            byte_count(last.bytes_down),
-            f"{last.bytes_up / full:.2%} of the model" if full else "",
-        )
-    parts = {
-        part: sum(record.seconds.get(part, 0.0) for record in records)
-        for part in PARTS
-        if any(part in record.seconds for record in records)
-    }
-    for part, seconds in parts.items():
-        table.add_row(f"time: {part}", "", f"{seconds:.0f} s", f"{seconds / (sum(parts.values()) or 1):.0%}")
+    _add_bytes(table, last, directories.read_json(directory, directories.ENVIRONMENT))
+    _add_seconds(table, records)
     table.add_row("peak memory", "", byte_count(last.peak_memory_bytes), "")
     return table
+
+
+def _add_scores(table: Table, first: RoundRecord, last: RoundRecord) -> None:
+    for role in _LLM_LAST:
+        if role in last.scores:
+            start, final = first.scores[role if role in first.scores else "slm"], last.scores[role]
+            table.add_row(ROLES[role].full, f"{start:.3f}", f"{final:.3f}", f"{final - start:+.3f}")
+
+
+def _add_bytes(table: Table, last: RoundRecord, environment: dict[str, Any]) -> None:
+    if not last.bytes_up:
+        return
+    full = full_model_bytes(environment)
+    share = f"{last.bytes_up / full:.2%} of the model" if full else ""
+    table.add_row("up / down, per client and round", byte_count(last.bytes_up), byte_count(last.bytes_down), share)
+
+
+def _add_seconds(table: Table, records: Sequence[RoundRecord]) -> None:
+    measured = [part for part in PARTS if any(part in record.seconds for record in records)]
+    parts = {part: sum(record.seconds.get(part, 0.0) for record in records) for part in measured}
+    for part, seconds in parts.items():
+        table.add_row(f"time: {part}", "", f"{seconds:.0f} s", f"{seconds / (sum(parts.values()) or 1):.0%}")
 
 
 def comparison_tables(comparison: "Comparison") -> list[Table]:
@@ -81,7 +83,7 @@ def comparison_tables(comparison: "Comparison") -> list[Table]:
 
 
 def _plain_table(source: tables.Table) -> Table:
-    """Return a table of the report for the terminal."""
+    """Return a table of the report as a table for the terminal."""
     table = Table(title=source.caption, title_justify="left")
     for column in source.header:
         table.add_column(column, justify="left" if column == source.header[0] else "right")
@@ -91,7 +93,7 @@ def _plain_table(source: tables.Table) -> Table:
 
 
 def parity_table(role: str, parity: "Parity") -> Table:
-    """Return the scores of lm-evaluation-harness beside those of the loop."""
+    """Return the scores by lm-evaluation-harness and by fedcollm's own scorer."""
     table = Table(title=f"{role} on {parity.examples} test examples of {parity.task}", title_justify="left")
     table.add_column("")
     for metric in parity.harness:
@@ -102,14 +104,16 @@ def parity_table(role: str, parity: "Parity") -> Table:
     table.add_row("examples whose picks differ", *map(str, parity.differing.values()))
     lines = [f"log-likelihoods in {parity.dtype} differ by up to {parity.largest_difference:.2g} nats"]
     if any(parity.differing.values()) and parity.dtype != "float32":
-        lines.append("near ties fall either way, as with another batch size; in float32 hardly any do")
+        lines.append(
+            "near ties are decided either way, as they are with another batch size; in float32 there are hardly any"
+        )
     table.caption = "\n".join(lines)
     table.caption_justify = "left"
     return table
 
 
 def cost_table(cost: "Cost", trained: bool = False) -> Table:
-    """Return the parameters, bytes and memory of a configuration."""
+    """Return the parameters, bytes and memory that a configuration takes; `trained` if a measurement was made too."""
     nothing = "" if trained else "; nothing was trained"
     table = Table(title=f"the configuration is valid{nothing}", title_justify="left")
     table.add_column("")
@@ -122,11 +126,11 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
     slm = cost.roles["slm"]
     others = ["none"] * (len(roles) - 1)
-    table.add_row("bytes down, a client a round", byte_count(slm.adapter_bytes), *others)
-    table.add_row("bytes up, a client a round", byte_count(slm.upload_bytes), *others)
+    table.add_row("bytes down, per client and round", byte_count(slm.adapter_bytes), *others)
+    table.add_row("bytes up, per client and round", byte_count(slm.upload_bytes), *others)
     table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
-    lines = [f"memory of one process, estimated: {byte_count(cost.memory_bytes)}", _data_line(cost)]
+    lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", _data_line(cost)]
     if cost.epsilon is not None:
         lines.append(f"privacy: the whole run spends ε = {cost.epsilon:.3g} at δ = {cost.delta:g}")
     table.caption = "\n".join(lines)
@@ -135,7 +139,7 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
 
 
 def settings_table(config: RunConfig) -> Table:
-    """Return the settings of a configuration in words: what every run says, then whatever is not the default."""
+    """Return a configuration in words: main settings, ablations, and data and models that are not the default."""
     table = Table(title="settings", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", overflow="fold")
@@ -151,9 +155,9 @@ def settings_table(config: RunConfig) -> Table:
 
 
 def measured_table(measured: "Measured") -> Table:
-    """Return the seconds, memory and bytes that a run would take."""
-    table = Table(title="a run would take, by a measurement on a few batches", title_justify="left")
-    for column in ("", "a round, on average", "the whole run"):
+    """Return the seconds, memory and bytes that a run would take, as predicted by a measurement."""
+    table = Table(title="prediction for a run, measured on a few batches", title_justify="left")
+    for column in ("", "mean of a round", "whole run"):
         table.add_column(column, justify="right" if column else "left")
     parts = measured.round_seconds
     for part in PARTS:
@@ -161,12 +165,12 @@ def measured_table(measured: "Measured") -> Table:
     whole = measured.run_seconds
     table.add_row("time: loading and round 0", "", duration(measured.start_seconds))
     table.add_row(
-        "time: all",
+        "time: total",
         NOT_COVERED if whole is None else duration(sum(parts.values())),
         NOT_COVERED if whole is None else duration(whole),
     )
     up, down = (_covered_bytes(count) for count in (measured.bytes_up, measured.bytes_down))
-    table.add_row("bytes up / down, a client", f"{up} / {down}", "")
+    table.add_row("bytes up / down, per client", f"{up} / {down}", "")
     table.add_row("bytes, all clients", "", _covered_bytes(measured.run_bytes))
     table.add_row("peak memory", "", byte_count(measured.peak_memory_bytes))
     table.caption = "\n".join(measured.notes) or None

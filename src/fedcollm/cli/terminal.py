@@ -1,12 +1,12 @@
-"""Commands in a terminal: progress while they run, what they leave when they end, and Ctrl-C.
+"""Commands in a terminal: their progress, their results, and Ctrl-C.
 
-Names, failures and questions come from other parties too. They are text: no console here reads markup or emoji in it.
+Names, failures and questions may come from other parties, so no console here interprets markup or emoji in a text.
 """
 
 import contextlib
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def screen(silent: bool) -> Console:
-    """Return a console for progress: what is standard error now, so that standard output can be piped."""
+    """Return a console for progress. It writes to standard error, so that standard output can be piped."""
     return Console(file=sys.stderr, quiet=silent, highlight=False, markup=False, emoji=False)
 
 
@@ -29,32 +29,32 @@ def output() -> Console:
 
 
 @contextlib.contextmanager
-def interruptible(again: str, kept: str = "Every finished round is saved") -> Iterator[None]:
-    """Stop cleanly at Ctrl-C and SIGTERM, and say what is kept and how to go on.
+def interruptible(again: str, kept: str = "Every finished round is saved") -> Generator[None, None, None]:
+    """Turn Ctrl-C and SIGTERM in the block into an error that says what is kept and how to continue.
 
     Args:
-        again: the command that goes on.
-        kept: what is kept, in words.
+        again: the command that continues.
+        kept: a sentence, without its period, that says what is kept.
 
     Raises:
-        Interrupted: somebody stopped it.
+        Interrupted: the block was interrupted.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted. {kept}; go on with: {again}") from None
+        raise Interrupted(f"interrupted. {kept}. Continue with: {again}") from None
 
 
 def show_rounds(records: Iterable["RoundRecord"], directory: Path, again: str, quiet: bool, as_json: bool) -> None:
     """Show a run's rounds as they end, then its summary, and write its report.
 
     Args:
-        records: of the rounds, as the run yields them.
+        records: the records of the rounds, as the run yields them.
         directory: the run directory.
-        again: the command that goes on after an interruption.
-        quiet: print nothing.
-        as_json: print the last record as one line of JSON, and nothing else on standard output.
+        again: the command that continues after an interruption.
+        quiet: whether to print nothing.
+        as_json: whether to print only the last record, as one line of JSON.
     """
     from fedcollm.cli.tables import round_line, summary_table
     from fedcollm.progress import shown

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: frozen pydantic models, YAML in, JSON over the wire."""
+"""The configuration of a run, as frozen pydantic models that are read from YAML and sent as JSON."""
 
 from fedcollm.config.base import Section
 from fedcollm.config.data import FormatConfig, PartitionConfig, TaskConfig

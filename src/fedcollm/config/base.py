@@ -1,7 +1,7 @@
-"""What every section of the configuration has in common."""
+"""The base class of all configuration sections, and the types that they share."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -15,13 +15,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and unknown keys are refused."""
+    """Base class of every section. Sections are frozen and refuse unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def one_of(table: Mapping[str, Choice]) -> Any:
-    """Return a validator that accepts the names of a table of choices, for use in `Annotated`."""
+    """Return a validator, for use in `Annotated`, that accepts only the names in a table of choices."""
 
     def check(name: str) -> str:
         if name not in table:

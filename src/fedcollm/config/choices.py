@@ -1,8 +1,8 @@
-"""Every choice that a configuration offers by name: one table per choice.
+"""The options that a configuration selects by name, one table per key.
 
-Whatever speaks of a choice takes it from here: the configuration's check, the comments of `fedcollm init`, the methods
-of `fedcollm compare` and the words of the report. Adding one takes a row here and a function of the same name in the
-module that does the work (`docs/decisions/0011-choices.md`). Nothing here imports torch.
+The validation of the configuration, the comments of `fedcollm init`, the methods of `fedcollm compare` and the report
+all read these tables. To add an option, add a row here and a function of the same name in the module that implements it
+(`docs/decisions/0011-choices.md`). This module does not import torch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,44 +12,46 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Choice:
-    """One name that a key can have.
+    """One option of a key.
 
     Attributes:
-        comment: what it does, for `fedcollm init`.
-        label: what tables call FedCoLLM with it; empty for the default, which has no method of its own.
-        phrase: how the report says that a run used it; empty for the default.
-        beside: other keys that `fedcollm compare` sets with it, relative to the choice's section.
-        single_updates: whether the server must see each client's update, which secure aggregation hides.
-        plain_lora: whether it takes LoRA's A and B apart, and so works on no other adapter.
-        weighted: whether clients count by their number of examples.
+        comment: what the option does, for `fedcollm init`.
+        label: name of FedCoLLM with this option in comparison tables; empty for options that are not ablations.
+        phrase: how the report says that a run used the option; empty for options that go without saying.
+        beside: other keys that `fedcollm compare` sets together with the option, relative to its section.
+        single_updates: whether the server needs each client's own update, which secure aggregation hides.
+        plain_lora: whether the option treats LoRA's A and B separately, and so works with no other adapter.
+        weighted: whether clients are weighted by their number of examples.
     """
 
     comment: str
     label: str = ""
     phrase: str = ""
-    beside: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict[str, Any])
     single_updates: bool = False
     plain_lora: bool = False
     weighted: bool = False
 
 
-#: `server.distillation.divergence`; functions in `training/divergences.py`.
+#: Options of `server.distillation.divergence`; the functions are in `training/divergences.py`.
 DIVERGENCES: Mapping[str, Choice] = {
-    "forward_kl": Choice("KL(teacher ‖ student), the paper's"),
+    "forward_kl": Choice("KL(teacher ‖ student), as in the paper"),
     "reverse_kl": Choice("KL(student ‖ teacher)", "reverse KL", "the reverse KL divergence"),
-    "jensen_shannon": Choice("the Jensen–Shannon divergence", "Jensen–Shannon", "the Jensen–Shannon divergence"),
-    "skew_kl": Choice("KL to a mixture (DistiLLM)", "skew KL", "the skewed KL divergence"),
+    "jensen_shannon": Choice("Jensen–Shannon divergence", "Jensen–Shannon", "the Jensen–Shannon divergence"),
+    "skew_kl": Choice("KL to a mixture of both (DistiLLM)", "skew KL", "the skewed KL divergence"),
     "skew_reverse_kl": Choice(
-        "reverse KL to a mixture (DistiLLM)", "skew reverse KL", "the skewed reverse KL divergence"
+        "reverse KL to a mixture of both (DistiLLM)", "skew reverse KL", "the skewed reverse KL divergence"
     ),
 }
 
-#: `federation.aggregation`; rules in `federation/aggregation/rules.py`.
+#: Options of `federation.aggregation`; the functions are in `federation/aggregation/rules.py`.
 AGGREGATIONS: Mapping[str, Choice] = {
-    "mean": Choice("weighted by number of examples", phrase="weighted by number of examples", weighted=True),
-    "uniform": Choice("the paper's 1/K", phrase="with equal weights"),
+    "mean": Choice(
+        "weighted by number of examples, as in FedAvg", phrase="weighted by number of examples", weighted=True
+    ),
+    "uniform": Choice("equal weights 1/K, as in the paper", phrase="with equal weights"),
     "product": Choice(
-        "weighted, of LoRA's products B A",
+        "mean of LoRA's products B A, weighted by number of examples",
         "mean of products",
         "as LoRA’s products B A, weighted by number of examples",
         single_updates=True,
@@ -58,20 +60,25 @@ AGGREGATIONS: Mapping[str, Choice] = {
     ),
 }
 
-#: `federation.server_optimizer.kind`; functions in `federation/server_optimizers.py`.
+#: Options of `federation.server_optimizer.kind`; the functions are in `federation/server_optimizers.py`.
 SERVER_OPTIMIZERS: Mapping[str, Choice] = {
-    "average": Choice("take the mean change as it is (FedAvg)"),
+    "average": Choice("plain FedAvg"),
     "fedavgm": Choice("with momentum", "FedAvgM server", "FedAvgM", {"momentum": 0.5}),
-    "fedadam": Choice("as Adam would", "FedAdam server", "FedAdam", {"learning_rate": 0.01}),
+    "fedadam": Choice("with Adam", "FedAdam server", "FedAdam", {"learning_rate": 0.01}),
 }
 
-#: `client.schedule` and `server.schedule`; by transformers' `get_scheduler`, see `training/optimizers.py`.
+#: Options of `client.schedule` and `server.schedule`, implemented by transformers' `get_scheduler`; see
+#: `training/optimizers.py`.
 SCHEDULES: Mapping[str, Choice] = {
-    "constant": Choice("after the warm-up, the learning rate stays"),
-    "linear": Choice("it falls linearly to 0", "linear schedule", "a learning rate that falls linearly to 0"),
+    "constant": Choice("the learning rate stays at its peak after the warm-up"),
+    "linear": Choice(
+        "it decays linearly to 0 by the end of each round",
+        "linear schedule",
+        "a learning rate that falls linearly to 0",
+    ),
 }
 
-#: Key of the configuration, its leaf, to its table: the same name has the same table wherever it stands.
+#: Last part of a dotted key to its table. A name has the same table in every section.
 TABLES: Mapping[str, Mapping[str, Choice]] = {
     "divergence": DIVERGENCES,
     "aggregation": AGGREGATIONS,
@@ -79,7 +86,7 @@ TABLES: Mapping[str, Mapping[str, Choice]] = {
     "schedule": SCHEDULES,
 }
 
-#: Where `fedcollm compare` sets a choice: one section, or several at once.
+#: Last part of a dotted key to the sections in which `fedcollm compare` sets it.
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "divergence": ("server.distillation",),
     "aggregation": ("federation",),
@@ -89,16 +96,16 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def comment(key: str) -> str:
-    """Return the comment of a key that is a choice: every name with what it does.
+    """Return the comment for a key with options: every option with what it does.
 
     >>> comment("kind")
-    'average: take the mean change as it is (FedAvg); fedavgm: with momentum; fedadam: as Adam would'
+    'average: plain FedAvg; fedavgm: with momentum; fedadam: with Adam'
     """
     return "; ".join(f"{name}: {choice.comment}" for name, choice in TABLES[key].items())
 
 
 def ablations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield a method per choice that is no default: its name, its label, and the dotted keys that it sets."""
+    """Yield the name, the label and the dotted keys of one ablation per option that has a label."""
     for key, table in TABLES.items():
         for name, choice in table.items():
             if choice.label:

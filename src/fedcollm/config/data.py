@@ -1,4 +1,4 @@
-"""Sections of a run's configuration: the data, and how it is split."""
+"""The `task` section of the configuration: the data and how it is split."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,16 +9,16 @@ from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
 
 
 class PartitionConfig(Section):
-    """How the private examples are divided among clients."""
+    """How the private examples are divided among the clients."""
 
     kind: Literal["iid", "dirichlet", "shards", "natural", "quantity", "pooled"] = "dirichlet"
-    """iid, dirichlet (label skew), shards, natural (own groups), quantity (sizes grow) or pooled (centralized)"""
+    """iid, dirichlet (label skew), shards (few labels), natural (groups), quantity (uneven), pooled (one client)"""
     alpha: PositiveFloat = 0.3
-    """concentration of `dirichlet`: smaller is more skewed"""
+    """dirichlet only: concentration α; the smaller it is, the more the clients' labels differ"""
     shards: Positive = 2
-    """shards per client, for `shards`"""
+    """shards only: number of shards per client"""
     with_public: bool = False
-    """`pooled` only: the one client holds the labelled public part too"""
+    """pooled only: whether the one client also holds the labelled public examples"""
 
     @model_validator(mode="after")
     def _public_part_only_if_pooled(self) -> "PartitionConfig":
@@ -28,16 +28,16 @@ class PartitionConfig(Section):
 
 
 class FormatConfig(Section):
-    """How rows of the user's own JSONL, CSV or Parquet become prompts and answers."""
+    """How the rows of your own JSONL, CSV or Parquet files become prompts and answers."""
 
     prompt: str
-    """template with {column} fields, such as "{diagnosis}:" """
+    """template of the prompt, with column names in braces, such as "{diagnosis}:" """
     answer: str
-    """name of the column that holds the right answer"""
+    """column that holds the right answer"""
     choices: list[str] | str | None = None
-    """list of choices, or the column that holds them; null: free completion"""
+    """list of the possible answers, or the column that holds them; null: the model completes the prompt freely"""
     group: str | None = None
-    """column of the natural client id"""
+    """column that says which client (hospital, bank, ...) a row belongs to; needed for partition kind natural"""
 
 
 class TaskConfig(Section):
@@ -46,17 +46,17 @@ class TaskConfig(Section):
     name: str = "icd10"
     """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, professions, digits, or custom (your own files)"""
     path: Path | None = None
-    """directory with train, dev, test files, for tasks read from files; null: the hub or the package"""
+    """your file, or a directory with train, dev or test files; null: load from the hub or an installed package"""
     format: FormatConfig | None = None
-    """columns and templates of your own files (task name: custom)"""
+    """custom only: prompt, answer, choices and group, which say how rows become examples"""
     clients: Positive = 4
     """number of clients K"""
     partition: PartitionConfig = PartitionConfig()
     private_size: Positive = 320
-    """examples per client (the mean, where the partition makes sizes unequal)"""
+    """private training examples per client; the mean, if the partition makes the clients unequal"""
     public_size: NonNegative = 320
-    """labelled examples of the server's public set D_a"""
+    """labelled examples in the server's public set D_a"""
     unlabelled_size: NonNegative = 0
-    """unlabelled examples of D_a: used for distillation only"""
+    """unlabelled examples in D_a, which only distillation can use"""
     test_size: Positive = 300
-    """examples for scoring"""
+    """examples for evaluation, which nobody trains on"""

@@ -1,4 +1,4 @@
-"""Sections of a run's configuration: rounds, aggregation, secure aggregation, privacy and deadlines."""
+"""The `federation` section of the configuration: rounds, aggregation, secure aggregation, privacy, deadlines."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from fedcollm.config.choices import AGGREGATIONS, SERVER_OPTIMIZERS, comment
 
 
 def asked_clients(count: int, fraction: float) -> int:
-    """Return how many of `count` clients a round asks.
+    """Return how many of `count` clients a round samples: the given fraction, but at least one.
 
     >>> [asked_clients(4, fraction) for fraction in (1.0, 0.5, 0.01)]
     [4, 2, 1]
@@ -18,18 +18,18 @@ def asked_clients(count: int, fraction: float) -> int:
 
 
 class SecureAggregationConfig(Section):
-    """Secure aggregation, with the numbers that all parties must agree on; `true` or `false` alone sets `enabled`."""
+    """Secure aggregation. All parties must use the same values. A plain `true` or `false` sets `enabled`."""
 
     enabled: bool = False
-    """true: the server learns only the sum of the clients' changes, and nothing of a single client"""
+    """true: the server learns only the sum of the clients' updates, never a single client's update"""
     threshold: Positive | None = None
-    """clients needed to open a sum, more than 2/3 of those asked in a round; null: the smallest such number"""
+    """number of clients needed to open a sum, more than 2/3 of a round's clients; null: the smallest such number"""
     value_range: PositiveFloat = 1.0
-    """largest change of a parameter in a round; a larger one is an error (privacy at level client has its own range)"""
+    """largest change of a parameter in a round; a larger one is an error; unused with privacy level client"""
     max_weight: Positive = 4096
-    """largest number of examples of a client"""
+    """largest number of examples that a client may have"""
     simulate_quantization: bool = False
-    """without secure aggregation: round values as it does, so that a run gives exactly the bits that it would give"""
+    """without secure aggregation: round updates in the same way, to get bit-identical results at less cost"""
 
     @model_validator(mode="before")
     @classmethod
@@ -38,47 +38,47 @@ class SecureAggregationConfig(Section):
 
 
 class DeadlinesConfig(Section):
-    """How long the server of a deployment waits, in seconds; a client that takes longer is lost for the round."""
+    """How long the server of a deployment waits, in seconds. A straggler that takes longer is lost for the round."""
 
     training: PositiveFloat = 3600.0
-    """for a client's local training"""
+    """seconds that a deployed server waits for a client's local training; after that, the client misses the round"""
     phase: PositiveFloat = 120.0
-    """for a client's answer in a later phase of secure aggregation"""
+    """seconds that it waits for a client's answer in each later phase of secure aggregation"""
     absence: PositiveFloat = 60.0
-    """for a client that is not connected to come back"""
+    """seconds that it waits for a disconnected client to reconnect"""
 
 
 class PrivacyConfig(Section):
-    """Differential privacy: what a client's update must hide, and how well. All parties must agree on it."""
+    """Differential privacy: what an update must hide, and how well. All parties must use the same values."""
 
     level: Literal["client", "example"]
-    """what is hidden: client: a client's whole part; example: every single example"""
+    """what is protected: client: a client's whole contribution; example: each single training example"""
     clip: PositiveFloat
-    """largest L2 norm of a client's change (level client) or of an example's gradient (level example)"""
+    """clipping norm: largest L2 norm of a client's update (level client) or a per-example gradient (level example)"""
     noise_multiplier: PositiveFloat
-    """standard deviation of the noise in a sum, as a multiple of clip"""
+    """standard deviation of the noise in a sum, as a multiple of clip; more noise gives a smaller ε"""
     delta: Annotated[float, Field(gt=0, lt=1)]
-    """δ, the chance that the guarantee may fail: well below 1 / number of clients or examples"""
+    """δ, the probability that the guarantee may fail; choose it well below 1 / number of clients or examples"""
     sampling_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """level example: the chance q of every example to be in a step's batch; a round has epochs / q steps"""
+    """level example only: probability q that an example is in a step's batch; a round takes epochs / q steps"""
 
 
 class ServerOptimizerConfig(Section):
-    """What the server does with the clients' mean change, its pseudo-gradient (Reddi et al., arXiv 2003.00295)."""
+    """The server optimizer, whose pseudo-gradient is the clients' mean update (Reddi et al., arXiv 2003.00295)."""
 
     kind: Annotated[str, one_of(SERVER_OPTIMIZERS), Field(description=comment("kind"))] = "average"
     learning_rate: PositiveFloat = 1.0
-    """server learning rate η; fedadam wants about 0.01"""
+    """server learning rate η, which multiplies the mean update; for fedadam, try 0.01"""
     momentum: Share = 0.9
-    """β of fedavgm, β₁ of fedadam"""
+    """momentum β of fedavgm, β₁ of fedadam"""
     decay: Share = 0.99
-    """β₂ of fedadam"""
+    """β₂ of fedadam, the decay of the second moment"""
     tau: PositiveFloat = 1.0e-3
-    """τ of fedadam, its adaptivity: added to the root of the second moment"""
+    """τ of fedadam, added to the square root of the second moment (PyTorch calls it eps)"""
 
     @property
     def is_plain(self) -> bool:
-        """Whether the mean is taken as it is (FedAvg)."""
+        """Whether the mean update is applied unchanged, as in FedAvg."""
         return self.kind == "average" and self.learning_rate == 1
 
 
@@ -88,23 +88,23 @@ class FederationConfig(Section):
     rounds: Positive = 5
     """rounds of broadcast, local fine-tuning, aggregation and distillation"""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """share of the clients drawn in each round"""
+    """fraction of the clients that is sampled for each round"""
     participants: list[str] | None = None
-    """restrict the federation to these client ids; []: no clients (server only); null: all"""
+    """ids of the clients that take part; []: no clients, the server works alone; null: all clients"""
     aggregation: Annotated[str, one_of(AGGREGATIONS), Field(description=comment("aggregation"))] = "mean"
     upload: Literal["float32", "float16", "bfloat16"] = "float32"
-    """dtype that a client's adapter travels in, rounded to the nearest: 16 bits halve the bytes up"""
+    """dtype of the adapters that clients send; a 16-bit dtype halves the upload and rounds the values"""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     min_clients: Positive = 1
-    """a round with fewer updates fails; under secure aggregation secure_aggregation.threshold says this"""
+    """quorum: a round with fewer updates fails; with secure aggregation, secure_aggregation.threshold is the quorum"""
     deadlines: DeadlinesConfig = DeadlinesConfig()
     max_update_norm: PositiveFloat = 1000.0
-    """largest L2 norm of a client's change, where the server sees it; a larger change is refused"""
+    """largest L2 norm of a client's update; a larger update is rejected (not checked under secure aggregation)"""
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
     privacy: PrivacyConfig | None = None
     """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
 
     @property
     def weighted(self) -> bool:
-        """Whether clients count by their number of examples."""
+        """Whether clients are weighted by their number of examples."""
         return AGGREGATIONS[self.aggregation].weighted

@@ -1,10 +1,10 @@
-"""From presets, YAML files and overrides to a checked configuration."""
+"""Load and validate a configuration from a preset, a YAML file and overrides."""
 
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,24 +14,24 @@ from fedcollm.errors import UserError
 
 
 def preset_names() -> list[str]:
-    """Names of the configurations that ship with fedcollm."""
+    """Return the names of the configurations that ship with fedcollm."""
     return sorted(file.name.removesuffix(".yaml") for file in _presets().iterdir() if file.name.endswith(".yaml"))
 
 
 def preset_description(name: str) -> str:
-    """The comment on a preset's first line."""
+    """Return the description of a preset, which is the comment on its first line."""
     return (_presets() / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
 def load_config(source: str | Path | Mapping[str, Any] = "icd10", **overrides: Any) -> RunConfig:
-    """Return a checked configuration.
+    """Return a validated configuration.
 
     Args:
-        source: a preset's name, a YAML file, or the values themselves as nested dicts.
+        source: name of a preset, path of a YAML file, or the values as nested dicts.
         overrides: nested dicts (`client={"epochs": 2}`) or dotted keys (`**{"client.epochs": 2}`).
 
     Raises:
-        UserError: lists everything that is wrong, with the nearest valid key.
+        UserError: the configuration is invalid. The message lists every error, and the nearest valid key for a typo.
 
     >>> load_config("icd10", **{"federation.rounds": 2}).federation.rounds
     2
@@ -49,25 +49,30 @@ def load_config(source: str | Path | Mapping[str, Any] = "icd10", **overrides: A
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """`a.b=c` strings, values read as YAML, to dotted overrides.
+    """Return the overrides in `a.b=c` strings as dotted key to value, which is read as YAML.
+
+    Raises:
+        UserError: a string has no key or no `=`, or its value is not valid YAML.
 
     >>> parse_settings(["client.epochs=2", "llm.layers=null"])
     {'client.epochs': 2, 'llm.layers': None}
     """
-    pairs = {}
+    pairs: dict[str, Any] = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:
-            raise UserError(f"--set {setting!r}: write it as key=value, such as --set federation.rounds=2")
+            raise UserError(f"--set {setting!r}: write it as key=value, such as --set federation.rounds=2.")
         try:
             pairs[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UserError(f"--set {setting!r}: the value is not valid YAML") from error
+            raise UserError(
+                f"--set {setting!r}: the value is not valid YAML. Quote text that has special characters."
+            ) from error
     return pairs
 
 
 def commented_yaml(config: RunConfig) -> str:
-    """The whole configuration as YAML, with a comment a key that has a docstring."""
+    """Return the whole configuration as YAML, in which a comment explains each key."""
     return "\n".join(_lines(config, "")) + "\n"
 
 
@@ -84,42 +89,53 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
         if not path.is_file():
             near = difflib.get_close_matches(name, preset_names(), 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"no preset or configuration file {name!r}.{hint} Presets: {', '.join(preset_names())}")
+            raise UserError(f"no preset or configuration file {name!r}.{hint} Presets: {', '.join(preset_names())}.")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"configuration {name} can't be read: {error}") from error
+            raise UserError(f"configuration {name} can't be read: {error}. Check that it is a UTF-8 file.") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"configuration {name} is not valid YAML: {error}") from error
-    if not isinstance(values, dict | None):
-        raise UserError(f"configuration {name} must be a mapping of keys, not {type(values).__name__}")
-    return values or {}
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"configuration {name} must be a mapping of keys to values, such as `seed: 0`, not {type(values).__name__}"
+        )
+    return cast("dict[str, Any]", values)
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
+    *sections, last = key.split(".")
+    nested: dict[str, Any] = {last: value}
+    for section in reversed(sections):
+        nested = {section: nested}
+    return nested
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        if isinstance(value, Mapping):
-            old = {"enabled": old} if isinstance(old, bool) else old  # the short form of `secure_aggregation`
-            value = _merged(old if isinstance(old, Mapping) else {}, value)
-        elif isinstance(value, bool) and isinstance(old, Mapping):
-            value = dict(old) | {"enabled": value}
-        result[key] = value
-    return result
+    return {**base, **{key: _merged_value(base.get(key), value) for key, value in over.items()}}
+
+
+def _merged_value(old: Any, new: Any) -> Any:
+    """Return the new value of a key: two sections are merged, and a bool for a section is its `enabled`."""
+    if _is_section(new):
+        old = {"enabled": old} if isinstance(old, bool) else old  # the short form of `secure_aggregation`
+        return _merged(old if _is_section(old) else {}, new)
+    if isinstance(new, bool) and _is_section(old):
+        return {**old, "enabled": new}
+    return new
+
+
+def _is_section(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
 
 
 def explain(error: ValidationError) -> str:
-    """Every error on a line: key, value, what is wrong, and the nearest valid key."""
-    lines = []
+    """Return one line per validation error: the key, the value, what is wrong, and the nearest valid key for a typo."""
+    lines: list[str] = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
@@ -144,7 +160,7 @@ def _fields_at(location: Iterable[str | int]) -> list[str]:
 
 
 def _lines(section: Section, indent: str) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):

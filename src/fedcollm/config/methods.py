@@ -1,4 +1,4 @@
-"""Every method, baseline and control of a comparison: each a configuration of the same loop."""
+"""The methods, baselines and controls of a comparison, each of which is a configuration of the same loop."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 from fedcollm.config import RunConfig
 from fedcollm.config.choices import ablations
 
-#: Where nothing leaves the one place that the data is in, there is nobody to hide it from, and nothing to send.
+#: Settings of `federation` for a run with a single data holder, which sends nothing and hides nothing.
 _ALONE: Mapping[str, Any] = {
     "secure_aggregation": {},
     "privacy": None,
@@ -21,28 +21,29 @@ Configure = Callable[[RunConfig], dict[str, RunConfig]]
 
 @dataclass(frozen=True)
 class Method:
-    """A row of a comparison.
+    """One row of a comparison table.
 
     Attributes:
-        label: what a reader calls it.
-        configure: makes the configuration of every run that it takes, by name; most take one, with the name "".
-        changes: dotted keys that it sets, if it is an ablation of FedCoLLM; empty for a method of its own.
+        label: name of the method for readers.
+        configure: returns the configurations of the method's runs by name, given the base configuration; most methods
+            have a single run, whose name is "".
+        changes: the dotted keys that the method sets, if it is an ablation of FedCoLLM; otherwise empty.
     """
 
     label: str
     configure: Configure
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def description(self) -> str:
-        """What it is, in a sentence."""
+        """One-line description of the method."""
         if self.changes:
             return f"{self.label}: " + ", ".join(f"{key} = {value}" for key, value in self.changes.items())
         return (self.configure.__doc__ or self.label).strip().splitlines()[0]
 
 
 def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """Return a checked copy with the values of some dotted keys replaced.
+    """Return a validated copy of a configuration in which some dotted keys have new values.
 
     >>> changed(RunConfig(), {"server.distillation.weight": 0.5}).server.distillation.weight
     0.5
@@ -58,27 +59,27 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 
 def fedcollm(config: RunConfig) -> dict[str, RunConfig]:
-    """The method itself."""
+    """The method itself, as configured."""
     return {"": config}
 
 
 def fedavg(config: RunConfig) -> dict[str, RunConfig]:
-    """FedAvg (McMahan et al., arXiv 1602.05629): no distillation."""
+    """FedAvg (McMahan et al., arXiv 1602.05629), without distillation."""
     return {"": changed(config, {"server.epochs": 0})}
 
 
 def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
-    """FedAvg, and plain cross-entropy on D_a for both roles (λ = 0): what labelled public data gives alone.
+    """FedAvg plus cross-entropy on D_a for both models (λ = 0), which measures what labelled public data alone gives.
 
-    Its LLM is the control "LLM on D_a only": with λ = 0 nothing of the clients reaches it.
+    Its LLM is the control "LLM on D_a only", because with λ = 0 it learns nothing from the clients.
     """
     return {"": changed(config, {"server.distillation.weight": 0.0, "server.distillation.llm_weight": 0.0})}
 
 
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
-    """Each client alone: as many runs as clients."""
+    """Each client trains alone, in one run per client."""
     alone = changed(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
-    runs = {}
+    runs: dict[str, RunConfig] = {}
     for k in range(config.task.clients):
         rank = config.client.rank(k)
         own = {"client.ranks": None if rank is None else [rank], "client.personal": False}
@@ -87,7 +88,7 @@ def standalone(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
-    """One-way distillation from the LLM on D_a, no federation."""
+    """One-way distillation from the LLM to the SLM on D_a, without federation."""
     weight = config.server.distillation.weight or 1.0
     one_way = {"server.distillation.weight": weight, "server.distillation.llm_weight": 0.0}
     return {"": changed(config, one_way | {"federation.participants": [], "federation.privacy": None})}
@@ -100,17 +101,17 @@ def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
 
 
 def centralized(config: RunConfig) -> dict[str, RunConfig]:
-    """The SLM tuned on all private data in one place."""
+    """The SLM trained on all private data in one place."""
     return {"": _pooled(config, with_public=False)}
 
 
 def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
-    """The LLM tuned on all private data and the labelled part of D_a in one place, with the server's learning rate."""
+    """The LLM trained on all private data and labelled D_a in one place, with the server's learning rate."""
     server = {f"client.{key}": getattr(config.server, key) for key in ("learning_rate", "batch_size")}
     return {"": changed(_pooled(config, with_public=True), {"slm": config.llm.model_dump()} | server)}
 
 
-#: The paper's table and the controls that it lacks, in the order of ours.
+#: The methods of the paper's table and the controls that it lacks, in the order of our tables.
 PAPER: Mapping[str, Method] = {
     "standalone": Method("standalone (mean of clients)", standalone),
     "fedavg": Method("FedAvg", fedavg),
@@ -123,7 +124,7 @@ PAPER: Mapping[str, Method] = {
 
 _PLUS = {"server.distillation.teach_where_better": True}
 
-#: Ablations that are no choice of one name: name to label and to the keys that it changes.
+#: Ablations that are not an option in `choices.py`: name to label and changed keys.
 _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "labelled_only": ("FedCoLLM, labelled public data only", {"task.unlabelled_size": 0}),
     "one_way": ("FedCoLLM, LLM → SLM only", {"server.distillation.llm_weight": 0.0}),
@@ -155,7 +156,7 @@ def _ablation(label: str, changes: Mapping[str, Any]) -> Method:
     return Method(label, lambda config: {"": changed(config, changes)}, changes)
 
 
-#: Every method that `compare` knows, in the order of its tables. Choices bring their own, see `choices.py`.
+#: Every method of `fedcollm compare`, in the order of its tables. Labelled options of `choices.py` are methods too.
 METHODS: Mapping[str, Method] = {
     **PAPER,
     **{name: _ablation(*row) for name, row in _ABLATIONS.items()},

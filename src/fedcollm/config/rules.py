@@ -1,6 +1,6 @@
-"""Every refusal of a combination of keys, each a row of one table: when it applies, and what to say.
+"""Rules that refuse combinations of keys, listed in `RULES`. Each rule yields one message per violation.
 
-A rule that a single key or section can check by itself stands with that section; what is here needs two sections.
+A check that needs only one section is in that section's class. The rules here compare several sections.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
+from fedcollm.config.training import ClientConfig
 
 if TYPE_CHECKING:
     from fedcollm.config.run import RunConfig
@@ -17,12 +18,12 @@ Rule = Callable[["RunConfig"], Iterator[str]]
 
 
 def refusals(config: "RunConfig") -> list[str]:
-    """Return what is wrong with a configuration as a whole, one message per refused combination."""
+    """Return one message for each combination of keys in a configuration that is refused."""
     return [reason for rule in RULES for reason in rule(config)]
 
 
 def clients_per_round(config: "RunConfig") -> int:
-    """Return the number of clients that a round asks."""
+    """Return the number of clients that are sampled for a round."""
     federation = config.federation
     clients = config.task.clients if federation.participants is None else len(federation.participants)
     return asked_clients(clients, federation.fraction) if clients else 0
@@ -32,95 +33,100 @@ def _enough_clients(config: "RunConfig") -> Iterator[str]:
     federation, asked = config.federation, clients_per_round(config)
     if federation.min_clients > 1 and federation.secure_aggregation.enabled:
         yield (
-            f"federation.min_clients {federation.min_clients} with secure_aggregation: the number of clients that a "
-            "sum needs is federation.secure_aggregation.threshold. Set that instead"
+            f"federation.min_clients {federation.min_clients} can't be combined with secure_aggregation, whose quorum "
+            "is federation.secure_aggregation.threshold. Set that instead"
         )
     if asked and federation.min_clients > asked:
         yield (
-            f"federation.min_clients {federation.min_clients}, but a round asks only {asked} clients. "
+            f"federation.min_clients {federation.min_clients} is more than the {asked} clients of a round. "
             "Lower it, or raise task.clients or federation.fraction"
         )
     if federation.secure_aggregation.enabled and 0 < asked < 3:
         yield (
-            f"federation.secure_aggregation needs at least 3 clients in a round, and here {asked} would be asked: "
-            "of a sum of two, each learns the other's part. Raise task.clients or federation.fraction"
+            f"federation.secure_aggregation needs at least 3 clients in a round, but a round has {asked}: in a sum of "
+            "two, each client learns the other's part. Raise task.clients or federation.fraction"
         )
 
 
 def _privacy(config: "RunConfig") -> Iterator[str]:
-    federation, privacy, client = config.federation, config.federation.privacy, config.client
+    federation, privacy = config.federation, config.federation.privacy
     if privacy is None:
         return
     if privacy.level == "client" and privacy.sampling_rate is not None:
-        yield (
-            f"federation.privacy: sampling_rate {privacy.sampling_rate:g} means nothing at level client: leave it out"
-        )
+        yield f"federation.privacy: sampling_rate {privacy.sampling_rate:g} has no effect at level client. Remove it"
     if privacy.level == "example" and privacy.sampling_rate is None:
-        yield "federation.privacy: level example needs sampling_rate, such as batch_size / private_size"
+        yield "federation.privacy: level example needs sampling_rate. Set it to about batch_size / private_size"
     if federation.weighted:
         yield (
-            f"federation.privacy: aggregation: {federation.aggregation} weighs by the clients' numbers of examples, "
-            "which are private; set federation.aggregation: uniform"
+            f"federation.privacy: aggregation {federation.aggregation} weights clients by their numbers of examples, "
+            "which are private. Set federation.aggregation: uniform"
         )
     if privacy.level == "client" and not federation.secure_aggregation.enabled:
         yield (
-            "federation.privacy: at level client each client adds only its share of the noise, too little for a server "
-            "that sees single updates; set federation.secure_aggregation: true"
+            "federation.privacy: at level client, each client adds only its share of the noise, which is too little "
+            "if the server sees single updates. Set federation.secure_aggregation: true"
         )
-    if privacy.level == "client":
-        return
-    if config.slm.adapter.kind.lower() != "lora":
+    if privacy.level == "example":
+        yield from _example_privacy(config.slm.adapter, config.client)
+
+
+def _example_privacy(adapter: AdapterConfig, client: ClientConfig) -> Iterator[str]:
+    """Yield what DP-SGD, which example-level privacy uses, can't be combined with."""
+    if adapter.kind.lower() != "lora":
         yield (
-            "federation.privacy: level example needs gradients of single examples, which slm.adapter.kind: "
-            f"{config.slm.adapter.kind} does not give; set slm.adapter.kind: lora"
+            f"federation.privacy: level example needs per-example gradients, which slm.adapter.kind: {adapter.kind} "
+            "does not support. Set slm.adapter.kind: lora"
         )
     if client.proximal:
         yield (
-            f"federation.privacy: client.proximal {client.proximal:g} is not part of DP-SGD's step; "
-            "set client.proximal: 0"
+            f"federation.privacy: client.proximal {client.proximal:g} is not part of a DP-SGD step. "
+            "Set client.proximal: 0"
         )
     if client.max_grad_norm is not None:
         yield (
-            "federation.privacy: level example clips the gradient of each example (federation.privacy.clip), not their "
-            "sum; set client.max_grad_norm: null"
+            f"federation.privacy: client.max_grad_norm {client.max_grad_norm:g} clips sums of gradients, but level "
+            "example clips per-example gradients (federation.privacy.clip). Set client.max_grad_norm: null"
         )
     if client.gradient_accumulation > 1:
         yield (
-            f"federation.privacy: client.gradient_accumulation {client.gradient_accumulation} means nothing at level "
-            "example, whose batches are drawn at sampling_rate; set client.gradient_accumulation: 1"
+            f"federation.privacy: client.gradient_accumulation {client.gradient_accumulation} has no effect at level "
+            "example, whose batches are drawn at sampling_rate. Set client.gradient_accumulation: 1"
         )
 
 
 def needs_single_updates(federation: FederationConfig, key: str, value: object, instead: str) -> Iterator[str]:
-    """Yield why a key that needs single updates, or gives them another form, conflicts with what hides them.
+    """Yield a message if the server does not see single float32 updates of one shape, which a key depends on.
 
     Args:
-        federation: the section that may hide them.
-        key: with its section.
-        value: that it has.
-        instead: value that is always allowed.
+        federation: the section whose secure aggregation or privacy may be on.
+        key: dotted name of the key.
+        value: current value of the key.
+        instead: a value of the key that is always allowed.
     """
     secure = federation.secure_aggregation
     hiding = {
-        "secure_aggregation": (secure.enabled, "the server sees only a sum of 32-bit words, as many at each client"),
+        "secure_aggregation": (secure.enabled, "the server sees only a sum of 32-bit words, equally many per client"),
         "secure_aggregation.simulate_quantization": (
             secure.simulate_quantization,
-            "it does as secure aggregation, whose sum is of 32-bit words",
+            "it simulates secure aggregation, which sums 32-bit words",
         ),
-        "privacy": (federation.privacy is not None, "its noise was worked out for a whole update in 32 bits"),
+        "privacy": (federation.privacy is not None, "its noise is calibrated for a whole update in 32 bits"),
     }
     for name, (is_on, reason) in hiding.items():
         if is_on:
-            yield f"{key} {value} with federation.{name}: {reason}. Set {key}: {instead}"
+            yield f"{key} {value} can't be combined with federation.{name}: {reason}. Set {key}: {instead}"
             return
 
 
 def _not_plain_lora(adapter: AdapterConfig, what: str) -> Iterator[str]:
-    """Yield why something that takes LoRA's A and B apart doesn't work with this adapter."""
+    """Yield a message if an adapter is not plain LoRA with trainable A and B, which a feature (`what`) needs."""
     if adapter.kind.lower() != "lora" or adapter.options.get("use_dora"):
-        yield f"{what} needs LoRA's A and B alone. Set slm.adapter.kind: lora, without use_dora"
+        yield f"{what} needs a plain LoRA adapter. Set slm.adapter.kind: lora, without use_dora"
     elif adapter.freeze_a:
-        yield f"{what} needs both A and B to travel. Set slm.adapter.freeze_a: false (with it a mean is exact)"
+        yield (
+            f"{what} needs clients to send both A and B. Set slm.adapter.freeze_a: false (a plain mean is already "
+            "exact for a frozen A)"
+        )
 
 
 def _aggregation(config: "RunConfig") -> Iterator[str]:
@@ -132,15 +138,16 @@ def _aggregation(config: "RunConfig") -> Iterator[str]:
         yield from _not_plain_lora(config.slm.adapter, f"federation.aggregation {name}")
     if name == "product" and not optimizer.is_plain:
         yield (
-            f"federation.aggregation product with federation.server_optimizer {optimizer.kind}, learning_rate "
-            f"{optimizer.learning_rate:g}: a server optimizer moves A and B themselves, which the product's mean makes "
-            "anew in every round. Set federation.server_optimizer.kind: average and "
+            f"federation.aggregation product can't be combined with federation.server_optimizer {optimizer.kind}, "
+            f"learning_rate {optimizer.learning_rate:g}: a server optimizer steps on A and B, which the mean of "
+            "products factorizes anew in every round. Set federation.server_optimizer.kind: average and "
             "federation.server_optimizer.learning_rate: 1, or federation.aggregation: mean"
         )
     if name == "product" and config.server.layer_transfer:
         yield (
-            f"server.layer_transfer {config.server.layer_transfer:g} with federation.aggregation product: what is "
-            "moved is the change of A and B themselves, which the product's mean makes anew. Change one of them"
+            f"server.layer_transfer {config.server.layer_transfer:g} can't be combined with federation.aggregation "
+            "product: it transfers the change of A and B, which the mean of products factorizes anew in every round. "
+            "Set server.layer_transfer: 0 or federation.aggregation: mean"
         )
 
 
@@ -154,13 +161,13 @@ def _uploads(config: "RunConfig") -> Iterator[str]:
     yield from _not_plain_lora(adapter, f"client.ranks {ranks}")
     if federation.aggregation not in ("mean", "uniform", "product"):
         yield (
-            f"client.ranks {ranks} with federation.aggregation {federation.aggregation}, which needs updates of one "
-            "shape. Set federation.aggregation: mean, or client.ranks: null"
+            f"client.ranks {ranks} can't be combined with federation.aggregation {federation.aggregation}, which needs "
+            "updates of one shape. Set federation.aggregation: mean, or client.ranks: null"
         )
     if max(ranks) > adapter.rank:
         yield (
-            f"client.ranks {ranks} go up to {max(ranks)}, and the adapter that they are parts of has rank "
-            f"{adapter.rank}. Raise slm.adapter.rank, or lower client.ranks"
+            f"client.ranks {ranks} exceed the rank of the whole adapter, slm.adapter.rank {adapter.rank}. "
+            "Raise slm.adapter.rank, or lower client.ranks"
         )
 
 
@@ -171,21 +178,24 @@ def _layer_transfer(config: "RunConfig") -> Iterator[str]:
     adapters = slm.adapter == llm.adapter and slm.adapter.kind.lower() == "lora"
     if share and not (cut and adapters and not slm.adapter.freeze_a):
         yield (
-            f"server.layer_transfer {share:g} needs an SLM that was cut from the LLM by layers (slm.source as "
-            "llm.source, llm.layers null, no pretrain_epochs) and the same adapter for both, of kind lora and without "
-            "freeze_a. Set those, or server.layer_transfer: 0"
+            f"server.layer_transfer {share:g} needs an SLM that consists of the LLM's layers (the same source, "
+            "llm.layers: null, pretrain_epochs: 0) and the same adapter settings for both models, of kind lora and "
+            "without freeze_a. Set these, or server.layer_transfer: 0"
         )
 
 
 def _something_to_train(config: "RunConfig") -> Iterator[str]:
     if config.server.epochs and not config.task.public_size + config.task.unlabelled_size:
         yield (
-            "server.epochs > 0 needs public data: set task.public_size or task.unlabelled_size, "
+            f"server.epochs {config.server.epochs} needs public data. Set task.public_size or task.unlabelled_size, "
             "or server.epochs: 0 (FedAvg)"
         )
     if config.federation.participants == [] and not config.server.epochs:
-        yield "federation.participants: [] with server.epochs: 0 trains nothing"
+        yield (
+            "federation.participants: [] with server.epochs: 0 trains nothing. "
+            "Set participants: null, or raise server.epochs"
+        )
 
 
-#: In the order in which their messages appear.
+#: All rules, in the order in which their messages appear.
 RULES: tuple[Rule, ...] = (_enough_clients, _privacy, _aggregation, _uploads, _layer_transfer, _something_to_train)

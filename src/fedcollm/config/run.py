@@ -1,6 +1,6 @@
-"""The whole configuration of a run."""
+"""The complete configuration of a run."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import model_validator
 
@@ -11,7 +11,7 @@ from fedcollm.config.federation import FederationConfig
 from fedcollm.config.models import ModelConfig
 from fedcollm.config.training import ClientConfig, EvaluationConfig, ServerConfig
 
-#: Raised with every change of keys that older configurations can't be read with.
+#: Increased whenever the keys change so that older configurations can no longer be read.
 SCHEMA_VERSION = 2
 
 
@@ -19,15 +19,15 @@ class RunConfig(Section):
     """Everything that a run depends on."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
-    """version of these keys; a configuration of another version is refused"""
+    """version of the configuration format; fedcollm refuses a configuration of another version"""
     name: str = "icd10"
-    """name of the run; its directory is runs/NAME by default"""
+    """name of the run; its output directory is runs/NAME by default"""
     seed: NonNegative = 0
-    """seed of data split, initial values, batch order and client sampling"""
+    """seed of everything random: data split, initial weights, batch order, client sampling"""
     device: str = "auto"
-    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1, ..."""
+    """cpu, cuda, cuda:1, ...; auto: CUDA if available, otherwise the CPU"""
     log_steps: bool = False
-    """write every optimizer step to steps.jsonl: losses, learning rate, rows per second, gradient norms"""
+    """log every optimizer step to steps.jsonl: losses, learning rate, rows per second, gradient norms"""
     task: TaskConfig = TaskConfig()
     llm: ModelConfig = ModelConfig()
     slm: ModelConfig = ModelConfig(layers=10)
@@ -39,13 +39,15 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _same_schema(cls, values: Any) -> Any:
-        version = values.get("schema_version", SCHEMA_VERSION) if isinstance(values, dict) else SCHEMA_VERSION
+        if not isinstance(values, dict):
+            return values
+        version: object = cast("dict[str, Any]", values).get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             raise ValueError(
-                f"schema_version {version}: this version of fedcollm reads {SCHEMA_VERSION}. Make the configuration "
-                "anew with `fedcollm init`, or use the version of fedcollm that wrote it"
+                f"schema_version {version}: this version of fedcollm reads schema version {SCHEMA_VERSION}. Create a "
+                "new configuration with `fedcollm init`, or use the version of fedcollm that wrote this one"
             )
-        return values
+        return cast("dict[str, Any]", values)
 
     @model_validator(mode="after")
     def _combination_is_possible(self) -> "RunConfig":

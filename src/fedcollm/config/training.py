@@ -1,4 +1,4 @@
-"""Sections of a run's configuration: what client and server do with their models."""
+"""The `client`, `server` and `evaluation` sections of the configuration: training, distillation and scoring."""
 
 from typing import Annotated, Literal
 
@@ -9,92 +9,96 @@ from fedcollm.config.choices import DIVERGENCES, SCHEDULES, comment
 
 
 class TrainingConfig(Section):
-    """What every training loop needs: passes, batches, AdamW and its learning rate."""
+    """Settings of a training loop with AdamW, common to clients and server."""
 
     epochs: NonNegative = 1
     """passes over the data per round"""
     batch_size: Positive = 16
-    """examples per forward pass"""
+    """examples per forward pass; lower it if memory runs out"""
     gradient_accumulation: Positive = 1
-    """forward passes per optimizer step: a step sees batch_size times as many examples, in the same memory"""
+    """batches per optimizer step: a step then covers batch_size times as many examples, in the same memory"""
     learning_rate: PositiveFloat = 1.0e-3
-    """highest learning rate of AdamW"""
+    """peak learning rate of AdamW"""
     schedule: Annotated[str, one_of(SCHEDULES), Field(description=comment("schedule"))] = "constant"
     warmup_ratio: Share = 0.0
-    """share of a round's steps over which the learning rate rises linearly to its highest"""
+    """fraction of a round's steps over which the learning rate rises linearly from 0 to its peak"""
     weight_decay: Weight = 0.0
-    """decoupled weight decay of AdamW"""
+    """decoupled weight decay of AdamW; 0: none"""
     betas: tuple[Share, Share] = (0.9, 0.95)
-    """decay of AdamW's first and second moments; a round has too few steps for the usual 0.999"""
+    """AdamW's β₁ and β₂; the usual β₂ of 0.999 averages over more steps than a round has"""
     max_grad_norm: PositiveFloat | None = None
-    """longer gradients of a step are scaled down to this L2 norm; null: never"""
+    """gradient clipping: scale a step's gradient down to this L2 norm if it is larger; null: no clipping"""
 
 
 class ClientConfig(TrainingConfig):
-    """Local fine-tuning."""
+    """The clients' local fine-tuning of the SLM on their private data."""
 
     epochs: Positive = 1
-    """passes over the client's data per round"""
+    """passes over the client's private data per round"""
     proximal: Weight = 0.0
-    """μ of FedProx: adds μ/2 ‖θ_k − θ‖² to a client's loss; 0: none"""
+    """μ of FedProx, which adds μ/2 ‖θ_k − θ‖² to the loss to keep a client near the global adapter; 0: off"""
     ranks: Annotated[list[Positive], Field(min_length=1)] | None = None
-    """ranks of the clients' adapters, in turn: client k trains and sends the first ranks[k] components; null: all"""
+    """LoRA ranks assigned to the clients in turn; a client trains and sends only that many components; null: all"""
     personal: bool = False
-    """after the last round each client tunes the final adapter once more, and keeps the result"""
+    """personalization: after the last round, each client fine-tunes the final adapter once more and keeps the result"""
 
     def rank(self, position: int) -> int | None:
-        """Return the rank of the client at a position in the federation's order; None for the whole adapter's."""
+        """Return the LoRA rank of a client, or None for the full rank of the adapter.
+
+        Args:
+            position: position of the client in the order of the federation, starting at 0.
+        """
         return None if self.ranks is None else self.ranks[position % len(self.ranks)]
 
 
 class DistillationConfig(Section):
-    """Mutual distillation (eq. 4-6)."""
+    """Mutual distillation between the LLM and the SLM (eq. 4-6 of the paper)."""
 
     weight: Weight = 1.0
-    """λ of the SLM's loss, and of the LLM's unless llm_weight is set; 0: cross-entropy on D_a only"""
+    """λ, weight of the divergence in the SLM's loss and, if llm_weight is null, in the LLM's; 0: cross-entropy only"""
     llm_weight: Weight | None = None
-    """λ of the LLM's loss; 0: one-way distillation from LLM to SLM; null: same as weight"""
+    """λ of the LLM's loss; 0: one-way distillation, the LLM only teaches; null: same as weight"""
     temperature: PositiveFloat = 1.0
-    """temperature τ of both models' distributions in the divergence"""
+    """temperature τ that divides both models' logits in the divergence; above 1, distributions are softer"""
     divergence: Annotated[str, one_of(DIVERGENCES), Field(description=comment("divergence"))] = "forward_kl"
     teach_where_better: bool = False
-    """teach a model only where the other one knows better (FedMKT's DualMinCE): by the label, else by lower entropy"""
+    """teach a model only where the other knows better (FedMKT's DualMinCE), by the label or else by lower entropy"""
     warmup_rounds: NonNegative = 0
-    """rounds over which λ grows linearly to its full weight; 0: full from the first round on"""
+    """rounds over which λ rises linearly to its full value; 0: full value from the first round"""
     across_tokenizers: bool = False
-    """allow an LLM and an SLM with different tokenizers: they teach each other over the tokens that they share"""
+    """allow an LLM and an SLM with different tokenizers, which are compared over the tokens that they share"""
 
     @property
     def weights(self) -> tuple[float, float]:
-        """λ of the SLM's and of the LLM's loss."""
+        """λ of the SLM's loss and λ of the LLM's loss."""
         return self.weight, self.weight if self.llm_weight is None else self.llm_weight
 
 
 class ServerConfig(TrainingConfig):
-    """The server's work on the public set D_a."""
+    """The server's training of both models on the public set D_a."""
 
     epochs: NonNegative = 1
-    """passes over D_a per round; 0: no distillation (FedAvg)"""
+    """passes over the public set D_a per round; 0: no distillation, which leaves plain FedAvg"""
     distillation: DistillationConfig = DistillationConfig()
     layer_transfer: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """share of the clients' mean change that goes into the LLM's own layers, where the SLM was cut from it by layers"""
+    """fraction of the clients' mean update to add to the LLM's adapter too, if the SLM consists of the LLM's layers"""
 
 
 class EvaluationConfig(Section):
-    """When and how models are scored."""
+    """When and how the models are scored on the test examples."""
 
     every: Positive = 1
-    """score after every n-th round (the last round is always scored)"""
+    """score the models after every n-th round; the last round is always scored"""
     clients: Literal["every", "last", "never"] = "every"
-    """when the clients' own tuned SLMs are scored: in every scored round, in the last one only, or never"""
+    """whether to score each client's SLM after its local fine-tuning: in every scored round, only the last, or never"""
     batch_size: Positive = 32
     """examples per forward pass when scoring"""
 
     def scores(self, index: int, rounds: int) -> bool:
-        """Return whether the models are scored after a round, 1 being the first of so many."""
+        """Return whether the models are scored after round `index` (1 is the first) of `rounds` rounds."""
         return index == rounds or index % self.every == 0
 
     def scores_clients(self, index: int, rounds: int) -> bool:
-        """Return whether the clients' own tuned SLMs are scored in that round too."""
+        """Return whether the clients' fine-tuned SLMs are scored in round `index` of `rounds` rounds too."""
         asked = self.clients == "every" or (self.clients == "last" and index == rounds)
         return asked and self.scores(index, rounds)

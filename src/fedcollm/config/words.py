@@ -1,9 +1,9 @@
-"""A configuration in words, for the report and for `fedcollm check`. No key is ever silent.
+"""A configuration in words, for the report and for `fedcollm check`. No setting is left out.
 
-Every key is in one of three lists: what every run says (`facts_in_words`), what a run does otherwise than the method's
-plain form (`settings_in_words`), and data, models and scoring where they are not the default (`inputs_in_words`). A key
-without a phrase is said as `key: value`, so that one that is added later shows up by itself. The words of a choice are
-those of its row in `choices.py`.
+Every key belongs to one of three lists: facts that are stated for every run (`facts_in_words`), settings of the method
+that differ from their defaults (`settings_in_words`), and data, models and scoring that differ from their defaults
+(`inputs_in_words`). A key without a phrase is stated as `key: value`, so that a new key appears without any change
+here. The phrases of options come from `choices.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +15,11 @@ from fedcollm.config.run import RunConfig
 from fedcollm.config.training import TrainingConfig
 from fedcollm.messages import MODELS, ROLES
 
-#: A format string, or a function of the value; where it returns nothing, the value is said as it is.
+#: A format string for the value, or a function of it. If the function returns "", the key is stated as `key: value`.
 Phrase = str | Callable[[Any], str]
 Predicate = Callable[[RunConfig], bool]
 
-#: Keys that `facts_in_words` says, whatever their value is.
+#: The keys that `facts_in_words` states for every run.
 FACTS: frozenset[str] = frozenset(
     {
         *(f"{side}.{key}" for side in ("client", "server") for key in ("epochs", "batch_size", "learning_rate")),
@@ -28,7 +28,7 @@ FACTS: frozenset[str] = frozenset(
     }
 )
 
-#: What belongs to the method. The other sections say which data, models and scores it is used with.
+#: Prefixes of the keys that belong to the method. All other keys select the data, the models and the scoring.
 _METHOD = ("client.", "server.", "federation.", *(f"{role}.adapter." for role in MODELS))
 
 
@@ -41,7 +41,7 @@ def _names(value: list[Any] | str) -> str:
 
 
 def _chosen(table: Mapping[str, Choice], phrase: str) -> Callable[[str], str]:
-    """Return a phrase that takes the words of a choice from its row; it is empty for a row without any."""
+    """Return a phrase that inserts the words of an option into `phrase`, or returns "" for an option without words."""
     return lambda name: phrase.format(table[name].phrase) if table[name].phrase else ""
 
 
@@ -70,7 +70,7 @@ def _of_training(section: str, place: str) -> dict[str, Phrase]:
     return {f"{section}.{key}": phrase for key, phrase in phrases.items()}
 
 
-#: Dotted key to how its value is said, where it is not the default.
+#: Dotted key to the phrase that states a value other than the default.
 PHRASES: Mapping[str, Phrase] = {
     **_of_adapter("llm"),
     **_of_adapter("slm"),
@@ -81,13 +81,13 @@ PHRASES: Mapping[str, Phrase] = {
     **_of_training("server", "on the server"),
     "server.distillation.divergence": _chosen(DIVERGENCES, "distillation with {}"),
     "server.distillation.teach_where_better": "a model is taught only where the other one knows better",
-    "server.distillation.warmup_rounds": "λ grows linearly over the first {} rounds",
-    "server.distillation.across_tokenizers": "the two models may teach each other across different tokenizers",
+    "server.distillation.warmup_rounds": "λ rises linearly over the first {} rounds",
+    "server.distillation.across_tokenizers": "the two models may have different tokenizers",
     "server.layer_transfer": lambda share: (
         f"layer transfer: the large model starts from the small model’s adapter, and {_percent(share)} of the clients’ "
         "mean change goes into its own layers"
     ),
-    "federation.fraction": lambda share: f"each round asks {_percent(share)} of the clients",
+    "federation.fraction": lambda share: f"each round samples {_percent(share)} of the clients",
     "federation.participants": lambda ids: f"the only clients are {_names(ids)}",
     "federation.upload": "clients send their adapters in {}",
     "federation.server_optimizer.kind": _chosen(SERVER_OPTIMIZERS, "{} as the server optimizer"),
@@ -99,10 +99,10 @@ PHRASES: Mapping[str, Phrase] = {
     "federation.deadlines.training": "a deployment waits {:g} s for a client’s local training",
     "federation.deadlines.phase": "a deployment waits {:g} s for a client’s answer in secure aggregation",
     "federation.deadlines.absence": "a deployment waits {:g} s for a client that is not connected",
-    "federation.max_update_norm": "a client’s change may have an L2 norm of {:g} at most",
+    "federation.max_update_norm": "a client’s update may have an L2 norm of at most {:g}",
     "federation.secure_aggregation.threshold": "secure aggregation needs {} clients to open a sum",
-    "federation.secure_aggregation.value_range": "secure aggregation takes changes of a parameter up to {:g}",
-    "federation.secure_aggregation.max_weight": "secure aggregation takes clients with up to {} examples",
+    "federation.secure_aggregation.value_range": "secure aggregation accepts changes of a parameter up to {:g}",
+    "federation.secure_aggregation.max_weight": "secure aggregation accepts clients with up to {} examples",
     "federation.secure_aggregation.simulate_quantization": "updates are rounded as secure aggregation would round them",
     "federation.privacy.clip": "differential privacy clips to an L2 norm of {:g}",
     "federation.privacy.noise_multiplier": "the noise of differential privacy is {:g} times the clipping norm",
@@ -137,7 +137,7 @@ def _has_rank(role: str) -> Predicate:
     return lambda config: getattr(config, role).adapter.kind.lower() != "ia3"
 
 
-#: Dotted key, or section, to whether it takes effect. Of a key and the sections around it all must hold.
+#: Dotted key or section to the condition under which it takes effect. A key also needs the conditions of its sections.
 EFFECT: Mapping[str, Predicate] = {
     "llm.adapter": _works_on_public_set,
     **{f"{role}.adapter.{key}": _has_rank(role) for role in MODELS for key in ("rank", "alpha", "dropout")},
@@ -165,12 +165,12 @@ EFFECT: Mapping[str, Predicate] = {
 
 
 def takes_effect(config: RunConfig, key: str) -> bool:
-    """Return whether a dotted key changes anything in a run of this configuration."""
+    """Return whether a dotted key has an effect in a run of this configuration."""
     return all(holds(config) for name, holds in EFFECT.items() if f"{key}.".startswith(f"{name}."))
 
 
 def facts_in_words(config: RunConfig) -> list[str]:
-    """Return what is said of every run, each a short phrase: rounds, training, aggregation, security, privacy."""
+    """Return short phrases with the facts of every run: rounds, training, aggregation, security, privacy."""
     facts = [_counted(config.federation.rounds, "round")]
     facts += [_of_clients(config)] if _has_clients(config) else ["no clients"]
     if _works_on_public_set(config):
@@ -181,10 +181,10 @@ def facts_in_words(config: RunConfig) -> list[str]:
 
 
 def settings_in_words(config: RunConfig) -> list[str]:
-    """Return what a run does otherwise than the method's plain form, as far as it takes effect, each a short phrase.
+    """Return a short phrase for each setting of the method that differs from its default and takes effect.
 
-    The plain form is the default of the sections client, server and federation, and of the adapters. What
-    `facts_in_words` says is left out.
+    The settings are those of the sections client, server and federation and of the adapters, without the facts that
+    `facts_in_words` states.
 
     >>> settings_in_words(RunConfig())
     []
@@ -199,7 +199,7 @@ def settings_in_words(config: RunConfig) -> list[str]:
 
 
 def inputs_in_words(config: RunConfig) -> list[str]:
-    """Return every other key that is not the default, as `key: value`: name, seed, data, models and scoring.
+    """Return all other keys that differ from their defaults (name, seed, data, models, scoring) as `key: value`.
 
     >>> inputs_in_words(RunConfig(seed=3))
     ['seed: 3']
@@ -208,17 +208,17 @@ def inputs_in_words(config: RunConfig) -> list[str]:
 
 
 def everything_in_words(config: RunConfig) -> list[str]:
-    """Return all of the above."""
+    """Return the facts, the settings and the inputs of a run, in this order."""
     return [*facts_in_words(config), *settings_in_words(config), *inputs_in_words(config)]
 
 
 def _changed(section: Section, default: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys, with their values, in which a section differs from another one.
+    """Yield the dotted keys and values in which a section differs from its defaults.
 
     Args:
-        section: of any kind.
-        default: of the same kind; anything else stands for the section's own defaults.
-        prefix: of its keys.
+        section: the section.
+        default: a section of the same class with the defaults; with anything else, those of the class are used.
+        prefix: dotted name of the section, with a dot at its end.
     """
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -230,7 +230,7 @@ def _changed(section: Section, default: Any, prefix: str = "") -> Iterator[tuple
 
 
 def _said(key: str, value: Any) -> str:
-    """Return a key and its value in words, or as they are where there are no words."""
+    """Return a key and its value in words, or as `key: value` if there is no phrase."""
     phrase = PHRASES.get(key)
     if phrase is None or value is None:
         return _plainly(key, value)
@@ -252,7 +252,7 @@ def _training(section: TrainingConfig, where: str = "", batches: str = "batches 
 
 def _of_clients(config: RunConfig) -> str:
     privacy = config.federation.privacy
-    if privacy is not None and privacy.level == "example":  # its batches are drawn at a rate
+    if privacy is not None and privacy.level == "example":  # DP-SGD draws its batches at sampling_rate
         return f"each client trains {_training(config.client, batches='{} examples in memory at once')}"
     return f"each client trains {_training(config.client)}"
 

@@ -1,4 +1,4 @@
-"""The paper's tables: tasks x methods x seeds, every run a configuration of the same loop."""
+"""Reproduce the paper's tables: every task, method and seed is one run, a configuration of the same loop."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from fedcollm.runs.build import Inputs
 from fedcollm.runs.estimate import check
 from fedcollm.storage import write_atomically, writing
 
-#: Folder of what the runs of a comparison have in common.
+#: Folder of the results that the runs of a comparison have in common.
 SHARED = ".shared"
 
 Jobs = int | Literal["auto"]
@@ -37,8 +37,8 @@ class Comparison:
     """A finished comparison.
 
     Attributes:
-        directory: holds METHOD/seed-S run directories, of several tasks one folder a task with these.
-        tasks: one table a task.
+        directory: directory with the runs in METHOD/seed-S; for several tasks, in TASK/METHOD/seed-S.
+        tasks: one table per task.
     """
 
     directory: Path
@@ -46,24 +46,24 @@ class Comparison:
 
     @property
     def rows(self) -> list[Row]:
-        """The table of the first task, best read top to bottom."""
+        """Return the rows of the first task's table."""
         return self.tasks[0].rows
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds."""
+        """Return the seeds."""
         return self.tasks[0].seeds
 
     def to_markdown(self) -> str:
-        """All tables in Markdown."""
+        """Return all tables in Markdown."""
         return to_markdown(all_tables(self.tasks))
 
     def to_latex(self) -> str:
-        """All tables in LaTeX, for booktabs."""
+        """Return all tables in LaTeX, which needs the package booktabs."""
         return to_latex(all_tables(self.tasks))
 
     def to_dict(self) -> dict[str, Any]:
-        """Task to all of its numbers, as JSON values."""
+        """Return the numbers of each task by its name, as plain values, ready for JSON."""
         return {compared.name: compared.to_dict() for compared in self.tasks}
 
     def write(self) -> None:
@@ -80,14 +80,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be compared, and where.
+    """The runs of a comparison.
 
     Attributes:
-        directory: for all runs; finished runs in it are not repeated.
-        configs: the method's own configuration, one a task; the other methods are derived from it.
+        directory: directory of all runs; finished runs in it are not repeated.
+        configs: the configuration of FedCoLLM for each task; those of the other methods are derived from it.
         methods: names from `METHODS`.
-        seeds: of data split, adapters and order.
-        inputs: what every run is given beside its configuration; only runs in this process can have any.
+        seeds: one run of each method per seed, which decides data split, initial adapters and batch order.
+        inputs: what every run is given in addition to its configuration; only runs in this process can take any.
     """
 
     directory: Path
@@ -99,17 +99,17 @@ class Plan:
     def __post_init__(self) -> None:
         names = [config.name for config in self.configs]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"two configurations with the name {twice!r}: set `name` in one of them.")
+            raise UserError(f"two configurations have the name {twice!r}. Change `name` in one of them.")
         if unknown := next((method for method in self.methods if method not in METHODS), None):
-            raise UserError(f"--methods: unknown method {unknown!r}. Known: {', '.join(METHODS)}")
+            raise UserError(f"--methods: unknown method {unknown!r}. Choose from {', '.join(METHODS)}.")
 
     def home(self, config: RunConfig) -> Path:
-        """Directory of one task."""
+        """Return the directory of one task's runs."""
         return self.directory / config.name if len(self.configs) > 1 else self.directory
 
     def jobs(self) -> list[Job]:
-        """Every run, task by task and seed by seed."""
-        found = []
+        """Return every run, task by task and seed by seed."""
+        found: list[Job] = []
         for config in self.configs:
             home = self.home(config)
             for place, run_config in plan(config, self.methods, self.seeds):
@@ -120,18 +120,21 @@ class Plan:
         return found
 
     def tabulate(self) -> Comparison:
-        """The tables of what is finished."""
+        """Return the tables of all finished runs."""
         tasks = [tabulate(self.home(config), config.name, self.methods, self.seeds) for config in self.configs]
         return Comparison(self.directory, tasks)
 
 
 def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, RunConfig]]:
-    """Directory, relative to the task's, and configuration of every run of one task, seed by seed.
+    """Plan the runs of one task, seed by seed.
+
+    Returns:
+        For each run, its directory relative to that of the task, and its configuration.
 
     Raises:
-        UserError: a method that does not fit the configuration.
+        UserError: a method can't be derived from the configuration.
     """
-    runs = []
+    runs: list[tuple[str, RunConfig]] = []
     for seed in seeds:
         for method in methods:
             seeded = config.model_copy(update={"seed": seed, "name": method})
@@ -144,17 +147,20 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
 
 
 def default_directory(configs: Sequence[RunConfig]) -> Path:
-    """`runs/compare-NAME`, or `runs/compare-NAME-NAME`."""
+    """Return `runs/compare-NAME`, with one name per task."""
     return Path("runs") / "-".join(["compare", *(config.name for config in configs)])
 
 
 def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tuple[str, RoundRecord]]:
-    """Do every run that is not there yet, going on with those that were interrupted; yield records as they come.
+    """Do every run that is not finished, and resume those that were interrupted.
 
     Args:
-        wanted: the runs.
-        failed: gets the runs that fail; the others go on.
-        jobs: runs at once.
+        wanted: the runs of the comparison.
+        failed: list to which runs that fail are added; the other runs go on.
+        jobs: number of runs at the same time.
+
+    Yields:
+        The name of a run and the record of its round, after each round; of a finished run, its last record.
     """
     open_jobs: list[Job] = []
     for job in wanted.jobs():
@@ -163,17 +169,17 @@ def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tu
         else:
             open_jobs.append(job)
     if wanted.inputs != Inputs() and jobs != 1:
-        raise UserError(f"jobs {jobs!r}: runs with a modality or data of your own take place in this process. Set 1.")
-    count = min(_number(wanted.configs, jobs), len(open_jobs))
+        raise UserError(f"jobs {jobs!r}: runs with your own modality or data must be in this process. Set jobs=1.")
+    count = min(_job_count(wanted.configs, jobs), len(open_jobs))
     if count > 1:
-        _make_bases([job.config for job in open_jobs])
+        _prepare_bases([job.config for job in open_jobs])
         yield from in_processes(open_jobs, count, failed)
     else:
         yield from in_this_process(open_jobs, failed)
 
 
 def finished(job: Job) -> bool:
-    """Whether the whole of a run is on disk, with what its statistics need."""
+    """Return whether a run is complete on disk, including the outcomes that its statistics need."""
     if not all((job.directory / name).exists() for name in (directories.CONFIG, directories.OUTCOMES)):
         return False
     records = directories.read_records(job.directory)
@@ -181,16 +187,16 @@ def finished(job: Job) -> bool:
     return whole and directories.read_config(job.directory) == job.config
 
 
-def _number(configs: Sequence[RunConfig], jobs: Jobs) -> int:
-    """How many runs go at once."""
+def _job_count(configs: Sequence[RunConfig], jobs: Jobs) -> int:
+    """Return the number of runs at the same time."""
     if jobs != "auto":
         return jobs
     cuda = any(resolve_device(config.device).type == "cuda" for config in configs)
     return fitting_jobs([check(config).memory_bytes for config in configs], cuda)
 
 
-def _make_bases(configs: Sequence[RunConfig]) -> None:
-    """Convert and prune base models once, before processes that would all do it; the run itself tells of errors."""
+def _prepare_bases(configs: Sequence[RunConfig]) -> None:
+    """Convert and cut base models once, before several processes would all do it. Errors are left to the runs."""
     for config in configs:
         for model in (config.slm, config.llm):
             with contextlib.suppress(UserError):
@@ -206,19 +212,20 @@ def compare(
     jobs: Jobs = 1,
     inputs: Inputs = Inputs(),
 ) -> Comparison:
-    """Run every method with every seed on every task, and tabulate.
+    """Run every method with every seed on every task, and return the tables.
 
     Args:
-        config: the method's own configuration, or one a task; the other methods are derived from it.
+        config: the configuration of FedCoLLM, or one per task; those of the other methods are derived from it.
         out: directory for all runs; by default `runs/compare-NAME`. Finished runs in it are not repeated.
         methods: names from `METHODS`.
-        seeds: of data split, adapters and order.
-        jobs: runs at once, each in a process of its own; `auto`: as many as memory and cores allow.
-        inputs: a modality and data of your own, for all runs; needs `jobs=1`.
+        seeds: one run of each method per seed, which decides data split, initial adapters and batch order.
+        jobs: number of runs at the same time, each in a process of its own; `auto` for as many as memory and cores
+            allow.
+        inputs: your own modality and data for all runs; needs `jobs=1`.
 
     Raises:
-        UserError: runs failed, all others being finished then.
-        RuntimeError: the same, where a fault of fedcollm is the reason.
+        UserError: some runs failed; all others are finished by then.
+        RuntimeError: some runs failed because of a fault of fedcollm; all others are finished by then.
     """
     configs = [config] if isinstance(config, RunConfig) else list(config)
     wanted = Plan(Path(out) if out is not None else default_directory(configs), configs, methods, seeds, inputs)

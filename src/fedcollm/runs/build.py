@@ -1,6 +1,10 @@
-"""From a configuration to models, data, clients and a server: the one place that reads the whole of it."""
+"""Build the models, data, clients and server of a run from its configuration.
 
-from collections.abc import Mapping
+This module, `build_clients` and `build_models` take the whole configuration apart. The parts that they build get only
+the sections that they need.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,14 +41,14 @@ from fedcollm.transports.local import LocalTransport
 
 @dataclass(frozen=True)
 class Federation:
-    """A run's parts, ready for rounds.
+    """The parts of a run, ready for its rounds.
 
     Attributes:
-        server: holds both models; its transport holds the clients.
-        split: the data.
-        parameters: role to {"adapter", "base"} counts.
-        dtypes: role to the base's dtype.
-        privacy: of the clients, if there are any.
+        server: the server, which holds both models and the transport to the clients.
+        split: the run's data.
+        parameters: role to the number of its adapter's and its base's parameters, {"adapter": ..., "base": ...}.
+        dtypes: role to the dtype of its base, such as `bfloat16`.
+        privacy: the guarantee for the clients' updates; None without differential privacy or without clients.
     """
 
     server: Server
@@ -56,12 +60,12 @@ class Federation:
 
 @dataclass(frozen=True)
 class Remote:
-    """Clients elsewhere.
+    """Clients on other machines.
 
     Attributes:
-        transport: the way to them.
-        run: identity of the run, as they know it.
-        roster: id to public signing key.
+        transport: the transport that reaches them.
+        run: the run's identity, as the clients know it.
+        roster: client id to public signing key.
     """
 
     transport: Transport
@@ -71,14 +75,14 @@ class Remote:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run is given beside its configuration.
+    """What a run is given in addition to its configuration.
 
     Attributes:
-        modality: the user's own, instead of what `config.task.name` names.
-        pool: the user's own data.
-        remote: the clients are elsewhere; by default they are in this process.
-        shared: directory of what several runs have in common; it changes no result.
-        personal: directory for adapters that clients in this process keep for themselves.
+        modality: the user's own modality; by default the one of the task that `config.task.name` names.
+        pool: the user's own data; by default the data of that task.
+        remote: clients on other machines; by default all clients are in this process.
+        shared: directory of results that several runs have in common. It saves time and changes no result.
+        personal: directory for the adapters that clients in this process keep for themselves.
     """
 
     modality: Modality | None = None
@@ -89,15 +93,15 @@ class Inputs:
 
 
 def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -> Federation:
-    """Load data and models and connect the clients.
+    """Load the data and the models, and connect the server to the clients.
 
     Args:
-        config: everything that the run depends on.
-        base: directory for base models that the run makes itself (`pretrain_epochs`).
-        inputs: what it is given beside it.
+        config: the run's configuration.
+        base: directory for base models that the run pretrains itself (`pretrain_epochs`).
+        inputs: what the run is given in addition to its configuration.
 
     Raises:
-        UserError: data, models or options don't fit.
+        UserError: the data, the models or the options do not fit together.
     """
     say(f"loading the data of {config.task.name}")
     pool = inputs.pool or load_pool(config.task, config.seed)
@@ -113,21 +117,30 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     )
     identity = RunIdentity(inputs.remote.run if inputs.remote else f"{config.name}/{config.seed}", config.seed)
     if inputs.remote is None:
-        transport, aggregator = _in_this_process(config, identity, pair, split, inputs)
+        transport, aggregator = _connect_local(config, identity, pair, split, inputs)
     else:
         transport = inputs.remote.transport
-        aggregator = _aggregator(config, pair, inputs.remote.roster)
-    server = _server(config, identity, pair, split, transport, aggregator)
+        aggregator = _build_aggregator(config, pair, inputs.remote.roster)
+    return Federation(
+        server=_build_server(config, identity, pair, split, transport, aggregator),
+        split=split,
+        parameters=_parameter_counts(pair),
+        dtypes=_base_dtypes(pair),
+        privacy=build_privacy(config) if transport.clients() else None,
+    )
+
+
+def _parameter_counts(pair: ModelPair) -> dict[str, dict[str, int]]:
     counts = {role: parameter_counts(model) for role, model in pair.models().items()}
-    parameters = {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
-    dtypes = {
-        role: str(next(p for p in model.parameters() if not p.requires_grad).dtype)[6:]
-        for role, model in pair.models().items()
-    }
-    return Federation(server, split, parameters, dtypes, build_privacy(config) if transport.clients() else None)
+    return {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
 
 
-def _server(
+def _base_dtypes(pair: ModelPair) -> dict[str, str]:
+    frozen = {role: next(p for p in model.parameters() if not p.requires_grad) for role, model in pair.models().items()}
+    return {role: str(parameter.dtype).removeprefix("torch.") for role, parameter in frozen.items()}
+
+
+def _build_server(
     config: RunConfig,
     identity: RunIdentity,
     pair: ModelPair,
@@ -135,25 +148,25 @@ def _server(
     transport: Transport,
     aggregator: Aggregator,
 ) -> Server:
-    layers = ()
+    layers: Sequence[int] = ()
     if pair.llm is not None and config.server.layer_transfer:
         layers = pair.modality.slm_layers(config.slm, pair.llm)
     return Server(
-        pair,
-        split.public,
-        split.test,
-        transport,
-        aggregator,
-        config.server,
-        config.federation,
-        config.evaluation,
-        identity,
-        layers,
+        pair=pair,
+        public=split.public,
+        test=split.test,
+        transport=transport,
+        aggregator=aggregator,
+        settings=config.server,
+        federation=config.federation,
+        evaluation=config.evaluation,
+        identity=identity,
+        slm_layers=layers,
     )
 
 
-def _aggregator(config: RunConfig, pair: ModelPair, roster: Mapping[str, Ed25519PublicKey]) -> Aggregator:
-    """Return what combines the updates of the clients of a roster."""
+def _build_aggregator(config: RunConfig, pair: ModelPair, roster: Mapping[str, Ed25519PublicKey]) -> Aggregator:
+    """Return the aggregator that combines the updates of the clients on the roster."""
     settings = secured(config, roster, parameter_counts(pair.slm)[0])
     if settings is not None:
         return SecureAggregator(settings)
@@ -163,36 +176,47 @@ def _aggregator(config: RunConfig, pair: ModelPair, roster: Mapping[str, Ed25519
     return PlainAggregator(config.federation, uploads)
 
 
-def _in_this_process(
+def _connect_local(
     config: RunConfig, identity: RunIdentity, pair: ModelPair, split: Split, inputs: Inputs
 ) -> tuple[Transport, Aggregator]:
-    """Return all clients, on the server's own copy of the base SLM; securely, each with its own signing key."""
-    parts = _participating(split.private, config.federation.participants)
-    modality = pair.modality.of("slm")
+    """Build every client in this process, on the server's own copy of the base SLM.
+
+    Under secure aggregation, each client gets a fresh signing key.
+
+    Returns:
+        The transport to the clients, and the aggregator of their updates.
+    """
+    examples = _participating(split.private, config.federation.participants)
     clients = {
         name: build_client(
             config,
             identity,
             name,
-            ClientData(modality, pair.slm, examples, split.test, inputs.personal and inputs.personal / name),
-            list(parts),
+            ClientData(
+                modality=pair.modality.of("slm"),
+                slm=pair.slm,
+                examples=own_examples,
+                test=split.test,
+                own=inputs.personal and inputs.personal / name,
+            ),
+            list(examples),
         )
-        for name, examples in parts.items()
+        for name, own_examples in examples.items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
-    aggregator = _aggregator(config, pair, {name: key.public_key() for name, key in keys.items()})
+    aggregator = _build_aggregator(config, pair, {name: key.public_key() for name, key in keys.items()})
     if isinstance(aggregator, SecureAggregator):
         settings = aggregator.settings
         members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
         return LocalTransport(members), aggregator
     transport = LocalTransport(clients)
-    if inputs.shared is None or config.federation.privacy:  # its noise is new every time
+    if inputs.shared is None or config.federation.privacy:  # under privacy, the noise must be fresh in every run
         return transport, aggregator
     return with_cache(config, clients, transport, inputs.shared), aggregator
 
 
 def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -> dict[str, list[Any]]:
-    """Return the private parts of the clients that take part."""
+    """Return the private examples of the clients that take part; `wanted` is None if all of them do."""
     unknown = sorted(set(wanted or []) - private.keys())
     if unknown:
         raise UserError(f"federation.participants: no client {unknown[0]!r}; there are {', '.join(private)}.")

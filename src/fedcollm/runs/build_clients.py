@@ -1,4 +1,4 @@
-"""From a configuration to a client, here or at its owner's, and to what all parties agree on."""
+"""Build a client, in this process or on its owner's machine, and the settings that all parties agree on."""
 
 import functools
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -28,15 +28,15 @@ from fedcollm.storage import writing
 
 @dataclass(frozen=True)
 class ClientData:
-    """What a client brings.
+    """The model and the data of one client.
 
     Attributes:
-        modality: reads its examples.
+        modality: the modality that reads the examples.
         slm: base SLM with an adapter.
-        examples: D_k.
-        test: examples to score its tuned SLM on.
-        own: directory for the adapter that it keeps, where `client.personal` says so.
-        spent: counts the rounds that it spent privacy on.
+        examples: D_k, the client's private examples.
+        test: examples that the client scores its tuned SLM on.
+        own: directory for the adapter that the client keeps (`client.personal`); None if it keeps none.
+        spent: counter, under the key `rounds`, of the rounds that the client has spent privacy on.
     """
 
     modality: Modality
@@ -44,51 +44,59 @@ class ClientData:
     examples: Sequence[Any] = field(repr=False)
     test: Sequence[Any] = field(repr=False)
     own: Path | None = None
-    spent: MutableMapping[str, int] = field(default_factory=dict, repr=False)
+    spent: MutableMapping[str, int] = field(default_factory=dict[str, int], repr=False)
 
 
 def build_client(config: RunConfig, identity: RunIdentity, name: str, data: ClientData, ids: Sequence[str]) -> Client:
     """Build one client of a run.
 
     Args:
-        config: of the run.
-        identity: of the run.
+        config: the run's configuration.
+        identity: the run's identity.
         name: the client's id.
-        data: what it brings.
-        ids: of all clients, in the federation's order.
+        data: the client's model and data.
+        ids: ids of all clients, in the order of the federation.
     """
-    store = functools.partial(_store, data.slm, data.own) if config.client.personal and data.own else None
-    agreement = Agreement(identity, config.federation.rounds, build_privacy(config), build_uploads(config, ids)[name])
     return Client(
-        name,
-        data.modality,
-        data.slm,
-        data.examples,
-        data.test,
-        config.client,
-        config.evaluation,
-        agreement,
-        data.spent,
-        store,
+        id=name,
+        modality=data.modality,
+        slm=data.slm,
+        examples=data.examples,
+        test=data.test,
+        settings=config.client,
+        evaluation=config.evaluation,
+        agreement=Agreement(
+            identity=identity,
+            rounds=config.federation.rounds,
+            privacy=build_privacy(config),
+            upload=build_uploads(config, ids)[name],
+        ),
+        spent=data.spent,
+        store=functools.partial(_store, data.slm, data.own) if config.client.personal and data.own else None,
     )
 
 
 def _store(slm: peft.PeftModel, directory: Path, adapter: Adapter) -> None:
-    """Put a client's own adapter away, in PEFT's format."""
+    """Save the adapter that a client keeps for itself, in PEFT's format."""
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         save_adapter(slm, adapter, directory)
 
 
 def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, UploadFormat]:
-    """Return client id to the form that its adapter travels in; ids are of all clients, in the federation's order."""
+    """Return the format in which each client sends its adapter, by client id.
+
+    Args:
+        config: the run's configuration.
+        ids: ids of all clients, in the order of the federation.
+    """
     name = config.federation.upload
     dtype = None if name == "float32" else getattr(torch, name)
     return {client: UploadFormat(dtype, config.client.rank(k)) for k, client in enumerate(ids)}
 
 
 def build_privacy(config: RunConfig) -> Privacy | None:
-    """Return what the clients' updates hide."""
+    """Return the privacy guarantee for the clients' updates; None without differential privacy."""
     section = config.federation.privacy
     if section is None:
         return None
@@ -99,17 +107,18 @@ def build_privacy(config: RunConfig) -> Privacy | None:
 
 
 def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameters: int = 0) -> SecureSettings | None:
-    """Return what the parties of a federation agree on; None without secure aggregation, or without clients.
+    """Return the settings of secure aggregation that all parties agree on; None without it, or without clients.
 
     Args:
-        config: of the run.
-        roster: id to public signing key.
-        parameters: of the SLM's adapter; 0: not known yet, and what depends on it is not checked.
+        config: the run's configuration.
+        roster: client id to public signing key.
+        parameters: number of parameters of the SLM's adapter; with 0, it is not known yet, and the noise of
+            client-level privacy is not checked.
 
     Raises:
-        UserError: a threshold that no client would accept, or sums or noise that don't fit the fixed point.
+        UserError: clients would refuse the threshold, or the fixed-point encoding can't hold the sums or the noise.
     """
-    if not (config.federation.secure_aggregation.enabled and roster):  # without clients there is nothing to mask
+    if not (config.federation.secure_aggregation.enabled and roster):
         return None
     threshold = config.federation.secure_aggregation.threshold
     asked = asked_clients(len(roster), config.federation.fraction)
@@ -130,16 +139,28 @@ def secure_client(
     key: Ed25519PrivateKey,
     opened: MutableMapping[str, list[str]],
 ) -> SecureClient:
-    """Return a client under secure aggregation; `opened` holds the rounds that it has helped to open."""
+    """Return a client that takes part in secure aggregation.
+
+    Args:
+        config: the run's configuration.
+        client: the client that trains.
+        settings: the settings that all parties agree on.
+        key: the client's private signing key.
+        opened: record of the rounds whose sum the client has helped to open; the client adds to it.
+    """
     asked = asked_clients(len(settings.roster), config.federation.fraction)
     return SecureClient(client, settings, asked, key, opened)
 
 
 def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
-    """Return the encoding of secure aggregation.
+    """Return the fixed-point encoding of updates for secure aggregation.
+
+    Args:
+        config: the run's configuration.
+        clients: number of clients in the federation.
 
     Raises:
-        UserError: so large a federation would round changes too coarsely.
+        UserError: the sums of so many clients leave too few bits for the fraction of each value.
     """
     privacy = build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and clients < 2**16:

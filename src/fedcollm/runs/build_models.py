@@ -1,12 +1,12 @@
-"""From a configuration to base networks with adapters."""
+"""Build the base networks of a run, with their adapters, from its configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
+import safetensors.torch
 import torch
-from safetensors.torch import load_model, save_model
 from torch import nn
 
 from fedcollm.config import ClientConfig, RunConfig
@@ -18,11 +18,12 @@ from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
 from fedcollm.training.fine_tuning import fit
 
-_WEIGHTS = "weights.safetensors"  # of networks that are not transformers' own
+#: Weights of a pretrained network that has no format of its own, such as that of transformers.
+_WEIGHTS = "weights.safetensors"
 
 
 def set_matmul_precision(config: RunConfig) -> None:
-    """Let the float32 products of adapters on a bfloat16 base be taken in bfloat16, as the base's are: 2-4 x faster."""
+    """Allow float32 matrix products in bfloat16 if a base is in bfloat16: adapters then compute 2 to 4 times faster."""
     device = resolve_device(config.device)
     dtypes = {resolve_dtype(model.dtype, device) for model in (config.slm, config.llm)}
     torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
@@ -32,50 +33,50 @@ def build_model(config: RunConfig, role: str, modality: Modality, public: Sequen
     """Return a role's frozen base with its adapter, on its device, in evaluation mode.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         role: `slm` or `llm`.
-        modality: of that role.
-        public: D_a, for a base that is pretrained on it.
-        base: directory for base models that the run makes itself.
+        modality: the modality as that role needs it.
+        public: D_a; the base is pretrained on its labelled part if `pretrain_epochs` asks for it.
+        base: directory for base models that the run pretrains itself.
 
     Raises:
-        UserError: the base, the adapter or the data for pretraining don't fit.
+        UserError: the base, the adapter and the data for pretraining do not fit together.
     """
     section = config.slm if role == "slm" else config.llm
-    device, made = resolve_device(config.device), base / role
+    device, pretrained = resolve_device(config.device), base / role
     seed = derive_seed(config.seed, "base", role)
-    if section.pretrain_epochs and not made.is_dir():
+    if section.pretrain_epochs and not pretrained.is_dir():
         network = modality.load_model(section, role, device, seed).to(device)
         say(f"pretraining {role} ({section.source}) on the public part: {section.pretrain_epochs} epochs")
         _pretrain(config, role, modality, network, public)
-        _save(network, made)
-    if (made / "config.json").is_file():  # transformers' own form: the bits that a resumed run will have
-        section = section.model_copy(update={"source": str(made), "layers": None})
+        _save(network, pretrained)
+    if (pretrained / "config.json").is_file():  # load it from there, as a resumed run will
+        section = section.model_copy(update={"source": str(pretrained), "layers": None})
     network = modality.load_model(section, role, device, seed).to(device)
-    if (made / _WEIGHTS).is_file():
-        load_model(network, made / _WEIGHTS)
+    if (pretrained / _WEIGHTS).is_file():
+        cast(Any, safetensors.torch).load_model(network, pretrained / _WEIGHTS)
     tuned = add_adapter(
         network,
         section.adapter,
         seed=derive_seed(config.seed, "adapter", role),
         causal_lm=modality.causal_lm,
-        base_name=getattr(network, "name_or_path", "") or str(made),
+        base_name=getattr(network, "name_or_path", "") or str(pretrained),
     )
     fuse(tuned)
     return tuned
 
 
 def _save(network: nn.Module, directory: Path) -> None:
-    """Write a base that the run made: in transformers' own form where it has one, else its weights alone."""
+    """Save a pretrained base in the format of transformers if it has one, otherwise its weights alone."""
     if hasattr(network, "save_pretrained"):
-        network.save_pretrained(directory)  # pyright: ignore
+        cast(Any, network).save_pretrained(directory)
         return
     directory.mkdir(parents=True)
-    save_model(network, str(directory / _WEIGHTS))
+    cast(Any, safetensors.torch).save_model(network, str(directory / _WEIGHTS))
 
 
 def _pretrain(config: RunConfig, role: str, modality: Modality, network: nn.Module, public: Sequence[Any]) -> None:
-    """Train the whole base on the labelled public part, as pretraining would have."""
+    """Train all weights of a base on the labelled public examples, as a stand-in for pretraining."""
     section = config.slm if role == "slm" else config.llm
     labelled = [example for example in public if example.label is not None]
     if not labelled:
@@ -87,5 +88,6 @@ def _pretrain(config: RunConfig, role: str, modality: Modality, network: nn.Modu
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
     )
+    # "warm_up" is the former name of `pretrain_epochs`. It is part of the seed: another word would change every bit.
     seed = derive_seed(config.seed, "warm_up", role)
     fit(modality, network, labelled, settings, seed, f"pretraining {role}")

@@ -1,34 +1,36 @@
-"""A run directory: the only thing that `report`, `evaluate` and `export` read.
+"""The files of a run directory, which is all that `report` and `evaluate` read.
 
     config.yaml             the resolved configuration
-    environment.json        versions, device, parameter counts
+    environment.json        versions, device and parameter counts
     data.json               how the data was split
-    rounds.jsonl            one RoundRecord a line; round 0 is before any training
-    checkpoint.safetensors  adapters, the server step's memory, the last record: the one file that `--resume` reads
-    steps.jsonl             with `log_steps`: one optimizer step per line, as it is made
-    started.json            under privacy: rounds that were started, those among them that were never finished
+    rounds.jsonl            one RoundRecord per line; round 0 is before any training
+    checkpoint.safetensors  adapters, the server optimizer's state and the last record; `--resume` starts from it
+    steps.jsonl             with `log_steps`: one optimizer step per line, written as the run goes on
+    started.json            under privacy: the number of rounds started so far, including those never finished
     adapters/{slm,llm}/     the same adapters in PEFT's own format
-    adapters/clients/ID/    with `client.personal`: what clients in this process keep after the last round
-    personal.json           with `client.personal`: the round after which they did, and each one's score
-    base/{slm,llm}/         base models, only if this run made them (`pretrain_epochs`)
-    confusion.json          role -> [true label, predicted label, examples], of the last round
-    outcomes.json           role -> {test example's id: its main metric}, of the last scored round
-    harness/                test examples and task file, written by `evaluate --harness`
+    adapters/clients/ID/    with `client.personal`: the adapters that clients in this process keep after the last round
+    personal.json           with `client.personal`: the round after which clients kept an adapter, and their scores
+    base/{slm,llm}/         base models that this run pretrained itself (`pretrain_epochs`)
+    confusion.json          role -> [true label, predicted label, number of examples], after the last round
+    outcomes.json           role -> {id of a test example: main metric}, after the last scored round
+    harness/                test examples and the task file, written by `evaluate --harness`
     report.html             written by `report`
 
-The checkpoint is replaced atomically once a round, and everything else is derived from it, so a process
-that is killed at any moment leaves a directory that can be resumed.
+The checkpoint is replaced atomically after each round, and the other results are derived from it. A process that is
+killed at any moment leaves a directory that can be resumed.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from fedcollm.config import RunConfig
+from fedcollm.config import SCHEMA_VERSION, RunConfig
+from fedcollm.config.loading import explain
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.storage import remove_leftovers, replacing, write_atomically, writing
@@ -40,10 +42,10 @@ STEPS = "steps.jsonl"
 
 
 def start(directory: Path, config: RunConfig) -> None:
-    """Begin a run in a directory that holds none.
+    """Begin a run in a directory that holds none yet.
 
     Raises:
-        UserError: it holds a run already, or can't be written.
+        UserError: the directory already holds a run, or it can't be written.
     """
     if (directory / CONFIG).exists():
         raise UserError(
@@ -55,27 +57,43 @@ def start(directory: Path, config: RunConfig) -> None:
 
 
 def config_text(config: RunConfig) -> str:
-    """A resolved configuration as YAML."""
+    """Return a resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def parse_config(file: Path) -> RunConfig:
-    """Inverse of `config_text`, from a file.
+    """Read a file that holds the output of `config_text`.
+
+    In such a file a missing `schema_version` means an older version, since fedcollm itself wrote it. In a user's own
+    YAML file it means the present version: see `RunConfig`.
 
     Raises:
-        UserError: it is missing or malformed.
+        UserError: the file is missing or malformed, or another version of fedcollm wrote it.
     """
     try:
-        return RunConfig.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            _check_version(file, cast(Mapping[str, Any], values).get("schema_version", 1))
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{file} is not a configuration that fedcollm wrote: {explain(error)}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not a configuration that this version reads: {error}") from error
+        raise UserError(f"{file} is not a configuration that fedcollm wrote: {error}") from error
+
+
+def _check_version(file: Path, version: Any) -> None:
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{file} was written by another version of fedcollm: its schema_version is {version}, and this version "
+            f"reads {SCHEMA_VERSION}. Use the version that wrote it, or start again with this one in another directory."
+        )
 
 
 def read_config(directory: Path) -> RunConfig:
-    """The resolved configuration of a run.
+    """Return the resolved configuration of a run.
 
     Raises:
-        UserError: the directory holds no run.
+        UserError: the directory holds no run, or a run of another version of fedcollm.
     """
     file = directory / CONFIG
     if not file.is_file():
@@ -86,7 +104,7 @@ def read_config(directory: Path) -> RunConfig:
 
 
 def read_records(directory: Path) -> list[RoundRecord]:
-    """The records of all finished rounds, from round 0 on; empty if there are none."""
+    """Return the records of all finished rounds, starting with round 0; an empty list if there are none."""
     file = directory / ROUNDS
     if not file.is_file():
         return []
@@ -94,13 +112,13 @@ def read_records(directory: Path) -> list[RoundRecord]:
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:
-    """Write one of the JSON files."""
+    """Write one of the JSON files of a run directory."""
     with writing(directory):
         write_atomically(directory / name, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(directory: Path, name: str) -> Any:
-    """Read one of the JSON files; None if it is missing."""
+    """Return the content of one of the JSON files of a run directory; None if the file is missing."""
     file = directory / name
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
@@ -111,33 +129,42 @@ def save_round(directory: Path, record: RoundRecord, adapters: Mapping[str, Adap
     Args:
         directory: the run directory.
         record: the round's record.
-        adapters: role to adapter; and what else the next round depends on, in the shape of one.
+        adapters: role to adapter, and any other tensors that the next round depends on, such as the state of the
+            server optimizer, under a name of their own.
 
     Raises:
-        UserError: no space, no permission; the checkpoint is then still the previous one.
+        UserError: the directory can't be written (no space, no permission); the previous checkpoint is then intact.
     """
-    import safetensors.torch  # imports torch, which those who only read records do without
+    import safetensors.torch  # imported here because it loads torch, which reading records does not need
 
     tensors = {f"{role}/{name}": tensor for role, adapter in adapters.items() for name, tensor in adapter.items()}
     with writing(directory):
         remove_leftovers(directory / CHECKPOINT)
         with replacing(directory / CHECKPOINT) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"record": record.to_json()})
+            cast(Any, safetensors.torch).save_file(tensors, temporary, metadata={"record": record.to_json()})
         _append_record(directory, record)
 
 
 def load_round(directory: Path) -> tuple[RoundRecord, dict[str, Adapter]] | None:
-    """The last committed round and its adapters; repairs `rounds.jsonl` if it lacks its line."""
+    """Return the last committed round's record and adapters; None if no round is committed.
+
+    If the process was killed before it wrote the round's line in `rounds.jsonl`, write it now.
+
+    Raises:
+        UserError: the checkpoint can't be read.
+    """
     file = directory / CHECKPOINT
     if not file.is_file():
         return None
     adapters: dict[str, Adapter] = {}
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with cast(Any, safe_open)(file, framework="pt") as tensors:
             record = RoundRecord.from_json(tensors.metadata()["record"])
             for key in tensors.keys():  # noqa: SIM118
                 role, name = key.split("/", 1)
-                tensor = tensors.get_tensor(key).clone()  # a view keeps the file mapped: Windows would not replace it
+                tensor = tensors.get_tensor(
+                    key
+                ).clone()  # a view would keep the file mapped, and Windows can't replace it then
                 adapters.setdefault(role, {})[name] = tensor
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{file} can't be read: {error}. Restore it from a copy, or start again elsewhere.") from error

@@ -1,4 +1,4 @@
-"""What a configuration would cost, from the models' configurations alone: nothing is trained or downloaded."""
+"""Estimate what a run would cost from the models' configurations alone, without training or downloading anything."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +18,26 @@ from fedcollm.modalities.base import Pool, Split
 from fedcollm.models.adapters import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.runs.build_clients import build_privacy, build_uploads
 
-_ADAM_COPIES = 4  # value, gradient and AdamW's two moments, all float32
+#: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
+_ADAM_COPIES = 4
 
-# What a process takes in training, fitted to what the embedded pair took with prompts of 60 to 1000 tokens:
-_KEPT = 30  # values of hidden size per position that a layer keeps for its backward pass
-_PASSING = 60  # the same for the one layer that is at work when nothing is kept, as in scoring
-_LOGITS = 4.5  # float32 copies of a row of logits
+# Activations, fitted to the memory that the embedded pair of models took with prompts of 60 to 1000 tokens:
+_KEPT = 30  # activations per position and layer that are kept for the backward pass, in multiples of the hidden size
+_PASSING = 60  # activations per position of the layer being computed when none are kept (scoring), in the same unit
+_LOGITS = 4.5  # float32 copies of each row of logits
 
 
 @dataclass(frozen=True)
 class RoleCost:
-    """A role's size.
+    """Sizes of one role's model.
 
     Attributes:
         source: where the base comes from.
-        base_parameters: frozen.
-        adapter_parameters: trainable; all that travels.
-        adapter_bytes: of its values, as they are trained and as a client receives them.
-        base_bytes: in memory.
-        upload_bytes: of its values, as a client sends them, on average.
+        base_parameters: number of frozen parameters.
+        adapter_parameters: number of trainable parameters, the only ones that travel.
+        adapter_bytes: size of the adapter as it is trained and as a client receives it.
+        base_bytes: size of the base in memory.
+        upload_bytes: size of the adapter as a client sends it, the mean over clients.
     """
 
     source: str
@@ -48,12 +49,12 @@ class RoleCost:
 
     @property
     def share(self) -> float:
-        """Adapter parameters over the base's."""
+        """Return the number of adapter parameters as a share of the base's."""
         return self.adapter_parameters / self.base_parameters
 
     @property
     def upload_share(self) -> float:
-        """Bytes that a client sends over those of the base in memory."""
+        """Return the bytes that a client sends as a share of the base's bytes in memory."""
         return self.upload_bytes / self.base_bytes
 
 
@@ -62,12 +63,12 @@ class Cost:
     """What a run would cost.
 
     Attributes:
-        roles: `slm` and, where it is trained, `llm`.
-        memory_bytes: estimate of weights, optimizer states and activations in one process.
-        data: how the data would be split; None if it has to come from the hub first.
-        data_note: why there is no data.
-        epsilon: what the whole run spends of privacy; None without privacy.
-        delta: δ of the same guarantee.
+        roles: sizes by role: `slm` and, if it is trained, `llm`.
+        memory_bytes: estimated size of weights, optimizer states and activations in one process.
+        data: how the data would be split; None if it would have to be downloaded first.
+        data_note: why `data` is None; empty otherwise.
+        epsilon: ε that the whole run would spend; None without differential privacy.
+        delta: δ of the same guarantee; None without differential privacy.
     """
 
     roles: dict[str, RoleCost]
@@ -82,18 +83,20 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     """Validate a configuration against its models and data.
 
     Args:
-        config: of the run.
-        modality: the user's own, instead of that of `config.task.name`.
-        pool: the user's own data.
+        config: the run's configuration.
+        modality: the user's own modality; by default the one of the task that `config.task.name` names.
+        pool: the user's own data; by default the data of that task.
 
     Raises:
-        UserError: a model, adapter or data error, as the run itself would give it.
+        UserError: the model, the adapter or the data is not usable, with the message that the run would give.
     """
     device, known = resolve_device(config.device), modality or base_models(config.task)
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
     named = config.federation.participants
     uploads = build_uploads(config, [str(k) for k in range(config.task.clients)] if named is None else named)
-    roles, shapes, itemsizes = {}, {}, {}
+    roles: dict[str, RoleCost] = {}
+    shapes: dict[str, Any] = {}
+    itemsizes: dict[str, int] = {}
     for role, model in models.items():
         dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
         shapes[role], itemsizes[role] = getattr(network, "config", None), dtype.itemsize
@@ -108,7 +111,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
 
 
 def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
-    """Return the data as a run would split it, or None and why, where it has to come from the hub first."""
+    """Return the data as a run would split it; if it would have to be downloaded first, None and the reason."""
     try:
         return split(pool or load_pool(config.task, config.seed), config.task, config.seed), ""
     except UserError as error:
@@ -118,11 +121,11 @@ def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
 
 
 def outline(model: ModelConfig, known: BaseModels) -> peft.PeftModel:
-    """Return a role's network with its adapter, without storage.
+    """Return a role's network with its adapter on torch's `meta` device, where weights take no memory.
 
     Args:
-        model: base and adapter.
-        known: what the modality knows of base models.
+        model: configuration of the base and the adapter.
+        known: the modality's knowledge of base models.
     """
     return add_adapter(known.outline(model), model.adapter, causal_lm=known.causal_lm)
 
@@ -130,13 +133,13 @@ def outline(model: ModelConfig, known: BaseModels) -> peft.PeftModel:
 def role_cost(
     model: ModelConfig, network: nn.Module, dtype: torch.dtype, uploads: Mapping[str, UploadFormat]
 ) -> RoleCost:
-    """Return a role's size.
+    """Return the sizes of one role's model.
 
     Args:
-        model: base and adapter.
-        network: its `outline`.
-        dtype: of the base.
-        uploads: client id to the form that its adapter travels in.
+        model: configuration of the base and the adapter.
+        network: the network that `outline` returns for it.
+        dtype: dtype of the base.
+        uploads: client id to the format in which it sends its adapter.
     """
     frozen = parameter_counts(network)[1]
     adapter = {name: tensor.detach() for name, tensor in trainable(network).items()}
@@ -153,24 +156,25 @@ def activation_bytes(
     itemsizes: Mapping[str, int],
     parts: Split | None,
 ) -> int:
-    """Return an estimate of what training and scoring keep of their largest batches.
+    """Return an estimate of the activations of the largest batches, in bytes.
 
-    A client's training keeps the SLM's activations, distillation those of both models; the larger one counts, and what
-    scoring takes on top, as an allocator does not give it all back. With weights and libraries it was .9 to 1.3 times
-    what processes took (text of 60 to 1000 tokens, free answers of 100, bfloat16).
+    A client's training keeps the SLM's activations, and distillation keeps those of both models. The larger of the two
+    counts. Scoring is added to it, because an allocator does not return all of its memory in between. Together with
+    weights and libraries, the estimate was 0.9 to 1.3 times the memory that processes took (text of 60 to 1000 tokens,
+    free answers of 100 tokens, bfloat16).
 
     Args:
-        config: of the run.
-        known: what the modality knows of base models.
-        shapes: role to the configuration of its base; None for a network without one, which counts as nothing.
-        itemsizes: role to bytes of a value of its base.
-        parts: the data; None if it is not here.
+        config: the run's configuration.
+        known: the modality's knowledge of base models.
+        shapes: role to the configuration of its base network; a network that has none (None) is not counted.
+        itemsizes: role to the bytes of one value of its base.
+        parts: the run's data; None if it is not available, and a typical example is then assumed.
     """
     private = None if parts is None else [x for part in parts.private.values() for x in part]
     shape = shapes["slm"]
 
     def largest(examples: Sequence[Any] | None, batch_size: int, scoring: bool = False) -> tuple[int, int]:
-        """Return positions and rows of logits of the largest batch."""
+        """Return the numbers of positions and of rows of logits in the largest batch."""
         some = examples if examples is not None else [None] * batch_size
         sizes = sorted((known.footprint(x, shape, scoring) for x in some), reverse=True)[:batch_size]
         return sum(positions for positions, _ in sizes), sum(rows for _, rows in sizes)
@@ -186,12 +190,12 @@ def activation_bytes(
 
 
 def _training_bytes(shape: Any, itemsize: int, positions: int, rows: int) -> float:
-    """Return what is kept for the backward pass of a batch with so many positions, and rows of logits."""
+    """Return the bytes kept for the backward pass of a batch, given its numbers of positions and of rows of logits."""
     columns = _of(shape, "vocab_size") or _of(shape, "num_labels")
     values = positions * _of(shape, "num_hidden_layers") * _of(shape, "hidden_size") * _KEPT
     return values * itemsize + rows * columns * 4 * _LOGITS
 
 
 def _of(shape: Any, name: str) -> int:
-    """Return a number of a network's configuration; 0 if it has none."""
+    """Return a number from a network's configuration; 0 if the configuration does not have it."""
     return getattr(shape, name, None) or 0

@@ -1,7 +1,7 @@
-"""A run's adapter under EleutherAI's lm-evaluation-harness, item by item beside the scorer of the training loop.
+"""Score a run's adapter with EleutherAI's lm-evaluation-harness, and compare with fedcollm's own scorer item by item.
 
-The test examples are written in the columns of the data set that they came from, and a task file includes the one that
-ships with the harness: prompts, choices and metrics are the harness's own. Nothing is downloaded.
+The test examples are written in the columns of their original data set. The task file includes the one that ships with
+the harness, so that prompts, choices and metrics are the harness's own. Nothing is downloaded.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ from fedcollm.runs.runner import restore
 from fedcollm.storage import writing
 from fedcollm.training.fine_tuning import like_sized
 
-#: The harness's own task files, under `lm_eval/tasks`.
+#: Task to the harness's own task file, under `lm_eval/tasks`.
 TASK_FILES: Mapping[str, str] = {
     "arc_easy": "arc/arc_easy.yaml",
     "arc_challenge": "arc/arc_challenge.yaml",
@@ -37,25 +37,26 @@ TASK_FILES: Mapping[str, str] = {
     "commonsense_qa": "commonsense_qa/default.yaml",
 }
 
-#: The one task of a directory that `write_task` made.
+#: Name of the task in the file that `write_task` writes.
 _TASK = "fedcollm_test"
 
+#: Number of requests that the harness scores per step of the progress bar.
 _REQUESTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The harness beside the scorer of the loop.
+    """Scores by the harness and by fedcollm's own scorer.
 
     Attributes:
-        task: its name.
-        version: of lm-evaluation-harness.
-        examples: how many were scored.
-        harness: its means, `acc` and, where its task has it, `acc_norm`.
-        ours: means of `TextTask`.
-        differing: metric of the harness to the number of examples whose picks differ.
-        largest_difference: of the log-likelihoods of one choice, in nats.
-        dtype: that the base computes in.
+        task: name of the task.
+        version: version of lm-evaluation-harness.
+        examples: number of examples scored.
+        harness: means by the harness: `acc` and, if its task has it, `acc_norm`.
+        ours: means of the same metrics by `TextTask`.
+        differing: metric to the number of examples for which the two pick different choices.
+        largest_difference: largest difference between the two log-likelihoods of a choice, in nats.
+        dtype: dtype in which the base computes.
     """
 
     task: str
@@ -69,14 +70,17 @@ class Parity:
 
 
 def evaluate_with_harness(directory: Path, role: str) -> Parity:
-    """Score the adapter that a run left on disk with both; the harness's files stay in its directory `harness`.
+    """Score a role's adapter of a run's last finished round with both scorers.
+
+    The harness's files stay in `harness`, in the run directory.
 
     Args:
         directory: a run directory with at least one finished round.
         role: `slm` or `llm`.
 
     Raises:
-        UserError: no such run, role or task, or lm-eval is not installed.
+        UserError: the directory holds no run, or no adapter of that role; the harness does not have the run's task; or
+            lm-eval is not installed.
     """
     name = directories.read_config(directory).task.name
     if name not in TASK_FILES:
@@ -95,14 +99,14 @@ def evaluate_with_harness(directory: Path, role: str) -> Parity:
 def compare(
     task: TextTask, model: nn.Module, examples: Sequence[TextExample], directory: Path, batch_size: int
 ) -> Parity:
-    """Score N labelled examples with both.
+    """Score labelled examples with both scorers.
 
     Args:
-        task: one of `TASK_FILES`.
-        model: a causal language model of transformers, or PEFT's around one.
-        examples: labelled ones.
-        directory: for the harness's task file, data and cache; replaced as a whole.
-        batch_size: sequences (harness) or examples (ours) a forward pass.
+        task: a task that is named in `TASK_FILES`.
+        model: a causal language model of transformers, or a PEFT model of one.
+        examples: labelled examples.
+        directory: directory for the harness's task file, data and cache; it is replaced as a whole.
+        batch_size: sequences (harness) or examples (ours) per forward pass.
     """
     with writing(directory):
         write_task(task.name, examples, directory)
@@ -122,8 +126,9 @@ def compare(
 
 
 def score(task: TextTask, model: nn.Module, examples: Sequence[TextExample], batch_size: int) -> list[Tensor]:
-    """The scorer of the loop: each example's log-likelihoods [C], from the batches of `training.evaluate`."""
-    batches, scored = like_sized(task, examples, batch_size), {}
+    """Score the examples as the training loop does, in the same batches; return each one's log-likelihoods [C]."""
+    batches = like_sized(task, examples, batch_size)
+    scored: dict[int, Tensor] = {}
     with torch.inference_mode():
         for batch in track(batches, "scoring", total=len(batches)):
             scored |= dict(zip(batch, task.likelihoods(model.eval(), [examples[i] for i in batch]), strict=True))
@@ -133,31 +138,35 @@ def score(task: TextTask, model: nn.Module, examples: Sequence[TextExample], bat
 def score_with_harness(
     task: TextTask, model: Any, directory: Path, batch_size: int
 ) -> tuple[dict[str, float], list[Tensor]]:
-    """The harness on what `write_task` wrote: means of its metrics, and each example's log-likelihoods [C].
+    """Score the examples in a directory that `write_task` wrote with the harness.
 
-    It adds no token before a prompt, as the adapter was tuned without one, cuts long prompts where the task does, and
-    takes log-probabilities in float32.
+    The harness is set to add no token before a prompt, because the adapter was tuned without one; to cut long prompts
+    where the task does; and to take log-probabilities in float32.
+
+    Returns:
+        The means of the harness's metrics, and each example's log-likelihoods [C].
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval import tasks
+    from lm_eval.models import huggingface
 
-    make_model, simple_evaluate = cast(Any, HFLM), cast(Any, lm_eval.simple_evaluate)  # decorators hide parameters
     say("scoring with lm-evaluation-harness")
     with _quiet_and_offline():
-        lm = make_model(
+        lm = cast(Any, huggingface).HFLM(
             pretrained=model,
-            tokenizer=copy.deepcopy(task.tokenizer),  # the harness gives it a padding token if it has none
+            tokenizer=copy.deepcopy(task.tokenizer),  # a copy, to which the harness may add a padding token
             max_length=task.context_length,
             batch_size=batch_size,
             softmax_dtype="float32",
             add_bos_token=False,
-            prefix_token_id=task.start_token(),  # it needs one, even for a tokenizer that has no special tokens
+            prefix_token_id=task.start_token(),  # required, even if the tokenizer has no special tokens
         )
         vars(lm)["_loglikelihood_tokens"] = _tracked(lm._loglikelihood_tokens)
         seeds = dict.fromkeys(("random_seed", *(f"{kind}_random_seed" for kind in ("numpy", "torch", "fewshot"))))
-        manager = TaskManager(include_path=str(directory), include_defaults=False)
-        results = simple_evaluate(lm, tasks=[_TASK], task_manager=manager, bootstrap_iters=0, **seeds)
+        manager = cast(Any, tasks).TaskManager(include_path=str(directory), include_defaults=False)
+        results = cast(Any, lm_eval).simple_evaluate(
+            lm, tasks=[_TASK], task_manager=manager, bootstrap_iters=0, **seeds
+        )
     means = {name.removesuffix(",none"): value for name, value in results["results"][_TASK].items()}
     samples = sorted(results["samples"][_TASK], key=lambda sample: sample["doc_id"])
     likelihoods = [torch.tensor([value for value, _ in sample["filtered_resps"]]) for sample in samples]
@@ -165,7 +174,7 @@ def score_with_harness(
 
 
 def _tracked(likelihoods_of: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    """The harness's log-likelihoods of its requests, with our progress instead of its bar."""
+    """Return the harness's function that scores requests, changed to show our progress in place of its own bar."""
 
     def tracked(requests: list[Any], **_: Any) -> list[Any]:
         parts = [requests[start : start + _REQUESTS_AT_ONCE] for start in range(0, len(requests), _REQUESTS_AT_ONCE)]
@@ -176,25 +185,31 @@ def _tracked(likelihoods_of: Callable[..., list[Any]]) -> Callable[..., list[Any
 
 
 @contextlib.contextmanager
-def _quiet_and_offline() -> Iterator[None]:
-    """Keep the harness's bars and log, and git's word on the working directory, from standard error; and the network.
+def _quiet_and_offline() -> Generator[None, None, None]:
+    """Keep the harness off the network, and its progress bars and log off standard error.
 
-    It asks git for a commit to name in its results, which are not kept.
+    The harness also asks git for the commit of the working directory, to name it in results that we do not keep. The
+    message that git prints outside a repository is avoided.
     """
-    from datasets import config
-    from lm_eval import evaluator
+    import datasets.config
+    import lm_eval.evaluator
 
-    offline = mock.patch.object(config, "HF_HUB_OFFLINE", True)
-    no_commit = mock.patch.object(evaluator, "get_git_commit_hash", str, create=True)
+    offline = mock.patch.object(datasets.config, "HF_HUB_OFFLINE", True)
+    no_commit = mock.patch.object(lm_eval.evaluator, "get_git_commit_hash", str, create=True)
     with contextlib.redirect_stderr(io.StringIO()), offline, no_commit:
         yield
 
 
 def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> None:
-    """Write a task for the harness: the examples, and a file that includes the harness's own.
+    """Write a task for the harness: the examples, and a task file that includes the harness's own.
+
+    Args:
+        name: a key of `TASK_FILES`.
+        examples: labelled examples.
+        directory: where to write; it is replaced as a whole.
 
     Raises:
-        UserError: this version of the harness has no such task, or an example does not fit its template.
+        UserError: the installed version of the harness does not have the task, or an example does not fit its template.
     """
     import lm_eval.tasks
 
@@ -221,10 +236,14 @@ def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> N
 
 
 def original_row(name: str, example: TextExample) -> dict[str, Any]:
-    """An example in the columns of its data set on the Hugging Face hub: the inverse of `tasks.qa`.
+    """Return an example in the columns of its data set on the Hugging Face hub: the inverse of `data.sources.qa`.
+
+    Args:
+        name: a key of `TASK_FILES`.
+        example: a labelled example of that task.
 
     Raises:
-        UserError: a question of `commonsense_qa` without the five choices of the harness's template.
+        UserError: a question of `commonsense_qa` does not have the five choices of the harness's template.
     """
     question, texts = example.prompt, list(example.choices)
     if name != "openbookqa":
@@ -232,7 +251,7 @@ def original_row(name: str, example: TextExample) -> dict[str, Any]:
     if name == "commonsense_qa":
         if len(texts) != 5:
             raise UserError(f"example {example.id} has {len(texts)} choices; the harness's commonsense_qa wants five.")
-        for index, label in reversed(list(enumerate(example.labels))):  # the prompt lists them: "A. ...", a line each
+        for index, label in reversed(list(enumerate(example.labels))):  # the prompt lists them as lines "A. ..."
             question, _, texts[index] = question.rpartition(f"\n{label}. ")
     return {
         "id": example.id,

@@ -1,4 +1,4 @@
-"""What a run would take, from a short measurement on a few batches with the real models and data."""
+"""Predict the seconds, memory and bytes of a run from a few batches, timed with its real models and data."""
 
 import random
 import tempfile
@@ -18,24 +18,25 @@ from fedcollm.runs.build import Federation, build_federation
 from fedcollm.training.distillation import distil
 from fedcollm.training.fine_tuning import Collator, evaluate, fit, minibatches
 
-#: Batches that are timed a part; no more than the window in which `minibatches` sorts, so that they stay as chosen.
+#: Number of batches timed per part. `minibatches` sorts within a window of at least so many batches, so that it cuts
+#: the chosen examples into the chosen batches again.
 _BATCHES = 6
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run would take, on this machine as busy as it is now.
+    """What a run would take on this machine under its present load.
 
     Attributes:
-        round_seconds: `clients`, `distillation` and `evaluation` as a round's record has them, the mean of all rounds
-            after round 0; without `clients` where their time is not covered.
-        start_seconds: loading data and models, and round 0, which scores every role before training.
-        run_seconds: the start and all rounds; None where `notes` say that a part of it is not covered.
+        round_seconds: seconds per round by part (`clients`, `distillation`, `evaluation`), the mean over all rounds
+            after round 0. `clients` is missing if their training is not covered.
+        start_seconds: seconds to load data and models and to score every role in round 0, before training.
+        run_seconds: seconds of the start and all rounds; None if `notes` name a part that is not covered.
         peak_memory_bytes: highest resident memory of this process up to the end of the measurement.
-        bytes_up: adapter values that a client sends in a round; 0 without clients, None where not covered.
-        bytes_down: adapter values that a client receives in a round, likewise.
-        run_bytes: both ways, all clients that are asked, all rounds; None where not covered.
-        notes: what is not covered, a sentence each.
+        bytes_up: bytes that a client sends per round; 0 without clients, None if not covered.
+        bytes_down: bytes that a client receives per round; 0 without clients, None if not covered.
+        run_bytes: bytes in both directions over all rounds and all clients asked; None if not covered.
+        notes: what is not covered, one sentence each.
     """
 
     round_seconds: dict[str, float]
@@ -53,9 +54,9 @@ class Passes:
     """Seconds of one pass over each part of the data.
 
     Attributes:
-        fit: client id to an epoch over its D_k; None: not covered.
-        distillation: an epoch over D_a; 0 without an LLM.
-        scoring: role to its scoring on the test examples.
+        fit: client id to the seconds of one epoch over its D_k; None if not covered.
+        distillation: seconds of one epoch over D_a; 0 without an LLM.
+        scoring: role to the seconds of one pass over the test examples.
     """
 
     fit: Mapping[str, float] | None
@@ -68,12 +69,12 @@ class Plan:
     """How often a run makes each pass.
 
     Attributes:
-        asked: ids of the clients that are asked, a list a round.
-        client_epochs: over D_k a round.
-        server_epochs: over D_a a round.
-        scored: the rounds, 1 for the first, after which the server's roles are scored.
-        clients_scored: those in which the clients that are asked score their tuned SLMs too.
-        personal: ids of the clients that tune and score once more after the last round, for themselves.
+        asked: the cohort of each round, as lists of client ids.
+        client_epochs: epochs over D_k per round.
+        server_epochs: epochs over D_a per round.
+        scored: indices of the rounds, from 1, after which the server's models are scored.
+        clients_scored: indices of the rounds in which the cohort scores its tuned SLMs as well.
+        personal: ids of the clients that tune and score an adapter of their own after the last round.
     """
 
     asked: Sequence[Sequence[str]]
@@ -85,13 +86,13 @@ class Plan:
 
 
 def measure(config: RunConfig) -> Measured:
-    """Build the federation as a run does, train and score a few batches, and scale up. Leaves no files.
+    """Build the federation as a run does, time a few batches of each part, and scale up. Leave no files.
 
     Args:
-        config: everything that the run depends on.
+        config: the run's configuration.
 
     Raises:
-        UserError: a model, adapter or data error, as the run itself would give it.
+        UserError: the model, the adapter or the data is not usable, with the message that the run would give.
     """
     with tempfile.TemporaryDirectory(prefix="fedcollm-measure-") as base:
         start = time.perf_counter()
@@ -100,7 +101,7 @@ def measure(config: RunConfig) -> Measured:
         asked = _asked(config, federation)
         passes = _passes(config, federation)
         peak = peak_memory_bytes()
-    personal = federation.server.transport.clients() if config.client.personal else []
+    personal: Sequence[str] = federation.server.transport.clients() if config.client.personal else ()
     plan, notes = _plan(config, asked, personal), tuple(_uncovered(config, federation))
     totals = part_seconds(passes, plan)
     first = loading + sum(passes.scoring.values())
@@ -118,13 +119,13 @@ def measure(config: RunConfig) -> Measured:
 
 
 def part_seconds(passes: Passes, plan: Plan) -> dict[str, float]:
-    """Seconds of all rounds after round 0, by part.
+    """Return the seconds of all rounds after round 0 together, by part.
 
     >>> once = Passes({"a": 1.0, "b": 3.0}, 5.0, {"slm": 0.5, "llm": 2.0})
     >>> part_seconds(once, Plan([["a", "b"], ["b"]], 2, 1, [2], [2]))
     {'clients': 14.0, 'distillation': 10.0, 'evaluation': 3.0}
     """
-    seconds = {}
+    seconds: dict[str, float] = {}
     if passes.fit is not None:
         epochs = [passes.fit[client] for clients in (*plan.asked, plan.personal) for client in clients]
         seconds["clients"] = plan.client_epochs * sum(epochs)
@@ -136,13 +137,13 @@ def part_seconds(passes: Passes, plan: Plan) -> dict[str, float]:
 
 
 def chosen_batches(examples: Sequence[Any], sizes: Sequence[int], batch_size: int, count: int) -> list[list[Any]]:
-    """Batches of like size, evenly spread from the smallest examples to the largest.
+    """Return batches of examples of similar size, spread evenly from the smallest examples to the largest.
 
     Args:
-        examples: of a part, in any order.
-        sizes: of each example.
-        batch_size: examples a batch.
-        count: of batches; fewer if there are not so many.
+        examples: examples in any order.
+        sizes: size of each example.
+        batch_size: examples per batch.
+        count: number of batches to choose; all of them if there are fewer.
 
     >>> chosen_batches("abcdefgh", [8, 7, 6, 5, 4, 3, 2, 1], 2, 2)
     [['f', 'e'], ['b', 'a']]
@@ -155,7 +156,7 @@ def chosen_batches(examples: Sequence[Any], sizes: Sequence[int], batch_size: in
 
 
 class _Sizes:
-    """A collator whose examples are sizes and whose batches are what they cost: rows times the longest."""
+    """A collator whose examples are sizes and whose batches are costs: number of examples times largest size."""
 
     def size(self, example: int) -> int:
         return example
@@ -165,13 +166,13 @@ class _Sizes:
 
 
 def work(model: Any, sizes: Sequence[int], batch_size: int, shuffled: bool) -> int:
-    """Cost of one pass in units of `Task.size`, padding included where the model must have it.
+    """Return the cost of one pass in units of `Modality.size`, including padding unless the model reads packed tokens.
 
     Args:
-        model: whether it takes packed tokens counts, nothing else.
-        sizes: of the examples.
-        batch_size: examples a batch.
-        shuffled: batches as training cuts them, else in order of size, as scoring does.
+        model: the model; only whether it reads packed tokens counts.
+        sizes: size of each example.
+        batch_size: examples per batch.
+        shuffled: whether batches are shuffled, as in training, or cut in order of size, as in scoring.
 
     >>> work(None, [5, 1, 4, 2], 2, shuffled=False)
     14
@@ -185,7 +186,7 @@ def work(model: Any, sizes: Sequence[int], batch_size: int, shuffled: bool) -> i
 
 
 def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
-    """The clients of each round, as the server will draw them."""
+    """Return the cohort of each round, as the server will sample it."""
     server = federation.server
     ids, rounds = server.transport.clients(), range(1, config.federation.rounds + 1)
     return [sample(ids, config.federation.fraction, config.seed, index) for index in rounds]
@@ -194,7 +195,7 @@ def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
 def _bytes(
     federation: Federation, asked: Sequence[Sequence[str]], personal: int
 ) -> tuple[int | None, int | None, int | None]:
-    """What a client sends and receives in a round, on average, and all of the run; None under secure aggregation."""
+    """Return the bytes that a client sends and receives per round, and those of the whole run; None if not covered."""
     server, clients = federation.server, federation.server.transport.clients()
     if not clients:
         return 0, 0, 0
@@ -207,7 +208,7 @@ def _bytes(
 
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:
-    """How often a run of this configuration makes each pass; under privacy clients send no scores."""
+    """Return how often a run of this configuration makes each pass; clients send no scores under privacy."""
     rounds, evaluation = len(asked), config.evaluation
     scored = [index for index in range(1, rounds + 1) if evaluation.scores(index, rounds)]
     clients_scored = [index for index in scored if evaluation.scores_clients(index, rounds)]
@@ -217,7 +218,7 @@ def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[
 
 
 def _passes(config: RunConfig, federation: Federation) -> Passes:
-    """Time a few batches of every part."""
+    """Time a few batches of each part."""
     privacy = config.federation.privacy
     private = {client: federation.split.private[client] for client in federation.server.transport.clients()}
     covered = not (private and privacy and privacy.level == "example")
@@ -226,7 +227,7 @@ def _passes(config: RunConfig, federation: Federation) -> Passes:
 
 
 def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-    """Client id to seconds of an epoch, at the speed that a sample of all clients' examples shows."""
+    """Return the seconds of one epoch by client id, at the speed measured on a sample of all clients' examples."""
     if not private:
         return {}
     say("measuring: a few batches of the clients' training")
@@ -234,47 +235,55 @@ def _fit_seconds(config: RunConfig, federation: Federation, private: Mapping[str
     settings = config.client.model_copy(update={"epochs": 1})
     train = partial(fit, modality, model, settings=settings, seed=0, where="measuring")
     pooled = [x for part in private.values() for x in part]
-    unit = _seconds_a_unit(modality, model, pooled, settings.batch_size, train)
+    unit = _seconds_per_unit(modality, model, pooled, settings.batch_size, train)
     sizes = {client: [modality.size(x) for x in part] for client, part in private.items()}
     return {client: unit * work(model, part, settings.batch_size, shuffled=True) for client, part in sizes.items()}
 
 
 def _distillation_seconds(config: RunConfig, federation: Federation) -> float:
-    """Return seconds of an epoch over the public part."""
+    """Return the seconds of one epoch over the public examples."""
     pair, public = federation.server.pair, federation.server.public
     if pair.llm is None:
         return 0.0
     say("measuring: a few batches of the distillation")
     settings = config.server.model_copy(update={"epochs": 1})
     train = partial(distil, pair, settings=settings, seed=0, round_index=config.federation.rounds)
-    unit = _seconds_a_unit(pair.modality, pair.slm, public, settings.batch_size, train)
+    unit = _seconds_per_unit(pair.modality, pair.slm, public, settings.batch_size, train)
     sizes = [pair.modality.size(x) for x in public]
     return unit * work(pair.slm, sizes, settings.batch_size, shuffled=True)
 
 
 def _scoring_seconds(config: RunConfig, federation: Federation) -> dict[str, float]:
-    """Role to seconds of its scoring on the test examples."""
+    """Return the seconds of one pass over the test examples by role."""
     say("measuring: a few batches of the scoring")
     server, test, batch_size = federation.server, federation.split.test, config.evaluation.batch_size
-    found = {}
+    found: dict[str, float] = {}
     for role, model in server.pair.models().items():
         modality = server.pair.modality.of(role)
         sizes = [modality.size(x) for x in test]
         score = partial(evaluate, modality, model, batch_size=batch_size)
-        unit = _seconds_a_unit(modality, model, test, batch_size, score)
+        unit = _seconds_per_unit(modality, model, test, batch_size, score)
         found[role] = unit * work(model, sizes, batch_size, shuffled=False)
     return found
 
 
-def _seconds_a_unit(
+def _seconds_per_unit(
     modality: Collator, model: Any, examples: Sequence[Any], batch_size: int, run: Callable[[Sequence[Any]], object]
 ) -> float:
-    """Seconds a unit of `work`: a second pass over a few batches, after which nothing is new, as in most rounds."""
+    """Return the seconds per unit of `work`, measured on a second pass over a few batches, as most passes of a run are.
+
+    Args:
+        modality: the modality that tells the size of an example.
+        model: the model; only whether it reads packed tokens counts.
+        examples: examples to choose the batches from.
+        batch_size: examples per batch.
+        run: makes one pass over some examples.
+    """
     sizes = [modality.size(example) for example in examples]
     largest = [examples[i] for i in sorted(range(len(examples)), key=lambda i: sizes[i])[-batch_size:]]
-    run(largest)  # the peak of memory, too
+    run(largest)  # reaches the peak of memory
     timed = [example for batch in chosen_batches(examples, sizes, batch_size, _BATCHES) for example in batch]
-    run(timed)  # tokenizes, and compiles products
+    run(timed)  # tokenizes the examples, and compiles kernels
     start = time.perf_counter()
     run(timed)
     seconds = time.perf_counter() - start
@@ -282,7 +291,7 @@ def _seconds_a_unit(
 
 
 def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
-    """What the measurement does not cover."""
+    """Yield what the measurement does not cover, one sentence each."""
     privacy = config.federation.privacy
     if not federation.server.transport.clients():
         return
@@ -291,4 +300,4 @@ def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
     if privacy and privacy.level == "client":
         yield "the clients' noise is not covered, neither its seconds nor its memory"
     if config.federation.secure_aggregation.enabled:
-        yield "secure aggregation is not covered: seconds and bytes of its keys, shares and masks come on top"
+        yield "secure aggregation is not covered: its keys, shares and masks take additional seconds and bytes"

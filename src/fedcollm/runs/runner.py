@@ -1,14 +1,14 @@
-"""One run: build the federation, go through the rounds, keep every finished one."""
+"""Do one run: build the federation, go through its rounds, and save every finished round."""
 
 import contextlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -20,9 +20,8 @@ from fedcollm.federation.server import Server
 from fedcollm.messages import RoundRecord, Score
 from fedcollm.modalities.base import Modality, Pool
 from fedcollm.models.adapters import resolve_device, save_adapter
-from fedcollm.privacy.accounting import Privacy
-from fedcollm.progress import say
 from fedcollm.runs import directory as directories
+from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.storage import locked, write_atomically, writing
@@ -34,12 +33,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """The result of a run, as it is on disk.
 
     Attributes:
         directory: the run directory.
-        records: one a round, round 0 first.
-        adapters: role (`slm`, `llm`, and `clients/ID` of those that keep one) to directory in PEFT's format.
+        records: one record per round, starting with round 0.
+        adapters: role to a directory in PEFT's format: `slm`, `llm`, and `clients/ID` for each client that keeps an
+            adapter of its own.
     """
 
     directory: Path
@@ -47,10 +47,10 @@ class RunResult:
     adapters: dict[str, Path]
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row a round, nested values as columns such as `scores.slm`."""
+        """Return one row per round, with nested values in columns such as `scores.slm`."""
         import pandas
 
-        return pandas.json_normalize([asdict(record) for record in self.records]).set_index("round")
+        return cast(Any, pandas).json_normalize([asdict(record) for record in self.records]).set_index("round")
 
 
 def run(
@@ -64,14 +64,14 @@ def run(
     """Run a federation in this process.
 
     Args:
-        config: everything that the run depends on.
+        config: the run's configuration.
         out: run directory; by default `runs/NAME`.
-        resume: go on with the run in that directory.
-        modality: your own, instead of the one that `config.task.name` names.
-        pool: your own data; needed with `modality`.
+        resume: continue the run in that directory.
+        modality: your own modality; by default the one of the task that `config.task.name` names.
+        pool: your own data; needed if you give a modality.
 
     Returns:
-        Records and adapters, as they are on disk.
+        The records and adapters of the run.
 
     Raises:
         UserError: the configuration, the data or the directory is not usable.
@@ -83,12 +83,12 @@ def run(
 
 
 def default_directory(config: RunConfig) -> Path:
-    """`runs/NAME`."""
+    """Return `runs/NAME`."""
     return Path("runs") / config.name
 
 
 def result(directory: Path) -> RunResult:
-    """What a run directory holds."""
+    """Return the result that a run directory holds."""
     root = directory / "adapters"
     files = [file for place in ("", "clients/") for file in sorted(root.glob(f"{place}[!.]*/adapter_config.json"))]
     adapters = {str(file.parent.relative_to(root)): file.parent for file in files}
@@ -102,20 +102,23 @@ def rounds(
     *,
     resume: bool = False,
 ) -> Iterator[RoundRecord]:
-    """Run, and yield each record once its round is safe on disk; with `resume`, the old ones first.
+    """Do a run, and yield the record of each round once it is safe on disk.
 
     Args:
-        config: may be None when resuming: the directory knows it.
+        config: the run's configuration. To resume a run with the configuration in its directory, give None.
         directory: the run directory.
-        inputs: what the run is given beside its configuration.
-        resume: go on with the run in that directory.
+        inputs: what the run is given in addition to its configuration.
+        resume: continue the run in that directory; the records of its finished rounds come first.
+
+    Raises:
+        UserError: the configuration, the data or the directory is not usable, or a round failed.
     """
     if resume:
         config = _resumed_config(config, directory)
     elif config is None:
         raise ValueError("a new run needs a configuration")
     elif (directory / directories.CONFIG).exists():
-        directories.start(directory, config)  # refuses
+        directories.start(directory, config)  # raises: the directory already holds a run
     fresh = not directory.exists()
     with locked(directory):
         try:
@@ -135,10 +138,12 @@ def rounds(
 def _rounds(
     config: RunConfig, directory: Path, federation: Federation, shared: Path | None = None
 ) -> Iterator[RoundRecord]:
+    """Yield the records of the finished rounds, then do the remaining rounds."""
     server, privacy = federation.server, federation.privacy
     state = directories.load_round(directory)
     done = state[0].round if state else 0
-    _announce(config, directory, privacy, done)
+    if privacy:
+        privacy_budget.announce(directory, privacy, config.federation.rounds, done)
     if state:
         server.restore(state[1])
         if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
@@ -153,19 +158,19 @@ def _rounds(
         yield first
     for index in range(done + 1, config.federation.rounds + 1):
         when = index, config.federation.rounds
-        epsilon = _spend(directory, privacy, index) if privacy else None
+        epsilon = privacy_budget.spend(directory, privacy, index) if privacy else None
         with _step_log(config, directory):
             record = server.run_round(index, config.evaluation.scores(*when), config.evaluation.scores_clients(*when))
         record = replace(record, epsilon=epsilon)
-        (directory / directories.OUTCOMES).unlink(missing_ok=True)  # what is there is always of the saved round
+        (directory / directories.OUTCOMES).unlink(missing_ok=True)  # outcomes must never be older than the checkpoint
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
         yield _personalize(config, directory, server) or record
 
 
 @contextlib.contextmanager
-def _step_log(config: RunConfig, directory: Path) -> Iterator[None]:
-    """Write every optimizer step made inside to the run directory, where the configuration asks for it."""
+def _step_log(config: RunConfig, directory: Path) -> Generator[None, None, None]:
+    """Append every optimizer step made in the block to `steps.jsonl`, if the configuration asks for it."""
     if not config.log_steps:
         yield
         return
@@ -177,12 +182,16 @@ def _step_log(config: RunConfig, directory: Path) -> Iterator[None]:
 
 
 def _personalize(config: RunConfig, directory: Path, server: Server) -> RoundRecord | None:
-    """After the last round let clients tune θ for themselves, once; the record with their score, if they just did."""
+    """After the last round, let the clients tune θ once more for themselves, unless they already have.
+
+    Returns:
+        The last record, with the clients' score added; None if there was nothing to do.
+    """
     if not config.client.personal:
         return None
     record = directories.read_records(directory)[-1]
-    done = (directories.read_json(directory, directories.PERSONAL) or {}).get("round")
-    if record.round < config.federation.rounds or done == record.round:
+    saved: dict[str, Any] = directories.read_json(directory, directories.PERSONAL) or {}
+    if record.round < config.federation.rounds or saved.get("round") == record.round:
         return None
     record, scores = server.personalize(record)
     directories.save_round(directory, record, server.adapters())
@@ -190,35 +199,8 @@ def _personalize(config: RunConfig, directory: Path, server: Server) -> RoundRec
     return record
 
 
-def _announce(config: RunConfig, directory: Path, privacy: Privacy | None, done: int) -> None:
-    """Say what the whole run will spend, before it spends anything."""
-    if privacy is None:
-        return
-    rounds, started = config.federation.rounds, _started(directory, done)
-    total = privacy.epsilon(started + rounds - done)
-    again = f", {started - done} more that were started and not finished among them" if started > done else ""
-    say(f"privacy: {rounds} rounds will spend ε = {total:.3g} at δ = {privacy.delta:g}{again}")
-
-
-def _started(directory: Path, done: int) -> int:
-    """How many rounds were ever started here."""
-    return max(done, (directories.read_json(directory, directories.STARTED) or {}).get("rounds", 0))
-
-
-def _spend(directory: Path, privacy: Privacy, index: int) -> float:
-    """ε so far, the round that now begins included.
-
-    A round counts from its start, written down before any client is asked: if it is never finished, the clients may
-    have answered it all the same, and with fresh noise they answer it once more when the run is resumed.
-    """
-    started = _started(directory, index - 1) + 1
-    epsilon = privacy.epsilon(started)
-    directories.write_json(directory, directories.STARTED, {"rounds": started})
-    return epsilon
-
-
 def _publish(directory: Path, federation: Federation) -> None:
-    """Write what is derived from the checkpoint: PEFT's files, confusion tables, outcomes, notes on the data."""
+    """Write the files that are derived from the checkpoint: adapters, confusion tables, outcomes, notes on the data."""
     server = federation.server
     with writing(directory):
         (directory / "adapters").mkdir(exist_ok=True)
@@ -239,7 +221,11 @@ def _publish(directory: Path, federation: Federation) -> None:
 
 
 def _resumed_config(config: RunConfig | None, directory: Path) -> RunConfig:
-    """The directory's configuration; the one given may differ from it in the number of rounds only."""
+    """Return the configuration of the run in a directory, with the number of rounds of the one given.
+
+    Raises:
+        UserError: the configuration given differs from it in anything else.
+    """
     stored = directories.read_config(directory)
     if config is None:
         return stored
@@ -249,14 +235,14 @@ def _resumed_config(config: RunConfig | None, directory: Path) -> RunConfig:
         wanted, there = config.model_dump(), extended.model_dump()
         keys = ", ".join(name for name in wanted if wanted[name] != there[name])
         raise UserError(
-            f"{directory} was run with another configuration ({keys} differ). "
-            "Resume it without naming one, or choose another --out."
+            f"{directory} was run with a different configuration (different keys: {keys}). "
+            "Resume it without naming a configuration, or choose another --out."
         )
     return extended
 
 
 def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
-    """What a result may depend on beside the configuration."""
+    """Return what a result may depend on besides the configuration, for `environment.json`."""
     packages = ("fedcollm", "torch", "transformers", "peft", "tokenizers", "numpy")
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
@@ -269,14 +255,14 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
 
 
 def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
-    """A run's configuration, data and models, with the adapters that it left on disk.
+    """Load a run's configuration, data and models, with the adapters of its last finished round.
 
     Args:
         directory: a run directory with at least one finished round.
-        role: the one that is asked for, `slm` or `llm`.
+        role: `slm` or `llm`, which the run must have.
 
     Raises:
-        UserError: no run, no such role, or no finished round.
+        UserError: the directory holds no run, no finished round, or no adapter of that role.
     """
     config = directories.read_config(directory)
     state = directories.load_round(directory)
@@ -289,15 +275,15 @@ def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
 
 
 def evaluate_run(directory: Path, role: str, write_examples: Path | None = None) -> Score:
-    """Score the adapter that a run left on disk on the run's own test examples.
+    """Score a role's adapter of a run's last finished round on the run's own test examples.
 
     Args:
         directory: a run directory with at least one finished round.
         role: `slm` or `llm`.
-        write_examples: write the test examples to this file, one JSON object a line (text tasks).
+        write_examples: file to write the test examples to, one JSON object per line (text tasks only).
 
     Raises:
-        UserError: no run, no such role, or no finished round.
+        UserError: the directory holds no run, no finished round, or no adapter of that role.
     """
     config, federation = restore(directory, role)
     pair, test = federation.server.pair, federation.split.test

@@ -1,8 +1,8 @@
-"""What the runs of a comparison have in common, done once: scores before training, and the clients' round 1.
+"""A cache of what the runs of a comparison have in common: the scores before training and the clients' round 1.
 
-Each is kept under a digest of all that it depends on, so that it is bit for bit what doing it again would give. The
-digest holds the whole configuration except the keys that are listed here as without influence: a key that is added
-later is part of it until somebody shows otherwise.
+Each entry is stored under a digest of everything that it depends on, so that it is bit for bit what a run would compute
+itself. The digest covers the whole configuration except the keys that are listed here as irrelevant. A key that is
+added later therefore counts until somebody lists it here.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.storage import one_at_a_time, write_atomically, writing
 from fedcollm.transports.caching import CachingTransport
 
-#: Adapters that change nothing before they are trained.
+#: Kinds of adapters that leave the base's outputs unchanged until they are trained.
 _NEUTRAL = ("lora", "dora", "ia3")
 
-#: Keys without influence on a client's update in round 1: of the other model, of the server, of later rounds, and of
-#: the data, which is part of the digest itself.
+#: Keys that do not change a client's update in round 1. They belong to the LLM, to the server, to later rounds, or to
+#: the data, whose own digest is part of the key.
 WITHOUT_INFLUENCE_ON_ROUND_1: Mapping[str, Any] = {
     "name": True,
     "log_steps": True,
@@ -47,24 +47,27 @@ WITHOUT_INFLUENCE_ON_ROUND_1: Mapping[str, Any] = {
         "secure_aggregation",
         "privacy",
     },
-    "client": {"personal", "ranks"},  # a client's own rank is part of its agreement
-    "evaluation": {"every", "clients"},  # whether a score is asked for is part of the request
+    "client": {"personal", "ranks"},  # the client's own rank is added from its agreement
+    "evaluation": {"every", "clients"},  # the request says whether the client is to score its SLM
 }
 
 
 def with_cache(config: RunConfig, clients: Mapping[str, Client], transport: Transport, shared: Path) -> Transport:
-    """Return a way to the same clients that keeps what they send in round 1, and takes it from there in later runs.
+    """Return a transport that caches the clients' updates of round 1, so that later runs need not train them again.
 
     Args:
-        config: of the run.
-        clients: id to client, each sending plain updates.
-        transport: to them.
-        shared: directory of what several runs have in common.
+        config: the run's configuration.
+        clients: client id to client; all of them must send plain updates.
+        transport: the transport that reaches these clients.
+        shared: directory of results that several runs have in common.
+
+    Returns:
+        `transport` itself if no other run can have the same updates.
     """
-    if not clients or config.task.partition.kind == "pooled":
-        return transport  # no other run has the same clients
+    if not clients or config.task.partition.kind == "pooled":  # no other run has the same clients
+        return transport
     one = next(iter(clients.values()))
-    if _is_made_by_the_run(config.slm, one.modality):
+    if _base_depends_on_run(config.slm, one.modality):
         return transport
     common = round_1_settings(config) | _environment(config, config.slm, one.modality)
     settings = {
@@ -86,22 +89,28 @@ def round_1_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, float]:
-    """Return the scores of the server's models before any training: of equal models on equal examples, computed once.
+    """Return the scores of the server's models before any training; take them from the cache where possible.
 
     Args:
-        config: of the run.
-        server: scored in place, as by its `scores`.
-        shared: directory of what several runs have in common.
+        config: the run's configuration.
+        server: the server; its attribute `scored` is filled, as its method `scores` would do.
+        shared: directory of results that several runs have in common.
+
+    Returns:
+        Role to the mean of the main metric.
     """
     for role in server.pair.models():
         model, modality = config.slm if role == "slm" else config.llm, server.pair.modality.of(role)
         neutral = model.adapter.kind.lower() in _NEUTRAL and not model.adapter.options
-        if _is_made_by_the_run(model, modality) or not neutral:
+        if _base_depends_on_run(model, modality) or not neutral:
             server.scored[role] = server.score(role)
             continue
         settings = _environment(config, model, modality) | {
             "base": model.model_dump(mode="json", exclude={"adapter"}),
-            "adapter": [model.adapter.kind.lower(), model.adapter.targets],  # what rounding it changes
+            "adapter": [
+                model.adapter.kind.lower(),
+                model.adapter.targets,
+            ],  # an untrained adapter still changes the rounding
             "scoring": [config.evaluation.batch_size, _digest(server.test)],
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -115,13 +124,13 @@ def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, floa
     return {role: score.value for role, score in server.scored.items()}
 
 
-def _is_made_by_the_run(model: ModelConfig, modality: Modality) -> bool:
-    """Return whether the base itself depends on the run: its seed, its public part."""
+def _base_depends_on_run(model: ModelConfig, modality: Modality) -> bool:
+    """Return whether the weights of the base depend on the run's seed or on its public examples."""
     return bool(model.pretrain_epochs) or not modality.is_pretrained(model)
 
 
 def _environment(config: RunConfig, model: ModelConfig, modality: Modality) -> dict[str, Any]:
-    """Return what results depend on beside configuration and data, down to the machine's order of summation."""
+    """Return what results depend on besides configuration and data: versions, hardware, threads, dtypes, modality."""
     device = resolve_device(config.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     dtypes = [str(resolve_dtype(one.dtype, device)) for one in (model, config.slm, config.llm)]
@@ -132,7 +141,7 @@ def _environment(config: RunConfig, model: ModelConfig, modality: Modality) -> d
 
 
 def _digest(examples: Iterable[Any]) -> str:
-    """Return the SHA-256 of all that examples hold, in their order."""
+    """Return the SHA-256, in hexadecimal, of the content of the examples in their order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps(_plain(example), sort_keys=True).encode())
@@ -140,10 +149,10 @@ def _digest(examples: Iterable[Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: data classes field by field, tensors with all their bytes.
+    """Return a value in a form that JSON can hold: data classes as their fields, tensors as a digest of their bytes.
 
     Raises:
-        TypeError: it is something else; give it a method `to_wire` that returns plain values.
+        TypeError: the value is of a type that has no such form and no method `to_wire`.
     """
     if hasattr(value, "to_wire"):
         return value.to_wire()
@@ -153,9 +162,9 @@ def _plain(value: Any) -> Any:
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in cast(list[Any] | tuple[Any, ...], value)]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"a {type(value).__name__} has no plain form: give it a method to_wire that returns plain values")

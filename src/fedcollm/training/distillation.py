@@ -6,16 +6,16 @@ Models", arXiv 2411.11707, eq. 4-6 and Algorithm 1:
     L_g = CE(z_g, y) + λ τ² KL(p_f ‖ p_g)      p_f detached
     L_f = CE(z_f, y) + λ τ² KL(p_g ‖ p_f)      p_g detached
 
-Both models take their step on the same batch from the same pair of forward passes. Where their rows must be matched
-first (different tokenizers, say), the modality's `align` does it, and the KL is over what it returns; each
-cross-entropy is that of the model's own rows.
+Both models step on the same batch, from the same pair of forward passes. If their rows have to be matched first, for
+example because the models have different tokenizers, the modality's `align` matches them. The KL is computed on the
+matched rows, and each cross-entropy on the model's own rows.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -34,9 +34,9 @@ class ModelPair:
     """The server's two models of one modality.
 
     Attributes:
-        modality: reads examples for both of them.
-        slm: g with adapter θ.
-        llm: f with adapter ω; None where nothing is distilled.
+        modality: makes batches, outputs and losses for both models.
+        slm: g with its adapter θ.
+        llm: f with its adapter ω; None if there is no distillation.
     """
 
     modality: Modality
@@ -44,13 +44,20 @@ class ModelPair:
     llm: PeftModel | None = None
 
     def models(self) -> dict[str, PeftModel]:
-        """Return role to model, for the roles that there are."""
+        """Return each model by its role, `slm` or `llm`; a missing LLM is left out."""
         return {"slm": self.slm} | ({"llm": self.llm} if self.llm is not None else {})
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Parts of eq. 4-6 on one batch, each a scalar tensor; `kl` is KL(LLM ‖ SLM) as the SLM feels it."""
+    """Losses of eq. 4-6 on one batch, each a scalar tensor.
+
+    Attributes:
+        slm: supervised loss of the SLM, CE(z_g, y).
+        llm: supervised loss of the LLM, CE(z_f, y).
+        kl: the divergence in the SLM's loss, without λ: with `forward_kl`, τ² KL(p_f ‖ p_g).
+        total: L_g + L_f.
+    """
 
     slm: Tensor
     llm: Tensor
@@ -59,7 +66,7 @@ class Losses:
 
 
 def warmup_factor(round_index: int, rounds: int) -> float:
-    """Return the factor of λ in a round: linear from 1 / `rounds` to 1, and 1 from then on.
+    """Return the factor of λ in a round: it grows linearly to 1 over the first `rounds` rounds, and stays there.
 
     >>> [warmup_factor(index, 4) for index in (1, 2, 4, 5)]
     [0.25, 0.5, 1.0, 1.0]
@@ -72,18 +79,18 @@ def warmup_factor(round_index: int, rounds: int) -> float:
 def mutual_losses(
     slm_loss: Tensor, llm_loss: Tensor, rows: Rows, settings: DistillationConfig, factor: float = 1.0
 ) -> Losses:
-    """Return eq. 4-6 for both models.
+    """Return the losses of both models (eq. 4-6).
+
+    One backward pass through the total is enough: the KL of each model detaches the other model, so that the gradient
+    of L_g + L_f is that of L_g for the SLM and that of L_f for the LLM. No KL is computed for a model whose λ is 0.
 
     Args:
         slm_loss: supervised loss of the SLM, CE(z_g, y).
-        llm_loss: the same of the LLM.
-        rows: what both models say, row by row; unlabelled rows count in the KL as well.
-        settings: λ of both losses, τ, divergence, and whether a model is taught only where the other one knows better.
-        factor: of both λ, in this round.
-
-    Returns:
-        The supervised losses, the SLM's KL, and the total to backpropagate: since each model's KL detaches the other
-        one, the gradients of L_g + L_f are those of L_g and of L_f apart. With λ = 0 no KL is computed.
+        llm_loss: supervised loss of the LLM, CE(z_f, y).
+        rows: outputs of both models, matched row by row; unlabelled rows count in the KL too.
+        settings: λ of both losses, τ, the divergence, and whether a model is taught only on those rows where the other
+            model is less uncertain.
+        factor: factor of both λ in this round.
     """
     weight, llm_weight = (factor * value for value in settings.weights)
     total, kl = slm_loss + llm_loss, torch.zeros(())
@@ -107,20 +114,20 @@ def distil(
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
     Args:
-        pair: both models; left in evaluation mode.
+        pair: both models; they are left in evaluation mode.
         public: D_a, labelled and unlabelled examples.
-        settings: passes, batches, each model's own AdamW, and the distillation itself.
-        seed: decides order and dropout.
-        round_index: 1 for the first round; matters where λ grows over the first rounds.
+        settings: number of epochs, batches, AdamW of both models, and the settings of the distillation.
+        seed: seed of the order of examples and of dropout.
+        round_index: index of the round, 1 for the first one; λ may depend on it (`warmup_rounds`).
 
     Returns:
-        Means over the steps of the last epoch: `slm` and `llm` (supervised losses), `kl`.
+        The means of `slm`, `llm` and `kl` of `Losses` over the steps of the last epoch.
 
     Raises:
-        NonFiniteError: a loss became NaN or infinite.
+        NonFiniteError: a loss or a weight became NaN or infinite.
     """
     generator = random.Random(seed)
-    torch.manual_seed(seed)
+    cast(Any, torch).manual_seed(seed)
     models = pair.models()
     per_epoch = step_count(public, settings)
     stepper = Stepper(models, settings, settings.epochs * per_epoch, f"distillation, round {round_index}")
@@ -149,12 +156,12 @@ def distil(
 def _accumulate(
     pair: ModelPair, batches: Sequence[Any], settings: DistillationConfig, factor: float
 ) -> tuple[Losses, int]:
-    """Add up the gradients of a step's batches: those of each loss's mean over all rows that it counts.
+    """Accumulate the gradients of a step's batches. Each loss is a mean over all rows of the step that count in it.
 
     Returns:
-        The losses of the step, without their graph, and the number of the SLM's labelled rows.
+        The losses of the step, detached, and the number of labelled rows of the SLM.
     """
-    modality, sums = pair.modality, []
+    modality, sums = pair.modality, list[Tensor]()
     labelled = {
         role: [modality.of(role).labelled(modality.part(batch, role)) for batch in batches] for role in pair.models()
     }
@@ -163,14 +170,14 @@ def _accumulate(
         slm_logits, llm_logits, slm_loss, llm_loss = _outputs(pair, batch)
         rows = modality.align(batch, slm_logits, llm_logits)
         losses = mutual_losses(slm_loss * slm_share, llm_loss * llm_share, rows, settings, factor * kl_share)
-        losses.total.backward()
+        torch.autograd.backward(losses.total)
         parts = (losses.slm, losses.llm, losses.kl.to(losses.slm.device) * kl_share, losses.total)
         sums.append(torch.stack([part.detach() for part in parts]))
     return Losses(*torch.stack(sums).sum(0)), sum(labelled["slm"])
 
 
 def _shares(counts: Sequence[int]) -> list[float]:
-    """Return each count's share of all of them; equal shares of nothing.
+    """Return the share of each count in their sum; equal shares if all counts are zero.
 
     >>> _shares([1, 3]), _shares([0]), _shares([5])
     ([0.25, 0.75], [1.0], [1.0])
@@ -180,9 +187,9 @@ def _shares(counts: Sequence[int]) -> list[float]:
 
 
 def _outputs(pair: ModelPair, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return both models' logits and supervised losses on one batch, on the SLM's device."""
+    """Return the logits of the SLM and of the LLM and their supervised losses on one batch, on the SLM's device."""
     modality = pair.modality
-    outputs = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     for role, model in pair.models().items():
         own, part = modality.of(role), modality.part(batch, role)
         logits = own.logits(model, part)

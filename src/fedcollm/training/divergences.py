@@ -1,6 +1,6 @@
-"""How far a student's distribution is from its teacher's, row by row.
+"""Divergences of a student's distribution from its teacher's, computed row by row.
 
-Each divergence here is a row of `DIVERGENCES` in `config/choices.py`, under the same name.
+Each divergence is a row of `DIVERGENCES` in `config/choices.py`, under the same name.
 """
 
 import math
@@ -12,33 +12,33 @@ from torch.nn import functional
 
 from fedcollm.modalities.base import UNLABELLED
 
-#: α of the skewed divergences, the value that DistiLLM recommends (arXiv 2402.03898, section 4).
+#: α of the skewed divergences: the value that DistiLLM recommends (arXiv 2402.03898, section 4).
 SKEW = 0.1
 
 
 def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return KL(p ‖ q) of teacher p and student q, the paper's eq. 5: [P] from log-probabilities [P, V]."""
+    """Return KL(p ‖ q) for teacher p and student q, the paper's eq. 5: [P], from log-probabilities [P, V]."""
     return _kl(teacher, student)
 
 
 def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return KL(q ‖ p): the student seeks one mode of the teacher (MiniLLM, Gu et al., arXiv 2306.08543)."""
+    """Return KL(q ‖ p), with which the student seeks one mode of the teacher (MiniLLM, Gu et al., arXiv 2306.08543)."""
     return _kl(student, teacher)
 
 
 def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return (KL(p ‖ m) + KL(q ‖ m)) / 2 with m = (p + q) / 2 (GKD, Agarwal et al., arXiv 2306.13649, with β = 1/2)."""
+    """Return (KL(p ‖ m) + KL(q ‖ m)) / 2, where m = (p + q) / 2 (GKD, Agarwal et al., arXiv 2306.13649, β = 1/2)."""
     middle = _mixed(teacher, student, 0.5)
     return (_kl(teacher, middle) + _kl(student, middle)) / 2
 
 
 def skew_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return KL(p ‖ α p + (1 - α) q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, eq. 4)."""
+    """Return KL(p ‖ α p + (1 - α) q), where α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, eq. 4)."""
     return _kl(teacher, _mixed(teacher, student, SKEW))
 
 
 def skew_reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """Return KL(q ‖ (1 - α) p + α q), α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, section 3.1)."""
+    """Return KL(q ‖ (1 - α) p + α q), where α = `SKEW` (DistiLLM, Ko et al., arXiv 2402.03898, section 3.1)."""
     return _kl(student, _mixed(student, teacher, SKEW))
 
 
@@ -58,17 +58,18 @@ def divergence(
     kind: str = "forward_kl",
     taught: Tensor | None = None,
 ) -> Tensor:
-    """Return τ² times the divergence between softened distributions, mean over rows; the teacher gets no gradient.
+    """Return τ² times the divergence of the softened distributions, as a mean over rows.
 
     Args:
-        teacher: [P, V] logits; detached here.
+        teacher: [P, V] logits; the teacher gets no gradient.
         student: [P, V] logits.
-        temperature: τ; the factor τ² keeps the gradient's scale (Hinton et al., arXiv 1503.02531).
-        kind: name of one of the functions above.
-        taught: [P] bool, rows that count; the others stay in the mean as zeros. None: all.
+        temperature: τ; the factor τ² keeps the scale of the gradient (Hinton et al., arXiv 1503.02531).
+        kind: a key of `DIVERGENCES`.
+        taught: [P] bool, the rows that count; all other rows are zeros in the mean. None means that all rows count.
 
     Returns:
-        A scalar; 0 for no rows and for equal logits: exactly so for the two KL, up to rounding for the mixtures.
+        A scalar. It is 0 if there are no rows. It is also 0 for equal logits: exactly for the forward and the reverse
+        KL, up to rounding for the other divergences.
     """
     log_teacher = functional.log_softmax(teacher.detach() / temperature, dim=-1)
     log_student = functional.log_softmax(student / temperature, dim=-1)
@@ -79,14 +80,14 @@ def divergence(
 
 
 def uncertainty(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return how unsure a model is on each row, [P] in nats: its cross-entropy, or its entropy where no label is known.
+    """Return how uncertain a model is on each row, [P] in nats: its cross-entropy, or its entropy on an unlabelled row.
 
-    Cross-entropy is what DualMinCE of FedMKT compares (Fan et al., arXiv 2406.02224, section 3.3). The model that is
-    less sure is taught; where both are equally sure, neither is.
+    The cross-entropy is what DualMinCE of FedMKT compares (Fan et al., arXiv 2406.02224, section 3.3). The less certain
+    model is taught; if both are equally uncertain, neither is.
 
     Args:
-        logits: [P, V]; no gradient comes back.
-        targets: [P] int64, `UNLABELLED` where there is none.
+        logits: [P, V]; they get no gradient.
+        targets: [P] int64, `UNLABELLED` where there is no label.
     """
     log = functional.log_softmax(logits.detach(), dim=-1)
     loss = -log.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
@@ -94,10 +95,10 @@ def uncertainty(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _kl(first: Tensor, second: Tensor) -> Tensor:
-    """Return KL(first ‖ second) per row: [P] from log-probabilities [P, V]."""
+    """Return KL(first ‖ second) per row: [P], from log-probabilities [P, V]."""
     return (first.exp() * (first - second)).sum(-1)
 
 
 def _mixed(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Return log(share p + (1 - share) q) from log p and log q."""
+    """Return log(share p + (1 - share) q), given log p and log q."""
     return torch.logaddexp(first + math.log(share), second + math.log1p(-share))

@@ -1,18 +1,18 @@
 """Fine-tuning that hides every single example: DP-SGD (Abadi et al., arXiv 1607.00133) on the adapter, with opacus.
 
-Opacus gives every example's own gradient, clips it and sums. Which examples are in a batch, and the noise, come from
-`SecureStream`: opacus' own noise is torch's Mersenne twister, whose state its output gives away, and its `secure_mode`
-needs torchcsprng, which does not exist for current versions of torch.
+Opacus computes, clips and sums the per-example gradients. Which examples are in a batch, and the noise, come from
+`SecureStream`. The noise of opacus itself comes from torch's Mersenne twister, whose output reveals its state, and its
+`secure_mode` needs torchcsprng, which does not exist for current versions of torch.
 """
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from fedcollm.config import ClientConfig
@@ -26,7 +26,7 @@ from fedcollm.progress import track
 from fedcollm.training.fine_tuning import check_finite_weights
 from fedcollm.training.optimizers import adamw, scheduler
 
-_GRID_BITS = 30  # the grid's step is the noise's standard deviation / 2³⁰
+_GRID_BITS = 30  # the noise lies on a grid whose step is its standard deviation / 2³⁰
 
 
 def fit_privately(
@@ -37,46 +37,37 @@ def fit_privately(
     privacy: ExamplePrivacy,
     where: str = "training",
 ) -> None:
-    """Tune the trainable parameters on labelled examples, so that no single one shows; nothing else is given back.
+    """Fine-tune the trainable parameters on labelled examples, so that no single example shows. Return no loss.
 
-    A step's gradient is the sum of the clipped gradients of a random batch, plus noise. It is not divided by the size
-    of the batch, nor by the number of examples, which is the client's secret: AdamW does not mind the scale.
+    The gradient of a step is the sum of the clipped per-example gradients of a random batch, plus noise. It is divided
+    neither by the size of the batch nor by the number of examples, which is the client's secret: AdamW does not depend
+    on the scale of the gradient.
 
     Args:
-        modality: an example's loss is the sum of the cross-entropy over its own supervised rows.
-        model: its parameters with `requires_grad` are tuned, and all must belong to linear layers; left in evaluation
-            mode.
+        modality: makes batches and outputs; the loss of an example is the sum of the cross-entropy over its supervised
+            rows.
+        model: its trainable parameters are tuned, all of which must belong to linear layers; the model is left in
+            evaluation mode.
         examples: the private part D_k.
-        settings: AdamW and its schedule; `batch_size` is the number of examples in memory at once, without influence on
+        settings: AdamW and its schedule; `batch_size` is the number of examples in memory at once, and does not change
             the result.
         privacy: clipping, noise, sampling rate and number of steps.
-        where: for progress and error messages.
+        where: name of the loop, for progress and error messages.
 
     Raises:
         NonFiniteError: the adapter became NaN or infinite.
-        UserError: opacus is not installed, or can't give this adapter's gradients.
+        UserError: opacus is not installed, or the modality or the adapter has no per-example gradients.
     """
-    if type(modality).loss is not Modality.loss:
-        raise UserError(
-            f"federation.privacy: {modality.name} has a loss of its own, and level example knows only that of rows of "
-            "classes. Set federation.privacy.level: client."
-        )
+    _check_loss_of(modality)
     stream = SecureStream()
-    with unfused(model):  # opacus' hooks are on single layers
-        hooks, optimizer = _private(model, settings, privacy, stream)
+    with unfused(model):  # opacus puts hooks on single layers
+        hooks, optimizer = _private_optimizer(model, settings, privacy, stream)
         schedule = scheduler(optimizer.original_optimizer, settings, privacy.steps)
         model.train()
         try:
             for _ in track(range(privacy.steps), where, total=privacy.steps):
-                drawn: list[int] = np.flatnonzero(stream.uniform(len(examples)) < privacy.sampling_rate).tolist()
-                near = sorted(drawn, key=lambda i: modality.size(examples[i]))
-                chunks = [near[i : i + settings.batch_size] for i in range(0, len(near), settings.batch_size)] or [[]]
-                for number, chunk in enumerate(chunks, start=1):
-                    _backward(modality, model, [examples[i] for i in chunk])
-                    optimizer.signal_skip_step(number < len(chunks))
-                    with _exact_products():
-                        optimizer.step()
-                    optimizer.zero_grad()
+                drawn = np.flatnonzero(stream.uniform(len(examples)) < privacy.sampling_rate)
+                _step(modality, model, [examples[i] for i in drawn.tolist()], settings.batch_size, optimizer)
                 if schedule is not None:
                     schedule.step()
         finally:
@@ -87,30 +78,33 @@ def fit_privately(
     check_finite_weights(where, model)
 
 
-def _private(
+def _check_loss_of(modality: Modality) -> None:
+    """Raise UserError if a modality has a loss of its own, whose per-example gradients are not known."""
+    if type(modality).loss is not Modality.loss:
+        raise UserError(
+            f"federation.privacy.level: example needs a cross-entropy over classes, and {modality.name} has a loss of "
+            "its own. Set federation.privacy.level: client."
+        )
+
+
+def _private_optimizer(
     model: nn.Module, settings: ClientConfig, privacy: ExamplePrivacy, stream: SecureStream
 ) -> tuple[Any, Any]:
-    """Opacus' hooks on the model, to be cleaned up, and its optimizer, to which our noise is added.
+    """Return the hooks of opacus on the model, which must be cleaned up, and its optimizer, which adds our noise.
 
     Raises:
-        UserError: opacus is not installed, or a trainable parameter is not a linear layer's.
+        UserError: opacus is not installed, or a trainable parameter does not belong to a linear layer.
     """
     try:
-        from opacus.grad_sample import GradSampleHooks
-        from opacus.optimizers import DPOptimizer
+        from opacus.grad_sample import GradSampleHooks  # pyright: ignore[reportMissingTypeStubs]
+        from opacus.optimizers import DPOptimizer  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise missing("opacus") from error
-    for name, module in model.named_modules():
-        own = any(p.requires_grad for p in module.parameters(recurse=False))
-        if own and not isinstance(module, nn.Linear):
-            raise UserError(
-                f"federation.privacy: gradients of single examples can be had for linear layers only, and {name} is a "
-                f"{type(module).__name__}. Set slm.adapter.kind: lora without options."
-            )
+    _check_linear(model)
     hooks = GradSampleHooks(model, loss_reduction="sum")
     optimizer = DPOptimizer(
         adamw(model, settings),
-        noise_multiplier=0.0,  # opacus clips and sums; the noise is added by the hook, which runs at every step
+        noise_multiplier=0.0,  # opacus clips and sums; the hook below adds the noise at every step
         max_grad_norm=privacy.clip,
         expected_batch_size=None,
         loss_reduction="sum",
@@ -124,12 +118,36 @@ def _private(
     return hooks, optimizer
 
 
+def _check_linear(model: nn.Module) -> None:
+    """Raise UserError if a trainable parameter does not belong to a linear layer."""
+    modules: Iterable[tuple[str, nn.Module]] = cast(Any, model).named_modules()
+    for name, module in modules:
+        own = any(p.requires_grad for p in module.parameters(recurse=False))
+        if own and not isinstance(module, nn.Linear):
+            raise UserError(
+                "federation.privacy.level: example needs per-example gradients, which exist for linear layers only, "
+                f"and {name} is a {type(module).__name__}. Set slm.adapter.kind: lora without options."
+            )
+
+
+def _step(modality: Modality, model: nn.Module, examples: Sequence[Any], batch_size: int, optimizer: Any) -> None:
+    """Make one optimizer step on a random batch, with `batch_size` examples in memory at once."""
+    near = sorted(examples, key=modality.size)
+    chunks = [near[i : i + batch_size] for i in range(0, len(near), batch_size)] or [[]]
+    for number, chunk in enumerate(chunks, start=1):
+        _backward(modality, model, chunk)
+        optimizer.signal_skip_step(number < len(chunks))  # until the last chunk, opacus only clips and sums
+        with _exact_products():
+            optimizer.step()
+        optimizer.zero_grad()
+
+
 def _backward(modality: Modality, model: nn.Module, examples: Sequence[Any]) -> None:
-    """Leave each example's gradient in the parameters' `grad_sample`, [examples, *shape]."""
-    if not examples:  # it happens by chance, and the step must not show that it did
+    """Leave the per-example gradients in the attribute `grad_sample` of each parameter, [examples, *shape]."""
+    if not examples:  # a random batch may be empty, and the step must not reveal that it was
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)  # pyright: ignore
+                cast(Any, parameter).grad_sample = parameter.new_zeros(0, *parameter.shape)
         return
     batch = modality.collate(examples)
     logits = modality.logits(model, batch)
@@ -138,14 +156,14 @@ def _backward(modality: Modality, model: nn.Module, examples: Sequence[Any]) -> 
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the first layer's input is data
-        loss.backward()
+        torch.autograd.backward(loss)
 
 
 @contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
-    """Let opacus sum clipped gradients in float32, also where a run allows bfloat16 products.
+def _exact_products() -> Generator[None, None, None]:
+    """Let opacus sum clipped gradients in float32, even if the run allows bfloat16 products.
 
-    Those are wrong by up to 0.4 %, by which an example could overstep the clip.
+    A bfloat16 product is wrong by up to 0.4 %, by which an example could exceed the clipping norm.
     """
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -156,13 +174,20 @@ def _exact_products() -> Iterator[None]:
 
 
 def _add_noise(parameter: nn.Parameter, deviation: float, stream: SecureStream) -> None:
-    """Round the gradient to a fine grid and add a discrete Gaussian on the same grid.
+    """Round the gradient to a fine grid and add discrete Gaussian noise on the same grid.
 
-    So its lowest bits don't give the gradient away, as those of floating-point noise do (Mironov 2012). Rounding adds
-    at most a step a parameter to an example's influence: a millionth of the clip for a million parameters.
+    The lowest bits of floating-point noise would reveal the gradient (Mironov 2012); those of a sum on a grid do not.
+    Rounding adds at most one grid step per parameter to the influence of an example: a millionth of the clipping norm
+    for a million parameters.
+
+    Args:
+        parameter: its `grad` is changed in place.
+        deviation: standard deviation of the noise.
+        stream: source of the noise.
     """
+    gradient = parameter.grad
+    assert gradient is not None
     step = deviation * 2.0**-_GRID_BITS
-    noise = torch.from_numpy(discrete_gaussian(4.0**_GRID_BITS, parameter.numel(), stream)).view(parameter.shape)
-    gradient: Tensor = parameter.grad  # pyright: ignore[reportAssignmentType]
+    noise = torch.as_tensor(discrete_gaussian(4.0**_GRID_BITS, parameter.numel(), stream)).view(parameter.shape)
     total = (gradient.double() / step).round() + noise.to(gradient.device)
     parameter.grad = (total * step).to(gradient.dtype)

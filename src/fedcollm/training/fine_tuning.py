@@ -1,11 +1,11 @@
-"""Fine-tuning and scoring: one loop for both roles and every modality."""
+"""Fine-tuning and scoring: one loop for clients and server, and for every modality."""
 
 import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,15 @@ from fedcollm.modalities.base import Modality
 from fedcollm.progress import track
 from fedcollm.training.optimizers import Stepper
 
-#: Batches are cut from windows of this many batches sorted by size: little padding, still random.
+#: Examples are sorted by size within windows of this many batches: batches need little padding and stay random.
 _WINDOW = 8
 
 
 class Collator(Protocol):
-    """How examples become batches of similar size; every modality is one."""
+    """Makes batches of examples of similar size; every modality does."""
 
     def size(self, example: Any) -> int:
-        """Return the cost of one example."""
+        """Return the size of one example, such as its number of tokens."""
         ...
 
     def collate(self, examples: Sequence[Any]) -> Any:
@@ -34,25 +34,25 @@ class Collator(Protocol):
 
 
 def batch_count(examples: Sequence[Any], batch_size: int) -> int:
-    """Return the number of batches of one pass."""
+    """Return the number of batches in one pass over the examples."""
     return math.ceil(len(examples) / batch_size)
 
 
 def minibatches(
     modality: Collator, examples: Sequence[Any], batch_size: int, generator: random.Random
 ) -> Iterator[Any]:
-    """Yield one shuffled pass over the examples as collated batches of examples of similar size.
+    """Yield the batches of one shuffled pass; the examples of a batch are of similar size.
 
     Args:
-        modality: gives each example's size and collates.
+        modality: gives the size of each example, and collates.
         examples: any number of examples.
-        batch_size: examples per batch; the batch of the remainder is smaller.
+        batch_size: number of examples per batch; the remainder forms one smaller batch.
         generator: the only source of randomness.
     """
     order = list(range(len(examples)))
     generator.shuffle(order)
     window = batch_size * _WINDOW
-    batches = []
+    batches: list[list[int]] = []
     for start in range(0, len(order), window):
         near = sorted(order[start : start + window], key=lambda i: modality.size(examples[i]))
         batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
@@ -62,24 +62,37 @@ def minibatches(
 
 
 def step_count(examples: Sequence[Any], settings: TrainingConfig) -> int:
-    """Return the number of optimizer steps of one pass."""
+    """Return the number of optimizer steps in one pass over the examples."""
     return math.ceil(batch_count(examples, settings.batch_size) / settings.gradient_accumulation)
 
 
 def step_batches(
     modality: Collator, examples: Sequence[Any], settings: TrainingConfig, generator: random.Random
 ) -> Iterator[list[Any]]:
-    """Yield the batches of each optimizer step of one shuffled pass: `gradient_accumulation` of them, or the rest."""
+    """Yield the batches of each optimizer step in one shuffled pass.
+
+    A step has `gradient_accumulation` batches; the last step has those that remain.
+
+    Args:
+        modality: gives the size of each example, and collates.
+        examples: any number of examples.
+        settings: gives `batch_size` and `gradient_accumulation`.
+        generator: the only source of randomness.
+    """
     batches = minibatches(modality, examples, settings.batch_size, generator)
     while group := list(itertools.islice(batches, settings.gradient_accumulation)):
         yield group
 
 
 def check_finite(where: str, **losses: float) -> None:
-    """Refuse to go on with a loss that is NaN or infinite.
+    """Check that no loss is NaN or infinite.
+
+    Args:
+        where: name of the loop, for the message.
+        losses: the losses by name.
 
     Raises:
-        NonFiniteError: names the place, the loss and what to do.
+        NonFiniteError: a loss is not finite; the message names it and says what to do.
     """
     for name, value in losses.items():
         if not math.isfinite(value):
@@ -90,19 +103,27 @@ def check_finite(where: str, **losses: float) -> None:
 
 
 def check_loss(where: str, **losses: Tensor) -> None:
-    """Refuse a loss that is NaN or infinite, where looking at it costs nothing: not on a GPU, which would have to wait.
+    """Check that no loss on the CPU is NaN or infinite; reading a loss on a GPU would have to wait for the device.
+
+    Args:
+        where: name of the loop, for the message.
+        losses: the losses by name, each a scalar.
 
     Raises:
-        NonFiniteError: as `check_finite`.
+        NonFiniteError: a loss is not finite, as in `check_finite`.
     """
     check_finite(where, **{name: loss.item() for name, loss in losses.items() if loss.device.type == "cpu"})
 
 
 def check_finite_weights(where: str, model: nn.Module) -> None:
-    """Refuse trained weights that are NaN or infinite, as a last step that overflowed leaves them.
+    """Check that no trained weight is NaN or infinite, which it is if the last step overflowed.
+
+    Args:
+        where: name of the loop, for the message.
+        model: its trainable parameters are checked.
 
     Raises:
-        NonFiniteError: names the place.
+        NonFiniteError: a weight is not finite.
     """
     if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
         raise NonFiniteError(
@@ -111,7 +132,12 @@ def check_finite_weights(where: str, model: nn.Module) -> None:
 
 
 def pull_back(anchors: Iterable[tuple[nn.Parameter, Tensor]], proximal: float) -> None:
-    """Add the gradient of μ/2 ‖θ − θ₀‖², which is μ (θ − θ₀), to pairs of θ and θ₀."""
+    """Add the gradient of FedProx's μ/2 ‖θ − θ₀‖², which is μ (θ − θ₀), to the gradient of every parameter.
+
+    Args:
+        anchors: pairs of a parameter θ and its value θ₀ at the start of the round.
+        proximal: μ.
+    """
     for parameter, anchor in anchors:
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
@@ -125,26 +151,27 @@ def fit(
     seed: int,
     where: str = "training",
 ) -> float:
-    """Tune the trainable parameters on labelled examples (Algorithm 1, client side).
+    """Fine-tune the trainable parameters on labelled examples (Algorithm 1, client side).
+
+    With `proximal` (μ of FedProx, Li et al., arXiv 1812.06127, eq. 2), the gradient includes that of μ/2 ‖θ − θ₀‖²,
+    where θ₀ are the parameters at the start. The returned loss does not include this term.
 
     Args:
         modality: makes batches, outputs and losses.
-        model: its parameters with `requires_grad` are tuned; left in evaluation mode.
+        model: its trainable parameters are tuned; the model is left in evaluation mode.
         examples: the private part D_k.
-        settings: passes, batches, AdamW and its schedule. With `proximal`, FedProx's μ (Li et al., arXiv 1812.06127,
-            eq. 2), μ/2 ‖θ − θ₀‖² is added to the loss, θ₀ being the parameters at the start; the loss that is returned
-            is without it.
-        seed: decides order and dropout, together with nothing else.
-        where: for progress, metrics and error messages.
+        settings: number of epochs, batches, AdamW and its schedule, and `proximal`.
+        seed: seed of the order of examples and of dropout.
+        where: name of the loop, for progress, metrics and error messages.
 
     Returns:
-        Mean loss over the labelled rows of the last epoch.
+        The mean loss over the labelled rows of the last epoch.
 
     Raises:
-        NonFiniteError: the loss became NaN or infinite.
+        NonFiniteError: the loss or a weight became NaN or infinite.
     """
     generator = random.Random(seed)
-    torch.manual_seed(seed)
+    cast(Any, torch).manual_seed(seed)
     per_epoch = step_count(examples, settings)
     stepper = Stepper({"model": model}, settings, settings.epochs * per_epoch, where)
     anchors = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad] if settings.proximal else []
@@ -165,17 +192,17 @@ def fit(
 
 
 def _accumulate(modality: Modality, model: nn.Module, batches: Sequence[Any]) -> tuple[Tensor, int]:
-    """Add up the gradients of a step's batches: those of the mean loss over all their labelled rows.
+    """Accumulate the gradient of the mean loss over all labelled rows of a step's batches.
 
     Returns:
-        That loss, a scalar on the model's device, and the number of rows.
+        That loss, a scalar on the model's device, and the number of labelled rows.
     """
     rows = [modality.labelled(batch) for batch in batches]
-    parts = []
+    parts: list[Tensor] = []
     for batch, count in zip(batches, rows, strict=True):
         share = count / sum(rows) if sum(rows) else 1 / len(rows)
         loss = modality.loss(modality.logits(model, batch), batch) * share
-        loss.backward()
+        torch.autograd.backward(loss)
         parts.append(loss.detach())
     return torch.stack(parts).sum(), sum(rows)
 
@@ -183,10 +210,17 @@ def _accumulate(modality: Modality, model: nn.Module, batches: Sequence[Any]) ->
 def evaluate(
     modality: Modality, model: nn.Module, examples: Sequence[Any], batch_size: int, where: str = "scoring"
 ) -> Score:
-    """Score a model on examples, in batches of similar size.
+    """Score a model on examples.
+
+    Args:
+        modality: scores batches.
+        model: the model; it is left in evaluation mode.
+        examples: any number of examples.
+        batch_size: number of examples per batch; the examples of a batch are of similar size.
+        where: name of the loop, for progress.
 
     Returns:
-        The exact sum of the batches' scores.
+        The exact sum of the scores of all batches.
     """
     batches, total = like_sized(modality, examples, batch_size), Score({}, 0)
     model.eval()
@@ -197,6 +231,6 @@ def evaluate(
 
 
 def like_sized(modality: Collator, examples: Sequence[Any], batch_size: int) -> list[list[int]]:
-    """Return the positions of all examples, sorted by size, in batches."""
+    """Return batches of the positions of all examples, sorted by the examples' size."""
     order = sorted(range(len(examples)), key=lambda i: modality.size(examples[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,8 +1,9 @@
-"""AdamW with its learning-rate schedule, gradient accumulation and clipping: one optimizer step of every loop."""
+"""Optimizer steps: AdamW with a learning-rate schedule and gradient clipping, shared by every training loop."""
 
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,10 @@ from fedcollm.config import TrainingConfig
 
 
 def adamw(model: nn.Module, settings: TrainingConfig) -> torch.optim.Optimizer:
-    """Return a fresh AdamW over the trainable parameters.
+    """Return a new AdamW over the trainable parameters.
 
-    β = (0.9, 0.95) by default, as in FedMKT (arXiv 2406.02224): a round has few steps, so the usual β₂ = 0.999 would
-    still be averaging over the first ones at its end.
+    By default β = (0.9, 0.95), as in FedMKT (arXiv 2406.02224). A round has few steps: with the usual β₂ = 0.999, the
+    second moment would still be dominated by the first steps at the end of the round.
     """
     return torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
@@ -29,29 +30,36 @@ def adamw(model: nn.Module, settings: TrainingConfig) -> torch.optim.Optimizer:
 def scheduler(
     optimizer: torch.optim.Optimizer, settings: TrainingConfig, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """Return the learning-rate schedule of a round, by transformers' `get_scheduler`; None if the rate never changes.
+    """Return the learning-rate schedule of a round, made by transformers' `get_scheduler`.
 
     Args:
-        optimizer: whose learning rate is set.
-        settings: name of the schedule, and share of warm-up steps.
-        steps: optimizer steps of the round.
+        optimizer: the optimizer whose learning rate changes.
+        settings: gives the name of the schedule and the share of warm-up steps.
+        steps: number of optimizer steps in the round.
+
+    Returns:
+        The schedule, or None if the learning rate never changes.
     """
     warmup = math.ceil(settings.warmup_ratio * steps)
     if settings.schedule == "constant" and not warmup:
         return None
-    from transformers.optimization import get_scheduler
+    from transformers import optimization
 
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    return cast(Any, optimization).get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
 
 
 def clip(model: nn.Module, max_grad_norm: float | None) -> Tensor | None:
-    """Scale the gradient of the trainable parameters, as one vector, down to an L2 norm if it is longer.
+    """Scale the gradient of all trainable parameters, taken as one vector, down to a maximum L2 norm.
 
-    From Pascanu et al., arXiv 1211.5063, algorithm 1. With None it stays as it is.
+    Source: Pascanu et al., arXiv 1211.5063, algorithm 1.
+
+    Args:
+        model: the model, after the backward pass.
+        max_grad_norm: the maximum; None leaves the gradient as it is.
 
     Returns:
-        The norm before clipping, a scalar on the model's device; None where neither clipping nor a listener needs it.
+        The norm before clipping, a scalar on the model's device; None if neither clipping nor a listener needs it.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if max_grad_norm is not None:
@@ -62,13 +70,13 @@ def clip(model: nn.Module, max_grad_norm: float | None) -> Tensor | None:
 
 
 class Stepper:
-    """The optimizer steps of one loop over a round's batches, for one model or for two that step together.
+    """The optimizer steps of one training loop, for one model or for two models that step together.
 
     Args:
-        models: name to model; each has its own AdamW, schedule and clipping.
-        settings: of the loop.
-        steps: optimizer steps that the loop will take.
-        where: for metrics.
+        models: each model by its name; every model has its own AdamW, schedule and clipping.
+        settings: the settings of the loop.
+        steps: number of optimizer steps that the loop will take.
+        where: name of the loop, for metrics.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], settings: TrainingConfig, steps: int, where: str):
@@ -78,21 +86,21 @@ class Stepper:
         self._done, self._last = 0, time.perf_counter()
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the last step."""
+        """Clear the gradients of the previous step."""
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
 
     def step(self, losses: Mapping[str, Tensor], rows: int, check: Callable[[], None] = lambda: None) -> None:
-        """Clip the gradients, call `check`, step every optimizer and its schedule, and tell who listens.
+        """Clip the gradients, step every optimizer and its schedule, and report the step to listeners.
 
         Args:
-            losses: of the step, for metrics.
-            rows: supervised rows of the step, for metrics.
-            check: may raise before any parameter changes.
+            losses: the losses of the step by name, for metrics.
+            rows: number of supervised rows in the step, for metrics.
+            check: called after clipping and before any parameter changes; it may raise an error.
         """
         norms = {name: clip(model, self._settings.max_grad_norm) for name, model in self._models.items()}
         check()
-        rate = next(iter(self._optimizers.values())).param_groups[0]["lr"]
+        rate = float(next(iter(self._optimizers.values())).param_groups[0]["lr"])
         for optimizer in self._optimizers.values():
             optimizer.step()
         for schedule in self._schedulers:
@@ -103,6 +111,6 @@ class Stepper:
             now = time.perf_counter()
             known = {name: norm for name, norm in norms.items() if norm is not None}
             metrics.emit(
-                metrics.Step(self._where, self._done, self._steps, losses, float(rate), rows, now - self._last, known)
+                metrics.Step(self._where, self._done, self._steps, losses, rate, rows, now - self._last, known)
             )
             self._last = now

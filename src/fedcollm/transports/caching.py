@@ -1,31 +1,31 @@
-"""A cache of the clients' first updates: every method of a comparison starts from the same θ, so it is trained once."""
+"""A cache of the clients' updates of round 1, in which every method of a comparison starts from the same θ."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 from safetensors import safe_open
-from safetensors.torch import save
 
 from fedcollm.federation.server import Transport
 from fedcollm.messages import Adapter, Answer, ClientUpdate, Request, Score, TrainRequest, payload_digest
 from fedcollm.storage import one_at_a_time, replacing, writing
 
-#: The only round that is cached. Later rounds start from each method's own aggregate, so no two methods share them.
-SHARED_ROUND = 1
+#: The only round that is cached: every later one starts from a θ that depends on the method.
+CACHED_ROUND = 1
 
 
 class CachingTransport:
-    """A transport that keeps the updates of round 1 on disk, and does not ask a client to train for one that is there.
+    """Carry requests to the clients; answer those of round 1 from a cache on disk if their updates are in it.
 
-    It suits clients whose plain updates depend only on θ, their settings and their data. It must not be used under
-    secure aggregation or differential privacy. A cached update reports the seconds that were measured when it was made.
+    The clients must answer with plain updates, which depend on θ, their settings and their data alone. Do not use it
+    with secure aggregation or differential privacy. The seconds in a cached update are those of its training.
 
     Args:
         inner: the transport that reaches the clients.
-        directory: where updates are kept. Several processes may use it at once.
-        settings: client id to everything that the client's update depends on besides the request, as plain values.
+        directory: directory of the cache; several processes may use it at the same time.
+        settings: client id to everything that its update depends on besides the request, as plain values.
     """
 
     def __init__(self, inner: Transport, directory: Path, settings: Mapping[str, Mapping[str, Any]]):
@@ -38,15 +38,15 @@ class CachingTransport:
         return self._inner.clients()
 
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
-        """Yield one answer at a time, in the order of `requests`."""
+        """Yield the answers one at a time, in the order of `requests`."""
         for client, request in requests.items():
-            if isinstance(request, TrainRequest) and request.round_index == SHARED_ROUND and not request.keep:
+            if isinstance(request, TrainRequest) and request.round_index == CACHED_ROUND and not request.keep:
                 yield from self._cached(client, request)
             else:
                 yield from self._inner.ask({client: request})
 
     def _cached(self, client: str, request: TrainRequest) -> Iterator[Answer]:
-        """Yield a client's update from the cache. If it is not there, ask for it, and keep it."""
+        """Yield the cached update; if there is none, ask the client and cache its update."""
         settings = {"client": client, "round": request.round_index, "evaluate": request.evaluate}
         digest = payload_digest(request.adapter, settings | {"settings": dict(self._settings[client])})
         file = self._directory / f"{digest}.safetensors"
@@ -62,18 +62,18 @@ class CachingTransport:
 
 
 def _write(file: Path, update: ClientUpdate) -> None:
-    """Write an update: its adapter as tensors, the other fields as JSON in the header. The file is whole or absent."""
+    """Write an update atomically: its adapter as tensors, everything else as JSON in the file's header."""
     score = (dict(update.score.sums), update.score.count) if update.score else None
-    values = {"client": update.client, "round_index": update.round_index, "examples": update.examples}
+    values: dict[str, Any] = {"client": update.client, "round_index": update.round_index, "examples": update.examples}
     values |= {"loss": update.loss, "score": score, "seconds": dict(update.seconds)}
     tensors = {name: tensor.contiguous() for name, tensor in update.adapter.items()}
     with writing(file.parent), replacing(file) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"update": json.dumps(values)}))
+        cast(Any, safetensors.torch).save_file(tensors, temporary, metadata={"update": json.dumps(values)})
 
 
 def _read(file: Path) -> ClientUpdate:
-    """Return the update that `_write` put into a file."""
-    with cast("Any", safe_open)(file, framework="pt") as tensors:
+    """Return the update that `_write` wrote."""
+    with cast(Any, safe_open)(file, framework="pt") as tensors:
         values = json.loads(tensors.metadata()["update"])
         adapter: Adapter = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     score = values.pop("score")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedcollm.models.fused.layers import Grid, normalise_backward, normalize, rotate
+from fedcollm.models.fused.layers import Grid, normalize, normalize_backward, rotate
 
 
 def test_norm_by_hand():
@@ -15,7 +15,7 @@ def test_gradient_of_norm_is_that_of_its_formula():
     x, gradient = torch.randn(3, 5, dtype=torch.float64, requires_grad=True), torch.randn(3, 5, dtype=torch.float64)
     y = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     (expected,) = torch.autograd.grad(y, x, gradient)
-    got = normalise_backward(gradient, *normalize(x.detach(), 1e-5))
+    got = normalize_backward(gradient, *normalize(x.detach(), 1e-5))
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 

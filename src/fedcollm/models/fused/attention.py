@@ -1,43 +1,47 @@
-"""Attention for short and medium texts on a CPU, as a few large products (`attention: grouped`).
+"""Attention for short and medium texts on a CPU, as a few large matrix products (`attention: grouped`).
 
-softmax(q kᵀ / √d + mask) v (Vaswani et al., arXiv 1706.03762, eq. 1), where the query heads that share a key head
-(Ainslie et al., arXiv 2305.13245) are rows of one product, so that keys are never repeated. torch's fused attention
-needs 3 x as long for its backward pass on a CPU; it keeps no N x N matrix, so it takes over beyond `LONGEST` columns.
+It computes softmax(q kᵀ / √d + mask) v (Vaswani et al., arXiv 1706.03762, eq. 1). The query heads that share a key head
+(Ainslie et al., arXiv 2305.13245) are rows of one product, so that keys are never repeated. On a CPU, the backward pass
+of torch's fused attention takes 3 times as long. In return, it never stores an N x N matrix, so it is used for inputs
+of more than `LONGEST` columns.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers import AttentionInterface, masking_utils
+from transformers.integrations import sdpa_attention
+from transformers.masking_utils import AttentionMaskInterface
 
-#: Name of this implementation among transformers'.
+#: The name of this implementation among those of transformers.
 GROUPED = "grouped"
 
-#: Columns beyond which torch's fused attention is taken.
+#: The largest number of columns for which grouped attention is used; above it, torch's fused attention is.
 LONGEST = 1024
 
-#: Model types whose attention has nothing beside mask, scale and grouped heads.
+#: The model types whose attention consists of a mask, a scale and grouped heads, and nothing else.
 SUPPORTED = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+
+#: Torch's fused attention, which transformers leaves without complete types.
+sdpa_attention_forward: Any = cast(Any, sdpa_attention).sdpa_attention_forward
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """softmax(q kᵀ + mask) v, without a record for gradients.
+    """Return softmax(q kᵀ + mask) v. Autograd does not record it.
 
     Args:
-        query: [B, H, N, d], scaled already.
-        key: [B, H / g, M, d], and value alike.
-        value: see key.
+        query: [B, H, N, d], already scaled.
+        key: [B, H / g, M, d], where g query heads share a key head.
+        value: [B, H / g, M, d].
         mask: [B, 1, N, M], added to the scores.
 
     Returns:
-        [B, H, N, d], and what `attend_backward` needs.
+        The output, [B, H, N, d], and the tensors that `attend_backward` needs.
     """
     batch, heads, length, width = query.shape
     groups = batch * key.shape[1]
-    q = query.reshape(groups, -1, width)  # [groups, query heads of a group * N, d]
+    q = query.reshape(groups, -1, width)  # [groups, query heads per group * N, d]
     k, v = key.reshape(groups, -1, width), value.reshape(groups, -1, width)  # [groups, M, d]
     scores = torch.bmm(q, k.transpose(1, 2))
     if mask is not None:
@@ -47,7 +51,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tu
 
 
 def attend_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of q, k and v in the shapes that `attend` kept, for a gradient [B, H, N, d] of its output."""
+    """Return the gradients of q, k and v.
+
+    Args:
+        gradient: [B, H, N, d], the gradient of the output of `attend`.
+        q: [groups, query heads per group * N, d], as `attend` returned it.
+        k: [groups, M, d], as `attend` returned it.
+        v: [groups, M, d], as `attend` returned it.
+        weights: [groups, query heads per group * N, M], the attention weights.
+
+    Returns:
+        Three tensors in the shapes of q, k and v.
+    """
     gradient = gradient.reshape(q.shape)
     of_weights = torch.bmm(gradient, v.transpose(1, 2))
     of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
@@ -56,7 +71,7 @@ def attend_backward(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: 
 
 
 class _Grouped(torch.autograd.Function):
-    """Attention with its gradients of q, k and v."""
+    """Attention with gradients of q, k and v."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -66,13 +81,13 @@ class _Grouped(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        of_q, of_k, of_v = attend_backward(gradient, *ctx.saved_tensors)
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        of_q, of_k, of_v = attend_backward(grad_outputs[0], *ctx.saved_tensors)
         queries, keys = ctx.shapes
         return of_q.mul_(ctx.scale).view(queries), of_k.view(keys), of_v.view(keys), None, None
 
 
-def grouped_attention(
+def grouped_attention(  # its parameters are those that transformers passes to every attention implementation
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -82,29 +97,29 @@ def grouped_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' interface of an attention implementation.
+    """Compute attention as an implementation that transformers can call.
 
     Args:
-        module: the layer's attention.
+        module: the attention module of the layer.
         query: [B, H, N, d].
-        key: [B, H / g, M, d], and value alike.
-        value: see key.
+        key: [B, H / g, M, d], where g query heads share a key head.
+        value: [B, H / g, M, d].
         attention_mask: [B, 1, N, M], added to the scores.
-        scaling: of the scores; None: 1 / √d.
-        dropout: of the weights; above 0, torch's fused attention is taken.
-        kwargs: of no influence here.
+        scaling: factor of the scores; None means 1 / √d.
+        dropout: dropout of the attention weights; above 0, torch's fused attention is used.
+        kwargs: passed on to torch's fused attention, and ignored otherwise.
 
     Returns:
-        [B, N, H, d], and None for the weights.
+        The output, [B, N, H, d], and None in place of the attention weights.
     """
     if key.shape[2] > LONGEST or dropout > 0:
-        return sdpa_attention_forward(  # pyright: ignore[reportReturnType]
+        return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _Grouped.apply(query, key, value, attention_mask, scale)  # pyright: ignore
+    output: Tensor = cast(Any, _Grouped).apply(query, key, value, attention_mask, scale)
     return output.transpose(1, 2), None
 
 
-AttentionInterface.register(GROUPED, grouped_attention)
-AttentionMaskInterface.register(GROUPED, eager_mask)
+cast(Any, AttentionInterface).register(GROUPED, grouped_attention)
+cast(Any, AttentionMaskInterface).register(GROUPED, cast(Any, masking_utils).eager_mask)

@@ -1,73 +1,91 @@
-"""What makes a PEFT model fast: layers that share an input as one matrix, halves of a layer as one step each.
+"""Make a PEFT model fast: compute layers that share an input together, and each half of a layer as one step.
 
-No parameter changes its name, shape or dtype; a module that is made fast gets another `forward`, nothing else.
+No parameter changes its name, its shape or its dtype. A module that is made fast gets another `forward`, and nothing
+else.
 """
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
-from fedcollm.models.fused.layers import AttentionHalf, MlpHalf, normalise_backward, normalize
+from fedcollm.models.fused.layers import AttentionHalf, MlpHalf, normalize, normalize_backward
 from fedcollm.models.fused.lora import ADAPTER, LoraStack, product
 
 _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
-#: Children of one module that are called with the same input.
+#: Names of children of one module that are called with the same input.
 SIBLINGS = (_QKV, ("query", "key", "value"), _GATE_UP)
 
-#: transformers' classes with the formula of `normalize` times w; Gemma's multiplies by 1 + w.
+#: Classes of transformers that multiply the output of `normalize` by their weight w; Gemma's multiply it by 1 + w.
 _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
-#: transformers' layers of attention and MLP, each after a norm and with a residual, and nothing else.
+#: Classes of transformers that consist of attention and an MLP, each after a norm and with a residual connection.
 _PRE_NORM_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 
-#: Classes of silu(x) = x / (1 + exp(-x)).
+#: Classes that compute silu(x) = x / (1 + exp(-x)).
 _SILU = ("SiLU", "SiLUActivation")
 
 
 def fuse(model: Any) -> None:
-    """Make a PEFT model's forward and backward passes fast; a module that doesn't qualify stays as it is.
+    """Make the forward and backward passes of a PEFT model fast.
 
-    Those are LoRA layers without dropout and variants on plain linear layers, root-mean-square norms, the LM head, and
-    whole layers. If all layers qualify, `model.reads_packed(N)` tells whether it takes tokens without padding.
+    This changes LoRA layers on plain linear layers, without dropout and without variants such as DoRA; root-mean-square
+    norms; the LM head; and transformer layers that consist of these. Any other module stays as it is. If all layers
+    qualify, the model gets a method `reads_packed(columns)`, which says whether it takes tokens without padding.
+
+    Args:
+        model: a PEFT model, changed in place.
     """
-    stacks: dict[Any, LoraStack] = {}  # by layer
+    stacks = _stack_lora_layers(model)
+    for module in list(model.modules()):
+        if type(module).__name__ in _RMS_NORMS and not module.weight.requires_grad:
+            module.forward = functools.partial(_normalize, module)
+    _fuse_layers(model, stacks)
+    _copy_unstacked(model, [layer.base_layer.weight for layer in stacks])
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if type(head) is nn.Linear and cast(Any, head).bias is None and not head.weight.requires_grad:
+        vars(head)["forward"] = functools.partial(_head, head)
+
+
+def _stack_lora_layers(model: Any) -> dict[Any, LoraStack]:
+    """Stack the LoRA layers that qualify; return the stack of each layer."""
+    stacks: dict[Any, LoraStack] = {}
     for parent in list(model.modules()):
         for layers in _groups(parent):
             stack = LoraStack(layers)
             stacks.update(dict.fromkeys(layers, stack))
             for member, layer in enumerate(layers):
                 layer.forward = functools.partial(stack.output, member)
-        if type(parent).__name__ in _RMS_NORMS and not parent.weight.requires_grad:
-            parent.forward = functools.partial(_normalize, parent)
+    return stacks
+
+
+def _fuse_layers(model: Any, stacks: dict[Any, LoraStack]) -> None:
+    """Fuse the halves of transformer layers that qualify, and add `reads_packed` if all of them do."""
     layers = [module for module in model.modules() if type(module).__name__ in _PRE_NORM_LAYERS]
     halves = [(_attention_half(layer, stacks), _mlp_half(layer, stacks)) for layer in layers]
     for layer, pair in zip(layers, halves, strict=True):
-        layer.forward = functools.partial(_layer, layer, layer is layers[-1], *pair)
+        layer.forward = _FusedLayer(layer, layer is layers[-1], *pair)
     whole = [(attention, mlp) for attention, mlp in halves if attention is not None and mlp is not None]
     if layers and len(whole) == len(layers):
         model.reads_packed = functools.partial(_reads_packed, layers, whole)
-    _copy_the_rest(model, [layer.base_layer.weight for layer in stacks])
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad:
-        vars(head)["forward"] = functools.partial(_head, head)
 
 
-def _copy_the_rest(model: nn.Module, copied: Iterable[nn.Parameter]) -> None:
-    """Copy what is not in a stack, so that no weight keeps the file that it was mapped from resident."""
-    done = {id(weight) for weight in copied}
+def _copy_unstacked(model: nn.Module, stacked: Iterable[nn.Parameter]) -> None:
+    """Copy the frozen weights that are in no stack, so that the file that they were mapped from leaves memory."""
+    done = {id(weight) for weight in stacked}
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.device.type == "cpu" and id(parameter) not in done:
             parameter.data = parameter.data.clone()
 
 
 def _groups(parent: nn.Module) -> Iterable[list[Any]]:
-    """Children that can be one matrix, siblings together and others alone."""
+    """Yield the children that one stack can hold: siblings together, every other child alone."""
     children: dict[str, Any] = {name: child for name, child in parent.named_children() if _qualifies(child)}
     for names in SIBLINGS:
         layers = [children.get(name) for name in names]
@@ -77,12 +95,15 @@ def _groups(parent: nn.Module) -> Iterable[list[Any]]:
 
 
 def _qualifies(layer: Any) -> bool:
-    if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear or list(layer.r) != [ADAPTER]:
+    if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
         return False
-    plain = (
-        isinstance(layer.lora_dropout[ADAPTER], nn.Identity) and not layer.lora_variant and not layer.lora_bias[ADAPTER]
-    )
-    return plain and not any(p.requires_grad for p in layer.base_layer.parameters())
+    lora = cast(Any, layer)
+    if list(lora.r) != [ADAPTER]:
+        return False
+    dropout = not isinstance(lora.lora_dropout[ADAPTER], nn.Identity)
+    if dropout or lora.lora_variant or lora.lora_bias[ADAPTER]:
+        return False
+    return not any(p.requires_grad for p in lora.base_layer.parameters())
 
 
 def _alike(layer: Any, first: Any) -> bool:
@@ -94,7 +115,7 @@ def _alike(layer: Any, first: Any) -> bool:
 
 
 def _common(stacks: dict[Any, LoraStack], module: Any, names: tuple[str, ...]) -> LoraStack | None:
-    """The stack of exactly these children of a module, if there is one."""
+    """Return the stack that holds exactly these children of a module; None if there is no such stack."""
     layers = [getattr(module, name) for name in names]
     stack = stacks.get(layers[0])
     return stack if stack is not None and stack.layers == layers else None
@@ -116,39 +137,57 @@ def _mlp_half(layer: Any, stacks: dict[Any, LoraStack]) -> MlpHalf | None:
     return MlpHalf(norm, module, first, last)
 
 
-def _layer(
-    layer: Any,
-    last: bool,
-    attention: AttentionHalf | None,
-    mlp: MlpHalf | None,
-    x: Tensor,
-    attention_mask: Tensor | None = None,
-    position_embeddings: Any = None,
-    packed: tuple[Tensor, Tensor] | None = None,
-    past_key_values: Any = None,
-    **kwargs: Any,
-) -> Tensor:
-    """[B, N, H] to [B, N, H].
+@dataclass(frozen=True, eq=False)
+class _FusedLayer:
+    """What replaces the `forward` of a transformer layer.
 
-    If packed, which needs `reads_packed`, [1, T, H] to [1, T, H], the tokens alone: `packed` is their places in the B N
-    ones, [T], and which of them are read in the end, [P]; the last layer's MLP sees and returns only those.
+    Attributes:
+        layer: the transformer layer.
+        last: whether it is the last one of the model.
+        attention: its first half; None if that does not qualify.
+        mlp: its second half; None if that does not qualify.
     """
-    if packed is not None and attention is not None and mlp is not None:
-        x = attention(x, attention_mask, position_embeddings, packed[0])
-        return mlp(x[:, packed[1]] if last else x)
-    if attention and past_key_values is None and attention.suits(x.shape[1]) and attention.takes(x.dtype):
-        x = attention(x, attention_mask, position_embeddings)
-    else:
-        kwargs |= {"attention_mask": attention_mask, "position_embeddings": position_embeddings}
-        kwargs |= {"past_key_values": past_key_values}
-        x = x + layer.self_attn(hidden_states=layer.input_layernorm(x), **kwargs)[0]
-    if mlp and mlp.takes(x.dtype):
-        return mlp(x)
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    layer: Any
+    last: bool
+    attention: AttentionHalf | None
+    mlp: MlpHalf | None
+
+    def __call__(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: Any = None,
+        packed: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the layer's output, in the shape of x.
+
+        Args:
+            x: [B, N, H]; if packed, the tokens alone, [1, T, H].
+            attention_mask: [B, 1, N, N], added to the scores.
+            position_embeddings: cosines and sines of the rotary positions.
+            packed: the places of the tokens among the B N places, [T], and the positions among the tokens whose output
+                is needed, [P]. The MLP of the last layer computes and returns those only, [1, P, H]. The model must
+                have said that it `reads_packed`.
+            kwargs: further arguments of the layer, such as `past_key_values`.
+        """
+        if packed is not None and self.attention is not None and self.mlp is not None:
+            x = self.attention(x, attention_mask, position_embeddings, packed[0])
+            return self.mlp(x[:, packed[1]] if self.last else x)
+        cached = kwargs.get("past_key_values") is not None
+        if self.attention and not cached and self.attention.suits(x.shape[1]) and self.attention.takes(x.dtype):
+            x = self.attention(x, attention_mask, position_embeddings)
+        else:
+            kwargs |= {"attention_mask": attention_mask, "position_embeddings": position_embeddings}
+            x = x + self.layer.self_attn(hidden_states=self.layer.input_layernorm(x), **kwargs)[0]
+        if self.mlp and self.mlp.takes(x.dtype):
+            return self.mlp(x)
+        return x + self.layer.mlp(self.layer.post_attention_layernorm(x))
 
 
 def _reads_packed(layers: Sequence[Any], halves: Sequence[tuple[AttentionHalf, MlpHalf]], columns: int) -> bool:
-    """Whether sequences of N columns can be given as their tokens alone, `packed`, now."""
+    """Return whether the model now takes sequences of N columns as their tokens alone, with the argument `packed`."""
     dtype = halves[0][0].norm.weight.dtype
     return all(
         "forward" in vars(layer) and attention.suits(columns) and attention.takes(dtype) and mlp.takes(dtype)
@@ -157,7 +196,7 @@ def _reads_packed(layers: Sequence[Any], halves: Sequence[tuple[AttentionHalf, M
 
 
 class _RmsNorm(torch.autograd.Function):
-    """w x / √(mean(x²) + ε) with a frozen w; statistics in float32."""
+    """w x / √(mean(x²) + ε) with a frozen w; its statistics are computed in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -166,13 +205,13 @@ class _RmsNorm(torch.autograd.Function):
         return normal * weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None, None]:
         normal, inverse, weight = ctx.saved_tensors
-        return normalise_backward(gradient * weight, normal, inverse), None, None
+        return normalize_backward(grad_outputs[0] * weight, normal, inverse), None, None
 
 
 def _normalize(norm: Any, x: Tensor) -> Tensor:
-    return _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)  # pyright: ignore[reportReturnType]
+    return cast(Any, _RmsNorm).apply(x, norm.weight, norm.variance_epsilon)
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -184,17 +223,18 @@ class _FrozenLinear(torch.autograd.Function):
         return product(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, None]:
+        gradient: Tensor = grad_outputs[0]
         return product(gradient.reshape(-1, gradient.shape[-1]), ctx.weight.t()).view(ctx.shape), None
 
 
 def _head(head: nn.Linear, x: Tensor) -> Tensor:
-    return _FrozenLinear.apply(x, head.weight)  # pyright: ignore[reportReturnType]
+    return cast(Any, _FrozenLinear).apply(x, head.weight)
 
 
 @contextlib.contextmanager
-def unfused(model: nn.Module) -> Iterator[None]:
-    """Let every module compute by its own class, as hooks on single layers need it."""
+def unfused(model: nn.Module) -> Generator[None, None, None]:
+    """Let every module compute with the `forward` of its own class, as hooks on single layers require."""
     replaced = {module: vars(module).pop("forward") for module in model.modules() if "forward" in vars(module)}
     try:
         yield
