@@ -190,7 +190,7 @@ def test_latex_and_markdown_take_every_sign_literally():
 
 def test_every_method_has_a_label_and_words():
     assert all(method.label and described(name) for name, method in METHODS.items())
-    assert described("fedcollm") == "The method itself."
+    assert described("fedcollm") == "The method itself, as configured."
     assert described("fedprox") == "FedCoLLM, FedProx clients: client.proximal = 0.01"
     assert described("mine") is None
 
