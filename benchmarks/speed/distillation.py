@@ -17,7 +17,7 @@ from benchmarks.speed.material import (
     SMOLLM2,
     compare,
     configuration,
-    data_of,
+    drawn_for,
     needs,
     our_model,
     sequences,
@@ -72,12 +72,13 @@ CASES = (
 
 
 def ours(case: dict) -> Callable[[], dict]:
-    """`distil_mutually` on the pair that `fedcollm run` builds, from the same adapters in every repetition."""
+    """`distil` on the pair that `fedcollm run` builds, from the same adapters in every repetition."""
+    from fedcollm.config import ServerConfig
     from fedcollm.models.adapters import read_adapter, write_adapter
-    from fedcollm.training.distillation import distil_mutually
+    from fedcollm.training.distillation import ModelPair, distil
 
     config = configuration(case)
-    task, public = task_of(config), data_of(config).public
+    task, public = task_of(config), drawn_for(case).public[: case["examples"]]
     models = {role: our_model(config, role, task) for role in ("slm", "llm")}
     initial = {role: read_adapter(model) for role, model in models.items()}
     rows = sequences(task, public)
@@ -86,22 +87,23 @@ def ours(case: dict) -> Callable[[], dict]:
         "operations": sum(useful_operations(model, rows) for model in models.values()),
     }
 
-    def distil(part: Sequence[Any], one: str = "slm", other: str = "llm") -> dict[str, float]:
+    settings = ServerConfig(epochs=1, batch_size=case["batch_size"], learning_rate=LEARNING_RATE)
+
+    def teach(part: Sequence[Any], one: str = "slm", other: str = "llm") -> dict[str, float]:
         for role, model in models.items():
             write_adapter(model, initial[role])
-        size = {"epochs": 1, "batch_size": case["batch_size"], "learning_rate": LEARNING_RATE}
-        return distil_mutually(task, models[one], models[other], part, **size, seed=0)
+        return distil(ModelPair(task, models[one], models[other]), part, settings, seed=0)
 
     @functools.cache
     def first() -> dict[str, float]:  # one batch is one step; with the roles exchanged, its KL is the LLM's
         batch = public[: case["batch_size"]]
-        step, exchanged = distil(batch), distil(batch, "llm", "slm")
+        step, exchanged = teach(batch), teach(batch, "llm", "slm")
         return {"slm_ce": step["slm"], "llm_ce": step["llm"], "slm_kl": step["kl"], "llm_kl": exchanged["kl"]}
 
     def repeat() -> dict:
         figures = {"first": first(), "dtype": case["dtype"], **work}
         start = time.perf_counter()
-        distil(public)
+        teach(public)
         return {"seconds": time.perf_counter() - start, **figures}
 
     return repeat

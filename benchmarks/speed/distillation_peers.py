@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from benchmarks.speed.fine_tuning import options
-from benchmarks.speed.material import configuration, data_of, peer_model, reset, sequences, task_of, tokens_of
+from benchmarks.speed.material import configuration, drawn_for, peer_model, reset, sequences, task_of, tokens_of
 from fedcollm.models.adapters import read_adapter
 
 #: (student, teacher), in the order trained.
@@ -99,7 +99,8 @@ def _top_logits(model: Any, tokenizer: Any, rows: list[dict], batch_size: int) -
         part = rows[start : start + batch_size]
         inputs = collate([{name: row[name] for name in ("input_ids", "attention_mask")} for row in part])
         with torch.no_grad():
-            values, indices = model(**inputs).logits.topk(TOP_K, dim=-1)
+            largest = model(**inputs.to(model.device)).logits.topk(TOP_K, dim=-1)
+        values, indices = largest.values.cpu(), largest.indices.cpu()
         lengths = [len(row["input_ids"]) for row in part]
         # copies: a view would keep the whole batch
         stored += [(values[i, :n].clone(), indices[i, :n].clone()) for i, n in enumerate(lengths)]
@@ -145,7 +146,7 @@ def _peer(case: dict, prepare: Callable[..., Callable[[], Losses]]) -> Callable[
     """Times both directions from the initial adapters; what `prepare` does is not timed."""
     config = configuration(case)
     task = task_of(config)
-    rows = sequences(task, data_of(config).public)
+    rows = sequences(task, drawn_for(case).public[: case["examples"]])
     models = {role: peer_model(config, role) for role in ("slm", "llm")}
     initial = {role: read_adapter(model) for role, model in models.items()}
 

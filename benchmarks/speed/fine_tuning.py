@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from benchmarks.speed.material import (
     LEARNING_RATE,
     QWEN_CLIENT,
     SMOLLM2,
     compare,
     configuration,
-    data_of,
+    drawn_for,
+    layers_of,
     needs,
     our_model,
     peer_model,
@@ -73,18 +76,21 @@ CASES = (
 
 def ours(case: dict) -> Callable[[], dict]:
     """`fit` on the model that `fedcollm run` builds, from the same adapter in every repetition."""
+    from fedcollm.config import ClientConfig
     from fedcollm.models.adapters import read_adapter, write_adapter
     from fedcollm.training.fine_tuning import fit
 
     config = configuration(case)
-    task, examples = task_of(config), data_of(config).private["0"]
+    task, examples = task_of(config), drawn_for(case).private["0"][: case["examples"]]
     model = our_model(config, "slm", task)
     initial, rows = read_adapter(model), sequences(task, examples)
     work = {"tokens": tokens_of(rows), "operations": useful_operations(model, rows)}
 
     def tune(part: Sequence[Any], epochs: int) -> float:
         write_adapter(model, initial)
-        return fit(task, model, part, epochs=epochs, batch_size=case["batch_size"], learning_rate=LEARNING_RATE, seed=0)
+        settings = ClientConfig(epochs=epochs, batch_size=case["batch_size"], learning_rate=LEARNING_RATE)
+        with layers_of(model, case):
+            return fit(task, model, part, settings, seed=0)
 
     @functools.cache
     def losses() -> list[float]:  # with one batch, the loss of the last epoch is that of the last step
@@ -103,13 +109,15 @@ def trainer(case: dict) -> Callable[[], dict]:
     """`transformers.Trainer` and its collator that pads to the longest sequence of a batch.
 
     As FATE-LLM, OpenFedLLM and FlowerTune train; `bf16` (autocast) is on for a bfloat16 base, as it is a tenth
-    faster than without, and off for a float32 one.
+    faster than without on a CPU, and off for a float32 one; `autocast` in the case decides otherwise.
     """
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
     def build(model: Any, tokenizer: Any, rows: list[dict], options: dict) -> Any:
         arguments = TrainingArguments(
-            **options, per_device_train_batch_size=case["batch_size"], bf16=case["dtype"] == "bfloat16"
+            **options,
+            per_device_train_batch_size=case["batch_size"],
+            bf16=case.get("autocast", case["dtype"] == "bfloat16"),
         )
         return Trainer(model, arguments, DataCollatorForSeq2Seq(tokenizer), train_dataset=rows)  # pyright: ignore
 
@@ -142,7 +150,7 @@ def options(steps: int | None = None) -> dict[str, Any]:
     """`TrainingArguments` of every peer; with `steps`, so many epochs with a loss logged each step."""
     return {
         "output_dir": "runs/benchmark-peer",
-        "use_cpu": True,
+        "use_cpu": not torch.cuda.is_available(),
         "num_train_epochs": steps or 1,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
@@ -162,7 +170,7 @@ def _peer(case: dict, build: Callable[..., Any]) -> Callable[[], dict]:
 
     config = configuration(case)
     task = task_of(config)
-    rows = sequences(task, data_of(config).private["0"])
+    rows = sequences(task, drawn_for(case).private["0"][: case["examples"]])
     model = peer_model(config, "slm")
     initial = read_adapter(model)
 

@@ -89,13 +89,14 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "memory_bytes": memory_bytes,
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
         "flop_rates": {str(dtype)[6:]: rates(dtype) for dtype in (torch.float32, torch.bfloat16)},
     }
     print(json.dumps(facts))
 
 
-def _version(package: str) -> str:
+def installed_version(package: str) -> str:
+    """Return the version of an installed package, or "absent"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,5 +1,7 @@
 """The work of B1 and B2: real data, the models, and the settings that both sides share."""
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from fedcollm.messages import Adapter
 from fedcollm.modalities.base import Split
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
-from fedcollm.models.adapters import write_adapter
+from fedcollm.models.adapters import resolve_device, write_adapter
+from fedcollm.models.fused.patch import unfused
 from fedcollm.models.pretrained import SHIPPED, base_directory
 from fedcollm.runs.build_models import build_model, set_matmul_precision
 from fedcollm.seeding import derive_seed
@@ -49,9 +53,13 @@ def needs(data: str, models: dict) -> list[str]:
 
 
 def configuration(case: dict) -> RunConfig:
-    """What `fedcollm run` would be given: rank 8, alpha 16, every linear layer but the head, no dropout."""
-    size = {"clients": 4, "private_size": case["examples"], "public_size": case["examples"]}
-    task = _TASKS[case["data"]] | size | {"test_size": 21, "partition": {"kind": "iid"}}
+    """What `fedcollm run` would be given: rank 8, alpha 16, every linear layer but the head, no dropout.
+
+    Args:
+        case: with `data`, `models`, `dtype`, and `examples` a client; or `pool`, the sizes from which they are cut.
+    """
+    size = {"clients": 4, "private_size": case.get("examples"), "public_size": case.get("examples"), "test_size": 21}
+    task = _TASKS[case["data"]] | case.get("pool", size) | {"partition": {"kind": "iid"}}
     roles = {
         role: {**model, "source": _source(model["source"]), "dtype": case["dtype"]}
         for role, model in case["models"].items()
@@ -60,8 +68,8 @@ def configuration(case: dict) -> RunConfig:
 
 
 def _source(name: str) -> str:
-    """A shipped name, or the GGUF file that `../shared/models/get.py` assembles once outside the repository."""
-    if name in SHIPPED:
+    """A shipped name or directory, or the GGUF file that `../shared/models/get.py` makes once, outside this one."""
+    if name in SHIPPED or Path(name).is_dir():
         return name
     directory = Path(os.environ.get("FEDCOLLM_BENCH_CACHE") or Path.home() / ".cache" / "fedcollm-bench")
     file = directory / f"{name}.gguf"
@@ -81,6 +89,17 @@ def data_of(config: RunConfig) -> Split:
 
 def _drawn(config: RunConfig) -> Split:
     return split(load_pool(config.task, config.seed), config.task, config.seed)
+
+
+@functools.cache
+def _drawn_here(config: str) -> Split:
+    return _drawn(RunConfig.model_validate_json(config))
+
+
+def drawn_for(case: dict) -> Split:
+    """The data of a case; with `one_process` drawn here, once, for all sides that share this process."""
+    config = configuration(case)
+    return _drawn_here(config.model_dump_json()) if case.get("one_process") else data_of(config)
 
 
 def task_of(config: RunConfig) -> TextTask:
@@ -106,7 +125,12 @@ def peer_model(config: RunConfig, role: str) -> Any:
     base = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, model.dtype))
     lora = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type=peft.TaskType.CAUSAL_LM)
     torch.manual_seed(derive_seed(config.seed, "adapter", role))
-    return peft.get_peft_model(base, lora)
+    return peft.get_peft_model(base, lora).to(resolve_device(config.device))
+
+
+def layers_of(model: Any, case: dict) -> AbstractContextManager[None]:
+    """Our layers; or with `fused: False` in the case PEFT's and transformers' own on the same weights."""
+    return contextlib.nullcontext() if case.get("fused", True) else unfused(model)
 
 
 def reset(model: Any, adapter: Adapter) -> None:

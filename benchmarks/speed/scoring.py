@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.lm_harness import harness_evaluate, harness_model, harness_task
+from benchmarks.speed.material import drawn_for, layers_of
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -55,6 +56,7 @@ def _case(data: str, items: int, dtype: str, form: str, layers: int | None = Non
         "needs": [] if data == "icd10" else [f"../shared/data/{data}"],
         "data": data,
         "items": items,
+        "source": "smollm2-135m",
         "layers": layers,
         "dtype": dtype,
         "peer_attention": "eager" if data == "icd10" else "sdpa",
@@ -83,7 +85,9 @@ def examples_of(case: dict) -> list[Any]:
     from fedcollm.data.partition import split
     from fedcollm.data.sources.qa import load_qa
 
-    if case["data"] == "icd10":
+    if case["data"] == "icd10" and "pool" in case:
+        test = drawn_for(case).test
+    elif case["data"] == "icd10":
         config = load_config("icd10")
         test = split(load_pool(config.task, config.seed), config.task, config.seed).test
     elif case["data"] == "pubmedqa":
@@ -96,11 +100,12 @@ def examples_of(case: dict) -> list[Any]:
 
 def base_model(case: dict, attention: str) -> Any:
     """The frozen base network of a case, with float32 products as `fedcollm run` sets them."""
+    from fedcollm.models.adapters import resolve_device
     from fedcollm.models.pretrained import base_directory, load_causal_lm
 
     torch.set_float32_matmul_precision("medium" if case["dtype"] == "bfloat16" else "highest")
-    place = base_directory("smollm2-135m", case["layers"])
-    return load_causal_lm(place, getattr(torch, case["dtype"]), attention)
+    place, device = base_directory(case["source"], case["layers"]), resolve_device("auto")
+    return load_causal_lm(place, getattr(torch, case["dtype"]), attention, device.type).to(device)
 
 
 def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -111,15 +116,15 @@ def adapter_values(shapes: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def ours(case: dict) -> Callable[[], dict]:
     """`evaluate` on a fresh task, so that every repetition tokenizes."""
-    from fedcollm.config.loading import load_config
+    from fedcollm.config import ModelConfig
     from fedcollm.modalities.text.models import pair_facts
     from fedcollm.modalities.text.task import TextTask
     from fedcollm.models.adapters import add_adapter, read_adapter, write_adapter
     from fedcollm.models.fused.patch import fuse
     from fedcollm.training.fine_tuning import evaluate
 
-    config = load_config("icd10")
-    examples, facts = examples_of(case), pair_facts(config.slm, config.llm, False).slm
+    section = ModelConfig(source=case["source"], layers=case["layers"])
+    examples, facts = examples_of(case), pair_facts(section, section, False).slm
 
     def adapted(part: dict) -> Any:
         model = add_adapter(base_model(part, "auto"))
@@ -140,7 +145,8 @@ def ours(case: dict) -> Callable[[], dict]:
     def repeat() -> dict:
         task = fresh()
         start = time.perf_counter()
-        score = evaluate(task, model, examples, case["batch_size"])
+        with layers_of(model, case):
+            score = evaluate(task, model, examples, case["batch_size"])
         seconds = time.perf_counter() - start
         metrics = {"acc": score.mean("acc"), "acc_norm": score.mean("acc_norm")}
         return {"seconds": seconds, "items": len(examples), **metrics, **figures}
@@ -179,7 +185,7 @@ def lm_eval(case: dict) -> Callable[[], dict]:
     model = peft.get_peft_model(base_model(case, case["peer_attention"]), config)
     state = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     peft.set_peft_model_state_dict(model, adapter_values({name: tensor.shape for name, tensor in state.items()}))
-    harness = harness_model(model, load_tokenizer("smollm2-135m"), case["peer_batch_size"])
+    harness = harness_model(model, load_tokenizer(case["source"]), case["peer_batch_size"])
     task = harness_task(examples)
     found = harness_evaluate(harness, task)
     figures = {"items": len(examples)} | _chosen(found.pop("likelihoods"), examples, case) | found

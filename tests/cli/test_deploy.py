@@ -95,7 +95,7 @@ def test_image_task_exits_with_2(command, tmp_path):
 def test_directory_that_is_no_servers_exits_with_2(command, out, name):
     code, said, error = command(name, out / "clients" / "a")
     assert (code, said) == (2, "")
-    assert "is no server's directory" in error
+    assert "is not a server's directory" in error
     code, _, error = command(name, out / "nothing")
     assert code == 2
     assert "Traceback" not in error

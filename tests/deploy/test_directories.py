@@ -99,7 +99,7 @@ def test_keys_that_were_confused_are_named(out):
 
 def test_directory_that_is_no_clients_is_named(out, tmp_path):
     for place in (tmp_path / "nothing", out, out / "server"):
-        with pytest.raises(UserError, match=r"no client\'s directory: membership\.json"):
+        with pytest.raises(UserError, match=r"not a client\'s directory: membership\.json"):
             client.serve(place, place)
 
 
@@ -122,6 +122,23 @@ def test_malformed_membership_is_named(out, changes, reason):
         serve(out)
     assert str(error.value).startswith(f"{file} is malformed: ")
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (
+            Membership,
+            '{"client":"a","run":"r","address":"host:9443","roster":{"a":"00"},"facts":{"context_length":32}}',
+        ),
+        (
+            Deployment,
+            '{"run":"r","host":"host","port":9443,"superlink_port":9093,"clients":{"a":{"node":"PEM","signing":"00"}}}',
+        ),
+    ],
+)
+def test_form_of_a_file_is_what_the_parties_agree_on(kind, text):
+    assert kind.model_validate_json(text).model_dump_json() == text
 
 
 def test_membership_without_a_fact_of_the_models_is_named(out):
@@ -275,7 +292,7 @@ def test_malformed_deployment_is_named(out, changes, reason):
 def test_directory_that_is_no_servers_is_named(out):
     for function in (status.stop_all, lambda place: status.status(place, place), lambda place: list(
         server.run_rounds(place, place))):  # fmt: skip
-        with pytest.raises(UserError, match=r"no server\'s directory: deployment\.json"):
+        with pytest.raises(UserError, match=r"not a server\'s directory: deployment\.json"):
             function(out / "clients" / "1")
 
 

@@ -258,7 +258,7 @@ REFUSED = {
     "empty name": ({"federation.participants": ["a", "b", ""]}, {}, "name '': use letters"),
     "hidden name": ({"federation.participants": ["a", "b", ".c"]}, {}, "name '.c': use letters"),
     "option as a name": ({"federation.participants": ["a", "b", "-c"]}, {}, "name '-c': use letters"),
-    "name that stands twice": ({"federation.participants": ["a", "b", "c", "a"]}, {}, "name 'a' stands twice"),
+    "name that stands twice": ({"federation.participants": ["a", "b", "c", "a"]}, {}, "name 'a' occurs twice"),
     "no clients": ({"federation.participants": [], "server.epochs": 1}, {}, "a deployment needs clients"),
     "host with a semicolon": ({}, {"site": Site("a; rm")}, "name 'a; rm': use letters"),
     "no host": ({}, {"site": Site("")}, "name '': use letters"),

@@ -226,7 +226,7 @@ def test_phase_out_of_order_is_refused_and_the_session_is_over(secure, phase):
     assert isinstance(asked(answering, secure.request(session=one)), PhaseAnswer)
     answer = asked(answering, PhaseRequest(phase, one.nonce, dict.fromkeys(ALL, b"")))
     assert isinstance(answer, Failure)
-    assert "there is no phase" in answer.reason or "is asked for where share comes next" in answer.reason
+    assert "there is no phase" in answer.reason or "was requested, but share comes next" in answer.reason
     assert isinstance(asked(answering, secure.request(session=session(secure))), PhaseAnswer)
 
 

@@ -1,4 +1,4 @@
-"""Certificates and keys of a deployment, made with `cryptography`."""
+"""The certificates and private keys of a deployment, made with `cryptography`."""
 
 import datetime
 import ipaddress
@@ -14,17 +14,17 @@ PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
 def private_pem(key: PrivateKey) -> bytes:
-    """A private key, not encrypted: the file's permissions protect it."""
+    """Return a private key in PEM. It is not encrypted: the permissions of its file protect it."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority of one deployment.
+    """The certificate authority of one deployment.
 
     Attributes:
-        key: its private key.
-        certificate: its own certificate.
+        key: the authority's private key.
+        certificate: the authority's own certificate.
     """
 
     key: ec.EllipticCurvePrivateKey = field(repr=False)
@@ -32,7 +32,12 @@ class Authority:
 
     @classmethod
     def make(cls, name: str, days: int) -> "Authority":
-        """A new one, valid for so many days from now."""
+        """Return a new authority.
+
+        Args:
+            name: name of the deployment.
+            days: how long the authority is valid from now.
+        """
         key = ec.generate_private_key(ec.SECP384R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedcollm {name}")])
         certificate = (
@@ -44,11 +49,11 @@ class Authority:
         return cls(key, certificate)
 
     def server(self, hosts: list[str], days: int) -> tuple[bytes, bytes]:
-        """Certificate and private key of a server, both PEM.
+        """Return a server's certificate and private key, both in PEM.
 
         Args:
-            hosts: names and addresses by which clients and the proxy reach it.
-            days: of validity; negative: expired that long ago.
+            hosts: names and addresses by which clients and the proxy reach the server.
+            days: how long the certificate is valid from now; if negative, it expired that many days ago.
         """
         key = ec.generate_private_key(ec.SECP384R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
@@ -64,13 +69,14 @@ class Authority:
         return certificate.public_bytes(Encoding.PEM), private_pem(key)
 
     def pem(self) -> bytes:
-        """The authority's certificate."""
+        """Return the authority's certificate in PEM."""
         return self.certificate.public_bytes(Encoding.PEM)
 
 
 def _unsigned(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
+    """Return a certificate that is not signed yet, with what the authority's and the server's have in common."""
     now = datetime.datetime.now(datetime.UTC)
     end = now + datetime.timedelta(days=days)
     return (
@@ -86,6 +92,7 @@ def _unsigned(
 
 
 def _usage(**granted: bool) -> x509.KeyUsage:
+    """Return a key usage extension that allows the given uses and no others."""
     names = (
         "digital_signature",
         "content_commitment",
@@ -101,6 +108,7 @@ def _usage(**granted: bool) -> x509.KeyUsage:
 
 
 def _name(host: str) -> x509.GeneralName:
+    """Return a host's IP address or DNS name for a certificate."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

@@ -1,4 +1,4 @@
-"""`fedcollm deploy client`: one owner of private data, connected to the server until it is stopped."""
+"""`fedcollm deploy client`: one owner of private data, who is connected to the server until the program is stopped."""
 
 import json
 import threading
@@ -31,10 +31,10 @@ T = TypeVar("T")
 
 @dataclass
 class Remembered(MutableMapping[str, T]):
-    """What a client must never forget, on disk before it is acted upon.
+    """A mapping that a client must never lose. Every value is on disk before the client acts on it.
 
     Attributes:
-        file: JSON; made when it is first written.
+        file: the JSON file of the mapping. It is made at the first change.
     """
 
     file: Path
@@ -67,15 +67,15 @@ class Remembered(MutableMapping[str, T]):
 
 
 def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple[list[Any], list[Any]]:
-    """Return a client's own training and test examples.
+    """Return a client's own training examples and test examples.
 
     Args:
-        config: says whether the files have the user's own columns (`task.format`).
-        modality: reads files that have not.
-        path: one file, or a directory with a `train` file and, if there is one, a `test` file.
+        config: configuration of the run. If it has a `task.format`, the files have the user's own columns.
+        modality: reads files without a `task.format`.
+        path: a file of training examples, or a directory with a `train` file and optionally a `test` file.
 
     Raises:
-        UserError: nothing usable is there.
+        UserError: there are no usable examples.
     """
     if not path.exists():
         raise UserError(f"--data {path}: no such file or directory. Give this client's own examples.")
@@ -92,6 +92,10 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
 
 def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     """Return this client, ready to answer requests in bytes.
+
+    Args:
+        directory: the client's directory.
+        data: the client's examples: a file or a directory.
 
     Raises:
         UserError: the directory, the data or the model is not usable.
@@ -116,15 +120,16 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
 
 
 def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -> None:
-    """Connect to the server and answer it, until stopped.
+    """Connect to the server and answer its requests until stopped.
 
     Args:
-        directory: of this client.
-        data: its private examples.
-        stopped: set to make it end.
+        directory: the client's directory.
+        data: the client's examples: a file or a directory.
+        stopped: is set to stop the client; None to run until the process is interrupted.
 
     Raises:
-        UserError: something here is not usable, or the server is not the right one, or does not know this client.
+        UserError: the directory, the data or the model is not usable, the server's certificate is not accepted here, or
+            the server does not accept this client.
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
     for name in (names.NODE_KEY, names.SIGNING_KEY):

@@ -1,27 +1,29 @@
-"""The two kinds of directory that `fedcollm deploy init` writes, and reading them.
+"""The two kinds of directory that `fedcollm deploy init` writes, and functions that read them.
 
-OUT/README.txt           who gets what
-OUT/ca/                  the certificate authority's key and certificate: keep it offline
-OUT/server/              stays on the server's machine
-config.yaml            the run's configuration
-deployment.json        run, addresses, public keys of every client
-ca.crt server.crt server.key superexec.key
-nginx.conf             the only way in: TLS, and Flower's node interface alone
-systemd/ compose.yaml Dockerfile
-state/ logs/           written by the server
-OUT/clients/ID/          handed to one client's operator
-config.yaml            the same configuration
-membership.json        own id, run, the server's address, the roster of signing keys
-ca.crt node.key signing.key
-systemd/
-state/                 written by the client
-adapter/               with client.personal, after the last round: its own SLM's adapter, in PEFT's format
+OUT is the directory that the command makes:
+
+    OUT/README.txt           what to hand to whom
+    OUT/ca/                  the certificate authority's key and certificate; to be kept offline
+    OUT/server/              stays on the server's machine
+      config.yaml            the configuration of the run
+      deployment.json        the run, its addresses, and the public keys of every client
+      ca.crt server.crt server.key superexec.key
+      nginx.conf             the only way in: TLS, and only Flower's interface for nodes
+      systemd/ compose.yaml Dockerfile
+      state/ logs/           written by the server
+    OUT/clients/ID/          handed to the operator of one client
+      config.yaml            the same configuration
+      membership.json        the client's id, the run, the server's address, and the roster of signing keys
+      ca.crt node.key signing.key
+      systemd/
+      state/                 written by the client
+      adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -38,71 +40,97 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    """A JSON file. The names of its fields are its format, which the parties of a deployment must agree on."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
 
 
 class PublicKeys(_File):
-    """One client's, as the server knows them."""
+    """The public keys of one client.
+
+    Attributes:
+        node: public part of the key that the client connects with, in PEM.
+        signing: public part of the key that the client signs with, 32 bytes in hexadecimal.
+    """
 
     node: str
-    """of the key that it connects with, PEM"""
     signing: str
-    """of the key that it signs with, 32 bytes in hexadecimal"""
 
 
 class Deployment(_File):
-    """What the server knows of its clients."""
+    """What the server knows about the deployment.
+
+    Attributes:
+        run: identity of the run, which is random.
+        host: name or address by which clients reach the server.
+        port: port that is open to clients.
+        superlink_port: port of the SuperLink, which can be reached from the server's machine only.
+        clients: client id to public keys.
+    """
 
     run: str
-    """identity of the run, random"""
     host: str
-    """name or address by which clients reach the server"""
     port: Port
-    """open to clients"""
     superlink_port: Port
-    """of this machine alone"""
     clients: dict[str, PublicKeys]
-    """id to public keys"""
 
 
 class Membership(_File):
-    """What a client knows of the federation."""
+    """What a client knows about the federation.
+
+    Attributes:
+        client: the client's id.
+        run: the only run that the client takes part in.
+        address: HOST:PORT of the server.
+        roster: id to public signing key of every client, 32 bytes in hexadecimal.
+        facts: what a client's modality must know about both models, since the client has only the SLM; see
+            `Modality.facts`.
+    """
 
     client: str
-    """own id"""
     run: str
-    """the only run that this client takes part in"""
     address: str
-    """HOST:PORT of the server"""
     roster: dict[str, str]
-    """id to public signing key of every client, 32 bytes in hexadecimal"""
     facts: dict[str, Annotated[int, Field(ge=1)]]
-    """what the modality of a client, which has the SLM only, must know of both models; see `Modality.facts`"""
 
 
 T = TypeVar("T", bound=_File)
 
 
 def read(directory: Path, name: str, kind: type[T]) -> T:
-    """One of the JSON files.
+    """Return the content of a JSON file.
+
+    Args:
+        directory: directory of a server or a client.
+        name: name of the file.
+        kind: what the file holds.
 
     Raises:
-        UserError: it is missing or malformed.
+        UserError: the file is missing or malformed.
     """
     try:
         return kind.model_validate_json((directory / name).read_text(encoding="utf-8"))
     except OSError as error:
         whose = "server" if name == DEPLOYMENT else "client"
         raise UserError(
-            f"{directory} is no {whose}'s directory: {name} can't be read ({error.strerror}). Give a directory that "
+            f"{directory} is not a {whose}'s directory: {name} can't be read ({error.strerror}). Give a directory that "
             "`fedcollm deploy init` wrote."
         ) from error
     except ValidationError as error:
-        raise UserError(f"{directory / name} is malformed: {error.errors()[0]['msg']}. Take a fresh copy.") from error
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UserError(
+            f"{directory / name} is malformed: {where}{first['msg']}. Take a fresh copy, and use the "
+            "version of fedcollm that made the deployment."
+        ) from error
 
 
 def node_key(directory: Path) -> EllipticCurvePrivateKey:
-    """The key that a client connects with."""
+    """Return the private key that a client connects with.
+
+    Raises:
+        UserError: the key can't be read, or is of another kind.
+    """
     key = _private_key(directory / NODE_KEY)
     if not isinstance(key, EllipticCurvePrivateKey):
         raise UserError(f"{directory / NODE_KEY} is not an elliptic curve key. Take a fresh copy.")
@@ -110,7 +138,11 @@ def node_key(directory: Path) -> EllipticCurvePrivateKey:
 
 
 def signing_key(directory: Path) -> Ed25519PrivateKey:
-    """The key that a client signs with."""
+    """Return the private key that a client signs with.
+
+    Raises:
+        UserError: the key can't be read, or is of another kind.
+    """
     key = _private_key(directory / SIGNING_KEY)
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(f"{directory / SIGNING_KEY} is not an Ed25519 key. Take a fresh copy.")
@@ -118,12 +150,15 @@ def signing_key(directory: Path) -> Ed25519PrivateKey:
 
 
 def public_keys(roster: Mapping[str, str]) -> dict[str, Ed25519PublicKey]:
-    """Signing keys as objects.
+    """Return client id to public signing key.
+
+    Args:
+        roster: client id to 32 bytes in hexadecimal.
 
     Raises:
         UserError: a key is malformed.
     """
-    keys = {}
+    keys: dict[str, Ed25519PublicKey] = {}
     for client, text in roster.items():
         try:
             keys[client] = Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
@@ -146,10 +181,10 @@ def _private_key(file: Path) -> object:
 
 
 def check_private(file: Path) -> None:
-    """Refuse a secret that other users of this machine may read.
+    """Refuse a secret that other users of this machine can read.
 
     Raises:
-        UserError: it is missing, or its permissions are too wide.
+        UserError: the file is missing, or its permissions are too wide.
     """
     try:
         mode = file.stat().st_mode & 0o777
@@ -157,5 +192,5 @@ def check_private(file: Path) -> None:
         raise UserError(
             f"{file} can't be read ({error.strerror}). It came with the directory: copy it again."
         ) from error
-    if os.name == "posix" and mode & 0o077:  # Windows has access lists in place of these bits
+    if os.name == "posix" and mode & 0o077:  # Windows has access lists instead of these bits
         raise UserError(f"{file} can be read by others (mode {mode:o}). Run: chmod 600 {file}")

@@ -1,4 +1,4 @@
-"""`fedcollm deploy init`: everything that the parties of a federation need, once."""
+"""`fedcollm deploy init`: write everything that the parties of a federation need before the first round."""
 
 import os
 import secrets
@@ -25,20 +25,20 @@ from fedcollm.modalities.base import Modality
 from fedcollm.runs.build_clients import secured
 from fedcollm.runs.directory import CONFIG, config_text
 
-#: Whom the server's container runs as where this machine numbers no users, as Windows does not.
+#: User and group of the server's container if this machine has no numeric user ids, as on Windows.
 _FIRST_USER = 1000
 _ALLOWED = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where the server will be.
+    """Where the server will run.
 
     Attributes:
-        host: name or address by which clients reach it.
-        port: open to clients.
-        superlink_port: of the server's machine alone.
-        days: validity of its certificate.
+        host: name or address by which clients reach the server.
+        port: port that is open to clients.
+        superlink_port: port of the SuperLink, which can be reached from the server's machine only.
+        days: how long the server's certificate is valid.
     """
 
     host: str
@@ -49,6 +49,13 @@ class Site:
 
 @dataclass(frozen=True)
 class _Keys:
+    """The private keys of one client.
+
+    Attributes:
+        node: key that the client connects with.
+        signing: key that the client signs with.
+    """
+
     node: ec.EllipticCurvePrivateKey
     signing: Ed25519PrivateKey
 
@@ -67,14 +74,14 @@ def initialize(
     """Make certificates, keys and configurations for the server and every client.
 
     Args:
-        config: of the run; `task.clients` clients, or those that `federation.participants` names.
-        site: where the server will be.
-        out: a directory that does not exist yet.
-        demo_data: also write each client's part of the preset's own data into its directory, for a trial.
-        plain_updates: agree that the server sees every single client's update.
+        config: configuration of the run. Its clients are `federation.participants`, or 0, 1, ... up to `task.clients`.
+        site: where the server will run.
+        out: directory to write, which must be empty or not exist yet.
+        demo_data: whether to write each client's part of the preset's data into its directory too, for a trial.
+        plain_updates: whether the server may see every single client's update.
 
     Raises:
-        UserError: nothing was written.
+        UserError: the configuration can't be deployed, and nothing was written; or a file can't be written.
     """
     named = config.federation.participants
     clients = [str(number) for number in range(config.task.clients)] if named is None else named
@@ -84,7 +91,7 @@ def initialize(
     public = {client: pair.public() for client, pair in keys.items()}
     deployment = Deployment(run=run, host=site.host, port=site.port, superlink_port=site.superlink_port, clients=public)
     roster = {client: pair.signing for client, pair in public.items()}
-    secured(config, names.public_keys(roster))  # says now what would fail later
+    secured(config, names.public_keys(roster))  # fails here rather than at the first round
     authority = Authority.make(run, max(10 * 365, site.days))
     parts = split(load_pool(config.task, config.seed), config.task, config.seed) if demo_data else None
     _write_server(out, config, deployment, authority, site)
@@ -107,32 +114,39 @@ def initialize(
 def _check(
     config: RunConfig, site: Site, clients: Sequence[str], out: Path, demo_data: bool, plain_updates: bool
 ) -> None:
+    """Refuse a deployment that would be unsafe or incomplete.
+
+    Raises:
+        UserError: one of the arguments is wrong.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already. Choose another --out: keys that are in use are never overwritten.")
     if not clients:
-        raise UserError("federation.participants is []: a deployment needs clients. Name some with --clients.")
+        raise UserError("federation.participants is []: a deployment needs clients. Name them with --clients.")
     for name in (*clients, site.host):
         if not name or set(name) - _ALLOWED or name.startswith((".", "-")):
-            raise UserError(f"name {name!r}: use letters, digits, _, - and . only")
+            raise UserError(
+                f"name {name!r}: use letters, digits, _, - and . only, and begin with a letter, a digit or _."
+            )
     if twice := [name for i, name in enumerate(clients) if name in clients[:i]]:
-        raise UserError(f"name {twice[0]!r} stands twice among the clients: name each once.")
+        raise UserError(f"name {twice[0]!r} occurs twice among the clients. Give each client a name of its own.")
     if demo_data and config.federation.participants:
         raise UserError("--demo-data: the preset's parts have no names. Leave out --clients.")
     if demo_data and config.task.name == "custom":
-        raise UserError("--demo-data: your own data has no parts to write. Give each client's with --data.")
+        raise UserError("--demo-data: your own data has no parts to write. Give each client its own data with --data.")
     if not config.federation.secure_aggregation.enabled and not plain_updates:
         raise UserError(
             "federation.secure_aggregation is false: the server would see every single client's update, from which "
-            "training data can be reconstructed. Set --set federation.secure_aggregation=true, or say "
+            "training data can be reconstructed. Give --set federation.secure_aggregation=true, or "
             "--unsafe-plain-updates."
         )
 
 
 def _deployable(config: RunConfig) -> Modality:
-    """Return the modality as the SLM's model needs it.
+    """Return the modality for the SLM.
 
     Raises:
-        UserError: the models don't fit each other, or clients elsewhere could not read their examples.
+        UserError: the two models don't fit together, or a client could not read its examples from files.
     """
     across = config.server.distillation.across_tokenizers
     modality = build_modality(config.task, config.slm, config.llm, across).of("slm")
@@ -140,12 +154,13 @@ def _deployable(config: RunConfig) -> Modality:
         modality.write_examples([])
     except UserError as error:
         raise UserError(
-            f"task.name {config.task.name} can't be deployed: {error} `fedcollm run` simulates it."
+            f"task.name {config.task.name} can't be deployed: {error} Simulate it with `fedcollm run`."
         ) from error
     return modality
 
 
 def _write_server(out: Path, config: RunConfig, deployment: Deployment, authority: Authority, site: Site) -> None:
+    """Write the authority's and the server's directories, and the README."""
     server = out / "server"
     _write(out / "ca" / "ca.key", private_pem(authority.key), secret=True)
     _write(out / "ca" / names.CA, authority.pem())
@@ -176,6 +191,7 @@ def _write_server(out: Path, config: RunConfig, deployment: Deployment, authorit
 
 
 def _write_client(place: Path, config: RunConfig, membership: Membership, keys: _Keys, authority: Authority) -> None:
+    """Write one client's directory."""
     _write(place / names.CA, authority.pem())
     _write(place / names.NODE_KEY, private_pem(keys.node), secret=True)
     _write(place / names.SIGNING_KEY, private_pem(keys.signing), secret=True)
@@ -186,11 +202,16 @@ def _write_client(place: Path, config: RunConfig, membership: Membership, keys: 
 
 
 def _filled(name: str, facts: Mapping[str, Any]) -> str:
+    """Return the template with this name, its placeholders replaced by these values."""
     return Template((files("fedcollm.deploy") / "templates" / name).read_text(encoding="utf-8")).substitute(facts)
 
 
 def _write(file: Path, content: str | bytes, secret: bool = False) -> None:
-    """A new file; secrets and their directories are for their owner alone."""
+    """Write a new file. Only its owner can read a secret, or enter a directory that is made here.
+
+    Raises:
+        UserError: the file can't be written.
+    """
     try:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if secret else 0o644)

@@ -1,8 +1,8 @@
-"""`fedcollm deploy server`: the rounds of a run, with the deployment's clients."""
+"""`fedcollm deploy server`: run the rounds of a deployment with its clients."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from fedcollm.config import RunConfig
@@ -19,16 +19,22 @@ from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
 
 
 @contextlib.contextmanager
-def serving(directory: Path) -> Iterator[tuple[RunConfig, Remote]]:
-    """SuperLink and proxy running, and a way to the clients; both go on running afterwards.
+def serving(directory: Path) -> Generator[tuple[RunConfig, Remote], None, None]:
+    """Start the SuperLink and the proxy; both keep running when the context ends.
+
+    Args:
+        directory: the server's directory.
+
+    Yields:
+        (configuration of the run, connection to the clients).
 
     Raises:
-        UserError: something is missing or can't be started.
+        UserError: a file is missing, or a program can't be started.
     """
     if os.name != "posix":
         raise UserError(
-            "deploy server starts nginx and a SuperLink, which need Linux or macOS, and this is Windows: start it "
-            "there, or in the Windows Subsystem for Linux. Clients may run on Windows."
+            "deploy server starts nginx and a SuperLink, which need Linux or macOS, and this is Windows. Start it on "
+            "Linux or macOS, or in the Windows Subsystem for Linux. Clients may run on Windows."
         )
     deployment = names.read(directory, names.DEPLOYMENT, Deployment)
     config = run_directory.parse_config(directory / run_directory.CONFIG)
@@ -54,11 +60,16 @@ def serving(directory: Path) -> Iterator[tuple[RunConfig, Remote]]:
 
 
 def run_rounds(directory: Path, out: Path) -> Iterator[RoundRecord]:
-    """The run's rounds with the deployment's clients; goes on where an earlier process stopped.
+    """Run the rounds with the deployment's clients, and yield their records.
+
+    A run that an earlier process began is resumed.
 
     Args:
-        directory: of the server.
+        directory: the server's directory.
         out: run directory.
+
+    Raises:
+        UserError: the server can't be started, or a round failed.
     """
     with serving(directory) as (config, remote):
         resume = (out / run_directory.CONFIG).exists()

@@ -1,4 +1,7 @@
-"""The two programs beside the server: a Flower SuperLink on this machine alone, and nginx as the only way in."""
+"""The two programs that the server needs: a Flower SuperLink, and nginx in front of it.
+
+The SuperLink can be reached from this machine only. Clients connect to nginx.
+"""
 
 import contextlib
 import os
@@ -8,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +23,7 @@ from fedcollm.progress import say
 if TYPE_CHECKING:
     from fedcollm.transports.flower.superlink import SuperLink
 
-#: Flower asks its makers nothing and tells them nothing, and installs nothing.
+#: With these variables, Flower sends no telemetry, does not look for updates, and installs nothing.
 FLOWER_ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -30,7 +33,7 @@ _START_SECONDS, _WATCH_SECONDS = 300.0, 1.0
 
 
 def superlink(directory: Path, deployment: Deployment) -> "SuperLink":
-    """The deployment's SuperLink, running or not."""
+    """Return the deployment's SuperLink, whether it is running or not."""
     from fedcollm.transports.flower.superlink import SuperLink
 
     secret = (directory / names.SECRET).read_bytes()
@@ -38,10 +41,10 @@ def superlink(directory: Path, deployment: Deployment) -> "SuperLink":
 
 
 def start_superlink(directory: Path, deployment: Deployment) -> "SuperLink":
-    """Start it, unless it runs; what it stores survives it.
+    """Start the SuperLink unless it is running already, and wait until it answers. Its database outlives it.
 
     Raises:
-        UserError: it does not come up.
+        UserError: the SuperLink is not installed, or does not start.
     """
     link = superlink(directory, deployment)
     if running(directory, "superlink") and link.is_up():
@@ -71,7 +74,14 @@ def start_superlink(directory: Path, deployment: Deployment) -> "SuperLink":
 
 
 def _spawn(command: list[str], environment: Mapping[str, str], directory: Path, name: str) -> None:
-    """Start a process that outlives this one, with its log and its number in the directory."""
+    """Start a process that outlives this one.
+
+    Args:
+        command: the program's path and its arguments.
+        environment: variables to add to this process's environment.
+        directory: the server's directory, to which the process's log and its id are written.
+        name: name of the service.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -83,10 +93,10 @@ def _spawn(command: list[str], environment: Mapping[str, str], directory: Path, 
 
 
 def start_proxy(directory: Path, deployment: Deployment) -> None:
-    """Start nginx, unless it runs.
+    """Start nginx unless it is running already.
 
     Raises:
-        UserError: it is not installed, or does not come up.
+        UserError: nginx is not installed, or does not start.
     """
     if running(directory, "nginx"):
         return
@@ -96,21 +106,24 @@ def start_proxy(directory: Path, deployment: Deployment) -> None:
     say(f"starting nginx on port {deployment.port}")
     command = [program, "-p", f"{directory.resolve()}/", "-c", "nginx.conf", "-e", "logs/nginx-error.log"]
     if os.geteuid() == 0:
-        command += ["-g", "user root;"]  # else its workers could not write here
+        command += ["-g", "user root;"]  # otherwise, its workers could not write to this directory
     result = subprocess.run(command, capture_output=True, text=True, timeout=_START_SECONDS)
     if result.returncode:
         raise UserError(
             f"nginx did not start: {result.stderr.strip()[-400:]} If port {deployment.port} is in use, change it in "
-            f"nginx.conf and {names.DEPLOYMENT}, and tell the clients."
+            f"nginx.conf, in {names.DEPLOYMENT} and in every client's {names.MEMBERSHIP}."
         )
 
 
 @contextlib.contextmanager
-def kept_running(directory: Path, deployment: Deployment) -> Iterator["SuperLink"]:
-    """Both started, and started again whenever one dies, for as long as the context lasts; they outlive it.
+def kept_running(directory: Path, deployment: Deployment) -> Generator["SuperLink", None, None]:
+    """Start the SuperLink and nginx, and restart either one that ends within the context. Both outlive the context.
+
+    Yields:
+        The SuperLink.
 
     Raises:
-        UserError: one can't be started at first.
+        UserError: one of them can't be started at first.
     """
     link = start_superlink(directory, deployment)
     start_proxy(directory, deployment)
@@ -135,12 +148,12 @@ def kept_running(directory: Path, deployment: Deployment) -> Iterator["SuperLink
 
 
 def running(directory: Path, name: str) -> bool:
-    """Whether the process whose number was noted is alive."""
+    """Return whether a service is running, by the process id that was written when it started."""
     number = _number(directory, name)
     if number is None:
         return False
     with contextlib.suppress(ChildProcessError, OSError):
-        os.waitpid(number, os.WNOHANG)  # if it was our own child
+        os.waitpid(number, os.WNOHANG)  # in case it is a child of this process
     try:
         os.kill(number, 0)
     except OSError:
@@ -149,7 +162,13 @@ def running(directory: Path, name: str) -> bool:
 
 
 def stop(directory: Path, name: str, seconds: float = 5.0) -> bool:
-    """Stop a process, gently and then not; whether there was one."""
+    """Stop a service, and kill it if it does not end. Return whether it was running.
+
+    Args:
+        directory: the server's directory.
+        name: name of the service.
+        seconds: how long to wait after each of the two signals.
+    """
     if not running(directory, name):
         return False
     number = _number(directory, name)
@@ -166,6 +185,7 @@ def stop(directory: Path, name: str, seconds: float = 5.0) -> bool:
 
 
 def _number(directory: Path, name: str) -> int | None:
+    """Return the process id that was written when a service started, or None without one."""
     try:
         return int((directory / "state" / f"{name}.pid").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`fedcollm deploy status` and `stop`, which wait for neither models nor Flower to be imported."""
+"""`fedcollm deploy status` and `stop`. Both are fast, because they import no models, and Flower only if necessary."""
 
 import socket
 from dataclasses import dataclass
@@ -16,13 +16,14 @@ _CONNECT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Status:
-    """How a deployment is.
+    """The state of a deployment.
 
     Attributes:
         run: identity of the run.
-        services: name to whether it runs.
-        clients: id to what the SuperLink says: `registered` (never connected), `online`, `offline`; or `unknown`.
-        last: the last finished round, if there is one.
+        services: name of each service to whether it is running.
+        clients: client id to the state that the SuperLink reports: `registered` (never connected), `online` or
+            `offline`; `unknown` without a report.
+        last: record of the last finished round; None before the first one.
         rounds: number of rounds of the run.
     """
 
@@ -34,14 +35,14 @@ class Status:
 
 
 def status(directory: Path, out: Path) -> Status:
-    """Return what runs, who is connected, and how far the run is.
+    """Return which services are running, which clients are connected, and how many rounds are finished.
 
     Args:
-        directory: of the server.
+        directory: the server's directory.
         out: run directory.
 
     Raises:
-        UserError: the directory is no server's.
+        UserError: the directory is not a server's.
     """
     deployment = names.read(directory, names.DEPLOYMENT, Deployment)
     services = {name: running(directory, name) for name in ("server", "superlink", "nginx")}
@@ -54,27 +55,33 @@ def status(directory: Path, out: Path) -> Status:
 
 
 def _known(directory: Path, deployment: Deployment) -> dict[str, str]:
-    """Return what the SuperLink says of each node, by public key; nothing if none answers."""
+    """Return the status of each node by its public key, or nothing if the SuperLink does not answer."""
     try:
         socket.create_connection(("127.0.0.1", deployment.superlink_port), timeout=_CONNECT_SECONDS).close()
     except OSError:
-        return {}  # without waiting for Flower to be imported
+        return {}  # before Flower, which takes seconds to import, is needed
     link = superlink(directory, deployment)
     return {node.public_key.decode(): node.status for node in link.nodes()} if link.is_up() else {}
 
 
 def stop_all(directory: Path) -> list[str]:
-    """Stop the server, the SuperLink and nginx; return the names of those that ran.
+    """Stop the server, the SuperLink and nginx. Return the names of those that were running.
 
     Raises:
-        UserError: the directory is no server's.
+        UserError: the directory is not a server's.
     """
     names.read(directory, names.DEPLOYMENT, Deployment)
     return [name for name in ("server", "nginx", "superlink") if stop(directory, name)]
 
 
 def default_out(directory: Path) -> Path:
-    """Where a server's run goes by default."""
+    """Return the default run directory of a server, given the server's directory.
+
+    Raises:
+        UserError: the server's directory does not exist.
+    """
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory. Give the server's directory that `fedcollm deploy init` wrote.")
+        raise UserError(
+            f"{directory} is not a directory. Give the server's directory that `fedcollm deploy init` wrote."
+        )
     return directory / "run"

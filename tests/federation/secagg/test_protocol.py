@@ -606,7 +606,7 @@ def test_survivor_that_did_not_share_is_refused():
 
 def test_second_list_of_survivors_is_refused(masked):
     masked.members["a"].confirm(listing("abcd"))
-    with refused("phase confirm is asked for where unmask comes next"):
+    with refused("phase confirm was requested, but unmask comes next"):
         masked.members["a"].confirm(listing("abc"))
 
 
@@ -745,7 +745,7 @@ def test_nothing_more_is_given_after_the_shares(survivors):
     one = group.members["a"]
     one.unmask(signatures)
     for phase in ("advertise", "share", "mask", "confirm", "unmask"):
-        with refused("is asked for where nothing comes next"):
+        with refused("was requested, but nothing comes next"):
             one.advertise() if phase == "advertise" else getattr(one, phase)(signatures)
 
 
@@ -774,7 +774,7 @@ def test_every_other_phase_is_refused(due):
         if due != "advertise":
             group.before(due)
         method = getattr(group.members["a"], asked)
-        with refused(f"phase {asked} is asked for where {due} comes next"):
+        with refused(f"phase {asked} was requested, but {due} comes next"):
             method() if asked == "advertise" else method({})
 
 
@@ -784,7 +784,7 @@ def test_phase_is_answered_once(phase):
     items = group.before(phase)["a"]
     method = getattr(group.members["a"], phase)
     method(items)
-    with refused(f"phase {phase} is asked for where "):
+    with refused(f"phase {phase} was requested, but "):
         method(items)
 
 
@@ -795,7 +795,7 @@ def test_refused_phase_cannot_be_tried_again(phase):
     method = getattr(group.members["a"], phase)
     with pytest.raises(RefusalError):
         method({"z": b""})
-    with refused(f"phase {phase} is asked for where "):
+    with refused(f"phase {phase} was requested, but "):
         method(items)
 
 
@@ -1021,7 +1021,7 @@ def test_client_that_refused_once_is_out_of_the_session():
     one = group.members["a"]
     with refused("the shares of client b were changed"):
         one.mask({**boxes, "b": flipped(boxes["b"])})
-    with refused("phase confirm is asked for where nothing comes next"):
+    with refused("phase confirm was requested, but nothing comes next"):
         one.confirm(listing("abcd"))
 
 

@@ -173,7 +173,7 @@ class Participant:
         """
         expected, self._phase = self._phase, "nothing"
         if expected != phase:
-            raise RefusalError(f"phase {phase} is asked for where {expected} comes next")
+            raise RefusalError(f"phase {phase} was requested, but {expected} comes next")
 
     def _check_clients(self, clients: Collection[str], known: Collection[str], what: str) -> None:
         """Refuse a message that concerns too few clients, unknown clients, or not this client.

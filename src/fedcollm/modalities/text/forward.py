@@ -51,8 +51,8 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
     if seen is None and reads_branches(model) and not mask.all():
         seen = _before(mask)
     if seen is not None:
-        # finite numbers, not a mask of true and false: padding that sees nothing may become NaN in torch's fused
-        # attention on a GPU (decision 9)
+        # finite numbers, not a mask of true and false; this does not cure the NaN that torch's attention by cuDNN gives
+        # on a GPU where the columns are 64 modulo 128: not yet cured (decision 9)
         inputs["attention_mask"] = _added(seen.to(parameter.device), parameter.dtype)
     # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
     kept = torch.arange(-rows.shape[1], 0, device=parameter.device)
@@ -91,7 +91,9 @@ def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Return [B, 1, N, N] to add to the scores: 0, or a number so low that its exponential is 0 beside any other.
 
     It is a quarter of the lowest one, which becomes infinite where a fused attention multiplies it by log₂ e, and NaN
-    where a whole block of columns is hidden (pytorch/pytorch#109517).
+    where a whole block of columns is hidden (pytorch/pytorch#109517). It does not keep gradients finite on a GPU where
+    cuDNN computes the attention: a row of padding that sees only such numbers is what very probably triggers
+    pytorch/pytorch#196678. That is not yet cured (decision 9).
     """
     return (~seen)[:, None].to(dtype) * (torch.finfo(dtype).min / 4)
 

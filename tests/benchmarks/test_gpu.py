@@ -1,0 +1,190 @@
+"""The GPU's benchmarks in their tiny form on a CPU: every part runs, and every path computes the same."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.gpu import compiled, networks, paths, records, sides, speed, variants
+from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.professions import _fails_in_cudnn
+from benchmarks.gpu.profile import kind_of
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # Trainer's output directory
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
+def measured(part, tmp_path, text=""):
+    file = tmp_path / "results.jsonl"
+    for case in importlib.import_module(f"benchmarks.gpu.{PARTS[part]}").cases(tiny=True):
+        if text in case["title"]:
+            records.run_case(case, file)
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_cases_say_what_a_case_needs(part):
+    module = importlib.import_module(f"benchmarks.gpu.{PARTS[part]}")
+    for tiny in (False, True):
+        cases = module.cases(tiny)
+        assert cases
+        for case in cases:
+            assert {"part", "title", "run"} <= case.keys()
+            assert callable(records.resolve(case["run"]))
+    titles = [case["title"] for case in module.cases(False)]
+    assert len(set(titles)) == len(titles)
+
+
+def test_machine_tells_its_rate_to_later_cases(tmp_path):
+    assert records.known_rate(tmp_path / "results.jsonl") is None
+    (record,) = measured("machine", tmp_path)
+    assert record["bf16_rate"] == max(record["bf16_rates"].values()) > 0
+    assert records.known_rate(tmp_path / "results.jsonl") == record["bf16_rate"]
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_attention_on_a_cpu_is_finite_under_every_mask(tmp_path):
+    alone, whole = measured("nan", tmp_path)
+    # 2 numbers of columns, with and without padding, 7 masks, 2 implementations; 5 masks, fused and unfused
+    assert (alone["checked"], whole["checked"]) == (2 * 2 * 7 * 2, 5 * 2 * 2)
+    assert alone["wrong"] == whole["wrong"] == []
+
+
+@pytest.mark.slow
+def test_fine_tuning_beside_the_trainer(tmp_path):
+    (record,) = measured("speed", tmp_path, "B1")
+    for side in ("unfused", "Trainer", "Trainer, autocast"):
+        assert record["same"][side].startswith("losses of 4 steps within")
+        assert len(record["ratios"][side]) == 1
+    assert record["tokens"] < record["operations"]
+
+
+def test_distillation_beside_stored_logits(tmp_path):
+    (record,) = measured("speed", tmp_path, "stored")
+    assert "within" in record["same"]["stored top-16 logits"]
+
+
+def test_scoring_by_both_kinds_of_layers(tmp_path):
+    (record,) = measured("speed", tmp_path, "B3")
+    assert "the same choice of all 6 items" in record["same"]["unfused"]
+
+
+def test_a_side_that_fails_is_left_out(tmp_path):
+    def fine(case):
+        return lambda: {"seconds": 2.0, "tokens": 6, "operations": 12}
+
+    def broken(case):
+        raise ValueError("not here")
+
+    def later(case):
+        return lambda: {"seconds": 4.0} if case.setdefault("calls", []).append(1) or len(case["calls"]) < 3 else 1 / 0
+
+    named = {"fine": fine, "broken": broken, "later": later}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sides, "resolve", named.get)
+        taken = sides.Sides({"ours": ("fine", {}), "broken": ("broken", {}), "later": ("later", {})})
+        taken.measure(2)
+    record = taken.record(lambda ours, side: "alike", rate=24.0)
+    assert record["seconds"] == {"ours": [2.0, 2.0], "broken": [], "later": [4.0]}
+    assert record["ratios"] == {}  # one repetition of two says nothing beside ours
+    assert (record["share"]["ours"], record["tokens_per_second"]["ours"]) == (0.25, 3.0)
+    assert set(record["failed_sides"]) == {"broken", "later"}
+    assert any("broken: failed" in line for line in records.shown(record))
+
+
+def test_a_case_that_fails_leaves_a_record(tmp_path):
+    with pytest.raises(SystemExit):
+        records.run_case({"part": "x", "title": "y", "run": "benchmarks.gpu.machine:no_such"}, tmp_path / "r.jsonl")
+    (record,) = map(json.loads, (tmp_path / "r.jsonl").read_text().splitlines())
+    assert "no_such" in record["failed"]
+
+
+@pytest.mark.slow
+def test_cases_run_in_processes_with_a_limit_of_time(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--parts", "machine", "--out", str(tmp_path)]
+    options = {"cwd": Path(speed.__file__).parents[2], "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    assert subprocess.run([*command, "--limit", "0"], check=False, **options).returncode == 1
+    assert subprocess.run([*command, "--only", "no such title"], check=False, **options).returncode == 0
+    assert subprocess.run(command, check=False, **options).returncode == 0
+    stopped, done = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert "stopped" in stopped["failed"]
+    assert done["bf16_rate"] > 0
+
+
+def reference_varlen(q, k, v, limits, _, longest, *args, scale, window_size):
+    """Causal attention of each sequence apart; tokens first, as torch's own takes them."""
+    parts = []
+    for start, end in zip(limits[:-1].tolist(), limits[1:].tolist(), strict=True):
+        heads = [tensor[start:end].transpose(0, 1)[None] for tensor in (q, k, v)]
+        output = scaled_dot_product_attention(*heads, is_causal=True, scale=scale, enable_gqa=True)
+        parts.append(output[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.slow
+def test_every_way_has_the_same_losses(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "_compiled", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    varlen = type("Module", (), {"varlen_attn": staticmethod(reference_varlen)})
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", varlen)
+    ways = [name for name in variants.WAYS if "layers compiled" not in name]
+    case = variants._case("tiny-2", "icd10", 4, ways, pool=speed.TINY_POOL, calls=1)
+    found = {record["label"]: record for record in variants.steps(case | {"rate": 1e12})}
+    first, last = found["fused, sdpa (as run)"]["losses"]
+    assert last < first
+    for label in ways:
+        assert found[label]["losses"] == pytest.approx([first, last], rel=0.005), label
+    assert found["unfused, sdpa"]["share"]["eager"] > 0
+
+
+def test_flat_sequences_end_where_their_answers_are_predicted():
+    config = variants.configuration(networks.with_models(variants.cases(True)[0]))
+    task = variants.task_of(config)
+    examples = variants.drawn_for(networks.with_models(variants.cases(True)[0])).private["0"][:3]
+    forms = paths.Forms(task, examples)
+    tokens, positions = forms.flat_inputs
+    assert tokens.shape == positions.shape == (1, forms.tokens)
+    assert forms.limits.tolist()[-1] == forms.tokens
+    # the last row of each sequence predicts its answer's last token, which is no input
+    ends = [task.encode(e.prompt, e.choices[e.answer])[1][-1] for e in examples]
+    last_rows = [i for i, row in enumerate(forms.flat_rows.tolist()) if row + 1 in forms.limits.tolist()]
+    assert [forms.targets[i].item() for i in last_rows] == ends
+
+
+def test_profile_by_kind_of_kernel(tmp_path):
+    found = measured("profile", tmp_path, "evaluate")
+    assert [record["label"] for record in found] == ["evaluate"]
+    assert found[0]["milliseconds"]["wall"] > 0
+    assert kind_of("void cudnn_generated_fort_native_sdpa_bprop") == "attention"
+    assert kind_of("multi_tensor_apply_kernel<FusedAdam>") == "optimizer"
+
+
+def test_a_round_is_noted_step_by_step(tmp_path):
+    noted, counted = measured("professions", tmp_path)
+    assert noted["finite"]
+    assert noted["failure"] is None
+    for step in noted["steps"]:
+        rows, longest, shortest = step["batch"]
+        assert 0 < shortest <= longest
+        assert rows > 0
+    assert counted["batches"] == 3  # two clients and the public part, 4 examples each
+
+
+def test_columns_that_cudnn_fails_on():
+    padded = torch.ones(2, 192, dtype=torch.int64)
+    padded[0, 0] = 0
+    assert _fails_in_cudnn(padded)
+    assert not _fails_in_cudnn(torch.ones(2, 192))
+    assert not _fails_in_cudnn(padded[:, :191])
+    assert not _fails_in_cudnn(torch.cat([padded, padded[:, :64]], 1))
