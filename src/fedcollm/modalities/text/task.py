@@ -172,7 +172,7 @@ class TextTask(TextModels, Modality):
         return pad_left(sequences, self.tokenizer.pad_token_id or 0)
 
     def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
-        """Return [P, V] float32 logits, one row per supervised token. The prompt does not reach the head."""
+        """Return [P, V] float32 logits, one row per supervised token. The head sees at most the last R columns."""
         return self._rows(model, batch.inputs, batch.rows).float()
 
     def _rows(self, model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
