@@ -138,7 +138,10 @@ def test_tables_of_a_comparison(compared):
     assert differences
     assert scores.header == ("method", "SLM", "clients' SLMs", "LLM", "client steps", "server steps")
     assert scores.rows[3][1:] == ("0.750 ± 0.327", "0.650", "1.000 ± 0.245", "8", "6")
-    assert "4 test examples; 2 clients with 49 private ones in all; public: 33 labelled, 7 unlabelled" in scores.caption
+    assert (
+        "4 test examples; 2 clients with 49 private examples in total; public: 33 labelled, 7 unlabelled"
+        in scores.caption
+    )
     assert differences.header[1:3] == ("SLM above FedAvg + CE", "SLM above FedCoLLM")
     compared_methods = {row.method for row in table.rows}
     assert [row[0] for row in differences.rows] == [

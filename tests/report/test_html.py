@@ -130,7 +130,7 @@ def test_ablations_are_said(make_run, make_record, tmp_path):
     }
     run = make_run("run", [make_record(0, 0.1, 0.3), make_record(1, 0.6, 0.7)], **values)
     text = " ".join(Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")).text.split())
-    _, separator, otherwise = text.partition("Otherwise than above: ")
+    _, separator, otherwise = text.partition("Changes to the method described above: ")
     assert separator
     for key_word in ("Jensen–Shannon", "first 4 rounds", "50%", "FedAdam", "0.02", "FedProx at the clients, μ = 0.01"):
         assert key_word in otherwise, key_word
@@ -138,7 +138,7 @@ def test_ablations_are_said(make_run, make_record, tmp_path):
 
 def test_settings_are_facts_and_then_ablations():
     plain, changed = RunConfig(), RunConfig.model_validate({"client": {"proximal": 0.5}})
-    assert "Otherwise than above" not in settings(plain)
+    assert "Changes to the method described above" not in settings(plain)
     assert all(fact in settings(plain) for fact in facts_in_words(plain))
     assert all(words in settings(changed) for words in (*facts_in_words(changed), *settings_in_words(changed)))
 
@@ -166,7 +166,7 @@ def test_interrupted_runs(make_run, make_record, tmp_path):
     make_run("runs/first", [make_record(0, 0.1, 0.3)], bare=True)
     text = Page(write_report([tmp_path / "runs"], tmp_path / "page.html").read_text()).text
     assert "Before any training, the clients’ small model is at 10.0% accuracy" in " ".join(text.split())
-    assert "Left out, since no round is finished" in text
+    assert "Left out because no round is finished" in text
     make_run("third", [make_record(0, None), make_record(1, None), make_record(3, None)], bare=True)
     text = Page(write_report([tmp_path / "third"], tmp_path / "page.html").read_text()).text
     assert "3 of 5 rounds finished, none of them scored." in text

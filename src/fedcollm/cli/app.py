@@ -16,7 +16,7 @@ from fedcollm.cli.options import option
 from fedcollm.cli.run import check, run
 from fedcollm.errors import Interrupted, UserError
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="fedcollm",
     no_args_is_help=True,
     add_completion=False,

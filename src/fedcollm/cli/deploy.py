@@ -16,7 +16,9 @@ from fedcollm.errors import UserError
 if TYPE_CHECKING:
     from fedcollm.deploy.status import Status
 
-deploy = typer.Typer(no_args_is_help=True, help="A federation over a network: certificates, server, clients.")
+deploy: typer.Typer = typer.Typer(
+    no_args_is_help=True, help="A federation over a network: certificates, server, clients."
+)
 
 Server = Annotated[Path, argument(metavar="SERVER_DIR", help="the directory OUT/server that `deploy init` wrote")]
 Out = Annotated[Path | None, option("--out", help="run directory; default: SERVER_DIR/run")]

@@ -246,6 +246,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    status = main()
+    status: int = main()
     sys.stderr.flush()
     os._exit(status)  # a normal exit would wait for the thread that reads standard input

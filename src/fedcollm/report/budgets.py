@@ -1,4 +1,4 @@
-"""What a run may spend: optimizer steps and sizes of its data, from its configuration and `data.json`."""
+"""Budgets of a run: its optimizer steps and the sizes of its data, from its configuration and `data.json`."""
 
 import math
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ class Steps:
     """Numbers of optimizer steps in a whole run.
 
     Attributes:
-        client: of all clients together.
-        server: of each of the server's two models.
+        client: steps of all clients together.
+        server: steps of each of the server's two models.
     """
 
     client: int
@@ -31,10 +31,10 @@ class Sizes:
 
     Attributes:
         clients: number of clients.
-        private: of all clients together.
-        labelled: labelled part of D_a.
-        unlabelled: unlabelled part of D_a.
-        test: for scoring.
+        private: number of private examples of all clients together.
+        labelled: number of labelled examples in D_a.
+        unlabelled: number of unlabelled examples in D_a.
+        test: number of test examples.
     """
 
     clients: int
@@ -44,12 +44,12 @@ class Sizes:
     test: int
 
     def to_dict(self) -> dict[str, int]:
-        """Return the name of each size with its number."""
+        """Return each size by its name."""
         return asdict(self)
 
 
 def sizes(data: Mapping[str, Any]) -> Sizes:
-    """Return the numbers of examples that `data.json` tells."""
+    """Return the numbers of examples according to the content of `data.json`."""
     private = [sum(labels.values()) for labels in data["clients"].values()]
     return Sizes(len(private), sum(private), sum(data["public"].values()), data["unlabelled"], data["test"])
 
@@ -58,8 +58,8 @@ def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
     """Return the optimizer steps of a run, summed over all rounds.
 
     Args:
-        config: of the run.
-        data: its `data.json`.
+        config: the run's configuration.
+        data: the content of the run's `data.json`.
     """
     size = {client: sum(labels.values()) for client, labels in data["clients"].items()}
     wanted = config.federation.participants
@@ -73,7 +73,7 @@ def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
 
 
 def _local_steps(config: RunConfig, examples: int) -> int:
-    """Return the steps of one client in one round; with example-level privacy, batches are drawn at a rate."""
+    """Return the steps of one client per round; under example-level privacy, batches are drawn at the sampling rate."""
     privacy = config.federation.privacy
     if privacy is not None and privacy.sampling_rate is not None:
         return round(config.client.epochs / privacy.sampling_rate)

@@ -1,4 +1,4 @@
-"""A finished comparison in numbers: methods x seeds of one task, with paired differences. Nothing is written."""
+"""The numbers of a comparison: the methods and seeds of one task, with paired differences. Nothing is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,9 +12,9 @@ from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
 from fedcollm.runs import directory as directories
 
-#: Columns of scores, each a role with its heading.
+#: Columns of scores: role to heading.
 COLUMNS = {role: ROLES[role].short for role in ("slm", "clients", "llm")}
-#: What a method is measured against: the control that has the same labelled public data, and the method itself.
+#: Methods that every other one is compared with: the control with the same labelled public data, and FedCoLLM itself.
 REFERENCES = ("fedavg_ce", "fedcollm")
 
 Outcomes = Mapping[str, float]
@@ -25,19 +25,19 @@ class Row:
     """One row of the table.
 
     Attributes:
-        name: the method, in words.
+        name: the method in words.
         values: column (`slm`, `clients`, `llm`) to one value per seed.
-        method: its name in `methods`; empty for the models before any training.
-        differences: role to reference method to the difference of this method from it.
-        sampling: column to half-width of the 95% interval over test examples; empty with more than one seed.
-        steps: optimizer steps of a run, averaged over seeds.
+        method: key of the method in `METHODS`; empty for the models before any training.
+        differences: role and reference method to the difference of this method from the reference.
+        sampling: column to the half-width of the 95% interval over test examples; empty with more than one seed.
+        steps: optimizer steps per run, averaged over seeds.
     """
 
     name: str
     values: Mapping[str, Sequence[float]]
     method: str = ""
-    differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict)
-    sampling: Mapping[str, float] = field(default_factory=dict)
+    differences: Mapping[str, Mapping[str, Difference]] = field(default_factory=dict[str, Mapping[str, Difference]])
+    sampling: Mapping[str, float] = field(default_factory=dict[str, float])
     steps: Steps | None = None
 
     def mean(self, column: str) -> tuple[float, float | None] | None:
@@ -49,7 +49,7 @@ class Row:
         return mean, self.sampling.get(column) if half is None else half
 
     def text(self, column: str) -> str:
-        """Return the mean ± the half-width of its 95% interval; a dash if the column was never scored.
+        """Return the mean ± the half-width of its 95% interval, as text; a dash if the column was never scored.
 
         >>> Row("", {"slm": [0.5, 0.7]}).text("slm")
         '0.600 ± 1.271'
@@ -82,10 +82,10 @@ class Compared:
     """The table of one task.
 
     Attributes:
-        name: of the task's configuration.
-        rows: in the order in which they are read.
-        seeds: those that were asked for, finished or not.
-        sizes: of the data; None if no run is finished.
+        name: name of the task's configuration.
+        rows: rows from top to bottom.
+        seeds: all seeds of the comparison, finished or not.
+        sizes: sizes of the data; None if no run is finished.
     """
 
     name: str
@@ -101,7 +101,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class _Result:
-    """Result of a method with one seed; `scores` and `outcomes` are by role."""
+    """Result of a method with one seed.
+
+    Attributes:
+        scores: role to score.
+        outcomes: role to the outcome of each test example.
+        steps: optimizer steps of all of its runs.
+        sizes: sizes of the data.
+    """
 
     scores: Mapping[str, float]
     outcomes: Mapping[str, Outcomes]
@@ -113,10 +120,10 @@ def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence
     """Read the table of one task from its finished runs; unfinished runs are left out.
 
     Args:
-        directory: of one task, with `METHOD/seed-S` or `METHOD/seed-S/client-K` in it.
-        name: of the task.
-        methods: names from `methods`.
-        seeds: of the runs.
+        directory: directory of one task, which holds `METHOD/seed-S` or `METHOD/seed-S/client-K`.
+        name: name of the task.
+        methods: keys of `METHODS`.
+        seeds: seeds of the runs.
     """
     results = {method: _results(directory / method, seeds) for method in methods}
     done = {method: found for method, found in results.items() if found}
@@ -127,7 +134,7 @@ def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence
 
 
 def found_in(directory: Path) -> Compared | None:
-    """Return the table of a directory that holds `METHOD/seed-S` of two methods or more; None for any other."""
+    """Return the table of a directory that holds `METHOD/seed-S` for at least two methods; None for any other one."""
     methods = [name for name in METHODS if any((directory / name).glob("seed-*"))]
     names = {path.name for name in methods for path in (directory / name).glob("seed-*")}
     seeds = sorted(int(number) for name in names if (number := name.removeprefix("seed-")).isdecimal())
@@ -137,27 +144,31 @@ def found_in(directory: Path) -> Compared | None:
     return compared if compared.rows else None
 
 
-def _last(config: RunConfig, records: Sequence[RoundRecord]) -> bool:
+def _is_finished(config: RunConfig, records: Sequence[RoundRecord]) -> bool:
     return bool(records) and records[-1].round == config.federation.rounds
 
 
 def _results(directory: Path, seeds: Sequence[int]) -> dict[int, _Result]:
-    """Return the result of a method by seed, for the seeds that are finished."""
+    """Return the results of a method by seed, for the seeds that are finished."""
     found = {seed: _result(directory.name, directory / f"seed-{seed}") for seed in seeds}
     return {seed: result for seed, result in found.items() if result}
 
 
 def _result(method: str, directory: Path) -> _Result | None:
-    """Return a method's last round, the mean over its runs if it has one per client; None if it is not finished."""
+    """Return a method's result in its last round, the mean over clients for standalone; None if it is not finished."""
     parts = [path for path in sorted(directory.glob("client-*")) or [directory] if path.is_dir()]
     if not parts or not all((part / directories.CONFIG).exists() for part in parts):
         return None
     configs = [directories.read_config(part) for part in parts]
     records = [directories.read_records(part) for part in parts]
-    if not all(map(_last, configs, records)) or (method == "standalone" and len(parts) < configs[0].task.clients):
+    if not all(map(_is_finished, configs, records)) or (
+        method == "standalone" and len(parts) < configs[0].task.clients
+    ):
         return None
     scores = mean_by_key([dict(one[-1].scores) for one in records])
-    found = [directories.read_json(part, directories.OUTCOMES) or {} for part in parts]
+    found: list[dict[str, dict[str, float]]] = [
+        directories.read_json(part, directories.OUTCOMES) or {} for part in parts
+    ]
     outcomes = {role: mean_by_key([one.get(role, {}) for one in found]) for role in MODELS}
     data = [directories.read_json(part, directories.DATA) for part in parts]
     if not all(data):
@@ -167,12 +178,12 @@ def _result(method: str, directory: Path) -> _Result | None:
 
 
 def mean_by_key(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean over mappings of every key that all of them have."""
+    """Return the mean of each key that all mappings have."""
     return {key: sum(part[key] for part in parts) / len(parts) for key in parts[0] if all(key in p for p in parts)}
 
 
 def _by_true_role(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values under their true role: centralized training has one model, which may be the LLM."""
+    """Return values under their true role: the one model of centralized training, its `slm`, may be the LLM."""
     if method == "centralized_llm":
         return {"llm": values["slm"]}
     return {"slm": values["slm"]} if method in ("standalone", "centralized") else dict(values)
@@ -194,7 +205,7 @@ def _row(method: str, done: Mapping[str, Mapping[int, _Result]]) -> Row:
 
 
 def _sampling(found: Sequence[_Result]) -> dict[str, float]:
-    """Return the half-width over test examples by role; empty with several seeds, which give an interval themselves."""
+    """Return the half-width over test examples by role; empty with several seeds, whose spread is shown instead."""
     if len(found) != 1:
         return {}
     halves = {role: outcome_half_width(list(values.values())) for role, values in found[0].outcomes.items()}
@@ -202,8 +213,8 @@ def _sampling(found: Sequence[_Result]) -> dict[str, float]:
 
 
 def _zero_shot(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> Row:
-    """Return the scores before any training; the LLM's are from a method that loads it."""
-    found = []
+    """Return the scores before any training; those of the LLM come from a method that loads it."""
+    found: list[dict[str, float]] = []
     for seed in seeds:
         scores: dict[str, float] = {}
         for method in methods:

@@ -1,4 +1,4 @@
-"""A comparison as tables in the layout of the paper: scores and budgets, paired differences, and several tasks."""
+"""Tables of a comparison in the layout of the paper: scores and budgets, paired differences, and several tasks."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from fedcollm.report.formats import count
 from fedcollm.report.scores import Difference
 from fedcollm.report.tables import Table
 
-#: References in the heading of a column.
+#: Names of the reference methods in column headings.
 _SHORT = {"fedavg_ce": "FedAvg + CE", "fedcollm": "FedCoLLM"}
 
 
 def score_table(compared: Compared) -> Table:
-    """Return the scores of every method, and the optimizer steps that it took."""
+    """Return the scores and the optimizer steps of every method."""
     rows = [
         (
             _name(row, compared),
@@ -30,7 +30,7 @@ def score_table(compared: Compared) -> Table:
 
 
 def difference_table(compared: Compared) -> Table | None:
-    """Return how far every method is above the references, for both models; None if nothing can be paired."""
+    """Return the difference of every method from the references, for both models; None if nothing can be paired."""
     columns = [
         (role, reference)
         for role in MODELS
@@ -50,16 +50,18 @@ def difference_table(compared: Compared) -> Table | None:
         "bootstrap, 10,000 resamples of the examples within each seed"
     )
     if len(compared.seeds) > 1:
-        caption += "; seeds ±: half-width of the 95% interval over seeds (Student’s t), which those two do not look at"
+        caption += (
+            "; seeds ±: half-width of the 95% interval over seeds (Student’s t), which the bootstrap does not cover"
+        )
     return Table(caption, header, rows)
 
 
 def summary_table(tasks: Sequence[Compared], role: str) -> Table:
-    """Return one role's scores over several tasks: a row per method, a column per task, and their plain mean."""
+    """Return one role's scores on several tasks: one row per method, one column per task, and the mean over tasks."""
     by_task = [{row.name: row for row in compared.rows} for compared in tasks]
     order = ["zero-shot", *(method.label for method in METHODS.values())]
     names = [name for name in order if any(name in known and known[name].mean(role) for known in by_task)]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         found = [known.get(name) for known in by_task]
         means = [known[0] for row in found if row and (known := row.mean(role))]
@@ -70,7 +72,7 @@ def summary_table(tasks: Sequence[Compared], role: str) -> Table:
 
 
 def all_tables(tasks: Sequence[Compared]) -> list[Table]:
-    """Return every table of a comparison; with several tasks, their summaries come first."""
+    """Return all tables of a comparison; with several tasks, the summaries over tasks come first."""
     tables = [summary_table(tasks, role) for role in COLUMNS] if len(tasks) > 1 else []
     for compared in tasks:
         differences = difference_table(compared)
@@ -79,7 +81,7 @@ def all_tables(tasks: Sequence[Compared]) -> list[Table]:
 
 
 def _name(row: Row, compared: Compared) -> str:
-    """Return the method's name, with the number of its seeds where some are missing."""
+    """Return the method's name, with the number of its seeds if some are missing."""
     seeds = max(map(len, row.values.values()), default=0)
     return row.name if seeds == len(compared.seeds) else f"{row.name} ({seeds} of {len(compared.seeds)} seeds)"
 
@@ -105,7 +107,7 @@ def _cells(difference: Difference | None) -> str:
 
 
 def _ends(difference: Difference) -> tuple[float, float, float]:
-    """Return mean, low and high end, rounded to four digits and without negative zeros."""
+    """Return the mean and both ends of the interval, rounded to four digits and without negative zeros."""
     mean, low, high = (round(value, 4) + 0.0 for value in (difference.mean, difference.low, difference.high))
     return mean, low, high
 
@@ -130,7 +132,8 @@ def _size_words(sizes: Sizes | None) -> str:
     if sizes is None:
         return ""
     return (
-        f"{count(sizes.test)} test examples; {sizes.clients} clients with {count(sizes.private)} private ones in all; "
-        f"public: {count(sizes.labelled)} labelled, {count(sizes.unlabelled)} unlabelled. Steps are the optimizer’s in "
-        "a whole run: of all clients together, and of each of the server’s models."
+        f"{count(sizes.test)} test examples; "
+        f"{sizes.clients} clients with {count(sizes.private)} private examples in total; "
+        f"public: {count(sizes.labelled)} labelled, {count(sizes.unlabelled)} unlabelled. "
+        "Steps are optimizer steps in a whole run, of all clients together and of each of the server’s models."
     )

@@ -1,9 +1,9 @@
-"""The words of a report: headline, key numbers, method, and how configurations differ."""
+"""The words of a report: headline, key numbers, method, and the differences between configurations."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.words import facts_in_words, settings_in_words
@@ -14,12 +14,12 @@ from fedcollm.report.scores import curve, finals, interval, role_scores, samplin
 from fedcollm.report.tables import Summary, Table
 
 METHOD = (
-    "In every round the server sends the small model’s adapter θ to the clients, each client fine-tunes it on its own "
-    "private examples, and the server averages what comes back; the examples never leave a client. "
-    "The server then distils its large model and the averaged small model into each other on a public set: each of "
-    "them minimizes its cross-entropy plus λτ² times the Kullback–Leibler divergence from the other’s predictions. "
-    "So the clients gain what the large model knows and the large model gains what the clients learnt, while only an "
-    "adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
+    "In every round, the server sends the small model’s adapter θ to the clients, each client fine-tunes it on its own "
+    "private examples, and the server averages the adapters that come back. The examples never leave a client. "
+    "The server then distils its large model and the averaged small model into each other on a public set: each "
+    "model minimizes its cross-entropy plus λτ² times the Kullback–Leibler divergence from the other’s predictions. "
+    "Thus the clients learn from the large model, and the large model learns from what the clients have learned, while "
+    "only an adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
 )
 
 
@@ -28,10 +28,10 @@ class Tile:
     """One key number of a run.
 
     Attributes:
-        label: what it is.
-        value: with its unit.
-        note: what to know beside it.
-        spread: half-width of its interval over seeds; empty with one seed.
+        label: name of the number.
+        value: the number with its unit.
+        note: a remark on the number.
+        spread: half-width of its 95% interval over seeds; empty with one seed.
     """
 
     label: str
@@ -41,8 +41,8 @@ class Tile:
 
 
 def headline(method: Method, numbers: Summary) -> str:
-    """Return what the method did for both models, in one sentence."""
-    changes = []
+    """Return in one sentence how the scores of both models changed."""
+    changes: list[str] = []
     for role in MODELS:
         subject = ROLES[role].subject
         values, points = finals(method, role), curve(method, role)
@@ -62,7 +62,7 @@ def headline(method: Method, numbers: Summary) -> str:
 
 
 def rounds_text(numbers: Summary) -> str:
-    """Return the number of finished rounds, and out of how many if the run is not complete."""
+    """Return the number of finished rounds; if the run is not complete, with the number of planned rounds."""
     noun = "round" if max(numbers.rounds_done, numbers.rounds_planned) == 1 else "rounds"
     if numbers.rounds_done >= numbers.rounds_planned:
         return f"{numbers.rounds_done} {noun}"
@@ -70,9 +70,9 @@ def rounds_text(numbers: Summary) -> str:
 
 
 def tiles(method: Method, numbers: Summary) -> list[Tile]:
-    """Return the key numbers: scores over all seeds, and costs of the first run."""
+    """Return the key numbers: the scores over all seeds, and the costs of the first run."""
     known = [(role, finals(method, role)) for role in ROLES]
-    result = []
+    result: list[Tile] = []
     for role, values in known:
         if values:
             mean, half = interval(list(values.values()))
@@ -94,7 +94,7 @@ def tiles(method: Method, numbers: Summary) -> list[Tile]:
 
 def _score_note(method: Method, role: str) -> str:
     points = curve(method, role)
-    notes = []
+    notes: list[str] = []
     if points and points[0].round == 0 and len(points) > 1:
         notes.append(f"from {percent(points[0].mean)} zero-shot")
     if role == "clients":
@@ -109,9 +109,10 @@ def _score_note(method: Method, role: str) -> str:
 
 
 def caution(method: Method) -> str:
-    """Return how far a score can be trusted given the size of the test set alone; empty if nothing was scored."""
+    """Return a sentence on the uncertainty that the size of the test set alone leaves; empty if nothing was scored."""
     examples = method.runs[0].data.get("test")
-    values = next((list(values.values()) for role in MODELS if (values := finals(method, role))), [])
+    none: list[float] = []
+    values = next((list(values.values()) for role in MODELS if (values := finals(method, role))), none)
     if not examples or not values or not 0 <= (value := interval(values)[0]) <= 1:
         return ""
     half = 100 * sampling_half_width(value, examples)
@@ -122,19 +123,19 @@ def caution(method: Method) -> str:
 
 
 def settings(config: RunConfig) -> str:
-    """Return what every run says, and what this one does otherwise than the method's sentences say."""
-    otherwise = settings_in_words(config)
+    """Return the main settings of a run, and its changes to the method that `METHOD` describes."""
+    changes = settings_in_words(config)
     words = f"In this run: {'; '.join(facts_in_words(config))}."
-    return words + (f" Otherwise than above: {'; '.join(otherwise)}." if otherwise else "")
+    return words + (f" Changes to the method described above: {'; '.join(changes)}." if changes else "")
 
 
 def explained(methods: Sequence[Method]) -> list[tuple[str, str]]:
-    """Return the names of the compared methods, each with what it is; methods of the user's own are left out."""
+    """Return the names of the compared methods with their descriptions; the user's own methods are left out."""
     return [(method.name, words) for method in methods if (words := described(method.name))]
 
 
 def differences(methods: Sequence[Method]) -> Table:
-    """Return the keys of the configuration in which the other methods' first runs differ from the first method's."""
+    """Return the keys of the configuration that differ between the first runs of the methods."""
     configs = [dict(_flat(method.runs[0].config.model_dump(mode="json"))) for method in methods]
     keys = [key for key in configs[0] if any(config.get(key) != configs[0][key] for config in configs[1:])]
     keys += [key for key in dict.fromkeys(key for config in configs for key in config) if key not in configs[0]]
@@ -145,18 +146,18 @@ def differences(methods: Sequence[Method]) -> Table:
 
 
 def environment_table(environment: dict[str, Any]) -> Table:
-    """Return every value of the environment by its dotted path."""
+    """Return all values of the environment by their dotted paths."""
     rows = [
         (key, count(value) if isinstance(value, int) and value > 9999 else str(value))
         for key, value in _flat(environment)
     ]
-    return Table("Environment of the run", ("What", "Value"), rows)
+    return Table("Environment of the run", ("Key", "Value"), rows)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested mappings, each with its dotted path."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(cast(dict[str, Any], value), f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -1,4 +1,4 @@
-"""Numbers formatted for readers."""
+"""Format numbers for readers."""
 
 import math
 import re

@@ -1,18 +1,18 @@
-"""One self-contained HTML file, made from run directories: it loads nothing from anywhere."""
+"""Write a report on runs as one self-contained HTML file, which loads nothing from anywhere."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import plotly.graph_objects as go
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.errors import UserError
 from fedcollm.messages import PARTS, ROLES
 from fedcollm.report import content, labels, plots, tables
+from fedcollm.report.axes import Figure
 from fedcollm.report.compared import found_in
 from fedcollm.report.compared_tables import difference_table, score_table
 from fedcollm.report.formats import count, share
@@ -24,22 +24,22 @@ from fedcollm.storage import write_atomically, writing
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot with its caption, a description for people who can't see it, and its numbers.
+    """A plot with its caption, its numbers, and a description for people who can't see it.
 
     Attributes:
-        id: of the plot's element.
+        id: id of the plot's HTML element.
         title: heading.
-        text: caption, what to look for.
-        alt: description of the picture.
+        text: caption, which says what to look for.
+        alt: description of the plot, for people who can't see it.
         figure: the plot.
-        table: the same in numbers.
+        table: the numbers that the plot shows.
     """
 
     id: str
     title: str
     text: str
     alt: str
-    figure: go.Figure
+    figure: Figure
     table: tables.Table
 
 
@@ -47,12 +47,12 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
     """Write a report on runs.
 
     Args:
-        directories: run directories, or folders that hold several (`fedcollm compare`). The first run, or
-            FedCoLLM if the first folder holds several, is what the report is about; the others are compared with it.
-        out: the file to write, or a folder that is to hold `report.html`.
+        directories: run directories, or folders that hold several (`fedcollm compare`). The report is about the first
+            run, or about FedCoLLM if the first folder holds several runs, and compares the others with it.
+        out: the file to write, or an existing folder, in which `report.html` is written.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
         UserError: a directory holds no run, none has a finished round, or the file can't be written.
@@ -67,7 +67,7 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
 
 
 def read_methods(directories: Sequence[Path]) -> tuple[list[Method], list[Path]]:
-    """Read the methods in the order of the report, and list the run directories without a finished round.
+    """Return the methods in the order of the report, and the run directories without a finished round.
 
     Raises:
         UserError: a directory holds no run, or none has a finished round.
@@ -80,14 +80,16 @@ def read_methods(directories: Sequence[Path]) -> tuple[list[Method], list[Path]]
     unfinished = [run.directory for run in runs if not run.records]
     if not finished:
         first = unfinished[0]
-        raise UserError(f"{first} has no finished round to report on. Go on with: fedcollm run --resume --out {first}")
+        raise UserError(
+            f"{first} has no finished round to report on. Resume it with: fedcollm run --resume --out {first}"
+        )
     methods = group(finished)
     ordered = methods if (directories[0] / CONFIG).is_file() else main_first(methods)
     return with_true_roles(ordered), unfinished
 
 
 def controls(directory: Path) -> list[tables.Table]:
-    """Return the tables of a comparison's finished methods; none if the directory is not that of a comparison."""
+    """Return the tables of a comparison's finished methods; no tables if the directory does not hold a comparison."""
     compared = found_in(directory)
     if compared is None:
         return []
@@ -98,14 +100,14 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
     """Return the whole page.
 
     Args:
-        methods: the first one is what the report is about.
-        unfinished: run directories that are left out.
+        methods: the methods; the report is about the first one.
+        unfinished: run directories that are left out because no round is finished.
         compared: tables of a comparison with controls.
     """
     run = methods[0].runs[0]
     numbers = tables.summarize(run)
     sections = _sections(methods, run, numbers)
-    # Plotly's own JSON: "<", ">" and "/" escaped, so that no text ends the script element, and NaN as null.
+    # plotly escapes "<", ">" and "/" in its JSON, so that no text can end the script element, and writes NaN as null.
     figures = ", ".join(f'"{panel.id}": {panel.figure.to_json()}' for _, panels in sections for panel in panels)
     environment = Environment(loader=PackageLoader("fedcollm.report", ""), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("template.html").render(
@@ -143,14 +145,14 @@ def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> l
 
 
 def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
-    """Yield accuracy by method and by round, if any method has a score."""
+    """Yield the plots of accuracy by method and by round, if any method has a score."""
     if not any(curve(method, role) for method in methods for role in ROLES):
         return
     table = tables.score_table(methods)
-    text = "Share of test examples answered right. Round 0 is before any training."
-    text += " Other methods: their small model." if len(methods) > 1 else ""
+    text = "Share of test examples answered correctly. Round 0 is before any training."
+    text += " For the other methods, their small model is shown." if len(methods) > 1 else ""
     seeds = any(len(method.by_seed) > 1 for method in methods)
-    text += " Bands: 95% interval of the mean over seeds." if seeds else ""
+    text += " Bands show the 95% interval of the mean over seeds." if seeds else ""
     alt = f"Line plot of accuracy by round for {', '.join(name for name in table.header[1:] if name != 'ε spent')}"
     if len(methods) > 1:
         words = "Both models at the end of every method" + (", mean and 95% interval over seeds." if seeds else ".")
@@ -168,14 +170,16 @@ def _confusion(run: Run) -> Iterator[Panel]:
             continue
         model = ROLES[role].label.lower()
         title = f"Confusion, {model}"
-        text = "Each row is a true label: where its test examples went, after the last round. Hover for counts."
+        text = (
+            "Each row shows the predictions for one true label’s test examples after the last round. Hover for counts."
+        )
         alt = f"Heatmap of true against predicted labels for the {model}, each row summing to one"
         table = labels.confusion_table(rows, names, model)
         yield Panel(f"plot-confusion-{role}", title, text, alt, plots.confusion_plot(rows, names), table)
 
 
 def _training(run: Run) -> Iterator[Panel]:
-    """Yield losses and times, as far as they were recorded."""
+    """Yield the plots of losses and of times, for those that were recorded."""
     if any(record.losses for record in run.records):
         text = (
             "Means over the round, in nats: cross-entropy (CE) on private examples (clients) and on the public set "
@@ -186,7 +190,7 @@ def _training(run: Run) -> Iterator[Panel]:
             "plot-losses", "Losses by round", text, alt, plots.loss_plot(run.records), tables.loss_table(run.records)
         )
     if any(record.seconds for record in run.records):
-        text = "Wall-clock time. Clients that run one after the other in one process add up."
+        text = "Wall-clock time. The times of clients that run one after the other in one process add up."
         alt = f"Stacked bars of seconds by round: {', '.join(PARTS)}"
         yield Panel(
             "plot-time", "Time by round", text, alt, plots.time_plot(run.records), tables.time_table(run.records)
@@ -194,7 +198,7 @@ def _training(run: Run) -> Iterator[Panel]:
 
 
 def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
-    """Yield the bytes of a client, if any traveled."""
+    """Yield the plot of the bytes of a client, if there are any."""
     if not numbers.bytes_up + numbers.bytes_down:
         return
     text = "What one client has sent and received so far; the axis is logarithmic."
@@ -208,10 +212,10 @@ def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
 
 
 def _data(run: Run, split: dict[str, dict[str, int]]) -> Iterator[Panel]:
-    """Yield the labels by holder, if the run tells."""
+    """Yield the plot of labels by holder, if `data.json` names any."""
     if not labels.label_order(split):
         return
     facts = [f"{count(run.data[key])} {words}" for key, words in labels.FACTS.items() if run.data.get(key)]
-    text = "Training examples by label and holder." + (f" Beside them: {', '.join(facts)}." if facts else "")
+    text = "Training examples by label and holder." + (f" In addition: {', '.join(facts)}." if facts else "")
     alt = "Plot of the number of training examples by label, for each client and the public part"
     yield Panel("plot-data", "Data of the clients", text, alt, plots.data_plot(split), labels.data_table(split))

@@ -1,4 +1,4 @@
-"""Labels of examples: their order, how many each party holds, and which one is mistaken for which."""
+"""Labels of examples: their order, how many examples of each a party holds, and how models confuse them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ FACTS = {
 
 
 def parts(data: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Return the count of each label by part of the training data: clients first, then the public part."""
+    """Return the number of examples of each label by part of the training data: the clients, then the public part."""
     clients = {f"client {name}": dict(counts) for name, counts in data.get("clients", {}).items()}
     return clients | ({PUBLIC: dict(data["public"])} if data.get("public") else {})
 
@@ -27,7 +27,7 @@ def label_order(split: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str, dict[str, int]]:
-    """Return the same split, with all labels except the most frequent ones merged into one that sorts last.
+    """Return the split with all labels except the most frequent ones merged into one, which sorts last.
 
     >>> folded({"a": {"x": 3, "y": 1, "z": 1}}, limit=2)
     {'a': {'x': 3, '… 2 more labels': 2}}
@@ -37,7 +37,7 @@ def folded(split: Mapping[str, Mapping[str, int]], limit: int = 40) -> dict[str,
         return {part: dict(counts) for part, counts in split.items()}
     kept = set(sorted(labels, key=lambda label: -sum(counts.get(label, 0) for counts in split.values()))[: limit - 1])
     other = f"… {len(labels) - len(kept)} more labels"
-    result = {}
+    result: dict[str, dict[str, int]] = {}
     for part, counts in split.items():
         result[part] = {label: number for label, number in counts.items() if label in kept}
         result[part][other] = sum(number for label, number in counts.items() if label not in kept)
@@ -50,8 +50,8 @@ def confusion_labels(rows: Iterable[tuple[str, str, int]]) -> list[str]:
 
 
 def data_table(split: Mapping[str, Mapping[str, int]]) -> Table:
-    """Return the examples by label and part, with totals."""
-    rows = []
+    """Return the number of examples by label and part, with totals."""
+    rows: list[tuple[str, ...]] = []
     for label in label_order(split):
         numbers = [counts.get(label, 0) for counts in split.values()]
         rows.append((label, *(count(number) for number in (*numbers, sum(numbers)))))
@@ -61,8 +61,8 @@ def data_table(split: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def confusion_table(rows: Sequence[tuple[str, str, int]], labels: Sequence[str], role: str) -> Table:
-    """Return for every true label its examples, the share found, and the label that it is most often mistaken for."""
-    body = []
+    """Return each true label with its examples, the share classified correctly, and its most frequent mistake."""
+    body: list[tuple[str, ...]] = []
     for label in labels:
         predicted = {p: n for t, p, n in rows if t == label and n}
         total = sum(predicted.values())
@@ -73,5 +73,7 @@ def confusion_table(rows: Sequence[tuple[str, str, int]], labels: Sequence[str],
         mistake = f"{taken} ({count(wrong[taken])})" if taken is not None else "–"
         body.append((label, count(total), percent(predicted.get(label, 0) / total), mistake))
     return Table(
-        f"Labels as the {role} finds them", ("True label", "Test examples", "Found", "Most often taken for"), body
+        f"Labels as the {role} predicts them",
+        ("True label", "Test examples", "Correct", "Most often mistaken for"),
+        body,
     )

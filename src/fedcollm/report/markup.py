@@ -1,4 +1,4 @@
-"""Tables as Markdown and as LaTeX."""
+"""Write tables as Markdown and as LaTeX."""
 
 from collections.abc import Sequence
 

@@ -1,11 +1,11 @@
-"""Plots of runs as plotly figures. Colors of text, grid and background come from the page."""
+"""Plot runs as plotly figures. The colors of text, grid and background come from the page."""
 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any, cast
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from plotly import subplots  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.messages import MODELS, PARTS, ROLES, RoundRecord
 from fedcollm.report.axes import (
@@ -17,6 +17,7 @@ from fedcollm.report.axes import (
     ROLE_COLORS,
     STACK,
     VERMILLION,
+    Figure,
     empty_figure,
     label_axis,
     literal,
@@ -28,13 +29,14 @@ from fedcollm.report.runs import Method
 from fedcollm.report.scores import Point, curve, finals, interval
 from fedcollm.report.tables import LOSSES
 
+#: Colors, dashes and markers of the methods that the first one is compared with.
 MUTED = ("#7f8894", "#a58a5a", "#8f7fae", "#6c9488", "#a9788a", "#7388ad")
 DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("square-open", "diamond-open", "triangle-up-open", "x-thin-open", "pentagon-open", "triangle-down-open")
 
 
-def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
-    """Plot accuracy by round: all roles of the first method, with the other methods' small models muted behind them."""
+def accuracy_plot(methods: Sequence[Method]) -> Figure:
+    """Plot accuracy by round: all roles of the first method, before the other methods' small models in muted colors."""
     figure = empty_figure(430, hovermode="x unified")
     rounds: list[int] = []
     for index, method in reversed(list(enumerate(methods[1:]))):
@@ -58,44 +60,48 @@ def accuracy_plot(methods: Sequence[Method]) -> go.Figure:
 
 
 def _add_curve(
-    figure: go.Figure, points: Sequence[Point], name: str, line: Mapping[str, object], symbol: str, rank: int
+    figure: Figure, points: Sequence[Point], name: str, line: Mapping[str, object], symbol: str, rank: int
 ) -> None:
-    """Add a line with its band; without a band if no point has an interval."""
+    """Add a line with markers, on a band if any of its points has an interval."""
     if not points:
         return
-    x, y = [point.round for point in points], [point.mean for point in points]
     if any(point.half_width for point in points):
-        above = [point.mean + (point.half_width or 0) for point in points]
-        below = [point.mean - (point.half_width or 0) for point in points]
-        figure.add_scatter(
-            x=x + x[::-1],
-            y=above + below[::-1],
-            fill="toself",
-            fillcolor=line["color"],
-            opacity=0.18 if symbol == "circle" else 0.1,
-            line={"width": 0},
-            mode="lines",
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=name,
-        )
-    text = [percent(point.mean, point.half_width) for point in points]
+        _add_band(figure, points, name, line["color"], 0.18 if symbol == "circle" else 0.1)
     figure.add_scatter(
-        x=x,
-        y=y,
+        x=[point.round for point in points],
+        y=[point.mean for point in points],
         name=name,
         mode="lines+markers",
         line=dict(line),
         marker={"symbol": symbol, "size": 7},
         legendgroup=name,
         legendrank=rank,
-        customdata=text,
+        customdata=[percent(point.mean, point.half_width) for point in points],
         hovertemplate="%{customdata}",
     )
 
 
-def _name_ends(figure: go.Figure, ends: Mapping[str, Point]) -> None:
-    """Write the last value of each line beside it, one above the other where they are close."""
+def _add_band(figure: Figure, points: Sequence[Point], name: str, color: object, opacity: float) -> None:
+    """Add the area between the ends of the points' intervals."""
+    x = [point.round for point in points]
+    above = [point.mean + (point.half_width or 0) for point in points]
+    below = [point.mean - (point.half_width or 0) for point in points]
+    figure.add_scatter(
+        x=x + x[::-1],
+        y=above + below[::-1],
+        fill="toself",
+        fillcolor=color,
+        opacity=opacity,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+    )
+
+
+def _name_ends(figure: Figure, ends: Mapping[str, Point]) -> None:
+    """Write the last value of each line beside it; shift the values apart if they are close."""
     order = sorted(ends, key=lambda role: ends[role].mean)
     close = len(order) > 1 and ends[order[-1]].mean - ends[order[0]].mean < 0.05
     for role, point in ends.items():
@@ -105,7 +111,7 @@ def _name_ends(figure: go.Figure, ends: Mapping[str, Point]) -> None:
     figure.update_layout(margin_r=64)
 
 
-def final_plot(methods: Sequence[Method]) -> go.Figure:
+def final_plot(methods: Sequence[Method]) -> Figure:
     """Plot the final score of both models by method, with intervals over seeds."""
     figure = empty_figure(150 + 38 * len(methods))
     for role, symbol in zip(MODELS, ("circle", "diamond"), strict=True):
@@ -128,8 +134,8 @@ def final_plot(methods: Sequence[Method]) -> go.Figure:
     return figure
 
 
-def data_plot(split: Mapping[str, Mapping[str, int]]) -> go.Figure:
-    """Plot labels by part: bars stacked over the dimension with few values, or a heatmap if both have many."""
+def data_plot(split: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Plot labels by part: as stacked bars if there are few labels or few parts, otherwise as a heatmap."""
     split = folded(split)
     labels, names = label_order(split), list(split)
     if len(labels) <= len(STACK):
@@ -155,8 +161,8 @@ def data_plot(split: Mapping[str, Mapping[str, int]]) -> go.Figure:
 
 def _stacked(
     rows: Sequence[str], stack: Sequence[str], counts: Sequence[Sequence[int]], colors: Sequence[str]
-) -> go.Figure:
-    """Plot one horizontal bar per row; counts[i][j] belongs to stack i and row j."""
+) -> Figure:
+    """Plot one horizontal bar per row, where counts[i][j] is the length of segment i in row j."""
     figure = empty_figure(min(1600, max(220, 110 + 26 * len(rows))), barmode="stack", bargap=0.25)
     shown = [literal(row) for row in rows]
     for name, color, numbers in zip(stack, colors, counts, strict=False):
@@ -169,7 +175,7 @@ def _stacked(
     return figure
 
 
-def time_plot(records: Sequence[RoundRecord]) -> go.Figure:
+def time_plot(records: Sequence[RoundRecord]) -> Figure:
     """Plot the seconds of each round, stacked by part."""
     figure = empty_figure(420, barmode="stack", hovermode="x unified", bargap=0.3)
     rounds = [record.round for record in records]
@@ -182,19 +188,18 @@ def time_plot(records: Sequence[RoundRecord]) -> go.Figure:
     return figure
 
 
-def byte_plot(records: Sequence[RoundRecord], full: int | None) -> go.Figure:
-    """Plot the bytes of one client so far, on a logarithmic axis, against those of the full model sent each way."""
+def byte_plot(records: Sequence[RoundRecord], full: int | None) -> Figure:
+    """Plot the cumulative bytes of one client on a logarithmic axis, with those of sending the full model each way.
+
+    Args:
+        records: the records of a run; round 0 is left out.
+        full: bytes of the full model; None if unknown.
+    """
     trained = [record for record in records if record.round > 0]
     figure = empty_figure(360, hovermode="x unified")
-    x = list(range(1, len(trained) + 1))
-    up, down = _cumulative([r.bytes_up for r in trained]), _cumulative([r.bytes_down for r in trained])
-    lines = (
-        [("Adapter, each way", up, BLUE, "solid")]
-        if up == down
-        else [("Adapter, up", up, BLUE, "solid"), ("Adapter, down", down, GREEN, "dot")]
-    )
-    if full:
-        lines.append(("Full model, each way", [full * index for index in x], GREY, "dash"))
+    up = _cumulative([record.bytes_up for record in trained])
+    down = _cumulative([record.bytes_down for record in trained])
+    lines = _byte_lines(up, down, full)
     for name, values, color, dash in lines:
         figure.add_scatter(
             x=[record.round for record in trained],
@@ -207,21 +212,25 @@ def byte_plot(records: Sequence[RoundRecord], full: int | None) -> go.Figure:
         )
     if full and up and up[-1]:
         text = f"{share(up[-1] / (full * len(up)))} of the full model"
-        figure.add_annotation(
-            x=trained[-1].round,
-            y=math.log10(up[-1]),
-            text=text,
-            showarrow=False,
-            yshift=14,
-            xanchor="right",
-            font_color=BLUE,
-        )
+        style = {"showarrow": False, "yshift": 14, "xanchor": "right", "font_color": BLUE}
+        figure.add_annotation(x=trained[-1].round, y=math.log10(up[-1]), text=text, **style)
     round_axis(figure, [record.round for record in trained])
     _byte_axis(figure, [value for _, values, _, _ in lines for value in values if value])
     return figure
 
 
-def _byte_axis(figure: go.Figure, values: Sequence[int]) -> None:
+def _byte_lines(up: list[int], down: list[int], full: int | None) -> list[tuple[str, list[int], str, str]]:
+    """Return the name, the values, the color and the dash of each line."""
+    if up == down:
+        lines = [("Adapter, each way", up, BLUE, "solid")]
+    else:
+        lines = [("Adapter, up", up, BLUE, "solid"), ("Adapter, down", down, GREEN, "dot")]
+    if full:
+        lines.append(("Full model, each way", [full * index for index in range(1, len(up) + 1)], GREY, "dash"))
+    return lines
+
+
+def _byte_axis(figure: Figure, values: Sequence[int]) -> None:
     """Make the y axis logarithmic, over whole powers of ten."""
     low, high = math.floor(math.log10(min(values, default=1))), math.ceil(math.log10(max(values, default=10)))
     ticks = [10.0**power for power in range(low, high + 1)]
@@ -234,7 +243,7 @@ def _cumulative(values: Sequence[int]) -> list[int]:
     return [sum(values[: index + 1]) for index in range(len(values))]
 
 
-def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) -> go.Figure:
+def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) -> Figure:
     """Plot the share of each true label's test examples by predicted label; hovering shows counts."""
     counts = {(true, predicted): number for true, predicted, number in rows}
     matrix = [[counts.get((true, predicted), 0) for predicted in labels] for true in labels]
@@ -256,12 +265,12 @@ def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) 
     return figure
 
 
-def loss_plot(records: Sequence[RoundRecord]) -> go.Figure:
+def loss_plot(records: Sequence[RoundRecord]) -> Figure:
     """Plot every recorded loss, each in a small plot with its own scale."""
     kinds = [kind for kind in LOSSES if any(kind in record.losses for record in records)]
     columns = min(2, len(kinds))
     rows = math.ceil(len(kinds) / columns)
-    figure = make_subplots(
+    figure: Figure = cast(Any, subplots).make_subplots(
         rows,
         columns,
         subplot_titles=[LOSSES[kind] for kind in kinds],

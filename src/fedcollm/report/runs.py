@@ -1,4 +1,4 @@
-"""Find run directories, read them, and group them into methods that differ in nothing but the seed."""
+"""Find run directories, read them, and group them into methods, whose runs differ only in their seed."""
 
 import os
 import re
@@ -22,29 +22,29 @@ class Run:
     """What one run directory holds.
 
     Attributes:
-        directory: where it is.
-        config: resolved configuration.
-        records: finished rounds, from round 0 on; empty if none is finished.
+        directory: the run directory.
+        config: the resolved configuration.
+        records: records of the finished rounds, starting with round 0; empty if none is finished.
         environment: versions, device, parameter counts; empty if missing.
         data: how the data was split; empty if missing.
-        confusion: role to rows of true label, predicted label, examples; empty if missing.
+        confusion: role to rows of true label, predicted label and number of examples; empty if missing.
     """
 
     directory: Path
     config: RunConfig
     records: Sequence[RoundRecord] = ()
-    environment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    confusion: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict[str, Any])
+    data: dict[str, Any] = field(default_factory=dict[str, Any])
+    confusion: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict[str, list[tuple[str, str, int]]])
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but the seed, or (standalone) in the one client that they train.
+    """Runs that differ only in their seed or, for standalone training, in the one client that they train.
 
     Attributes:
-        name: unique within a report.
-        runs: at least one.
+        name: name of the method, unique within a report.
+        runs: its runs, at least one.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Method:
 
     @property
     def by_seed(self) -> dict[int, list[Run]]:
-        """The runs by seed, in order of the seeds."""
+        """Return the runs by seed, in the order of the seeds."""
         seeds = sorted({run.config.seed for run in self.runs})
         return {seed: [run for run in self.runs if run.config.seed == seed] for seed in seeds}
 
     @property
     def federated(self) -> bool:
-        """Whether its bytes would travel: not if all data is in one place, or if every client is alone."""
+        """Return whether bytes would travel: not if all data is in one place, nor if every client trains alone."""
         run = self.runs[0]
         return run.config.task.partition.kind != "pooled" and not _is_client(run.directory)
 
@@ -67,11 +67,11 @@ def find_runs(directory: Path) -> list[Path]:
     """Return every run directory at or below a directory, in natural order (`seed-2` before `seed-10`).
 
     Raises:
-        UserError: the directory is missing, or no run is in it.
+        UserError: the directory does not exist, or it holds no run.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory. Give one that `fedcollm run` or `fedcollm compare` wrote.")
-    found = []
+    found: list[Path] = []
     for folder, folders, files in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(folder)] if CONFIG in files else []
@@ -83,10 +83,10 @@ def find_runs(directory: Path) -> list[Path]:
 
 
 def read_run(directory: Path) -> Run:
-    """Read everything in a run directory that a report shows; parts that the run never wrote are empty.
+    """Read everything in a run directory that a report shows; files that are missing count as empty.
 
     Raises:
-        UserError: there is no run, or one of its files is not what a run writes.
+        UserError: the directory holds no run, or one of its files is malformed.
     """
     name = CONFIG
     try:
@@ -100,17 +100,17 @@ def read_run(directory: Path) -> Run:
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{directory / name} is not what this version of fedcollm writes: {reason}. Restore it, or run again."
+            f"{directory / name} is not a file that this version of fedcollm wrote: {reason}. Restore it, or run again."
         ) from error
     return Run(directory, config, records, values[ENVIRONMENT], values[DATA], confusion)
 
 
 def group(runs: Iterable[Run]) -> list[Method]:
-    """Group runs into methods, in order of their first run.
+    """Group runs into methods, in the order of their first runs.
 
-    In the layout `METHOD/seed-S` or `METHOD/seed-S/client-K` the folder METHOD is the method. Elsewhere it is
-    the configuration without its seed, named by `config.name`; where a name means several
-    configurations, the folder's name is added.
+    In the layout `METHOD/seed-S` or `METHOD/seed-S/client-K`, each folder METHOD is a method. Elsewhere, runs whose
+    configurations differ only in their seed are a method, which is called `config.name`. If several methods would have
+    the same name, the name of the folder is added.
     """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -127,7 +127,7 @@ def group(runs: Iterable[Run]) -> list[Method]:
 
 
 def _identity(run: Run) -> tuple[str, str]:
-    """Return the name of a run's method, and what tells methods of one name apart."""
+    """Return the name of a run's method, and a text that distinguishes methods of the same name."""
     folder = run.directory.resolve()
     if _is_client(folder):
         folder = folder.parent
@@ -137,14 +137,14 @@ def _identity(run: Run) -> tuple[str, str]:
 
 
 def _is_client(folder: Path) -> bool:
-    """Return whether this is one client of a standalone method, `METHOD/seed-S/client-K`."""
+    """Return whether a folder is the run of one client in standalone training, `METHOD/seed-S/client-K`."""
     return folder.name.startswith("client-") and folder.resolve().parent.name.startswith("seed-")
 
 
 def with_true_roles(methods: Sequence[Method]) -> list[Method]:
-    """Return the same methods, with scores moved to the LLM where a method tunes the first one's LLM as its SLM.
+    """Return the methods; if a method's SLM is the first method's LLM, with its scores under the role `llm`.
 
-    `fedcollm compare` does so for `centralized_llm`: the loop has no other way to tune an LLM on all data.
+    `fedcollm compare` configures `centralized_llm` like this: in the loop, only the SLM can be tuned on private data.
     """
     slm, llm = methods[0].runs[0].config.slm, methods[0].runs[0].config.llm
     result = [methods[0]]
@@ -161,13 +161,13 @@ def _as_llm(records: Sequence[RoundRecord]) -> list[RoundRecord]:
 
 
 def main_first(methods: Sequence[Method]) -> list[Method]:
-    """Return the same methods: FedCoLLM first, then what else `fedcollm compare` knows in its order, then the rest."""
+    """Return the methods with FedCoLLM first, then the others of `fedcollm compare` in its order, then the rest."""
     order = ["fedcollm", *(name for name in METHODS if name != "fedcollm")]
     return sorted(methods, key=lambda method: order.index(method.name) if method.name in METHODS else len(order))
 
 
 def described(name: str) -> str | None:
-    """Return in a sentence what a method of `fedcollm compare` is; None for any other name.
+    """Return the description of a method of `fedcollm compare`; None for any other name.
 
     >>> described("warm")
     'FedCoLLM, τ = 2: server.distillation.temperature = 2.0'

@@ -1,11 +1,11 @@
-"""Scores of one run and of several seeds: best and final, mean and interval, paired differences."""
+"""Statistics of scores: best and final scores of a run, means and intervals over seeds, and paired differences."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
-from scipy.special import stdtrit
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.messages import RoundRecord
 from fedcollm.report.runs import Method
@@ -13,14 +13,14 @@ from fedcollm.report.runs import Method
 
 @dataclass(frozen=True)
 class RoleScores:
-    """Scores of one role over a run; None where it was never scored.
+    """Scores of one role over a run; None if the role was never scored.
 
     Attributes:
-        zero_shot: before any training (round 0).
-        best: highest, over all scored rounds (chosen on the test examples).
-        best_round: its round, the earliest of equals.
-        final: of the last scored round.
-        final_round: its round.
+        zero_shot: score before any training (round 0).
+        best: highest score of all scored rounds; note that it is chosen on the test examples.
+        best_round: the first round with that score.
+        final: score of the last scored round.
+        final_round: the last scored round.
     """
 
     zero_shot: float | None = None
@@ -32,7 +32,7 @@ class RoleScores:
 
 @dataclass(frozen=True)
 class Point:
-    """Mean over seeds of one role's score in one round; half_width is of its 95% interval, None with one seed."""
+    """One role's mean score over seeds in one round, and the half-width of its 95% interval (None with one seed)."""
 
     round: int
     mean: float
@@ -41,17 +41,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference of one method's scores from another's on the same test examples.
+    """The difference of one method's scores from another's on the same test examples.
 
     Attributes:
-        mean: over all examples of all seeds, as a share (0.01 is one percentage point).
+        mean: mean difference over all examples of all seeds, as a share (0.01 is one percentage point).
         low: lower end of its 95% interval.
-        high: upper end.
-        p: two-sided p-value of no difference.
-        examples: number of pairs.
-        seeds: number of seeds that they come from.
-        seeds_half_width: of the 95% interval of the mean over seeds (Student's t): what training anew would change;
-            None with one seed.
+        high: upper end of its 95% interval.
+        p: two-sided p-value of the hypothesis that there is no difference.
+        examples: number of pairs of outcomes.
+        seeds: number of seeds that the pairs come from.
+        seeds_half_width: half-width of the 95% interval of the mean over seeds (Student's t), which includes what
+            training again would change; None with one seed.
     """
 
     mean: float
@@ -64,7 +64,7 @@ class Difference:
 
 
 def role_scores(records: Sequence[RoundRecord], role: str) -> RoleScores:
-    """Return the zero-shot, best and final score of a role; rounds without a finite score don't count."""
+    """Return the zero-shot, best and final scores of a role; rounds without a finite score do not count."""
     scored = {r.round: r.scores[role] for r in records if math.isfinite(r.scores.get(role, math.nan))}
     if not scored:
         return RoleScores()
@@ -89,9 +89,10 @@ def sampling_half_width(score: float, examples: int) -> float:
 
 
 def outcome_half_width(outcomes: Sequence[float]) -> float | None:
-    """Return the half-width of the 95% interval of the mean of one seed's outcomes, over the sampling of test examples.
+    """Return the half-width of the 95% interval of the mean of one seed's outcomes, over samples of test examples.
 
-    It is Wilson's if every outcome is 0 or 1, and the normal approximation's otherwise, as for means over clients.
+    It is that of Wilson's interval if every outcome is 0 or 1. Otherwise, as for means over clients, it is that of the
+    normal approximation. It is None with fewer than two outcomes.
     """
     count = len(outcomes)
     if count < 2:
@@ -110,18 +111,16 @@ def paired_bootstrap(
 ) -> Difference | None:
     """Return the difference of two methods on the same test examples by the paired bootstrap.
 
-    Efron and Tibshirani 1993, chapter 16.
-
-    Within each seed, as many examples as there are get drawn with replacement, each with both methods' outcomes. The
-    interval is that of the percentiles; p is twice the smaller share of resamples on either side of no difference,
-    counting one more (so that it is never 0). Seeds are taken as they are: what another seed would change beyond the
-    examples is not in the interval.
+    See Efron and Tibshirani 1993, chapter 16. Each resample draws, within each seed, as many examples as the seed has,
+    with replacement, and takes the outcomes of both methods on them. The interval is the percentile interval. p is
+    twice the share of resamples on the less frequent side of zero, where one resample is added so that p is never 0.
+    The seeds themselves are not resampled, so the interval does not cover the variation between seeds.
 
     Args:
-        ours: of one method, one mapping per seed: example id to outcome.
-        theirs: of the other one, the same seeds in the same order.
+        ours: outcomes of one method, one mapping of example ids to outcomes per seed.
+        theirs: outcomes of the other method, with the same seeds in the same order.
         resamples: number of resamples.
-        seed: of the only randomness.
+        seed: seed of the resampling.
 
     Returns:
         None if the two have no example in common.
@@ -131,7 +130,7 @@ def paired_bootstrap(
     if not parts:
         return None
     generator, sums = numpy.random.default_rng(seed), numpy.zeros(resamples)
-    for part in parts:  # drawing how often each distinct value comes up is drawing examples
+    for part in parts:  # it suffices to draw how often each distinct value occurs
         values, counts = numpy.unique(part, return_counts=True)
         sums += generator.multinomial(len(part), counts / len(part), size=resamples) @ values
     total = sum(map(len, parts))
@@ -144,20 +143,20 @@ def paired_bootstrap(
 
 
 def finals(method: Method, role: str) -> dict[int, float]:
-    """Return the final score by seed, the mean over the seed's runs; seeds that were never scored are absent."""
+    """Return the final score by seed, as the mean over the runs of a seed; seeds without a score are absent."""
     values = {seed: [role_scores(run.records, role).final for run in runs] for seed, runs in method.by_seed.items()}
     known = {seed: [value for value in scores if value is not None] for seed, scores in values.items()}
     return {seed: math.fsum(scores) / len(scores) for seed, scores in known.items() if scores}
 
 
 def curve(method: Method, role: str) -> list[Point]:
-    """Return the mean and its interval over seeds, in every round that all scored seeds have reached."""
-    seeds = []
+    """Return the mean over seeds and its interval, for every round that all scored seeds have reached."""
+    seeds: list[dict[int, float]] = []
     for runs in method.by_seed.values():
         scored: dict[int, list[float]] = {}
         for record in (record for run in runs for record in run.records):
             if math.isfinite(record.scores.get(role, math.nan)):
                 scored.setdefault(record.round, []).append(record.scores[role])
         seeds += [{index: math.fsum(values) / len(values) for index, values in scored.items()}] if scored else []
-    rounds = sorted(set(seeds[0]).intersection(*seeds[1:])) if seeds else []
+    rounds: list[int] = sorted(set(seeds[0]).intersection(*seeds[1:])) if seeds else []
     return [Point(index, *interval([seed[index] for seed in seeds])) for index in rounds]

@@ -1,5 +1,5 @@
 "use strict";
-// Draws every figure in the page's own colours, again when they or the page's width class change.
+// Draws every figure in the page's own colors, and again whenever the color scheme or the width class changes.
 (function () {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -42,7 +42,7 @@
       layout.template = template;
       if (narrow.matches) {
         const named = figure.data.filter((trace) => trace.showlegend !== false).length;
-        layout.height += 16 * Math.max(0, named - 4); // the legend takes a line for each
+        layout.height += 16 * Math.max(0, named - 4); // the legend takes one line per trace
         if (layout.meta && layout.meta.narrow) layout.yaxis.ticktext = layout.meta.narrow;
       }
       config.toImageButtonOptions = { format: "svg", filename: id };

@@ -1,4 +1,4 @@
-"""Numbers of runs: summary, comparison of methods, and the table behind every plot. Pure functions."""
+"""The numbers of runs: the summary, the comparison of methods, and the table behind each plot."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,15 @@ from fedcollm.report.formats import byte_count, count, duration, percent, points
 from fedcollm.report.runs import Method, Run, read_run
 from fedcollm.report.scores import RoleScores, curve, finals, interval, role_scores
 
-LOSSES = {"client": "Clients: CE", "slm": "Small model: CE", "llm": "Large model: CE", "kl": "KL divergence"}
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+#: Key of `RoundRecord.losses` to its name in a report.
+LOSSES: dict[str, str] = {
+    "client": "Clients: CE",
+    "slm": "Small model: CE",
+    "llm": "Large model: CE",
+    "kl": "KL divergence",
+}
+#: Bytes per value by dtype.
+BYTES: dict[str, int] = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,14 @@ class Summary:
     Attributes:
         name: the configuration's name.
         seed: the run's seed.
-        rounds_done: finished rounds of training.
-        rounds_planned: rounds that the configuration asks for.
-        scores: role to its scores; only roles that were scored.
-        bytes_up: bytes that a client sends in a round of training (the most of all rounds).
-        bytes_down: bytes that a client receives in a round of training.
+        rounds_done: number of finished rounds of training.
+        rounds_planned: number of rounds that the configuration asks for.
+        scores: role to its scores, for the roles that were scored.
+        bytes_up: bytes that a client sends per round (the largest of all rounds).
+        bytes_down: bytes that a client receives per round (the largest of all rounds).
         full_model_bytes: size of the whole SLM in its own dtype; None if unknown.
         share_of_full_model: bytes_up / full_model_bytes; None if unknown.
-        seconds: part to seconds, over all rounds.
+        seconds: part to its seconds in all rounds together.
         peak_memory_bytes: highest resident memory of the process; 0 if unknown.
     """
 
@@ -37,18 +44,18 @@ class Summary:
     seed: int
     rounds_done: int
     rounds_planned: int
-    scores: dict[str, RoleScores] = field(default_factory=dict)
+    scores: dict[str, RoleScores] = field(default_factory=dict[str, RoleScores])
     bytes_up: int = 0
     bytes_down: int = 0
     full_model_bytes: int | None = None
     share_of_full_model: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
     peak_memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text to show; the first column names the row."""
+    """A table of texts, whose first column names the row."""
 
     caption: str
     header: tuple[str, ...]
@@ -59,7 +66,7 @@ def summary(directory: Path) -> Summary:
     """Return the numbers of the run in a directory.
 
     Raises:
-        UserError: there is no run, or one of its files is broken.
+        UserError: the directory holds no run, or one of its files is malformed.
     """
     return summarize(read_run(directory))
 
@@ -85,7 +92,7 @@ def summarize(run: Run) -> Summary:
 
 
 def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | None:
-    """Return the bytes of a role's whole base model in its own dtype; None if the environment does not tell."""
+    """Return the bytes of a role's whole base model in its own dtype; None if `environment.json` does not tell."""
     parameters = environment.get("parameters", {}).get(role, {}).get("base")
     if not parameters:
         return None
@@ -93,30 +100,8 @@ def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | No
 
 
 def comparison(methods: Sequence[Method]) -> Table:
-    """Return final scores, traffic and time of every method; the others are compared with the first one."""
-    main = finals(methods[0], "slm")
+    """Return final scores, traffic and time of every method, with differences from the first one."""
     roles = [role for role in ROLES if role != "personal" or any(finals(method, role) for method in methods)]
-    rows = []
-    for method in methods:
-        summaries = [summarize(run) for run in method.runs]
-        own = finals(method, "slm")
-        paired = [own[seed] - main[seed] for seed in own if seed in main]
-        done = sorted({value.rounds_done for value in summaries})
-        seconds = math.fsum(math.fsum(value.seconds.values()) for value in summaries) / len(method.by_seed)
-        rows.append(
-            (
-                method.name,
-                *(
-                    percent(*interval(list(values.values()))) if values else "–"
-                    for values in (finals(method, role) for role in roles)
-                ),
-                points(*interval(paired)) if paired and method is not methods[0] else "–",
-                count(len(method.by_seed)),
-                f"{done[0]}" if len(done) == 1 else f"{done[0]}–{done[-1]}",
-                byte_count(max(value.bytes_up for value in summaries)) if method.federated else "–",
-                duration(seconds),
-            )
-        )
     header = (
         "Method",
         *(ROLES[role].label for role in roles),
@@ -130,7 +115,27 @@ def comparison(methods: Sequence[Method]) -> Table:
         "Final scores by method: mean ± half-width of the 95% interval over seeds (Student’s t); "
         "differences are paired by seed, in percentage points"
     )
-    return Table(caption, header, rows)
+    return Table(caption, header, [_comparison_row(method, methods[0], roles) for method in methods])
+
+
+def _comparison_row(method: Method, main: Method, roles: Sequence[str]) -> tuple[str, ...]:
+    summaries = [summarize(run) for run in method.runs]
+    own, reference = finals(method, "slm"), finals(main, "slm")
+    paired = [own[seed] - reference[seed] for seed in own if seed in reference]
+    done = sorted({value.rounds_done for value in summaries})
+    seconds = math.fsum(math.fsum(value.seconds.values()) for value in summaries) / len(method.by_seed)
+    return (
+        method.name,
+        *(
+            percent(*interval(list(values.values()))) if values else "–"
+            for values in (finals(method, role) for role in roles)
+        ),
+        points(*interval(paired)) if paired and method is not main else "–",
+        count(len(method.by_seed)),
+        f"{done[0]}" if len(done) == 1 else f"{done[0]}–{done[-1]}",
+        byte_count(max(value.bytes_up for value in summaries)) if method.federated else "–",
+        duration(seconds),
+    )
 
 
 def score_table(methods: Sequence[Method]) -> Table:
@@ -156,7 +161,7 @@ def score_table(methods: Sequence[Method]) -> Table:
 
 
 def loss_table(records: Sequence[RoundRecord]) -> Table:
-    """Return the training losses by round, those that were recorded."""
+    """Return the training losses by round, for those that were recorded."""
     kinds = [kind for kind in LOSSES if any(kind in record.losses for record in records)]
     rows = [
         (str(record.round), *(f"{record.losses[kind]:.3f}" if kind in record.losses else "–" for kind in kinds))
@@ -168,7 +173,7 @@ def loss_table(records: Sequence[RoundRecord]) -> Table:
 
 def time_table(records: Sequence[RoundRecord]) -> Table:
     """Return the seconds by round and part."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for record in records:
         values = [record.seconds.get(part, 0.0) for part in PARTS]
         rows.append((str(record.round), *(f"{value:.1f}" for value in (*values, math.fsum(values)))))
@@ -177,7 +182,8 @@ def time_table(records: Sequence[RoundRecord]) -> Table:
 
 def byte_table(records: Sequence[RoundRecord], full: int | None) -> Table:
     """Return the traffic of one client by round."""
-    rows, total = [], 0
+    total = 0
+    rows: list[tuple[str, ...]] = []
     for index, record in enumerate((record for record in records if record.round > 0), start=1):
         total += record.bytes_up + record.bytes_down
         whole = byte_count(2 * full * index) if full else "–"

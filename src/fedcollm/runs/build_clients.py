@@ -160,7 +160,7 @@ def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
         clients: number of clients in the federation.
 
     Raises:
-        UserError: the sums of so many clients leave too few bits for the fraction of each value.
+        UserError: the sums of this many clients leave too few bits for the fraction of each value.
     """
     privacy = build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and clients < 2**16:

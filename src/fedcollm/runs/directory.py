@@ -50,7 +50,7 @@ def start(directory: Path, config: RunConfig) -> None:
     if (directory / CONFIG).exists():
         raise UserError(
             f"{directory} already holds a run. Choose another --out, "
-            f"or go on with: fedcollm run --resume --out {directory}"
+            f"or resume it with: fedcollm run --resume --out {directory}"
         )
     with writing(directory):
         write_atomically(directory / CONFIG, config_text(config))

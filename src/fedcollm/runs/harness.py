@@ -146,9 +146,9 @@ def score_with_harness(
     Returns:
         The means of the harness's metrics, and each example's log-likelihoods [C].
     """
-    import lm_eval
-    from lm_eval import tasks
-    from lm_eval.models import huggingface
+    import lm_eval  # pyright: ignore[reportMissingTypeStubs]
+    from lm_eval import tasks  # pyright: ignore[reportMissingTypeStubs]
+    from lm_eval.models import huggingface  # pyright: ignore[reportMissingTypeStubs]
 
     say("scoring with lm-evaluation-harness")
     with _quiet_and_offline():
@@ -191,8 +191,8 @@ def _quiet_and_offline() -> Generator[None, None, None]:
     The harness also asks git for the commit of the working directory, to name it in results that we do not keep. The
     message that git prints outside a repository is avoided.
     """
-    import datasets.config
-    import lm_eval.evaluator
+    import datasets.config  # pyright: ignore[reportMissingTypeStubs]
+    import lm_eval.evaluator  # pyright: ignore[reportMissingTypeStubs]
 
     offline = mock.patch.object(datasets.config, "HF_HUB_OFFLINE", True)
     no_commit = mock.patch.object(lm_eval.evaluator, "get_git_commit_hash", str, create=True)
@@ -211,7 +211,7 @@ def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> N
     Raises:
         UserError: the installed version of the harness does not have the task, or an example does not fit its template.
     """
-    import lm_eval.tasks
+    import lm_eval.tasks  # pyright: ignore[reportMissingTypeStubs]
 
     own = Path(lm_eval.tasks.__file__).parent / TASK_FILES[name]
     if not own.is_file():

@@ -18,7 +18,7 @@ from fedcollm.runs.build import Federation, build_federation
 from fedcollm.training.distillation import distil
 from fedcollm.training.fine_tuning import Collator, evaluate, fit, minibatches
 
-#: Number of batches timed per part. `minibatches` sorts within a window of at least so many batches, so that it cuts
+#: Number of batches timed per part. `minibatches` sorts within a window of at least this many batches, so that it cuts
 #: the chosen examples into the chosen batches again.
 _BATCHES = 6
 

@@ -28,7 +28,7 @@ from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # pyright: ignore[reportMissingTypeStubs]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunResult:
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return one row per round, with nested values in columns such as `scores.slm`."""
-        import pandas
+        import pandas  # pyright: ignore[reportMissingTypeStubs]
 
         return cast(Any, pandas).json_normalize([asdict(record) for record in self.records]).set_index("round")
 
