@@ -1,6 +1,6 @@
-"""Co-tune two networks of your own: tones, recognized with CTC (Graves et al. 2006) by a large and a small network.
+"""Co-tune two networks of your own: a large and a small one that recognize tones with CTC (Graves et al. 2006).
 
-Each example is a sequence of three to five tones with noise; each client hears them at a pitch of its own. Run it:
+Each example is a noisy recording of three to five notes, and each client hears them at a pitch of its own. Run it with:
 
     python examples/own_modality.py
 """
@@ -21,7 +21,7 @@ NOTES, FRAMES, BANDS = "ABCD", 6, 16  # notes, frames per note, frequency bands 
 
 @dataclass(frozen=True, eq=False)
 class Tune:
-    """A recording as a spectrogram [frames, bands], and the notes in it."""
+    """A recording as a spectrogram [frames, bands], with its notes as the label."""
 
     id: str
     spectrogram: Tensor
@@ -30,7 +30,7 @@ class Tune:
 
     @property
     def content(self) -> str:
-        """The recording itself, which tells duplicates apart."""
+        """The bytes of the recording, by which duplicates are found."""
         return self.spectrogram.numpy().tobytes().hex()
 
     def without_label(self) -> "Tune":
@@ -39,7 +39,7 @@ class Tune:
 
 
 def make_tunes(count: int, clients: int, seed: int = 0) -> list[Tune]:
-    """Return random tunes; client k hears each note k / 2 bands higher."""
+    """Return random tunes, in which client k hears each note k / 2 bands higher."""
     generator, tunes = torch.Generator().manual_seed(seed), []
     for i in range(count):
         notes = torch.randint(len(NOTES), (int(torch.randint(3, 6, (1,), generator=generator)),), generator=generator)
@@ -52,7 +52,7 @@ def make_tunes(count: int, clients: int, seed: int = 0) -> list[Tune]:
 
 
 class Recognizer(nn.Module):
-    """Spectrogram [B, T, bands] to log-probabilities [B, T, 1 + notes]; column 0 is CTC's blank."""
+    """A network from spectrograms [B, T, bands] to log-probabilities [B, T, 1 + notes]. Column 0 is CTC's blank."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -60,22 +60,22 @@ class Recognizer(nn.Module):
         self.head = nn.Linear(width, 1 + len(NOTES))
 
     def forward(self, spectrograms: Tensor) -> Tensor:
-        """Recognize each frame by itself."""
+        """Return the log-probabilities of each frame, independently of the other frames."""
         return self.head(self.layers(spectrograms)).log_softmax(-1)
 
 
 class Tones(fedcollm.Modality):
-    """Tunes and recognizers: a row of `logits` is one frame."""
+    """The modality of tunes, in which a row of `logits` is one frame."""
 
     name, metric = "tones", "tunes recognized"
 
     def load_model(self, section, role, device, seed):
-        """Return a recognizer; `source` is its width."""
+        """Return a recognizer, whose `source` in the configuration is its width."""
         torch.manual_seed(seed)
         return Recognizer(int(section.source)).to(device)
 
     def is_pretrained(self, section):
-        """Say that the weights are made by the run."""
+        """Return False, because the run itself creates the weights."""
         return False
 
     def size(self, example):
@@ -83,7 +83,7 @@ class Tones(fedcollm.Modality):
         return len(example.spectrogram)
 
     def collate(self, examples):
-        """Return padded spectrograms, their lengths, and the notes as numbers from 1."""
+        """Return padded spectrograms, their lengths, and the notes as numbers starting at 1."""
         notes = [torch.tensor([1 + NOTES.index(n) for n in e.label or ""], dtype=torch.int64) for e in examples]
         lengths = torch.tensor([len(e.spectrogram) for e in examples])
         return pad_sequence([e.spectrogram for e in examples], batch_first=True), lengths, notes
@@ -95,15 +95,15 @@ class Tones(fedcollm.Modality):
         return torch.cat([frame[:n] for frame, n in zip(frames, lengths, strict=True)])
 
     def targets(self, batch):
-        """Return no target per frame: CTC does not know which frame a note is in."""
+        """Return unlabelled frames, because CTC does not know which frames a note is in."""
         return torch.full((int(batch[1].sum()),), -100)
 
     def labelled(self, batch):
-        """Return the number of tunes with notes."""
+        """Return the number of labelled tunes."""
         return sum(len(notes) > 0 for notes in batch[2])
 
     def loss(self, logits, batch):
-        """Return the mean CTC loss over tunes with notes, per note."""
+        """Return the CTC loss per note, averaged over labelled tunes."""
         pairs = zip(logits.split(batch[1].tolist()), batch[2], strict=True)
         known = [(rows.log_softmax(-1), notes) for rows, notes in pairs if len(notes)]
         if not known:
@@ -113,7 +113,7 @@ class Tones(fedcollm.Modality):
         return functional.ctc_loss(pad_sequence(rows), torch.cat(notes), *lengths)  # [T, B, 1 + notes]
 
     def score(self, model, examples):
-        """Count tunes of which every note is right."""
+        """Return the number of tunes in which every note is recognized."""
         batch = self.collate(examples)
         heard = [decode(rows.argmax(-1)) for rows in self.logits(model, batch).split(batch[1].tolist())]
         right = {e.id: float(h == e.label) for e, h in zip(examples, heard, strict=True)}
@@ -122,7 +122,7 @@ class Tones(fedcollm.Modality):
 
 
 def decode(path: Tensor) -> str:
-    """Return the notes of the likeliest path: repeats collapsed, blanks removed."""
+    """Return the notes of a path of columns, with repeats collapsed and blanks removed."""
     return "".join(NOTES[i - 1] for i in torch.unique_consecutive(path).tolist() if i)
 
 

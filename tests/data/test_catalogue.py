@@ -33,7 +33,7 @@ def test_every_task_is_named_where_the_configuration_is_explained():
     ],
 )
 def test_unknown_task_is_refused(ask):
-    with pytest.raises(UserError, match=r"unknown task 'boolq'\. Known: icd10, arc_easy"):
+    with pytest.raises(UserError, match=r"unknown task 'boolq'.*icd10, arc_easy"):
         ask(TaskConfig(name="boolq"))
 
 

@@ -122,8 +122,8 @@ def test_csv_with_line_ends_in_a_text_and_blank_lines(tmp_path: Path) -> None:
     [
         ('text,answer\n"a\nb",y\nc\n', "line 4: 1 fields, but the header has 2"),
         ("text,answer\na,b,c\n", "line 2: 3 fields, but the header has 2"),
-        ("text,text\na,b\n", "line 1: the header names column 'text' twice"),
-        ('text,answer\na,b\n"a,b\n', "line 3: cannot be read as CSV"),
+        ("text,text\na,b\n", "line 1: the header has column 'text' twice"),
+        ('text,answer\na,b\n"a,b\n', "line 3: can't be read as CSV"),
         ("text,answer\n", "has no rows"),
         ("", "has no rows"),
         ("text,answer\na, \n", "line 2: column 'answer' (task.format.answer) is empty"),
@@ -136,12 +136,12 @@ def test_a_broken_csv(tmp_path: Path, content: str, message: str) -> None:
 
 def test_a_csv_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("text,answer\nä,b\n".encode("latin-1"))
-    assert "cannot be read as CSV in UTF-8" in message_of(tmp_path / "x.csv")
+    assert "can't be read as CSV in UTF-8" in message_of(tmp_path / "x.csv")
 
 
 def test_a_broken_parquet(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and nothing more")
-    assert "x.parquet: cannot be read as Parquet" in message_of(tmp_path / "x.parquet")
+    assert "x.parquet: can't be read as Parquet" in message_of(tmp_path / "x.parquet")
 
 
 def test_an_empty_cell_of_a_parquet(tmp_path: Path) -> None:
@@ -150,22 +150,22 @@ def test_an_empty_cell_of_a_parquet(tmp_path: Path) -> None:
 
 
 BAD_ROWS = [
-    ({"text": "a"}, LABELS, "line 3: no column 'answer' (task.format.answer). Columns there: text."),
+    ({"text": "a"}, LABELS, "line 3: there is no column 'answer' (task.format.answer)"),
     (
         {"note": "a", "answer": "flu"},
         FREE,
-        "line 3: no column 'text' (task.format.prompt). Columns there: note, answer.",
+        "line 3: there is no column 'text' (task.format.prompt)",
     ),
     ({**ROWS[0], "answer": "pox"}, LABELS, "line 3: answer 'pox' (column 'answer') is not one of the choices"),
     ({**ROWS[0], "answer": "A"}, LABELS, "line 3: answer 'A' (column 'answer') is not one of the choices"),
     ({**ROWS[0], "answer": None}, LABELS, "line 3: column 'answer' (task.format.answer) is empty"),
     ({**ROWS[0], "answer": ["flu"]}, LABELS, "line 3: column 'answer' (task.format.answer) holds ['flu']"),
     ({**ROWS[0], "ward": " "}, LABELS, "line 3: column 'ward' (task.format.group) is empty"),
-    ({**ROWS[0], "text": ["fever"]}, LABELS, "line 3: column 'text' holds ['fever']; a prompt needs a text"),
+    ({**ROWS[0], "text": ["fever"]}, LABELS, "line 3: column 'text' holds ['fever']"),
     (
         {**ROWS[0], "age": "seven"},
         LABELS.model_copy(update={"prompt": "{text} {age:d}"}),
-        "line 3: task.format.prompt cannot format column 'age', 'seven'",
+        "line 3: task.format.prompt can't format 'seven' in column 'age'",
     ),
 ]
 
@@ -179,13 +179,13 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict[str, Any], format: FormatC
 @pytest.mark.parametrize(
     ("options", "answer", "message"),
     [
-        ([], "A", "line 1: column 'options' holds [], which is 0 choices"),
-        ("flu", "flu", "line 1: column 'options' holds ['flu'], which is 1 choices"),
-        (["a", " "], "A", "line 1: column 'options' holds ['a', ' '] with an empty choice"),
-        ([["a"], "b"], "A", "line 1: column 'options' holds [['a'], 'b'] with an empty choice"),
-        (7, "A", "line 1: column 'options' holds 7. Choices are a list, a JSON list, or a text with | between them"),
+        ([], "A", "line 1: column 'options' holds []"),
+        ("flu", "flu", "line 1: column 'options' holds ['flu']"),
+        (["a", " "], "A", "line 1: column 'options' holds ['a', ' ']. Each choice must be text"),
+        ([["a"], "b"], "A", "line 1: column 'options' holds [['a'], 'b']. Each choice must be text"),
+        (7, "A", "line 1: column 'options' holds 7"),
         (["a", "b"], "C", "line 1: answer 'C' (column 'answer') is not one of the choices ['a', 'b']"),
-        (["a", "b", "a"], "a", "line 1: answer 'a' (column 'answer') stands more than once among the choices"),
+        (["a", "b", "a"], "a", "line 1: answer 'a' (column 'answer') appears more than once among the choices"),
         (list("abcdefghijklmnopqrstuvwxyz0"), "a", "holds 27 choices. Give at most 26"),
     ],
 )
@@ -197,13 +197,13 @@ def test_bad_choices_of_a_column(tmp_path: Path, options: Any, answer: str, mess
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        ({"choices": ["flu"]}, "task.format.choices holds ['flu'], which is 1 choices"),
-        ({"choices": ["flu", ""]}, "task.format.choices holds ['flu', ''] with an empty choice"),
-        ({"choices": ["flu", "flu "]}, "task.format.choices names a choice twice"),
-        ({"prompt": "{text"}, "task.format.prompt: '{text' is no template"),
-        ({"prompt": "{}"}, "task.format.prompt: '{}' is no template"),
-        ({"prompt": "{text!x}"}, "task.format.prompt: '{text!x}' is no template"),
-        ({"prompt": "What?"}, "task.format.prompt: 'What?' names no column"),
+        ({"choices": ["flu"]}, "task.format.choices holds ['flu']"),
+        ({"choices": ["flu", ""]}, "task.format.choices holds ['flu', '']. Each choice must be text"),
+        ({"choices": ["flu", "flu "]}, "task.format.choices lists a choice twice"),
+        ({"prompt": "{text"}, "task.format.prompt: '{text' is not a valid template"),
+        ({"prompt": "{}"}, "task.format.prompt: '{}' is not a valid template"),
+        ({"prompt": "{text!x}"}, "task.format.prompt: '{text!x}' is not a valid template"),
+        ({"prompt": "What?"}, "task.format.prompt: 'What?' contains no column"),
     ],
 )
 def test_a_bad_format(tmp_path: Path, update: dict[str, Any], message: str) -> None:
@@ -213,24 +213,24 @@ def test_a_bad_format(tmp_path: Path, update: dict[str, Any], message: str) -> N
 
 def test_one_class_only(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [ROWS[0], {**ROWS[0], "text": "b"}])
-    assert message_of(path, LABELS) == (f"{path}: all 2 examples have the answer 'flu'. Give examples of two or more.")
+    assert f"{path}: all 2 examples have the answer 'flu'" in message_of(path, LABELS)
 
 
 def test_ids_that_stand_twice(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", [{**row, "id": "same"} for row in ROWS])
-    assert message_of(path) == f"{path}, line 2: id 'same' stands already in {path}, line 1. Give each row its own id."
+    assert f"{path}, line 2: id 'same' is already used in {path}, line 1" in message_of(path)
 
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
     assert "none does not exist" in message_of(tmp_path / "none")
     assert "has no train file" in message_of(tmp_path)
     (tmp_path / "x.xlsx").write_text("x")
-    assert "x.xlsx has an unknown ending. Known: .jsonl, .jsonl.gz, .json, .csv, .parquet." in message_of(
+    assert "x.xlsx has an unknown suffix. Known suffixes: .jsonl, .jsonl.gz, .json, .csv, .parquet." in message_of(
         tmp_path / "x.xlsx"
     )
     write(tmp_path / "train.csv", ROWS)
     write(tmp_path / "train.jsonl", ROWS)
-    assert "both train.jsonl and train.csv are there; keep one of them" in message_of(tmp_path)
+    assert "both train.jsonl and train.csv" in message_of(tmp_path)
 
 
 def test_an_error_in_the_test_file_names_it(tmp_path: Path) -> None:

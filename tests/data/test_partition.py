@@ -175,23 +175,23 @@ def test_fewer_examples_than_clients(kind: str) -> None:
 
 def test_dirichlet_that_leaves_a_client_empty() -> None:
     message = message_of("dirichlet", [example(i) for i in range(9)], 8, alpha=0.01)
-    assert "task.partition.kind dirichlet cannot share 9 examples among 8 clients" in message
+    assert "task.partition.kind dirichlet can't divide 9 examples among 8 clients" in message
     assert "raise task.partition.alpha (0.01) or task.private_size, or lower task.clients" in message
 
 
 def test_dirichlet_over_free_text() -> None:
-    assert "40 different answers in 40 examples are no classes" in message_of("dirichlet", free(40), 2)
+    assert "40 different answers in 40 examples are too many to be classes" in message_of("dirichlet", free(40), 2)
 
 
 def test_more_shards_than_examples() -> None:
     message = message_of("shards", examples(9), 5, shards=2)
-    assert "task.partition.kind shards cannot share 9 examples among 5 clients" in message
+    assert "task.partition.kind shards can't divide 9 examples among 5 clients" in message
     assert "lower task.partition.shards (2)" in message
 
 
 def test_quantity_that_leaves_a_client_empty() -> None:
     message = message_of("quantity", examples(5), 4)
-    assert "task.partition.kind quantity cannot share 5 examples among 4 clients" in message
+    assert "task.partition.kind quantity can't divide 5 examples among 4 clients" in message
     assert "raise task.private_size, or lower task.clients" in message
 
 
@@ -257,7 +257,7 @@ def test_a_test_set_that_is_too_small_is_used_whole_with_a_note() -> None:
     test = [example(i) for i in range(100, 104)]
     parts = split(Pool(examples(17), test), config(), 0)
     assert parts.test == test
-    assert parts.notes == ["the test set has 4 examples, fewer than task.test_size 6: all are used"]
+    assert parts.notes == ["the test set has 4 examples, fewer than task.test_size 6; all are used"]
 
 
 def test_duplicates_leave_the_training_data_and_stay_in_the_test_set() -> None:

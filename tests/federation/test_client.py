@@ -254,7 +254,7 @@ def test_under_privacy_the_own_adapter_has_no_noise_and_costs_none_and_no_number
 
 
 def test_client_that_was_not_asked_to_by_its_operator_keeps_nothing(task, slm):
-    with pytest.raises(RefusalError, match=r"client a keeps no adapter of its own: client.personal is false there"):
+    with pytest.raises(RefusalError, match=r"client a keeps no adapter of its own.*client\.personal"):
         client(task, slm).answer(TrainRequest(3, read_adapter(slm), keep=True))
 
 

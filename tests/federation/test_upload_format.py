@@ -44,7 +44,7 @@ def test_values_are_rounded_to_the_nearest(dtype, value, nearest):
 
 def test_value_that_float16_does_not_have_names_its_tensor():
     adapter = {"good": torch.tensor([65504.0]), "layers.3.lora_B": torch.tensor([1.0, -70000.0])}
-    with pytest.raises(UserError, match=r"tensor layers.3.lora_B has a value of 7e\+04, and float16 ends at 6.55e\+04"):
+    with pytest.raises(UserError, match=r"tensor layers.3.lora_B has a value of 7e\+04, .*float16 is 6.55e\+04"):
         HALF.pack(adapter)
     assert BRAIN.pack(adapter)["layers.3.lora_B"].tolist() == [1.0, -70144.0]
 

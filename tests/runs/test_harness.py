@@ -224,7 +224,7 @@ def test_examples_are_written_once(tiny_run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fedcollm", "evaluate", str(tiny_run), *options])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
-    assert "write-examples" in capsys.readouterr().err
+    assert "Leave out --write-examples" in capsys.readouterr().err
 
 
 def test_other_tasks_are_refused(tiny_config, tmp_path):

@@ -1,6 +1,6 @@
-"""The tasks and modalities that ship, a plain table of each, and what is built from their entries.
+"""The tables of tasks and modalities that ship with fedcollm, and the functions that build from their entries.
 
-A new task is one entry of `TASKS`; a new modality is one of `MODALITIES`.
+To add a task, add an entry to `TASKS`. To add a modality, add an entry to `MODALITIES`.
 """
 
 import math
@@ -28,12 +28,12 @@ from fedcollm.modalities.vision.task import ImageTask
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task that ships.
+    """A task that ships with fedcollm.
 
     Attributes:
-        load: from the section `task` and the run's seed to the examples.
+        load: returns the examples, given the section `task` and the run's seed.
         modality: a key of `MODALITIES`.
-        comment: what it is, in one line.
+        comment: what the task is, in one line.
     """
 
     load: Callable[[TaskConfig, int], Pool]
@@ -42,9 +42,9 @@ class TaskEntry:
 
 
 class BaseModels(Protocol):
-    """The part of a modality that knows its base models, and needs neither data nor a tokenizer to be built.
+    """The part of a modality that deals with its base models. It needs neither data nor a tokenizer.
 
-    Every `Modality` has it; see there.
+    Every `Modality` has these methods; see there for their arguments.
     """
 
     causal_lm: ClassVar[bool]
@@ -54,7 +54,7 @@ class BaseModels(Protocol):
         ...
 
     def prepare(self, section: ModelConfig) -> None:
-        """Convert and cut the base of a role once, before several processes would all do it."""
+        """Convert and cut the base network of a role once, before several processes need it."""
         ...
 
     def outline(self, section: ModelConfig) -> nn.Module:
@@ -62,18 +62,20 @@ class BaseModels(Protocol):
         ...
 
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
-        """Return an estimate of the positions that an example takes in a model, and of its output rows."""
+        """Return estimates of the number of positions and of output rows of an example."""
         ...
 
 
 @dataclass(frozen=True)
 class ModalityEntry:
-    """A modality that ships.
+    """A modality that ships with fedcollm.
 
     Attributes:
-        models: what it knows of base models; nothing is loaded to build it.
-        build: from the task's name, `slm`, `llm` and whether their tokenizers may differ to the modality of a pair.
-        build_for_client: from the task's name, `slm` and `Modality.facts` to the modality of one client.
+        models: the part that deals with base models, which is built without loading anything.
+        build: returns the modality of a pair of models, given the task's name, the sections `slm` and `llm`, and
+            whether their tokenizers may differ.
+        build_for_client: returns the modality of a client, given the task's name, the section `slm` and the server's
+            `Modality.facts`.
     """
 
     models: BaseModels
@@ -101,19 +103,21 @@ def _load_digits(config: TaskConfig, seed: int) -> Pool:
 def _load_own_files(config: TaskConfig, seed: int) -> Pool:
     if config.path is None or config.format is None:
         raise UserError(
-            "task.name: custom needs task.path (a file or directory) and task.format (prompt, answer, choices)."
+            "task.name: custom needs your files. Set task.path (a file or directory) and task.format (prompt, answer, "
+            "choices)."
         )
     return load_custom(config.path, config.format)
 
 
+#: Name of a task to its entry.
 TASKS: Mapping[str, TaskEntry] = {
-    "icd10": TaskEntry(_load_icd10, "text", "the chapter of ICD-10-CM that a diagnosis belongs to (in the package)"),
-    "arc_easy": TaskEntry(_load_questions, "text", "science questions, the easy ones of ARC"),
-    "arc_challenge": TaskEntry(_load_questions, "text", "science questions, the hard ones of ARC"),
+    "icd10": TaskEntry(_load_icd10, "text", "the ICD-10-CM chapter of a diagnosis (comes with the installation)"),
+    "arc_easy": TaskEntry(_load_questions, "text", "the easier science questions of ARC"),
+    "arc_challenge": TaskEntry(_load_questions, "text", "the harder science questions of ARC"),
     "openbookqa": TaskEntry(_load_questions, "text", "questions that need a fact of elementary science"),
     "commonsense_qa": TaskEntry(_load_questions, "text", "questions that need common sense"),
-    "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with its part of MMLU"),
-    "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (in the package scikit-learn)"),
+    "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with subjects of MMLU"),
+    "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (comes with scikit-learn)"),
     "custom": TaskEntry(_load_own_files, "text", "your own files of prompts and answers"),
 }
 
@@ -130,7 +134,7 @@ def _build_text(name: str, slm: ModelConfig, llm: ModelConfig, across_tokenizers
 
 def _build_text_for_client(name: str, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
     if missing := sorted({"vocabulary_size", "context_length"} - facts.keys()):
-        raise UserError(f"task {name}: the server's facts lack {missing[0]}. Take a fresh copy of them.")
+        raise UserError(f"task {name}: the server's facts lack {missing[0]}. Get a fresh copy of them from the server.")
     return _text_task(name, client_facts(slm, facts["vocabulary_size"], facts["context_length"]))
 
 
@@ -142,6 +146,7 @@ def _build_images_for_client(name: str, slm: ModelConfig, facts: Mapping[str, in
     return ImageTask(name, CLASSES)
 
 
+#: Name of a modality to its entry.
 MODALITIES: Mapping[str, ModalityEntry] = {
     "text": ModalityEntry(TextModels(), _build_text, _build_text_for_client),
     "image": ModalityEntry(ImageModels(), _build_images, _build_images_for_client),
@@ -152,49 +157,49 @@ def load_pool(config: TaskConfig, seed: int) -> Pool:
     """Return the examples of a task, before they are split.
 
     Args:
-        config: names the task, and its files where it has some.
-        seed: of the run.
+        config: the section that names the task and its files, if any.
+        seed: the run's seed.
 
     Raises:
-        UserError: unknown task, or data that is missing or broken.
+        UserError: the task is unknown, or its data is missing or invalid.
     """
     return _entry(config).load(config, seed)
 
 
 def build_modality(task: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
-    """Return the modality of a task for a pair of models; their weights are not loaded.
+    """Return the modality of a task for a pair of models, without loading their weights.
 
     Args:
-        task: names the task.
-        slm: the SLM.
-        llm: the LLM.
-        across_tokenizers: whether the two may have different tokenizers.
+        task: the section that names the task.
+        slm: the section of the SLM.
+        llm: the section of the LLM.
+        across_tokenizers: whether the two models may have different tokenizers.
 
     Raises:
-        UserError: unknown task, models that can't be read, or tokenizers that differ.
+        UserError: the task is unknown, a model can't be read, or the tokenizers differ.
     """
     return _modality(task).build(task.name, slm, llm, across_tokenizers)
 
 
 def build_client_modality(task: TaskConfig, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
-    """Return the modality of a client elsewhere, which has the SLM only.
+    """Return the modality of a deployed client, which has only the SLM.
 
     Args:
-        task: names the task.
-        slm: the SLM.
-        facts: those of `build_modality(...).of("slm")`.
+        task: the section that names the task.
+        slm: the section of the SLM.
+        facts: `build_modality(...).of("slm").facts()`, as the server computed it.
 
     Raises:
-        UserError: unknown task, an SLM that can't be read, or facts that are missing.
+        UserError: the task is unknown, the SLM can't be read, or facts are missing.
     """
     return _modality(task).build_for_client(task.name, slm, facts)
 
 
 def base_models(task: TaskConfig) -> BaseModels:
-    """Return what the modality of a task knows of base models, without loading anything.
+    """Return the part of a task's modality that deals with base models, without loading anything.
 
     Raises:
-        UserError: unknown task.
+        UserError: the task is unknown.
     """
     return _modality(task).models
 
@@ -205,5 +210,5 @@ def _modality(task: TaskConfig) -> ModalityEntry:
 
 def _entry(task: TaskConfig) -> TaskEntry:
     if task.name not in TASKS:
-        raise UserError(f"task.name: unknown task {task.name!r}. Known: {', '.join(TASKS)}")
+        raise UserError(f"task.name: unknown task {task.name!r}. Choose one of {', '.join(TASKS)}.")
     return TASKS[task.name]

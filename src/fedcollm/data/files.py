@@ -1,4 +1,4 @@
-"""Reading examples from files: strict, and every error names the file and the line or row."""
+"""Read the user's own examples from files, strictly: every error names the file and the line or row."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, cast
 
 from fedcollm.config import FormatConfig
 from fedcollm.data.partition import check_classes
@@ -20,60 +20,78 @@ SUFFIXES = (*JSONL, ".json", ".csv", ".parquet")
 LETTERS = string.ascii_uppercase
 
 
+class _Field(NamedTuple):
+    """A piece of a prompt template: literal text and, unless `column` is empty, the column that follows it.
+
+    The conversion (`r`, `s`, `a` or None) and the format specification are those of Python's format strings.
+    """
+
+    text: str
+    column: str
+    conversion: Literal["r", "s", "a"] | None
+    spec: str
+
+
 def find_part(directory: Path, part: str, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
-    """Return the file that holds `train`, `dev` or `test`, or None.
+    """Return the file of a part of the data, or None if there is none.
+
+    Args:
+        directory: the directory to search.
+        part: name of the file without its suffix: `train`, `dev` or `test`.
+        suffixes: the suffixes that the file may have.
 
     Raises:
-        UserError: there are several.
+        UserError: there are several such files.
     """
     found = [path for suffix in suffixes if (path := directory / f"{part}{suffix}").is_file()]
     if len(found) > 1:
-        raise UserError(f"{directory}: both {found[0].name} and {found[1].name} are there; keep one of them.")
+        raise UserError(f"{directory}: there are both {found[0].name} and {found[1].name}. Keep only one of them.")
     return found[0] if found else None
 
 
 def check_ids(examples: Sequence[TextExample], places: Sequence[str]) -> None:
-    """Check that no id stands twice.
+    """Check that the ids of examples are distinct.
 
     Args:
-        examples: in the order of their files.
-        places: file and line of each example, for messages.
+        examples: the examples, in the order of their file.
+        places: file and line of each example, for the message.
 
     Raises:
-        UserError: an id stands twice.
+        UserError: two examples have the same id.
     """
     first: dict[str, str] = {}
     for example, place in zip(examples, places, strict=True):
         if example.id in first:
             raise UserError(
-                f"{place}: id {example.id!r} stands already in {first[example.id]}. Give each row its own id."
+                f"{place}: id {example.id!r} is already used in {first[example.id]}. Give each row its own id."
             )
         first[example.id] = place
 
 
 def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) -> Pool:
-    """Return the user's own JSONL, CSV or Parquet as examples.
+    """Return the examples in the user's own JSONL, CSV or Parquet files.
 
     Args:
-        path: one file (then the test set is cut from it), or a directory with a `train` file and a
-            `test` or `dev` file or neither.
-        format: which columns make the prompt, the choices and the answer.
-        several_classes: refuse training data with one answer only, which one client's data may have.
+        path: a single file, or a directory with a `train` file and possibly a `test` or `dev` file. Without a test
+            file, the test set is cut from the training data.
+        format: which columns are the prompt, the choices and the answer.
+        several_classes: whether to refuse training data with a single answer. The data of one client may have one.
 
     Raises:
-        UserError: a file, a row or the format is wrong.
+        UserError: a file, a row or the format is invalid.
     """
     fields = _template(format.prompt)
     if isinstance(format.choices, list):
         _check_choices(format.choices, "task.format.choices")
         if len({choice.strip() for choice in format.choices}) < len(format.choices):
-            raise UserError(f"task.format.choices names a choice twice: {shorten(format.choices)}. Name each once.")
+            raise UserError(f"task.format.choices lists a choice twice: {shorten(format.choices)}. List each once.")
     if not path.exists():
         raise UserError(f"task.path: {path} does not exist. Give a file or a directory of {', '.join(SUFFIXES)} files.")
     train_path = find_part(path, "train") if path.is_dir() else path
     if train_path is None:
         raise UserError(
-            f"task.path: {path} has no train file. Name one of them {' or '.join('train' + s for s in SUFFIXES)}."
+            f"task.path: {path} has no train file. Name the training file one of "
+            f"{', '.join('train' + suffix for suffix in SUFFIXES)}."
         )
     test_path = (find_part(path, "test") or find_part(path, "dev")) if path.is_dir() else None
     train = _load(train_path, format, fields)
@@ -82,8 +100,9 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
     return Pool(train, _load(test_path, format, fields) if test_path else None)
 
 
-def _load(path: Path, format: FormatConfig, fields: list[tuple[str, str, str, str]]) -> list[TextExample]:
-    examples, places = [], []
+def _load(path: Path, format: FormatConfig, fields: list[_Field]) -> list[TextExample]:
+    examples: list[TextExample] = []
+    places: list[str] = []
     for position, (place, row) in enumerate(_rows(path), start=1):
         answer, choices, labels = _answer(row, format, place)
         examples.append(
@@ -98,13 +117,13 @@ def _load(path: Path, format: FormatConfig, fields: list[tuple[str, str, str, st
         )
         places.append(place)
     if not examples:
-        raise UserError(f"{path} has no rows. Give it some, or set task.path to another file.")
+        raise UserError(f"{path} has no rows. Add some, or set task.path to another file.")
     check_ids(examples, places)
     return examples
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place for messages, row) for each row of a file."""
+    """Yield each row of a file after its place (file and line or row), for messages."""
     if path.name.endswith((*JSONL, ".json")):
         yield from ((f"{path}, line {number}", row) for number, row in read_jsonl(path))
     elif path.suffix == ".csv":
@@ -112,7 +131,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     elif path.suffix == ".parquet":
         yield from ((f"{path}, row {number}", row) for number, row in enumerate(_parquet_rows(path), start=1))
     else:
-        raise UserError(f"task.path: {path} has an unknown ending. Known: {', '.join(SUFFIXES)}.")
+        raise UserError(f"task.path: {path} has an unknown suffix. Known suffixes: {', '.join(SUFFIXES)}.")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,87 +146,86 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 elif fields and len(fields) != len(columns):
                     raise UserError(
                         f"{path}, line {line}: {len(fields)} fields, but the header has {len(columns)}. "
-                        "Quote texts that hold commas."
+                        "Put quotes around text that contains commas."
                     )
                 elif fields:  # a blank line has none
                     yield f"{path}, line {line}", dict(zip(columns, fields, strict=True))
                 line = reader.line_num + 1
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}, line {line}: cannot be read as CSV in UTF-8 ({error}).") from None
+        raise UserError(f"{path}, line {line}: can't be read as CSV in UTF-8 ({error}). Correct this line.") from None
 
 
 def _check_header(columns: list[str], path: Path) -> None:
     twice = [column for column, count in Counter(columns).items() if count > 1]
     if twice:
-        raise UserError(f"{path}, line 1: the header names column {twice[0]!r} twice. Give each column its own name.")
+        raise UserError(f"{path}, line 1: the header has column {twice[0]!r} twice. Give each column its own name.")
 
 
 def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    from pyarrow import parquet
+    import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
+    from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
 
+    reader: Any = parquet.ParquetFile
+    arrow_error: type[Exception] = cast("Any", pa).ArrowException
     try:
-        return parquet.ParquetFile(path).read().to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({error}).") from None
+        return reader(path).read().to_pylist()
+    except (OSError, ValueError, arrow_error) as error:
+        raise UserError(f"{path}: can't be read as Parquet ({error}). Check that the file is complete.") from None
 
 
-def _template(prompt: str) -> list[tuple[str, str, str, str]]:
-    """Return (literal, column, conversion, format spec) for each piece of a template; a column may have any name."""
+def _template(prompt: str) -> list[_Field]:
+    """Return the pieces of a prompt template. A column may have any name."""
     try:
-        pieces = [
-            (text, column or "", conversion or "", spec or "") for text, column, spec, conversion in _pieces(prompt)
-        ]
+        fields = list(_fields(prompt))
     except ValueError as error:
         raise UserError(
-            f"task.format.prompt: {prompt!r} is no template ({error}). Write columns as {{column}}."
+            f"task.format.prompt: {prompt!r} is not a valid template ({error}). Write a column as {{column}}."
         ) from None
-    if not any(column for _, column, _, _ in pieces):
-        raise UserError(f"task.format.prompt: {prompt!r} names no column. Write columns as {{column}}.")
-    return pieces
+    if not any(field.column for field in fields):
+        raise UserError(f"task.format.prompt: {prompt!r} contains no column. Write a column as {{column}}.")
+    return fields
 
 
-def _pieces(prompt: str) -> Iterator[tuple[str, str | None, str | None, str | None]]:
+def _fields(prompt: str) -> Iterator[_Field]:
     for text, column, spec, conversion in string.Formatter().parse(prompt):
         if column == "":
             raise ValueError("{} without a name")
         if conversion not in (None, "r", "s", "a"):
             raise ValueError(f"unknown conversion !{conversion}")
-        yield text, column, spec, conversion
+        yield _Field(text, column or "", conversion, spec or "")
 
 
-def _prompt(row: dict[str, Any], fields: list[tuple[str, str, str, str]], place: str) -> str:
-    parts = []
+def _prompt(row: dict[str, Any], fields: list[_Field], place: str) -> str:
+    parts: list[str] = []
     for text, column, conversion, spec in fields:
         parts.append(text)
         if column:
             value = _value(row, column, place, "task.format.prompt")
             if isinstance(value, (list, dict)):
-                raise UserError(
-                    f"{place}: column {column!r} holds {shorten(value)}; a prompt needs a text or a number."
-                )
+                raise UserError(f"{place}: column {column!r} holds {shorten(value)}. A prompt needs text or a number.")
             try:
-                parts.append(format(string.Formatter().convert_field(value, conversion or None), spec))
+                parts.append(format(string.Formatter().convert_field(value, conversion), spec))
             except (ValueError, TypeError) as error:
                 raise UserError(
-                    f"{place}: task.format.prompt cannot format column {column!r}, {shorten(value)} ({error})."
+                    f"{place}: task.format.prompt can't format {shorten(value)} in column {column!r} ({error}). "
+                    "Correct the row or the template."
                 ) from None
     return "".join(parts)
 
 
 def _value(row: dict[str, Any], column: str, place: str, key: str) -> Any:
     if column not in row:
-        raise UserError(f"{place}: no column {column!r} ({key}). Columns there: {', '.join(map(str, row))}.")
+        raise UserError(f"{place}: there is no column {column!r} ({key}). The columns are {', '.join(map(str, row))}.")
     value = row[column]
     if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN differs from itself
-        raise UserError(f"{place}: column {column!r} ({key}) is empty. Fill it in or drop the row.")
+        raise UserError(f"{place}: column {column!r} ({key}) is empty. Fill it in, or remove the row.")
     return value
 
 
 def _scalar(row: dict[str, Any], column: str, place: str, key: str) -> str:
     value = _value(row, column, place, key)
     if isinstance(value, (list, dict)):
-        raise UserError(f"{place}: column {column!r} ({key}) holds {shorten(value)}; it needs a text or a number.")
+        raise UserError(f"{place}: column {column!r} ({key}) holds {shorten(value)}. It needs text or a number.")
     return str(value).strip()
 
 
@@ -227,34 +245,42 @@ def _answer(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[int,
     if not found and answer in labels:
         found = [labels.index(answer)]
     if len(found) != 1:
-        problem = "stands more than once among" if found else "is not one of"
+        problem = "appears more than once among" if found else "is not one of"
         raise UserError(
             f"{place}: answer {shorten(answer)} (column {format.answer!r}) {problem} the choices "
-            f"{shorten(list(choices))}. " + ("Give its letter." if found else "Correct the row or task.format.choices.")
+            f"{shorten(list(choices))}. "
+            + ("Write its letter instead." if found else "Correct the row or task.format.choices.")
         )
     return found[0], choices, labels
 
 
 def _choices(value: Any, place: str) -> tuple[str, ...]:
-    """Return the choices of a row: a list, a JSON list, or a text with | between them."""
+    """Return the choices of a row, given as a list, as a JSON list, or as text with | between the choices."""
     if isinstance(value, str):
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = None
-        value = parsed if isinstance(parsed, list) else value.split("|")
+        value = _split(value)
     if not isinstance(value, list):
         raise UserError(
-            f"{place} holds {shorten(value)}. Choices are a list, a JSON list, or a text with | between them."
+            f"{place} holds {shorten(value)}. Write the choices as a list, as a JSON list, or as text with | between "
+            "them."
         )
-    _check_choices(value, place)
-    if len(value) > len(LETTERS):
-        raise UserError(f"{place} holds {len(value)} choices. Give at most {len(LETTERS)}.")
-    return tuple(str(choice).strip() for choice in value)
+    choices = cast("list[Any]", value)
+    _check_choices(choices, place)
+    if len(choices) > len(LETTERS):
+        raise UserError(f"{place} holds {len(choices)} choices. Give at most {len(LETTERS)}.")
+    return tuple(str(choice).strip() for choice in choices)
+
+
+def _split(text: str) -> list[Any]:
+    """Return the choices in a text, which is a JSON list or has | between them."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = None
+    return cast("list[Any]", parsed) if isinstance(parsed, list) else text.split("|")
 
 
 def _check_choices(choices: list[Any], place: str) -> None:
     if not all(isinstance(choice, (str, int, float)) and str(choice).strip() for choice in choices):
-        raise UserError(f"{place} holds {shorten(choices)} with an empty choice. Each must be a text.")
+        raise UserError(f"{place} holds {shorten(choices)}. Each choice must be text that is not empty.")
     if len(choices) < 2:
-        raise UserError(f"{place} holds {shorten(choices)}, which is {len(choices)} choices. Give at least 2.")
+        raise UserError(f"{place} holds {shorten(choices)}. Give at least 2 choices.")

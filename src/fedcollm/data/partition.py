@@ -1,7 +1,7 @@
-"""Splitting a pool into public, private and test parts, and the private part into clients.
+"""Split a pool into public, private and test parts, and the private part among the clients.
 
-Of an example, only its label, group and content are read. The partitioners are those of flwr-datasets; they see
-positions and integer codes, never examples.
+Only the label, the group and the content of an example are read. The partitioners come from flwr-datasets and see
+positions and integer codes, never the examples.
 """
 
 import contextlib
@@ -18,40 +18,47 @@ from fedcollm.modalities.base import Pool, Split
 from fedcollm.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
+    from flwr_datasets.partitioner import Partitioner  # pyright: ignore[reportMissingTypeStubs]
 
-#: More distinct labels than this are no classes, where labels are free text.
+#: Free-text labels are treated as classes only if there are at most this many distinct ones.
 MOST_CLASSES = 30
 
 
 def check_classes(examples: Sequence[Any], where: str = "the training data") -> None:
-    """Check that examples have several labels: there is nothing to learn from a single one.
+    """Check that the examples have at least two distinct labels, since there is nothing to learn from a single one.
+
+    Args:
+        examples: the examples to check.
+        where: where they come from, for the message.
 
     Raises:
-        UserError: fewer than two distinct labels.
+        UserError: there are fewer than two distinct labels.
     """
     labels = {example.label for example in examples}
     if len(labels) < 2:
         names = ", ".join(map(repr, labels)) or "no label"
-        raise UserError(f"{where}: all {len(examples)} examples have the answer {names}. Give examples of two or more.")
+        raise UserError(
+            f"{where}: all {len(examples)} examples have the answer {names}. Give examples with at least two answers."
+        )
 
 
 def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Split:
-    """Return disjoint test, public and private parts, a function of the pool, the sizes and the seed.
+    """Split a pool into disjoint test, public and private parts that depend only on the pool, the sizes and the seed.
 
-    Of examples with equal content, one stays: that of the test set, else the first, those of the pool's own public
-    examples last. The public part is taken from these, or else from the front of the shuffled data, and the private
-    part from its end, so that neither changes with the other's size, and the private part does not depend on the kind
+    Only one of several examples with equal content is kept: the first one in the test set, or else in the training
+    data, or else among the pool's own public examples. The public part comes from the pool's own public examples if it
+    has any, or else from the front of the shuffled training data. The private part comes from the end of the shuffled
+    training data. So neither part changes with the size of the other, and the private part does not depend on the kind
     of partition.
 
     Args:
-        pool: as its source delivers it.
-        config: sizes and kind of partition.
-        seed: of the run.
-        private: False where the clients have their own data elsewhere, and the pool need not hold any for them.
+        pool: the examples as their source delivers them.
+        config: the sizes and the kind of partition.
+        seed: the run's seed.
+        private: False if the clients have their own data elsewhere, so that the pool need not contain any for them.
 
     Raises:
-        UserError: not enough examples, or a partition that cannot be made.
+        UserError: there are not enough examples, or the partition is impossible.
     """
     test, train, public, removed = _without_duplicates(pool)
     random.Random(derive_seed(seed, "split")).shuffle(train)
@@ -79,18 +86,21 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
 
 
 def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any], list[str]]:
-    """Return `test_size` examples of a given test set, in its order, and a note if it has fewer."""
+    """Return `test_size` examples of a given test set in their original order, and a note if it has fewer."""
     if not test:
-        raise UserError(f"task {config.name}: the test set has no examples. Give it some, or leave its file out.")
+        raise UserError(
+            f"task {config.name}: the test set has no examples. Add some, or remove its file to have it cut from the "
+            "training data."
+        )
     if len(test) < config.test_size:
-        note = f"the test set has {len(test)} examples, fewer than task.test_size {config.test_size}: all are used"
+        note = f"the test set has {len(test)} examples, fewer than task.test_size {config.test_size}; all are used"
         return test, [note]
     chosen = random.Random(derive_seed(seed, "test")).sample(range(len(test)), config.test_size)
     return [test[i] for i in sorted(chosen)], []
 
 
 def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], list[Any] | None, int]:
-    """Return test, train and public examples with distinct contents, and how many were dropped."""
+    """Return test, train and public examples with distinct contents, and the number of examples dropped."""
     seen: set[str] = set()
     test, train, public = (_unseen(examples or (), seen) for examples in (pool.test, pool.train, pool.public))
     removed = sum(map(len, (pool.test or (), pool.train, pool.public or ()))) - len(seen)
@@ -98,8 +108,8 @@ def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], list[Any] | N
 
 
 def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
-    """Return the examples whose content is not in `seen`, which grows."""
-    kept = []
+    """Return the examples whose content is not in `seen`, and add their contents to it."""
+    kept: list[Any] = []
     for example in examples:
         if example.content not in seen:
             seen.add(example.content)
@@ -110,7 +120,7 @@ def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
 def _check_sizes(
     train: int, public: int | None, removed: int, config: TaskConfig, clients: int, test_from_train: bool
 ) -> None:
-    """Check that there are enough examples; `public` is None if the public ones come from the training data too."""
+    """Check that there are enough examples. `public` is None if the public ones come from the training data too."""
     needed = clients * config.private_size
     private = {f"task.clients {clients} × task.private_size {config.private_size}": needed} if clients else {}
     shared = {f"task.{key} {getattr(config, key)}": getattr(config, key) for key in ("public_size", "unlabelled_size")}
@@ -128,7 +138,7 @@ def _check_size(kind: str, available: int, parts: dict[str, int], removed: int, 
         duplicates = f" (after {removed} duplicates were dropped)" if removed else ""
         raise UserError(
             f"task {name}: {needed} {kind} examples are needed ({' + '.join(parts)}), "
-            f"but there are {available}{duplicates}. Lower one of these keys or give more data."
+            f"but there are {available}{duplicates}. Lower one of these keys or provide more data."
         )
 
 
@@ -139,19 +149,28 @@ def _groups_note(client: str, examples: Sequence[Any]) -> str:
 
 
 def partition(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> dict[str, list[Any]]:
-    """Return client id ("0", "1", ...) to its examples; every example goes to one client.
+    """Divide examples among clients. Every example goes to exactly one client.
 
-    - iid: equal sizes.
-    - dirichlet: each label is shared out by proportions drawn from Dirichlet(α) (arXiv 1905.12022).
-    - shards: sorted by label, cut into `clients * shards` blocks, `shards` random ones per client (arXiv
-      1602.05629); the few examples that fill no block are dealt out one by one.
-    - natural: one client per group; where there are more groups than clients, whole groups are dealt out
-      in turn, largest first.
-    - quantity: sizes in the ratio 1 : 2 : ... : K.
-    - pooled: client "0" has all.
+    - iid: clients of equal size.
+    - dirichlet: each label is divided in proportions drawn from Dirichlet(α) (arXiv 1905.12022).
+    - shards: the examples are sorted by label and cut into `clients * shards` blocks, of which each client gets
+      `shards` at random (arXiv 1602.05629). The few examples left over are dealt out one by one.
+    - natural: one client per group. If there are more groups than clients, whole groups are dealt out in turn, the
+      largest first.
+    - quantity: clients with sizes in the ratio 1 : 2 : ... : K.
+    - pooled: client "0" has all examples.
+
+    Args:
+        examples: the private examples.
+        clients: K, the number of clients.
+        config: the kind of partition and its settings.
+        seed: the run's seed.
+
+    Returns:
+        Client id ("0", "1", ...) to the client's examples.
 
     Raises:
-        UserError: the partition cannot be made, or would leave a client without examples.
+        UserError: the partition is impossible, or would leave a client without examples.
     """
     if config.kind == "pooled":
         return {"0": list(examples)}
@@ -171,8 +190,8 @@ def partition(examples: Sequence[Any], clients: int, config: PartitionConfig, se
 
 
 def _parts(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> list[list[int]]:
-    """Return positions in `examples` by client."""
-    from flwr_datasets import partitioner as flower  # imports `datasets`: 3 s
+    """Return the positions in `examples` of each client's part."""
+    import flwr_datasets.partitioner as flower  # pyright: ignore[reportMissingTypeStubs] # takes 3 s
 
     if config.kind == "natural":
         groups = _run(flower.NaturalIdPartitioner("code"), _codes(examples, "group", clients, config))
@@ -195,48 +214,50 @@ def _parts(examples: Sequence[Any], clients: int, config: PartitionConfig, seed:
         raise UserError(_failed(config, len(examples), clients, str(error).split(".")[0])) from None
     used = {i for part in parts for i in part}
     spare = sorted((i for i in range(len(examples)) if i not in used), key=lambda i: codes[i])
-    for turn, i in enumerate(spare):  # of shards only
+    for turn, i in enumerate(spare):  # only shards leave examples over
         parts[turn % clients].append(i)
     return parts
 
 
 def _codes(examples: Sequence[Any], attribute: str, clients: int, config: PartitionConfig) -> list[int]:
-    """Return each example's label or group as a number, in the order of their names."""
+    """Return each example's label or group as an integer; the integers follow the sorted names."""
     names = [getattr(example, attribute) for example in examples]
     missing = names.count(None)
     if missing:
         column = "task.format.group" if attribute == "group" else "the answers"
         raise UserError(
             f"task.partition.kind {config.kind}: {missing} of {len(names)} examples have no {attribute}. "
-            f"Check {column}, or choose another kind (iid, quantity)."
+            f"Check {column}, or choose another kind, such as iid or quantity."
         )
     distinct = sorted(set(names))
     if attribute == "group" and len(distinct) < clients:
         raise UserError(
             f"task.partition.kind natural: the data has {len(distinct)} groups ({', '.join(distinct)}), "
-            f"fewer than task.clients {clients}. Lower task.clients to {len(distinct)} or choose another kind."
+            f"fewer than task.clients {clients}. Lower task.clients to {len(distinct)}, or choose another kind."
         )
     if config.kind == "dirichlet" and len(distinct) > max(MOST_CLASSES, len(names) / 2):
         raise UserError(
-            f"task.partition.kind dirichlet: {len(distinct)} different answers in {len(names)} examples "
-            "are no classes. Choose another kind (iid, quantity, natural)."
+            f"task.partition.kind dirichlet: {len(distinct)} different answers in {len(names)} examples are too many "
+            "to be classes. Choose another kind: iid, quantity or natural."
         )
     codes = {name: code for code, name in enumerate(distinct)}
     return [codes[name] for name in names]
 
 
 def _run(partitioner: "Partitioner", codes: list[int]) -> list[list[int]]:
-    """Return positions by partition, with the partitioner's progress bars and warnings kept off the screen."""
-    import datasets
+    """Return the positions of each partition, with the partitioner's progress bars and warnings suppressed."""
+    import datasets  # pyright: ignore[reportMissingTypeStubs]
 
+    dataset_class: Any = datasets.Dataset
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        partitioner.dataset = datasets.Dataset.from_dict({"position": range(len(codes)), "code": codes})
-        return [list(partitioner.load_partition(i)["position"]) for i in range(partitioner.num_partitions)]
+        partitioner.dataset = dataset_class.from_dict({"position": range(len(codes)), "code": codes})
+        parts: list[Any] = [partitioner.load_partition(i) for i in range(partitioner.num_partitions)]
+        return [list(part["position"]) for part in parts]
 
 
 def _deal(groups: list[list[int]], clients: int) -> list[list[int]]:
-    """Deal whole groups to clients: one each in the order of their names, or in turn, largest first."""
+    """Deal whole groups to clients: one group each, by name, or in turn, the largest first, if there are more."""
     if len(groups) > clients:
         groups = sorted(groups, key=len, reverse=True)
     return [[i for group in groups[client::clients] for i in group] for client in range(clients)]
@@ -248,13 +269,13 @@ def _failed(config: PartitionConfig, examples: int, clients: int, reason: str) -
         "shards": f"lower task.partition.shards ({config.shards}) or raise task.private_size",
     }.get(config.kind, "raise task.private_size")
     return (
-        f"task.partition.kind {config.kind} cannot share {examples} examples among {clients} clients: {reason}. "
-        f"To mend it, {advice}, or lower task.clients."
+        f"task.partition.kind {config.kind} can't divide {examples} examples among {clients} clients: {reason}. "
+        f"To fix this, {advice}, or lower task.clients."
     )
 
 
 def describe(split: Split) -> dict[str, Any]:
-    """Return what is where, as JSON values: label counts of clients and public part, and sizes."""
+    """Return a summary of a split as JSON values: label counts of the clients and the public part, and sizes."""
     labelled = [example for example in split.public if example.label is not None]
     everyone = [example for part in split.private.values() for example in part] + labelled
     free = all(getattr(example, "has_free_label", False) for example in everyone)

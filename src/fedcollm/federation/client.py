@@ -1,6 +1,6 @@
-"""A client: private examples, and one thing that it does with them.
+"""A client: it fine-tunes the global adapter on its private examples.
 
-It keeps nothing between rounds, except the number of them that it spent privacy on.
+It keeps no state between rounds except, under privacy, the number of rounds that it has trained for.
 """
 
 import time
@@ -24,13 +24,15 @@ from fedcollm.training.fine_tuning import evaluate, fit
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a client has agreed to before it takes part.
+    """What a client agrees to before it takes part in a run.
 
     Attributes:
-        identity: the only run that it takes part in, and its seed.
-        rounds: under privacy, how often it trains; None: as often as it is asked.
-        privacy: what its update must hide; None: nothing. An update under privacy comes without any number beside it.
-        upload: the form that its adapter travels in; with a lower rank, it trains those components only.
+        identity: the only run that the client takes part in, and the seed of that run.
+        rounds: the largest number of rounds that the client trains for under privacy; None sets no limit.
+        privacy: what an update must hide; None if nothing. An update under privacy is the adapter alone, without any
+            number of the client.
+        upload: the form in which the client sends its adapter. If it has a lower rank, the client trains only those
+            components.
     """
 
     identity: RunIdentity = RunIdentity()
@@ -41,19 +43,20 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Client:
-    """One owner of private data.
+    """An owner of private data.
 
     Attributes:
-        id: its name in the federation.
-        modality: reads its examples.
-        slm: base SLM with an adapter, whose values are overwritten by every request.
-        examples: D_k; never leaves this object.
-        test: examples to score the tuned SLM on; if there are none, it is not scored.
-        settings: of local fine-tuning.
-        evaluation: of scoring.
-        agreement: with the federation.
-        spent: under privacy, `rounds` to how often it trained, kept as long as its data is the same.
-        store: puts the adapter away that it keeps after the last round; None: it keeps none.
+        id: the client's name in the federation.
+        modality: makes batches, outputs, losses and scores from its examples.
+        slm: base SLM with an adapter, whose values every request overwrites.
+        examples: D_k; they never leave this object.
+        test: examples on which the tuned SLM is scored; it is not scored if there are none.
+        settings: settings of local fine-tuning.
+        evaluation: settings of scoring.
+        agreement: what the client agreed to with the federation.
+        spent: under privacy, `rounds` maps to the number of rounds that the client has trained for. Whoever builds the
+            client keeps it for as long as the private data is the same.
+        store: saves the adapter that the client keeps after the last round; None if it keeps none.
     """
 
     id: str
@@ -64,64 +67,73 @@ class Client:
     settings: ClientConfig = ClientConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     agreement: Agreement = Agreement()
-    spent: MutableMapping[str, int] = field(repr=False, default_factory=dict)
+    spent: MutableMapping[str, int] = field(repr=False, default_factory=dict[str, int])
     store: Callable[[Adapter], None] | None = field(default=None, repr=False)
 
     @property
     def run(self) -> str:
-        """The only run that it takes part in."""
+        """The name of the only run that the client takes part in."""
         return self.agreement.identity.run
 
     def answer(self, request: Request) -> ClientUpdate:
-        """Train; that is all that a client without secure aggregation does.
+        """Train as requested. Without secure aggregation, a client answers no other kind of request.
 
         Raises:
-            RefusalError: anything else is asked for.
+            RefusalError: the request is for secure aggregation, or a plain update would break the client's privacy;
+                see also `train` and `keep`.
         """
         if not isinstance(request, TrainRequest) or request.session:
             raise RefusalError(f"client {self.id} was not set up for secure aggregation")
         if request.keep:
             return self.keep(request)
         if isinstance(self.agreement.privacy, ClientPrivacy):
-            raise RefusalError(f"client {self.id} adds a share of the noise only, so that a plain update would show")
+            raise RefusalError(
+                f"client {self.id} adds a share of the noise only, too little to hide a plain update; "
+                "use secure aggregation"
+            )
         return self.train(request)
 
     def train(self, request: TrainRequest) -> ClientUpdate:
         """Fine-tune the global adapter on the private examples (Algorithm 1, client side).
 
-        Under client-level privacy the adapter is still the plain one: `SecureClient` clips it and adds noise.
+        Under client-level privacy, the returned adapter is neither clipped nor noised yet: `SecureClient` does both.
 
         Raises:
-            RefusalError: another run, an adapter that does not fit this client's SLM, or the privacy is spent.
-            UserError: a value does not fit `upload`; nothing was sent.
+            RefusalError: the request is of another run, its adapter does not fit the client's SLM, or the client has
+                trained for all rounds that its privacy allows.
+            UserError: a value is too large for the dtype of `upload`; nothing was sent.
         """
         where, start = f"client {self.id}, round {request.round_index}", time.perf_counter()
-        self._begin(request)
-        self._spend()
+        self._load_request(request)
+        self._spend_round()
         loss = self._fit(request.round_index, where)
         adapter = self.agreement.upload.pack(read_adapter(self.slm))
         return self._update(request, adapter, loss, start, where)
 
     def keep(self, request: TrainRequest, tell: bool = True) -> ClientUpdate:
-        """Fine-tune the final adapter once more and keep the result, which never leaves and so needs no noise.
+        """Fine-tune the final adapter once more, and save the result. It never leaves the client, so it needs no noise.
 
         Args:
-            request: with `keep`.
-            tell: answer with loss and score, unless under privacy; else with nothing but the fact.
+            request: a request with `keep`.
+            tell: whether the answer contains the loss and the score. Under privacy it never does.
+
+        Returns:
+            An update without an adapter.
 
         Raises:
-            RefusalError: this client keeps none, another run, or an adapter that does not fit this client's SLM.
+            RefusalError: the client keeps no adapter, the request is of another run, or its adapter does not fit the
+                client's SLM.
         """
         if self.store is None:
-            raise RefusalError(f"client {self.id} keeps no adapter of its own: client.personal is false there")
+            raise RefusalError(f"client {self.id} keeps no adapter of its own, because its client.personal is false")
         where, start = f"client {self.id}, its own adapter", time.perf_counter()
-        self._begin(request)
+        self._load_request(request)
         loss = self._fit(request.round_index, where, private=False)
         self.store(read_adapter(self.slm))
         return self._update(request, {}, loss, start, where) if tell else ClientUpdate(self.id, request.round_index, {})
 
-    def _begin(self, request: TrainRequest) -> None:
-        """Take the adapter of a request up, as far as this client's rank goes."""
+    def _load_request(self, request: TrainRequest) -> None:
+        """Check that a request is of this client's run, and write its adapter, cut to the client's rank, to the SLM."""
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
         try:
@@ -134,7 +146,7 @@ class Client:
     def _update(
         self, request: TrainRequest, adapter: Adapter, loss: float | None, start: float, where: str
     ) -> ClientUpdate:
-        """An adapter with the numbers beside it, of which there are none under privacy."""
+        """Return an update with the number of examples, loss, score and seconds; under privacy, the adapter alone."""
         if self.agreement.privacy:
             return ClientUpdate(self.id, request.round_index, adapter)
         tuned, score = time.perf_counter(), None
@@ -144,8 +156,11 @@ class Client:
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
 
-    def _spend(self) -> None:
-        """Count a round before anything of it can leave; one that is tried again counts again, its noise being new."""
+    def _spend_round(self) -> None:
+        """Under privacy, count a round before any part of its update can leave.
+
+        A round that is repeated counts again, because its noise is new.
+        """
         if self.agreement.privacy is None:
             return
         spent = self.spent.get("rounds", 0)
@@ -154,7 +169,7 @@ class Client:
         self.spent["rounds"] = spent + 1
 
     def _fit(self, round_index: int, where: str, private: bool = True) -> float | None:
-        """Tune the SLM's adapter; return the mean loss, which does not leave the client under privacy."""
+        """Tune the SLM's adapter. Return the mean loss; None under example-level privacy, which must hide it."""
         if private and isinstance(self.agreement.privacy, ExamplePrivacy):
             return fit_privately(self.modality, self.slm, self.examples, self.settings, self.agreement.privacy, where)
         seed = self.agreement.identity.derive("client", self.id, round_index)

@@ -1,9 +1,9 @@
-"""From an SLM that was cut from the LLM into the layers of the LLM that it was cut from.
+"""Layer transfer: carry the clients' change over from the SLM to the LLM, whose layers the SLM was cut from.
 
-The other way round, Offsite-Tuning (Xiao et al., arXiv 2302.04870) and FedBiOT (Wu et al., arXiv 2406.17706) tune an
-adapter on a model with layers dropped and plug it into the whole one. Here both models have adapters of their own, so
-that what moves is the clients' mean change of A and of B, layer by layer. It means the same in both models as far as
-their A and B are alike: they start alike (`init_from_slm`).
+Offsite-Tuning (Xiao et al., arXiv 2302.04870) and FedBiOT (Wu et al., arXiv 2406.17706) tune an adapter on a model with
+dropped layers, and plug it into the whole model. Here, each model has an adapter of its own, and the clients' mean
+change of A and of B is transferred, layer by layer. The change means the same in both models as long as their A and B
+are alike, which they are at the start (`init_from_slm`).
 """
 
 import re
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 from fedcollm.messages import Adapter
 
-#: The first number in a name: `.layers.3.` of most families, `.h.3.` of GPT-2.
+#: The first number in a tensor's name: 3 in `.layers.3.` of most model families, and in `.h.3.` of GPT-2.
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def in_llm(name: str, kept: Sequence[int]) -> str:
-    """The LLM's tensor that a tensor of the SLM stands for.
+    """Return the name of the LLM's tensor that corresponds to a tensor of the SLM.
 
     Args:
-        name: of a tensor of the SLM's adapter.
-        kept: index in the LLM of every layer of the SLM.
+        name: the name of a tensor of the SLM's adapter.
+        kept: the index in the LLM of every layer of the SLM.
 
     >>> in_llm("model.layers.1.mlp.up_proj.lora_A.weight", [0, 3, 5])
     'model.layers.3.mlp.up_proj.lora_A.weight'
@@ -29,19 +29,25 @@ def in_llm(name: str, kept: Sequence[int]) -> str:
 
 
 def init_from_slm(llm: Adapter, slm: Adapter, kept: Sequence[int]) -> Adapter:
-    """ω with the SLM's values in the layers that the SLM has, as both should start."""
+    """Return ω with the values of θ in the layers of the SLM, so that both adapters start alike.
+
+    Args:
+        llm: ω.
+        slm: θ.
+        kept: the index in the LLM of every layer of the SLM.
+    """
     return llm | {in_llm(name, kept): tensor.clone() for name, tensor in slm.items()}
 
 
 def apply_delta(llm: Adapter, before: Adapter, after: Adapter, kept: Sequence[int], share: float = 1.0) -> Adapter:
-    """ω plus a share of the change from θ to the clients' mean, in the layers that the SLM has.
+    """Return ω plus a share of the change of θ in a round, in the layers of the SLM.
 
     Args:
         llm: ω.
         before: θ, as it was broadcast.
-        after: mean of what came back.
-        kept: index in the LLM of every layer of the SLM.
-        share: of the change.
+        after: θ after aggregation.
+        kept: the index in the LLM of every layer of the SLM.
+        share: the factor of the change.
     """
     moved = {in_llm(name, kept): share * (after[name] - before[name]) for name in after}
     return llm | {name: llm[name] + change for name, change in moved.items()}

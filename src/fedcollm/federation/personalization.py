@@ -1,8 +1,8 @@
-"""After the last round: every client tunes the final adapter once more, for itself, and keeps the result.
+"""Personalization: after the last round, every client fine-tunes the final adapter once more and keeps the result.
 
-The plainest personalization, and a strong one (Cheng, Chadha and Duchi, "Fine-tuning in federated learning: a simple
-but tough-to-beat baseline", arXiv 2108.07313v2). No adapter comes back, only whether there is one now and, without
-privacy, what it scores.
+This is the simplest method of personalization, and a strong one (Cheng, Chadha and Duchi, "Fine-tuning in federated
+learning: a simple but tough-to-beat baseline", arXiv 2108.07313v2). No adapter returns to the server. A client only
+confirms that it has an adapter and, without privacy, reports the adapter's score.
 """
 
 import math
@@ -15,17 +15,18 @@ from fedcollm.messages import Answer, ClientUpdate, Failure, RoundRecord, TrainR
 def with_personal(
     record: RoundRecord, request: TrainRequest, ids: Sequence[str], answers: Iterable[Answer]
 ) -> tuple[RoundRecord, dict[str, float]]:
-    """A last round's record with the mean score of the clients' own adapters, and the score of each that told one.
+    """Add the scores of the clients' own adapters to the record of the last round.
 
     Args:
-        record: of the last round.
-        request: what was asked.
-        ids: who was asked.
-        answers: of a transport, from clients that may be faulty or hostile.
+        record: the record of the last round.
+        request: the request that the clients answer.
+        ids: ids of the clients that were asked.
+        answers: answers from a transport; a client may be faulty or hostile.
 
     Returns:
-        The record, with `personal` among the scores if any client told one, the clients' seconds, and those that keep
-        nothing among the lost; and client id to score, in the order of `ids`.
+        The record, and the score of each client that reported one, in the order of `ids`. In the record, the score
+        `personal` is the mean of these, if there are any; the clients' seconds are added; and `lost` says of each
+        client that kept no adapter why it did not.
     """
     lost = dict.fromkeys(ids, "no answer")
     scores: dict[str, float] = {}
@@ -46,11 +47,11 @@ def with_personal(
 
 
 def _objection(answer: Answer, request: TrainRequest) -> str | None:
-    """Why an answer does not count; None if it does."""
+    """Return why an answer is not valid; None if it is."""
     if isinstance(answer, Failure):
         return answer.reason
     if not isinstance(answer, ClientUpdate) or answer.round_index != request.round_index or answer.adapter:
-        return "another answer than was asked for"
+        return "an unexpected answer"
     if answer.score and not math.isfinite(answer.score.value):
         return f"a score of {answer.score.value}"
     return None

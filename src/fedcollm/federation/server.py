@@ -1,4 +1,4 @@
-"""The server: Algorithm 1 of FedCoLLM (arXiv 2411.11707), a round at a time."""
+"""The server: it runs the rounds of Algorithm 1 of FedCoLLM (arXiv 2411.11707)."""
 
 import random
 import time
@@ -20,19 +20,28 @@ from fedcollm.training.fine_tuning import evaluate
 
 
 class Transport(Protocol):
-    """Carries requests to clients and updates back: one interface for one process and for a network."""
+    """Carries requests to clients and answers back, within one process or over a network."""
 
     def clients(self) -> Sequence[str]:
         """Return the ids of the clients that can be asked."""
         ...
 
     def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
-        """Send each client its request; yield their answers as they come."""
+        """Send each client its request, and yield the answers as they arrive."""
         ...
 
 
 def sample(ids: Sequence[str], fraction: float, seed: int, round_index: int) -> list[str]:
-    """Return the clients of a round, in the order of `ids`; at least one, if there are any.
+    """Sample the clients of a round: at least one, if there are any.
+
+    Args:
+        ids: ids of all clients.
+        fraction: the share of clients to sample.
+        seed: seed of the run.
+        round_index: index of the round.
+
+    Returns:
+        The sampled ids, in the order of `ids`.
 
     >>> sample(["a", "b", "c", "d"], 0.5, 0, 1) == sample(["a", "b", "c", "d"], 0.5, 0, 1)
     True
@@ -46,22 +55,22 @@ def sample(ids: Sequence[str], fraction: float, seed: int, round_index: int) -> 
 
 @dataclass
 class Server:
-    """Owner of the LLM, a copy of the SLM and the public set.
+    """The owner of the LLM, a copy of the SLM, and the public data.
 
     Attributes:
-        pair: f with adapter ω (None if there is no distillation), g with adapter θ, and how they read examples.
+        pair: the models, f with adapter ω (None if there is no distillation) and g with adapter θ, and their modality.
         public: D_a.
-        test: examples for scoring both models.
-        transport: the way to the clients.
-        aggregator: combines their updates.
-        settings: of the work on D_a.
-        federation: client sampling and server optimizer.
-        evaluation: of scoring.
-        identity: of the run, which its clients know.
-        slm_layers: for layer transfer: index in the LLM of every layer of the SLM.
-        adapter: θ, the global adapter, as it is broadcast next.
-        state: of the server optimizer.
-        scored: each role's score when it was last scored, with its confusion table.
+        test: examples on which both models are scored.
+        transport: carries requests to the clients.
+        aggregator: combines the clients' updates.
+        settings: settings of the distillation on D_a, and of layer transfer.
+        federation: settings of client sampling and of the server optimizer.
+        evaluation: settings of scoring.
+        identity: the name of the run, which its clients know, and its seed.
+        slm_layers: the index in the LLM of every layer of the SLM, for layer transfer.
+        adapter: θ, the global adapter, as the next round broadcasts it.
+        state: the state of the server optimizer.
+        scored: the latest score of each role.
     """
 
     pair: ModelPair = field(repr=False)
@@ -75,8 +84,8 @@ class Server:
     identity: RunIdentity = RunIdentity()
     slm_layers: Sequence[int] = ()
     adapter: Adapter = field(init=False, repr=False)
-    state: OptimizerState = field(init=False, repr=False, default_factory=dict)
-    scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict)
+    state: OptimizerState = field(init=False, repr=False, default_factory=dict[str, Adapter])
+    scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict[str, Score])
 
     def __post_init__(self) -> None:
         self.adapter = read_adapter(self.pair.slm)
@@ -87,33 +96,36 @@ class Server:
         """Run one round of Algorithm 1.
 
         Args:
-            round_index: 1 for the first.
-            score: whether models are scored in this round.
-            score_clients: whether the clients' tuned SLMs are among them.
+            round_index: index of the round, 1 for the first one.
+            score: whether to score models after this round.
+            score_clients: whether to score the clients' tuned SLMs too.
+
+        Returns:
+            The record of the round.
 
         Raises:
-            NonFiniteError: a loss became NaN or infinite; `adapter` is then still the last good one.
-            RoundFailedError: too few clients gave an update.
+            NonFiniteError: a loss became NaN or infinite. `adapter` is still that of the previous round.
+            RoundFailedError: too few clients sent a valid update. `adapter` is still that of the previous round.
         """
-        # 1. Sample the round's clients and broadcast θ to them.
+        # 1. Sample the clients of the round, and broadcast θ to them.
         clients = sample(self.transport.clients(), self.federation.fraction, self.identity.seed, round_index)
         request = TrainRequest(round_index, self.adapter, score and score_clients, run=self.identity.run)
-        # 2. Each client fine-tunes θ on its private data, 3. and what they send is aggregated, securely where asked.
-        tuned = self.aggregator.aggregate(self.transport.ask, request, clients) if clients else None
-        # 4. The server optimizer takes the mean up: θ, and with layer transfer ω too.
-        state = self._apply_server_optimizer(tuned.adapter) if tuned else self.state
-        # 5. LLM and SLM teach each other on the public set.
+        # 2. Each client k fine-tunes θ on its private data D_k, and the aggregator averages the results.
+        aggregate = self.aggregator.aggregate(self.transport.ask, request, clients) if clients else None
+        # 3. The server optimizer applies the average to θ, and layer transfer carries the change of θ over to ω.
+        state = self._apply_server_optimizer(aggregate.adapter) if aggregate else self.state
+        # 4. Mutual distillation on the public data D_a tunes θ and ω.
         start = time.perf_counter()
-        losses = self._distil(round_index) if self.pair.llm is not None else {}
+        losses = self._distil(round_index)
         distilled, adapter = time.perf_counter(), read_adapter(self.pair.slm)
-        # 6. Score both models, and commit the round.
+        # 5. Score both models, and commit the round: the next one broadcasts the new θ.
         scores = self.scores() if score else {}
         self.adapter, self.state = adapter, state
         seconds = {"distillation": distilled - start, "evaluation": time.perf_counter() - distilled}
-        return self._record(RoundRecord(round_index, scores, losses, seconds=seconds), tuned)
+        return self._record(RoundRecord(round_index, scores, losses, seconds=seconds), aggregate)
 
     def _apply_server_optimizer(self, mean: Adapter) -> OptimizerState:
-        """Write the next θ into the SLM and, where it was cut from the LLM, its change into that; return the state."""
+        """Write the next θ to the SLM and, for layer transfer, its change to the LLM. Return the optimizer's state."""
         adapter, state = apply_server_optimizer(self.federation.server_optimizer, self.adapter, mean, self.state)
         write_adapter(self.pair.slm, adapter)
         llm, share = self.pair.llm, self.settings.layer_transfer
@@ -122,29 +134,40 @@ class Server:
         return state
 
     def _distil(self, round_index: int) -> dict[str, float]:
+        """Distill on D_a, and return the mean losses; without an LLM, do nothing."""
+        if self.pair.llm is None:
+            return {}
         return distil(self.pair, self.public, self.settings, self.identity.derive("server", round_index), round_index)
 
-    def _record(self, record: RoundRecord, tuned: Aggregate | None) -> RoundRecord:
-        """Return a round's record with what the clients did in it."""
+    def _record(self, record: RoundRecord, aggregate: Aggregate | None) -> RoundRecord:
+        """Add the results of the clients to the record of a round."""
         record = replace(record, peak_memory_bytes=peak_memory_bytes())
-        if tuned is None:
+        if aggregate is None:
             return replace(record, seconds={"clients": 0.0, **record.seconds})
-        seconds = dict(tuned.seconds)
+        seconds = dict(aggregate.seconds)
         seconds["distillation"] = record.seconds["distillation"]
         seconds["evaluation"] = seconds.get("evaluation", 0.0) + record.seconds["evaluation"]
+        score, loss = aggregate.clients_score, aggregate.loss
         return replace(
             record,
-            scores=dict(record.scores) | ({} if tuned.clients_score is None else {"clients": tuned.clients_score}),
-            losses=({} if tuned.loss is None else {"client": tuned.loss}) | dict(record.losses),
+            scores=dict(record.scores) | ({} if score is None else {"clients": score}),
+            losses=({} if loss is None else {"client": loss}) | dict(record.losses),
             seconds=seconds,
-            participants=tuned.participants,
-            lost=tuned.lost,
-            bytes_up=tuned.bytes_up,
-            bytes_down=tuned.bytes_down,
+            participants=aggregate.participants,
+            lost=aggregate.lost,
+            bytes_up=aggregate.bytes_up,
+            bytes_down=aggregate.bytes_down,
         )
 
     def personalize(self, record: RoundRecord) -> tuple[RoundRecord, dict[str, float]]:
-        """After the last round, let every client tune θ once more and keep the result; see `with_personal`."""
+        """After the last round, let every client fine-tune θ once more and keep the result.
+
+        Args:
+            record: the record of the last round.
+
+        Returns:
+            The completed record, and the score of each client that reported one, as `with_personal` returns them.
+        """
         request = TrainRequest(record.round + 1, self.adapter, run=self.identity.run, keep=True)
         clients = self.transport.clients()
         told = with_personal(record, request, clients, self.transport.ask(dict.fromkeys(clients, request)))
@@ -152,23 +175,23 @@ class Server:
         return told
 
     def scores(self) -> dict[str, float]:
-        """Score the global SLM and the LLM on the test examples; return the main metric by role."""
+        """Score the global SLM and the LLM on the test examples, and return the main metric of each role."""
         for role in self.pair.models():
             self.scored[role] = self.score(role)
         return {role: score.value for role, score in self.scored.items()}
 
     def score(self, role: str) -> Score:
-        """Score one role's model on the test examples."""
+        """Return the score of one role's model on the test examples."""
         model, modality = self.pair.models()[role], self.pair.modality.of(role)
         return evaluate(modality, model, self.test, self.evaluation.batch_size, f"scoring {role}")
 
     def adapters(self) -> dict[str, Adapter]:
-        """Return all that the next round depends on: θ, ω where there is an LLM, the server optimizer's state."""
+        """Return all that the next round depends on: θ, ω if there is an LLM, and the server optimizer's state."""
         llm = {} if self.pair.llm is None else {"llm": read_adapter(self.pair.llm)}
         return {"slm": self.adapter} | llm | self.state
 
     def restore(self, adapters: Mapping[str, Adapter]) -> None:
-        """Go on from the adapters of an earlier round."""
+        """Continue from what `adapters` returned after an earlier round."""
         models = self.pair.models()
         for role, model in models.items():
             write_adapter(model, adapters[role])

@@ -1,8 +1,9 @@
-"""What the server does with the clients' mean change, its pseudo-gradient Δ.
+"""Server optimizers: how the server applies the clients' mean change, its pseudo-gradient Δ, to the global adapter.
 
-Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2; FedAvgM is Hsu et al., arXiv 1909.06335.
+Source: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, Algorithm 2. FedAvgM is from Hsu et al.,
+arXiv 1909.06335.
 
-Each optimizer here is a row of `SERVER_OPTIMIZERS` in `config/choices.py`, under the same name.
+Each optimizer is a row of `SERVER_OPTIMIZERS` in `config/choices.py`, under the same name.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,20 +13,21 @@ import torch
 from fedcollm.config import ServerOptimizerConfig
 from fedcollm.messages import Adapter
 
-#: Role in a checkpoint ("momentum", "second_moment") to running values, each shaped as the adapter; empty at the start.
+#: The running values of an optimizer by their name in a checkpoint (`momentum`, `second_moment`), each in the shapes of
+#: the adapter; empty before the first round.
 OptimizerState = dict[str, Adapter]
 
 
 def apply_server_optimizer(
     settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """Return the next global adapter, and the optimizer's state beside it.
+    """Return the next global adapter and the optimizer's next state.
 
     Args:
-        settings: name and numbers of the optimizer.
+        settings: name and hyperparameters of the optimizer.
         before: θ, as it was broadcast.
-        mean: mean of the clients' adapters; Δ = mean - θ.
-        state: of the last round.
+        mean: the mean of the clients' adapters; Δ = mean - θ.
+        state: the optimizer's state after the previous round.
     """
     return OPTIMIZERS[settings.kind](settings, before, mean, state)
 
@@ -33,7 +35,7 @@ def apply_server_optimizer(
 def average(
     settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """Return θ + η Δ; with η = 1 the mean itself, bit for bit (FedAvg)."""
+    """Return θ + η Δ. With η = 1 this is the mean itself, bit for bit (FedAvg)."""
     if settings.learning_rate == 1:
         return mean, state
     return {name: torch.lerp(before[name], mean[name], settings.learning_rate) for name in mean}, state
@@ -42,7 +44,7 @@ def average(
 def fedavgm(
     settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """Return θ + η m with m ← β m + Δ (arXiv 1909.06335, section 4.3)."""
+    """Return θ + η m, where m ← β m + Δ (arXiv 1909.06335, section 4.3)."""
     momentum = _running(state, "momentum", mean)
     momentum = {name: settings.momentum * momentum[name] + (mean[name] - before[name]) for name in mean}
     return {name: before[name] + settings.learning_rate * momentum[name] for name in mean}, {"momentum": momentum}
@@ -51,9 +53,9 @@ def fedavgm(
 def fedadam(
     settings: ServerOptimizerConfig, before: Adapter, mean: Adapter, state: OptimizerState
 ) -> tuple[Adapter, OptimizerState]:
-    """Return θ + η m / (√v + τ) with m ← β₁ m + (1 - β₁) Δ and v ← β₂ v + (1 - β₂) Δ².
+    """Return θ + η m / (√v + τ), where m ← β₁ m + (1 - β₁) Δ and v ← β₂ v + (1 - β₂) Δ².
 
-    There is no bias correction, as in the paper.
+    As in the paper, there is no bias correction.
     """
     change = {name: mean[name] - before[name] for name in mean}
     momentum, second = _running(state, "momentum", mean), _running(state, "second_moment", mean)
@@ -76,4 +78,5 @@ OPTIMIZERS: Mapping[
 
 
 def _running(state: OptimizerState, name: str, like: Adapter) -> Adapter:
+    """Return a running value of the state; before the first round, zeros in the shapes of an adapter."""
     return state.get(name) or {key: torch.zeros_like(tensor) for key, tensor in like.items()}

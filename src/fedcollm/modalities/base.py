@@ -1,8 +1,9 @@
-"""The modality contract: all that the loop knows of text, vision or speech.
+"""The modality contract: everything that the training loop knows about text, vision or speech.
 
-A modality says how its models are loaded, how examples become a batch, what the models make of it, and how that is
-scored and shown. The loop, the federation, the transports and deployment know nothing else of it. To co-tune your own
-networks on your own data, derive from `Modality` and pass an instance: `fedcollm.run(config, modality=..., pool=...)`.
+A modality defines how its models are loaded, how examples become a batch, what the models compute from a batch, and how
+their outputs are scored and shown. The training loop, the federation, the transports and deployment know nothing else
+about it. To co-tune your own networks on your own data, subclass `Modality` and pass an instance:
+`fedcollm.run(config, modality=..., pool=...)`.
 """
 
 from abc import ABC, abstractmethod
@@ -19,47 +20,47 @@ from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 
-#: Target of an output row whose example has no label: it counts in the KL mean, but not in the CE mean.
+#: Target of an output row whose example has no label. Such rows count in the mean of the KL, but not of cross-entropy.
 UNLABELLED = -100
 
 
 class Example(Protocol):
-    """One example as the loop sees it; a modality's own examples carry more."""
+    """One example as the training loop sees it. The examples of a modality have further attributes."""
 
     @property
     def id(self) -> str:
-        """Unique within its file."""
+        """Id of the example, unique within its file."""
         ...
 
     @property
     def label(self) -> str | None:
-        """Class name (or answer) for partitioning by label; None if unlabelled."""
+        """Class name or answer, for partitioning by label; None if unlabelled."""
         ...
 
     @property
     def group(self) -> str | None:
-        """Natural client id (hospital, speaker, subject), where the data has one."""
+        """Natural client of the example (hospital, speaker, subject), if the data has one."""
         ...
 
     @property
     def content(self) -> str:
-        """What makes two examples duplicates of each other: the input without its label."""
+        """The input without its label. Two examples with equal content are duplicates."""
         ...
 
     def without_label(self) -> "Example":
-        """Return the example as the unlabelled part of the public data holds it."""
+        """Return the example without its label, for the unlabelled part of the public set."""
         ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Both models' outputs, matched row by row, as distillation compares them.
+    """The outputs of both models, matched row by row, for distillation.
 
     Attributes:
-        slm: [P, V] logits over the shared output space.
-        llm: [P, V] logits over the same space.
-        slm_targets: [P] int64, the right column of each row for the SLM, or `UNLABELLED`.
-        llm_targets: [P] int64, the same for the LLM; they differ only where the models have different tokenizers.
+        slm: [P, V] logits of the SLM over the shared output space.
+        llm: [P, V] logits of the LLM over the same space.
+        slm_targets: [P] int64, the correct column of each row for the SLM, or `UNLABELLED`.
+        llm_targets: [P] int64, the same for the LLM. They differ only if the models have different tokenizers.
     """
 
     slm: Tensor
@@ -69,15 +70,16 @@ class Rows:
 
 
 class Modality(ABC):
-    """How examples of one kind become batches, outputs, losses and scores.
+    """Defines how examples of one kind become batches, outputs, losses and scores.
 
-    A batch is opaque to the loop: whatever `collate` returns goes to `logits`, `targets` and `loss`.
+    A batch is opaque to the training loop, which passes the result of `collate` to `logits`, `targets` and `loss`.
 
     Attributes:
         name: name of the task, for reports.
         metric: name of the main metric, for reports.
-        causal_lm: whether its models are causal language models of transformers, which PEFT must know.
-        options: what the outputs and scores depend on besides models and examples, as plain values; part of cache keys.
+        causal_lm: whether the models are causal language models of transformers, as PEFT needs to know.
+        options: everything besides models and examples that outputs and scores depend on, as plain values for cache
+            keys.
     """
 
     name: str
@@ -89,49 +91,53 @@ class Modality(ABC):
 
     @abstractmethod
     def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
-        """Return the base network of a role, in its dtype, on its device.
+        """Return the base network of a role, in its dtype, on a device.
 
         Args:
-            section: `llm` or `slm` of the configuration.
+            section: the section `llm` or `slm` of the configuration.
             role: `slm` or `llm`.
-            device: where the network will compute.
-            seed: seeds whatever is random in a base without pretrained weights; the same for every resumed run.
+            device: the device on which the network will run.
+            seed: seed of the random weights of a base network that is not pretrained. A resumed run has the same seed.
 
         Raises:
-            UserError: the source does not exist or does not fit.
+            UserError: the source does not exist or is unsuitable.
         """
 
     def outline(self, section: ModelConfig) -> nn.Module:
-        """Return the same network without weights (on torch's `meta` device), for estimates of its size."""
+        """Return the same network without weights (on torch's `meta` device), to estimate its size."""
         with torch.device("meta"):
             return self.load_model(section, "slm", torch.device("meta"), 0)
 
-    def prepare(self, section: ModelConfig) -> None:  # noqa: B027 - most modalities need none
-        """Convert and cut the base of a role once, before several processes would all do it. By default, do nothing.
+    def prepare(self, section: ModelConfig) -> None:  # noqa: B027 - most modalities have nothing to prepare
+        """Convert and cut the base network of a role once, before several processes need it. By default, do nothing.
 
         Raises:
-            UserError: the source does not exist or does not fit.
+            UserError: the source does not exist or is unsuitable.
         """
 
     def is_pretrained(self, section: ModelConfig) -> bool:
-        """Return whether the base has weights of its own, instead of random ones that depend on the run's seed."""
+        """Return whether the base network has pretrained weights, not random ones that depend on the run's seed."""
         return True
 
     def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
-        """Return the index in the LLM of every layer of the SLM, which was cut from it.
+        """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM.
+
+        Args:
+            slm: the section `slm` of the configuration.
+            llm: the LLM's network.
 
         Raises:
-            UserError: models of this modality are not cut from each other.
+            UserError: an SLM of this modality never consists of layers of the LLM.
         """
         raise UserError(
-            f"server.layer_transfer: the models of {self.name} are not cut from each other. "
+            f"server.layer_transfer: an SLM of {self.name} does not consist of layers of the LLM. "
             "Set server.layer_transfer: 0."
         )
 
     # batches
 
     def size(self, example: Any) -> int:
-        """Return the cost of one example (tokens, frames); batches group examples of similar size."""
+        """Return the cost of one example, such as its tokens or frames. Batches contain examples of similar size."""
         return 1
 
     @abstractmethod
@@ -140,35 +146,35 @@ class Modality(ABC):
 
     @abstractmethod
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return [P, V] float32: one row per supervised position, over the output space common to both models."""
+        """Return [P, V] float32 logits: one row per supervised position, over the output space that models share."""
 
     def targets(self, batch: Any) -> Tensor:
-        """Return [P] int64: the right column of each row of `logits`, or `UNLABELLED`.
+        """Return [P] int64: the correct column of each row of `logits`, or `UNLABELLED`.
 
-        A modality with a `loss` of its own need not have targets per row: all rows then count as unlabelled where one
-        model is chosen to teach the other.
+        A modality with its own `loss` does not need targets per row. All rows are then treated as unlabelled when
+        `server.distillation.teach_where_better` compares the models.
         """
         raise NotImplementedError
 
     def loss(self, logits: Tensor, batch: Any) -> Tensor:
-        """Return the supervised loss of a batch, a scalar: by default the mean cross-entropy over labelled rows.
+        """Return the supervised loss of a batch as a scalar, by default the mean cross-entropy over labelled rows.
 
-        It is zero, with a zero gradient, where nothing is labelled.
+        Without any label, the loss is zero and has a zero gradient.
         """
         return cross_entropy(logits, self.targets(batch).to(logits.device))
 
     def labelled(self, batch: Any) -> int:
-        """Return the number of rows or examples that `loss` is a mean over."""
+        """Return the number of rows or examples over which `loss` is a mean."""
         return int((self.targets(batch) != UNLABELLED).sum())
 
     # two models
 
     def of(self, role: str) -> "Modality":
-        """Return the modality as one role's model needs it: itself, unless the models have different tokenizers."""
+        """Return the modality for the model of one role: itself, unless the models have different tokenizers."""
         return self
 
     def part(self, batch: Any, role: str) -> Any:
-        """Return what one role's model reads of a batch: all of it, unless the models have different tokenizers."""
+        """Return the part of a batch for the model of one role: all, unless the models have different tokenizers."""
         return batch
 
     def rows(self, batch: Any) -> int:
@@ -176,12 +182,12 @@ class Modality(ABC):
         return len(self.targets(batch))
 
     def align(self, batch: Any, slm_logits: Tensor, llm_logits: Tensor) -> Rows:
-        """Return both models' outputs matched row by row; by default they already are.
+        """Return the outputs of both models, matched row by row. By default, they match already.
 
         Args:
-            batch: as `collate` made it.
-            slm_logits: [P, V], from `of("slm")`.
-            llm_logits: [Q, W], from `of("llm")`, on the same device.
+            batch: a batch from `collate`.
+            slm_logits: [P, V] logits of `of("slm")`.
+            llm_logits: [Q, W] logits of `of("llm")`, on the same device.
         """
         targets = self.targets(batch).to(slm_logits.device)
         return Rows(slm_logits, llm_logits, targets, targets)
@@ -190,61 +196,65 @@ class Modality(ABC):
 
     @abstractmethod
     def score(self, model: nn.Module, examples: Sequence[Any]) -> Score:
-        """Return sums of the metrics of a model in evaluation mode over these examples."""
+        """Return the metrics of a model in evaluation mode as sums over examples."""
 
     def show(self, example: Any, prediction: Any = None) -> str:
-        """Return an example, and what was predicted for it, as one line of plain text for reports."""
+        """Return an example and the prediction for it, if any, as one line of plain text for reports."""
         said = "" if prediction is None else f" → {prediction}"
         return f"{example.id}: {example.label}{said}"
 
     def to_wire(self) -> dict[str, Any]:
-        """Return what outputs and scores depend on besides models and examples, as plain values: part of cache keys."""
+        """Return what outputs and scores depend on besides models and examples, as plain values for cache keys."""
         return {"name": self.name, "metric": self.metric, "options": dict(self.options)}
 
     # estimates and files
 
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
-        """Return an estimate of the positions (tokens, patches) that an example takes in a model, and its output rows.
+        """Return estimates of the number of positions (tokens, patches) and of output rows of an example.
 
         Args:
-            example: one example; None for a typical one that is not at hand.
+            example: the example, or None for a typical one.
             shape: the network's own configuration.
-            scoring: whether it is scored, not trained on.
+            scoring: whether the example is scored instead of trained on.
         """
         return self.size(example) if example is not None else 1, 1
 
     def notes(self) -> list[str]:
-        """Return what a reader of the results should know of the data as it was read, a sentence each."""
+        """Return sentences about the data that a reader of the results should know, such as how much was cut off."""
         return []
 
     def facts(self) -> dict[str, int]:
-        """Return what a client elsewhere, which has the SLM only, must be told to build this modality."""
+        """Return what a deployed client, which has only the SLM, needs to know to build this modality."""
         return {}
 
     def write_examples(self, examples: Sequence[Any]) -> str:
-        """Return examples as JSON lines, for a client elsewhere.
+        """Return examples as JSON lines, for a deployed client.
 
         Raises:
-            UserError: examples of this modality can't be written yet. It is raised for an empty sequence too, so that
-                a caller can find out beforehand.
+            UserError: this modality can't write examples. The error is also raised for an empty sequence, so that a
+                caller can check beforehand.
         """
-        raise UserError(f"examples of {self.name} can't be written to a file: it works in one process only.")
+        raise UserError(
+            f"examples of {self.name} can't be written to a file. Use `fedcollm run`, which needs no files of examples."
+        )
 
     def read_examples(self, path: Path) -> list[Any]:
-        """Return examples that `write_examples` wrote.
+        """Return the examples that `write_examples` wrote.
 
         Raises:
-            UserError: the file can't be read, or examples of this modality can't be read from files yet.
+            UserError: the file can't be read, or this modality can't read examples from files.
         """
-        raise UserError(f"examples of {self.name} can't be read from a file: it works in one process only.")
+        raise UserError(
+            f"examples of {self.name} can't be read from {path}. Use `fedcollm run`, which needs no files of examples."
+        )
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy over labelled rows; zero, with a zero gradient, if there are none.
+    """Return the mean cross-entropy over labelled rows, or zero with a zero gradient if there are none.
 
     Args:
         logits: [P, V].
-        targets: [P] int64; rows with `UNLABELLED` don't count.
+        targets: [P] int64; rows with the target `UNLABELLED` don't count.
     """
     labelled = (targets != UNLABELLED).sum().clamp(min=1)
     return functional.cross_entropy(logits, targets, ignore_index=UNLABELLED, reduction="sum") / labelled
@@ -252,12 +262,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pool:
-    """Examples as a source delivers them, before they are split.
+    """The examples of a data source, before they are split.
 
     Attributes:
-        train: examples for the private parts, and for the public part unless it has a source of its own.
-        test: examples for scoring, or None if they are to be taken from `train`.
-        public: examples for D_a, where its source is another than the private parts'.
+        train: examples for the private parts, and for the public set unless `public` is given.
+        test: examples for scoring, or None to take them from `train`.
+        public: examples for the public set D_a, or None to take them from `train`.
     """
 
     train: Sequence[Any]
@@ -267,18 +277,18 @@ class Pool:
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint parts of the data.
+    """The disjoint parts of the data.
 
     Attributes:
-        public: D_a, labelled examples first, then unlabelled ones.
+        public: D_a, first the labelled and then the unlabelled examples.
         private: client id to D_k.
         test: examples for scoring.
-        duplicates_removed: number of examples dropped because their content stands elsewhere too.
-        notes: what a reader of the results should know of the split, a sentence each.
+        duplicates_removed: number of examples that were dropped because another one has the same content.
+        notes: sentences about the split that a reader of the results should know.
     """
 
     public: list[Any]
     private: dict[str, list[Any]]
     test: list[Any]
     duplicates_removed: int = 0
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])

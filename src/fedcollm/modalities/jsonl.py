@@ -1,21 +1,21 @@
-"""JSON lines files, read strictly: every error names the file and the line."""
+"""Read JSON lines files strictly: every error names the file and the line."""
 
 import gzip
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedcollm.errors import UserError
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return (line number, object) for each line of a JSON lines file, gzipped or not; blank lines are skipped.
+    """Return (line number, object) for each line of a JSON lines file, gzipped or not. Blank lines are skipped.
 
     Raises:
-        UserError: the file cannot be read, a line is no JSON object, or there is none.
+        UserError: the file can't be read, a line is not a JSON object, or there are no objects.
     """
-    rows = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     for number, line in enumerate(_lines(path), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -29,9 +29,9 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 f"{path}, line {number}: {shorten(row)} is not a JSON object. Write one JSON object per line."
             )
         if row is not None:
-            rows.append((number, row))
+            rows.append((number, cast("dict[str, Any]", row)))
     if not rows:
-        raise UserError(f"{path} is empty. Give it one JSON object per line.")
+        raise UserError(f"{path} is empty. Write one JSON object per line.")
     return rows
 
 
@@ -43,11 +43,11 @@ def _lines(path: Path) -> list[bytes]:
         raise UserError(f"{path}: no such file. Check task.path.") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}). Check that it is a whole file and that you may read it."
+            f"{path}: can't be read ({error}). Check that the file is complete and that you have permission to read it."
         ) from None
 
 
 def shorten(value: Any) -> str:
-    """Return a value as messages show it."""
+    """Return the repr of a value for messages, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

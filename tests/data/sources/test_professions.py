@@ -99,25 +99,24 @@ def test_the_folder_may_be_mmlus_own_or_the_one_above(tmp_path: Path, folder: st
 
 def test_no_files(tmp_path: Path) -> None:
     message = message_of(tmp_path)
-    assert f"no dev, val or test file, .jsonl or .jsonl.gz, in {tmp_path}/mmlu or {tmp_path}. " in message
+    assert f"no dev, val or test file (.jsonl or .jsonl.gz) in {tmp_path}/mmlu or {tmp_path}. " in message
     assert '{"id": "SUBJECT-SPLIT-NUMBER"' in message
 
 
 def test_a_profession_without_questions(tmp_path: Path) -> None:
     write(tmp_path / "dev.jsonl", DEV)
-    assert message_of(tmp_path) == (
-        f"task professions: the data in {tmp_path} has no questions for the court. "
-        "It needs some of international_law, jurisprudence, professional_law."
-    )
+    message = message_of(tmp_path)
+    assert f"task professions: the data in {tmp_path} has no questions for the court" in message
+    assert "international_law, jurisprudence, professional_law" in message
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (row("7-980", "Ribs?"), "line 2: id '7-980' names no subject. Write SUBJECT-SPLIT-NUMBER"),
-        (row("-dev-1", "Ribs?"), "line 2: id '-dev-1' names no subject"),
+        (row("7-980", "Ribs?"), "line 2: id '7-980' has no subject. Write SUBJECT-SPLIT-NUMBER"),
+        (row("-dev-1", "Ribs?"), "line 2: id '-dev-1' has no subject"),
         (row("anatomy-dev-1", "Ribs?", "C"), "line 2: answer 'C' is not among the labels ['A', 'B']"),
-        (DEV[0], "line 2: id 'anatomy-dev-0000' stands already in"),
+        (DEV[0], "line 2: id 'anatomy-dev-0000' is already used in"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
@@ -128,7 +127,7 @@ def test_a_bad_line_is_named(tmp_path: Path, bad: dict[str, Any], message: str) 
 def test_an_id_that_stands_in_two_files(tmp_path: Path) -> None:
     write(tmp_path / "dev.jsonl", DEV + TEST)
     path = write(tmp_path / "test.jsonl", TEST)
-    assert f"{path}, line 1: id 'professional_law-test-0007' stands already in {tmp_path}" in message_of(tmp_path)
+    assert f"{path}, line 1: id 'professional_law-test-0007' is already used in {tmp_path}" in message_of(tmp_path)
 
 
 def test_one_answer_only(tmp_path: Path) -> None:
@@ -189,8 +188,8 @@ def test_a_hub_out_of_reach_is_one_message_with_the_way_out(monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
     monkeypatch.setattr(datasets, "load_dataset", fail)
     message = message_of(None)
-    assert "cannot load cais/mmlu from the Hugging Face hub (OSError: Name or service not known)." in message
-    assert "set task.path to a directory with dev.jsonl, val.jsonl and test.jsonl" in message
+    assert "can't load cais/mmlu from the Hugging Face hub (OSError: Name or service not known)." in message
+    assert "set task.path to a directory with at least one of dev.jsonl" in message
 
 
 @needs_shared

@@ -76,15 +76,15 @@ def test_test_file_goes_before_dev_and_both_may_be_absent(tmp_path: Path) -> Non
 BAD_ROWS = [
     (without("question"), "line 2: field 'question' is missing"),
     (without("labels"), "line 2: field 'labels' is missing"),
-    ({**GOOD[1], "question": "  "}, "line 2: field 'question' is '  '; it must be a text that is not empty"),
-    ({**GOOD[1], "id": 7}, "line 2: field 'id' is 7; it must be a text"),
-    ({**GOOD[1], "choices": "blue"}, "line 2: field 'choices' is 'blue'; it must be a list"),
-    ({**GOOD[1], "choices": []}, "line 2: 0 choices"),
-    ({**GOOD[1], "choices": ["blue", "", "red"]}, "line 2: choices ['blue', '', 'red'] must all be texts"),
-    ({**GOOD[1], "choices": ["blue", "green"]}, "line 2: labels ['A', 'B', 'C'] do not name the 2 choices"),
-    ({**GOOD[1], "labels": ["A", "B", "B"]}, "line 2: labels ['A', 'B', 'B'] do not name the 3 choices"),
+    ({**GOOD[1], "question": "  "}, "line 2: field 'question' is '  '. It must be text that is not empty"),
+    ({**GOOD[1], "id": 7}, "line 2: field 'id' is 7. It must be text"),
+    ({**GOOD[1], "choices": "blue"}, "line 2: field 'choices' is 'blue'. It must be a list"),
+    ({**GOOD[1], "choices": []}, "line 2: there are 0 choices"),
+    ({**GOOD[1], "choices": ["blue", "", "red"]}, "line 2: choices ['blue', '', 'red']: each must be text"),
+    ({**GOOD[1], "choices": ["blue", "green"]}, "line 2: labels ['A', 'B', 'C'] do not match the 2 choices"),
+    ({**GOOD[1], "labels": ["A", "B", "B"]}, "line 2: labels ['A', 'B', 'B'] do not match the 3 choices"),
     ({**GOOD[1], "answer": "D"}, "line 2: answer 'D' is not among the labels ['A', 'B', 'C']"),
-    ({**GOOD[1], "id": "a"}, "line 2: id 'a' stands already in"),
+    ({**GOOD[1], "id": "a"}, "line 2: id 'a' is already used in"),
     ('{"id": "b",\n', "line 2: not valid JSON"),
     ("[1]\n", "line 2: [1] is not a JSON object"),
     ("null\n", "line 2: None is not a JSON object"),
@@ -102,7 +102,7 @@ def test_a_bad_line_is_named(tmp_path: Path, row: Any, message: str) -> None:
 def test_more_choices_than_letters(tmp_path: Path) -> None:
     names = [str(i) for i in range(27)]
     write(tmp_path / "train.jsonl", [{**GOOD[0], "choices": names, "labels": names}])
-    with pytest.raises(UserError, match=r"line 1: 27 choices.*26"):
+    with pytest.raises(UserError, match=r"line 1: there are 27 choices.*26"):
         load_qa("arc_easy", tmp_path)
 
 
@@ -188,9 +188,7 @@ def test_a_hub_out_of_reach_is_one_message_with_the_way_out(monkeypatch: pytest.
     with pytest.raises(UserError) as error:
         load_qa(name, None)
     message = str(error.value)
-    assert (
-        f"cannot load {QA_TASKS[name].hub} from the Hugging Face hub (OSError: Name or service not known)." in message
-    )
+    assert f"can't load {QA_TASKS[name].hub} from the Hugging Face hub (OSError: Name or service not known)." in message
     assert "set task.path to a directory with train.jsonl and test.jsonl or dev.jsonl" in message
 
 

@@ -99,7 +99,7 @@ def test_pair_of_two_tokenizers_has_facts_of_each(pair_config):
 
 
 def test_pair_of_two_tokenizers_must_be_allowed(pair_config):
-    with pytest.raises(UserError, match="don't share a tokenizer"):
+    with pytest.raises(UserError, match="have different tokenizers"):
         pair_facts(pair_config.slm, pair_config.llm, False)
 
 

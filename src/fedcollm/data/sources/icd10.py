@@ -1,6 +1,6 @@
-"""ICD-10-CM: assign a diagnosis text to its chapter (the embedded default task).
+"""ICD-10-CM, the default task: assign the text of a diagnosis to its chapter.
 
-Data: the package `simple-icd-10-cm`, which ships the classification of the CDC (public domain).
+The data comes from the package `simple-icd-10-cm`, which ships the classification of the CDC (public domain).
 """
 
 import functools
@@ -11,7 +11,7 @@ from fedcollm.modalities.base import Pool
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.seeding import derive_seed
 
-#: One word for each of the chapters 1 to 21; chapter 22 (codes for special purposes) is left out.
+#: One word for each of the chapters 1 to 21. Chapter 22 (codes for special purposes) is left out.
 CHAPTERS = (
     "infection",
     "cancer",
@@ -36,25 +36,25 @@ CHAPTERS = (
     "health",
 )
 
-#: Longer codes only add laterality and encounter; longer descriptions only cost time. In characters.
+#: Limits in characters. Longer codes only add laterality and encounter, and longer descriptions only take more time.
 LONGEST_CODE, LONGEST_TEXT = 6, 60
 
 
 def load_icd10(per_class: int, seed: int) -> Pool:
-    """Return diagnosis texts with their chapters, the same number of each, in turn.
+    """Return diagnosis texts with their chapters, equally many per chapter, one chapter after the other in turn.
 
-    Texts are the descriptions of at most `LONGEST_TEXT` characters of categories and subcategories whose codes
-    have at most `LONGEST_CODE` (without the dot). A chapter that is too small gives what it has.
+    A text is the description of a category or subcategory. Its code has at most `LONGEST_CODE` characters (without
+    the dot), and the description has at most `LONGEST_TEXT`. A chapter with fewer texts gives all that it has.
 
     Args:
-        per_class: examples per chapter.
-        seed: seed of the run.
+        per_class: number of examples per chapter.
+        seed: the run's seed.
     """
     draw = random.Random(derive_seed(seed, "icd10"))
     drawn: list[list[TextExample]] = []
     for chapter, texts in enumerate(_texts_by_chapter()):
         codes = list(texts)
-        draw.shuffle(codes)  # a shuffle, not a sample: a larger per_class keeps the examples of a smaller one
+        draw.shuffle(codes)  # unlike a sample, the first codes stay the same for a larger per_class
         drawn.append([_example(code, description, chapter) for code, description in codes[:per_class]])
     turns = (part[i : i + 1] for i in range(per_class) for part in drawn)
     examples = [example for turn in turns for example in turn]
@@ -68,8 +68,8 @@ def _example(code: str, description: str, chapter: int) -> TextExample:
 
 @functools.cache
 def _texts_by_chapter() -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Return (code, description) by chapter, each description once."""
-    import simple_icd_10_cm as cm  # reads 98,505 codes when imported: 2 s
+    """Return (code, description) pairs by chapter, with distinct descriptions."""
+    import simple_icd_10_cm as cm  # pyright: ignore[reportMissingTypeStubs] # reads 98,505 codes, which takes 2 s
 
     chapters: list[list[tuple[str, str]]] = [[] for _ in CHAPTERS]
     seen: set[str] = set()

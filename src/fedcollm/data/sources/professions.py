@@ -1,11 +1,11 @@
-"""A hospital, a bank and a court, each with its own subjects of MMLU (Hendrycks et al., arXiv 2009.03300).
+"""Three professions (hospital, bank, court), each with its own subjects of MMLU (Hendrycks et al., arXiv 2009.03300).
 
-The clients' examples and the test set are of these subjects, the public part of the others. Prompts equal those of
-lm-evaluation-harness 0.4 (`lm_eval/tasks/mmlu/default`).
+The clients' examples and the test set come from these subjects, and the public examples from all other subjects. The
+prompts equal those of lm-evaluation-harness 0.4 (`lm_eval/tasks/mmlu/default`).
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from fedcollm.modalities.text.examples import TextExample
 
 HUB = "cais/mmlu"
 LAYOUT = (
-    "a directory with dev.jsonl, val.jsonl and test.jsonl (or .jsonl.gz), or some of them, or the one above it, "
-    'called mmlu, with one {"id": "SUBJECT-SPLIT-NUMBER", "question": "...", "choices": ["...", "..."], '
-    '"labels": ["A", "B"], "answer": "B"} a line'
+    "a directory with at least one of dev.jsonl, val.jsonl and test.jsonl (or .jsonl.gz), or a directory with such a "
+    'subdirectory named mmlu. Each line is {"id": "SUBJECT-SPLIT-NUMBER", "question": "...", '
+    '"choices": ["...", "..."], "labels": ["A", "B"], "answer": "B"}'
 )
 
-#: Client to the subjects that it knows.
-PROFESSIONS = {
+#: Client to the subjects of its questions.
+PROFESSIONS: Mapping[str, tuple[str, ...]] = {
     "hospital": (
         "anatomy",
         "clinical_knowledge",
@@ -52,22 +52,22 @@ _PROFESSION_OF = {subject: profession for profession, subjects in PROFESSIONS.it
 
 
 class SubjectExample(TextExample):
-    """A question under a line that names its subject."""
+    """A question whose prompt starts with a line that names its subject."""
 
     @property
     def content(self) -> str:
-        """The question and its choices, case and spacing folded: some stand under two subjects."""
+        """The question and its choices without case and spacing, since some questions appear under two subjects."""
         return " ".join(self.prompt.partition("\n\n")[2].casefold().split())
 
 
 def load_professions(path: Path | None) -> Pool:
-    """Return questions of the three professions, and the others as the public ones; all splits of MMLU together.
+    """Return the questions of the three professions, and all other questions as public ones, from all splits of MMLU.
 
     Args:
-        path: MMLU's folder or the one above it; None: the Hugging Face hub, or its cache.
+        path: the directory of MMLU or its parent; None for the Hugging Face hub or its cache.
 
     Raises:
-        UserError: the hub cannot be reached, a file is missing or broken, or a profession has no questions.
+        UserError: the hub can't be reached, a file is missing or invalid, or a profession has no questions.
     """
     examples = read_questions(_hub_rows() if path is None else _file_rows(path), _example)
     train = [example for example in examples if example.group]
@@ -76,7 +76,7 @@ def load_professions(path: Path | None) -> Pool:
         if not counts[profession]:
             raise UserError(
                 f"task professions: the data {'of ' + HUB if path is None else 'in ' + str(path)} has no questions for "
-                f"the {profession}. It needs some of {', '.join(subjects)}."
+                f"the {profession}. Add questions of at least one of {', '.join(subjects)}."
             )
     check_classes(train, "the data of professions")
     return Pool(train, public=[example for example in examples if not example.group])
@@ -89,13 +89,13 @@ def _file_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if files:
             return [row for file in files for row in placed_rows(file)]
     raise UserError(
-        f"task.path: no dev, val or test file, .jsonl or .jsonl.gz, in {' or '.join(map(str, folders))}. "
-        f"task.path for professions is {LAYOUT}."
+        f"task.path: there is no dev, val or test file (.jsonl or .jsonl.gz) in {' or '.join(map(str, folders))}. "
+        f"For professions, give {LAYOUT}."
     )
 
 
 def _hub_rows() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of the hub in the format of our files."""
+    """Yield the rows of the hub's data set in the format of our files, each after its place, for messages."""
     parts = download("professions", HUB, "all", LAYOUT)
     for split in ("dev", "validation", "test"):
         for i, row in enumerate(parts[split], 1):
@@ -109,7 +109,7 @@ def _example(question: Question, place: str) -> TextExample:
     subject, *rest = question.id.rsplit("-", 2)
     if not subject or len(rest) < 2:
         raise UserError(
-            f"{place}: id {question.id!r} names no subject. Write SUBJECT-SPLIT-NUMBER, such as anatomy-test-0012."
+            f"{place}: id {question.id!r} has no subject. Write SUBJECT-SPLIT-NUMBER, such as anatomy-test-0012."
         )
     prompt = (
         f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"

@@ -1,7 +1,7 @@
 """The four question answering tasks of the paper: ARC-Easy, ARC-Challenge, OpenBookQA, CommonsenseQA.
 
-Prompts equal those of lm-evaluation-harness 0.4 (`lm_eval/tasks/{arc,openbookqa,commonsense_qa}`), so that
-scores can be compared with published ones.
+The prompts equal those of lm-evaluation-harness 0.4 (`lm_eval/tasks/{arc,openbookqa,commonsense_qa}`), so that the
+scores are comparable with published ones.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,21 +17,21 @@ from fedcollm.modalities.jsonl import read_jsonl, shorten
 from fedcollm.modalities.text.examples import TextExample
 
 LAYOUT = (
-    "a directory with train.jsonl and test.jsonl or dev.jsonl (or .jsonl.gz), one "
-    '{"id": "1", "question": "...", "choices": ["...", "..."], "labels": ["A", "B"], "answer": "B"} a line'
+    "a directory with train.jsonl and test.jsonl or dev.jsonl (or .jsonl.gz). Each line is "
+    '{"id": "1", "question": "...", "choices": ["...", "..."], "labels": ["A", "B"], "answer": "B"}'
 )
 
 
 @dataclass(frozen=True)
 class QaSource:
-    """Where a task's data is.
+    """The source of a task's data.
 
     Attributes:
-        hub: id on the Hugging Face hub.
-        config: name of the configuration there, if it has several.
-        question: column of the question there.
-        test: the split there that has public answers and is for scoring.
-        folders: names of its folder, where task.path is the folder above.
+        hub: id of the data set on the Hugging Face hub.
+        config: name of the data set's configuration, if it has several.
+        question: name of the column with the question.
+        test: the split for scoring, which must have public answers.
+        folders: possible names of the task's directory within task.path.
     """
 
     hub: str
@@ -41,7 +41,8 @@ class QaSource:
     folders: tuple[str, ...]
 
 
-QA_TASKS = {
+#: Name of a task to the source of its data.
+QA_TASKS: Mapping[str, QaSource] = {
     "arc_easy": QaSource("allenai/ai2_arc", "ARC-Easy", "question", "test", ("arc_easy",)),
     "arc_challenge": QaSource("allenai/ai2_arc", "ARC-Challenge", "question", "test", ("arc_challenge",)),
     "openbookqa": QaSource("allenai/openbookqa", "main", "question_stem", "test", ("openbookqa", "obqa")),
@@ -54,13 +55,13 @@ def load_qa(name: str, path: Path | None) -> Pool:
 
     Args:
         name: a key of `QA_TASKS`.
-        path: the task's folder or the one above it; None: the Hugging Face hub, or its cache.
+        path: the task's directory or its parent; None for the Hugging Face hub or its cache.
 
     Raises:
-        UserError: unknown task, the hub cannot be reached, or a file is missing or broken.
+        UserError: the task is unknown, the hub can't be reached, or a file is missing or invalid.
     """
     if name not in QA_TASKS:
-        raise UserError(f"task.name: unknown task {name!r}. Known: {', '.join(QA_TASKS)}.")
+        raise UserError(f"task.name: unknown task {name!r}. Choose one of {', '.join(QA_TASKS)}.")
     train, test = _from_hub(name) if path is None else _from_files(name, path)
     check_classes(train, f"the training data of {name}")
     return Pool(train, test)
@@ -74,8 +75,8 @@ def _from_files(name: str, path: Path) -> tuple[list[TextExample], list[TextExam
             test = find_part(folder, "test", JSONL) or find_part(folder, "dev", JSONL)
             return _read(name, train), _read(name, test) if test else None
     raise UserError(
-        f"task.path: no train.jsonl or train.jsonl.gz in {' or '.join(map(str, folders))}. "
-        f"task.path for {name} is {LAYOUT}."
+        f"task.path: there is no train.jsonl or train.jsonl.gz in {' or '.join(map(str, folders))}. "
+        f"For {name}, give {LAYOUT}."
     )
 
 
@@ -93,13 +94,13 @@ def _examples(name: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[
 
 @dataclass(frozen=True)
 class Question:
-    """A checked row; its choices are called A, B, C ... by position, whatever the file calls them.
+    """A validated row. Its choices are named A, B, C ... by position, regardless of their labels in the file.
 
     Attributes:
-        id: unique within the data.
+        id: id of the question, unique within the data.
         text: the question itself.
         choices: the possible answers.
-        answer: index of the right one.
+        answer: index of the right answer.
     """
 
     id: str
@@ -109,21 +110,21 @@ class Question:
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """Names of the choices."""
+        """The letters of the choices."""
         return tuple(LETTERS[: len(self.choices)])
 
     @property
     def lettered(self) -> str:
-        """The question, a line for each choice after its letter, and "Answer:"."""
+        """The question, one line per choice that starts with its letter, and "Answer:"."""
         lines = [f"{letter}. {choice}" for letter, choice in zip(self.letters, self.choices, strict=True)]
         return "\n".join([self.text.strip(), *lines, "Answer:"])
 
 
 def placed_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return (place for messages, row) for each line of a JSON lines file.
+    """Return the rows of a JSON lines file, each after its place (file and line), for messages.
 
     Raises:
-        UserError: as `read_jsonl`.
+        UserError: the file can't be read, or a line is invalid (see `read_jsonl`).
     """
     return [(f"{path}, line {number}", row) for number, row in read_jsonl(path)]
 
@@ -131,14 +132,14 @@ def placed_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def read_questions(
     rows: Iterable[tuple[str, Mapping[str, Any]]], example: Callable[[Question, str], TextExample]
 ) -> list[TextExample]:
-    """Return examples of checked rows with distinct ids.
+    """Check rows and return them as examples with distinct ids.
 
     Args:
-        rows: (place for messages, row with id, question, choices, labels and answer).
-        example: makes an example of a question and its place.
+        rows: rows with id, question, choices, labels and answer, each after its place, for messages.
+        example: returns the example of a question, given the question and its place.
 
     Raises:
-        UserError: a row is broken, or an id stands twice.
+        UserError: a row is invalid, or two rows have the same id.
     """
     pairs = [(place, example(_question(row, place), place)) for place, row in rows]
     check_ids([example for _, example in pairs], [place for place, _ in pairs])
@@ -150,12 +151,12 @@ def _question(row: Mapping[str, Any], place: str) -> Question:
     choices, labels = _field(row, "choices", list, place), _field(row, "labels", list, place)
     for field, values in (("choices", choices), ("labels", labels)):
         if not all(isinstance(value, str) and value.strip() for value in values):
-            raise UserError(f"{place}: {field} {shorten(values)} must all be texts, none of them empty.")
+            raise UserError(f"{place}: {field} {shorten(values)}: each must be text that is not empty.")
     if not 2 <= len(choices) <= len(LETTERS):
-        raise UserError(f"{place}: {len(choices)} choices. Give at least 2, at most {len(LETTERS)}.")
+        raise UserError(f"{place}: there are {len(choices)} choices. Give at least 2 and at most {len(LETTERS)}.")
     if len(labels) != len(choices) or len(set(labels)) != len(labels):
         raise UserError(
-            f"{place}: labels {shorten(labels)} do not name the {len(choices)} choices one by one. "
+            f"{place}: labels {shorten(labels)} do not match the {len(choices)} choices. "
             "Give each choice its own label."
         )
     if texts["answer"] not in labels:
@@ -172,13 +173,13 @@ def _field(row: Mapping[str, Any], field: str, kind: type, place: str) -> Any:
         )
     value = row[field]
     if not isinstance(value, kind) or (kind is str and not value.strip()):
-        wanted = "a text that is not empty" if kind is str else "a list"
-        raise UserError(f"{place}: field {field!r} is {shorten(value)}; it must be {wanted}.")
+        wanted = "text that is not empty" if kind is str else "a list"
+        raise UserError(f"{place}: field {field!r} is {shorten(value)}. It must be {wanted}.")
     return value
 
 
 def _prompt(name: str, question: Question) -> tuple[str, tuple[str, ...]]:
-    """Return prompt and continuations as in lm-evaluation-harness."""
+    """Return the prompt and the continuations of a question as in lm-evaluation-harness."""
     if name == "openbookqa":
         return question.text, question.choices
     if name == "commonsense_qa":
@@ -197,24 +198,23 @@ def _from_hub(name: str) -> tuple[list[TextExample], list[TextExample]]:
 
 
 def download(name: str, hub: str, config: str | None, layout: str) -> Mapping[str, Any]:
-    """Return all splits of a data set of the Hugging Face hub, or of its cache.
+    """Return all splits of a data set from the Hugging Face hub or its cache.
 
     Args:
-        name: of the task.
-        hub: id of the data set there.
-        config: name of its configuration, if it has several.
-        layout: what task.path may be instead.
+        name: name of the task, for the message.
+        hub: id of the data set on the hub.
+        config: name of the data set's configuration, if it has several.
+        layout: description of what task.path may be instead, for the message.
 
     Raises:
-        UserError: the hub cannot be reached, and the cache does not have it.
+        UserError: the hub can't be reached, and the data set is not in the cache.
     """
     try:
         return _download(hub, config)
-    except Exception as error:  # many kinds, of datasets, huggingface_hub, httpx and the file system
+    except Exception as error:  # datasets, huggingface_hub, httpx and the file system raise many kinds
         raise UserError(
-            f"task {name}: cannot load {hub} from the Hugging Face hub ({type(error).__name__}: "
-            f"{_first_line(error)}). "
-            f"Connect to it once, or set task.path to {layout}."
+            f"task {name}: can't load {hub} from the Hugging Face hub ({type(error).__name__}: "
+            f"{_first_line(error)}). Connect to the hub once, or set task.path to {layout}."
         ) from error
 
 
@@ -223,7 +223,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _record(source: QaSource, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the hub in the format of our files."""
+    """Return a row of the hub's data set in the format of our files."""
     return {
         "id": row["id"],
         "question": row[source.question],
@@ -234,17 +234,19 @@ def _record(source: QaSource, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _download(hub: str, name: str | None) -> Mapping[str, Any]:
-    """Return all splits, from the hub if it answers within 5 s, else from the cache of `datasets`."""
-    from datasets import config, load_dataset
+    """Return all splits, from the hub if it answers within 5 s, otherwise from the cache of `datasets`."""
+    import datasets  # pyright: ignore[reportMissingTypeStubs]
     from huggingface_hub import HfApi
 
+    library: Any = datasets
+    config = library.config
     unreachable, offline = None, config.HF_HUB_OFFLINE
     try:
         HfApi().dataset_info(hub, timeout=5)
-    except Exception as error:  # whatever it is: the cache may do
-        unreachable, config.HF_HUB_OFFLINE = error, True  # else `datasets` tries for minutes
+    except Exception as error:  # whatever the reason, the data set may be in the cache
+        unreachable, config.HF_HUB_OFFLINE = error, True  # without this, `datasets` retries for minutes
     try:
-        return load_dataset(hub, name)  # pyright: ignore[reportReturnType]
+        return library.load_dataset(hub, name)
     except Exception as error:
         raise unreachable or error from None
     finally:

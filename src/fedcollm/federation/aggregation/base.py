@@ -1,7 +1,7 @@
-"""What the server asks of aggregation: from a request and the clients' answers to one mean.
+"""The interface of aggregation: from a request and the clients' answers to one mean.
 
-The server is handed an `Aggregator` and does not know which one: plain updates (`plain.py`), secure aggregation or a
-simulation of its rounding (`secagg/aggregator.py`).
+The server is given an `Aggregator` and does not know its kind: `PlainAggregator` in `plain.py`, or secure aggregation
+and the simulation of its quantization in `secagg/aggregator.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,24 +10,25 @@ from typing import Protocol
 
 from fedcollm.messages import Adapter, Answer, Request, TrainRequest
 
-#: A transport's: send each client its request; yield the answers as they come.
+#: `Transport.ask`: send each client its request, and yield the answers as they arrive.
 Ask = Callable[[Mapping[str, Request]], Iterator[Answer]]
 
-NO_UPDATE = "no client's update could be used; the last good state is kept: --resume tries again"
+NO_UPDATE = "no client's update could be used; the last good state is kept, and --resume tries the round again"
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What the server keeps of a round's updates: sums, and no single client's values.
+    """What the server keeps of the updates of a round: means and sums, and no value of a single client.
 
     Attributes:
-        adapter: the mean, in θ's dtype.
-        loss: mean training loss over examples; None under privacy.
-        clients_score: mean over clients of their tuned SLM's score; None if none was asked for, or under privacy.
-        seconds: sums over clients by part; empty under privacy.
-        participants: ids, in order.
-        lost: client id to the phase in which it was lost, or why an answer of it was refused.
-        bytes_up: bytes that one client sent, on average over those asked.
+        adapter: the mean of the clients' adapters, in θ's dtypes.
+        loss: the mean training loss over all examples; None under privacy.
+        clients_score: the mean over clients of the score of their tuned SLM; None if no client was asked for one, or
+            under privacy.
+        seconds: time spent by part of the round, summed over clients; empty under privacy.
+        participants: ids of the clients whose updates are in the mean, in order.
+        lost: by the id of each lost client, the reason or the phase in which it was lost.
+        bytes_up: bytes that one client sent, averaged over the clients that were asked.
         bytes_down: bytes that one client received.
     """
 
@@ -36,40 +37,40 @@ class Aggregate:
     clients_score: float | None
     seconds: dict[str, float]
     participants: tuple[str, ...]
-    lost: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict[str, str])
     bytes_up: int = 0
     bytes_down: int = 0
 
 
 class Aggregator(Protocol):
-    """Trains clients and combines what they send."""
+    """Asks clients to train, and combines their updates."""
 
     def aggregate(self, ask: Ask, request: TrainRequest, clients: Sequence[str]) -> Aggregate:
-        """Ask these clients to train, and return the mean of their updates.
+        """Ask clients to train, and return the mean of their updates.
 
         Args:
-            ask: of a transport.
-            request: θ and the round.
-            clients: ids of the clients to ask, in the federation's order.
+            ask: sends requests and yields answers, as `Transport.ask` does.
+            request: θ and the index of the round.
+            clients: ids of the clients to ask, in the order of the federation.
 
         Raises:
-            RoundFailedError: too few clients gave an update that can be used.
+            RoundFailedError: too few clients sent a valid update.
             RefusalError: the round would not protect its clients.
         """
         ...
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int | None:
-        """Return the bytes that one of these clients sends, on average; None where it is known only afterwards."""
+        """Return the bytes that one of these clients sends, on average; None if they are only known afterward."""
         ...
 
 
 class Rule(Protocol):
-    """How updates become one adapter: they are added one after the other."""
+    """An aggregation rule: it combines adapters that are added one after the other."""
 
     def add(self, adapter: Adapter, weight: float) -> None:
         """Add one client's adapter."""
         ...
 
     def value(self) -> Adapter:
-        """Return what all that were added come to."""
+        """Return the combination of all adapters that were added."""
         ...

@@ -1,15 +1,17 @@
-"""The mean of what LoRA's clients learnt, B_k A_k, instead of the means of B_k and of A_k.
+"""The mean of the clients' LoRA products B_k A_k, instead of separate means of B_k and of A_k.
 
-Mean(B_k) mean(A_k) is not mean(B_k A_k). FlexLoRA (Bai et al., arXiv 2402.11505) takes the latter and gives it back by
-truncated SVD: of all adapters of the rank the closest, which FedEx-LoRA (Singhal et al., arXiv 2410.09432) calls the
-best inexact approximation. Here the product is never made: its factors, stacked, are enough.
+Mean(B_k) mean(A_k) is not mean(B_k A_k). FlexLoRA (Bai et al., arXiv 2402.11505) computes the latter, and factors it
+again by truncated SVD. The result is the closest of all adapters of that rank, which FedEx-LoRA (Singhal et al.,
+arXiv 2410.09432) calls the best inexact approximation. Here, the product is never formed: its stacked factors are
+enough.
 
-Where clients have different ranks, weights over all of them would let each component that some lack shrink, round by
-round ("rank collapse", Wu et al., arXiv 2602.13486). Their remedy is used: a component's weights are over those that
-have it.
+If clients have different ranks, weights that sum to one over all clients would let every component that some clients
+lack shrink, round by round ("rank collapse", Wu et al., arXiv 2602.13486). The remedy of that paper is used here: the
+weights of a component sum to one over the clients that have it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +21,21 @@ from fedcollm.federation.aggregation.mean import WeightedMean
 from fedcollm.federation.upload_format import component_axis
 from fedcollm.messages import Adapter
 
+_linalg: Any = torch.linalg  # has no type annotations
+
 
 class ProductMean:
-    """Of every pair of A and B the adapter closest to Σ w_k B_k A_k / Σ w_k, of other tensors the plain mean.
+    """The adapter that is closest to Σ w_k B_k A_k / Σ w_k, for every pair of A and B; other tensors get a plain mean.
 
-    Clients may have any rank, see `stacked`. All factors that were added are held until the end. B's columns come out
-    orthogonal, the longest first, and A's rows orthonormal, so that a component of length zero can still be trained.
+    Clients may have any rank, see `stacked`. All factors that were added are held until the end. The columns of the
+    resulting B are orthogonal, the longest first, and the rows of A are orthonormal, so that a component of length zero
+    can still be trained.
 
     Args:
-        theta: θ, as it was sent; its tensors' shapes say the rank.
+        theta: θ, as it was broadcast; the shapes of its tensors determine the rank.
 
     Raises:
-        UserError: an A or a B that is no matrix, as those of convolutions.
+        UserError: an A or a B is not a matrix, as in convolutions.
     """
 
     def __init__(self, theta: Adapter):
@@ -52,7 +57,7 @@ class ProductMean:
         self._weights.append(weight)
 
     def value(self) -> Adapter:
-        """Return the mean of all that were added."""
+        """Return the mean of all adapters that were added."""
         mean = self._others.value()
         for name_b in (name for name in self._factors if component_axis(name) == 1):
             name_a = name_b.replace("lora_B", "lora_A")
@@ -67,15 +72,15 @@ class ProductMean:
 def stacked(
     pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float], theta: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """L and R with L R = Σ_c Σ_k w_k b_kc a_kc / Σ_k w_k, where k are the clients that have component c.
+    """Return L and R with L R = Σ_c Σ_k w_k b_kc a_kc / Σ_k w_k, where k runs over the clients that have component c.
 
     Args:
-        pairs: B_k, [N, r_k], and A_k, [r_k, K], whose components are the columns b_kc and the rows a_kc.
+        pairs: B_k, [N, r_k], and A_k, [r_k, K], of each client; a component c is a column b_kc and a row a_kc.
         weights: w_k.
-        theta: B, [N, r], and A, [r, K], whose last components stand in where no client has them.
+        theta: B, [N, r], and A, [r, K], of θ, which supply the last components if no client has them.
 
     Returns:
-        L, [N, R], and R, [R, K], in float64; R is Σ r_k, and what stands in.
+        L, [N, R], and R, [R, K], in float64. R is Σ r_k plus the number of components that θ supplies.
     """
     totals = torch.zeros(theta[0].shape[1], dtype=torch.float64)
     for (b, _), weight in zip(pairs, weights, strict=True):
@@ -87,23 +92,23 @@ def stacked(
 
 
 def closest(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The truncated SVD of L R, without L R itself (Eckart and Young 1936): O((N + K) R²).
+    """Return the truncated SVD of L R (Eckart and Young 1936) without forming L R: O((N + K) R²).
 
     Args:
         left: L, [N, R].
         right: R, [R, K].
-        rank: r, components to keep at most.
+        rank: r, the largest number of components to keep.
 
     Returns:
         B = U Σ, [N, m], and A = Vᵀ, [m, K], with m = min(r, N, R, K).
     """
-    q_left, s_left = torch.linalg.qr(left)
-    q_right, s_right = torch.linalg.qr(right.T)
-    u, sigma, vt = torch.linalg.svd(s_left @ s_right.T, full_matrices=False)
+    q_left, s_left = _linalg.qr(left)
+    q_right, s_right = _linalg.qr(right.T)
+    u, sigma, vt = _linalg.svd(s_left @ s_right.T, full_matrices=False)
     return q_left @ (u[:, :rank] * sigma[:rank]), vt[:rank] @ q_right.T
 
 
 def _filled(part: Tensor, whole: Tensor, axis: int) -> Tensor:
-    """`whole` with its first components replaced, in its dtype."""
+    """Return `whole` with its first components replaced by `part`, in the dtype of `whole`."""
     count = part.shape[axis]
     return torch.cat([part.to(whole.dtype), whole.narrow(axis, count, whole.shape[axis] - count)], dim=axis)

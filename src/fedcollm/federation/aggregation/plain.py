@@ -1,4 +1,4 @@
-"""Aggregation of updates that the server sees one by one (Algorithm 1, server side)."""
+"""Aggregation of plain updates, which the server sees one by one (Algorithm 1, server side)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,18 +15,18 @@ from fedcollm.messages import Adapter, ClientUpdate, TrainRequest, adapter_bytes
 
 @dataclass(frozen=True)
 class PlainAggregator:
-    """Combines plain updates by the rule that `federation.aggregation` names.
+    """Combines plain updates with the rule that `federation.aggregation` names.
 
     Attributes:
-        settings: the rule, and what of an update is refused.
-        uploads: client id to the form that its adapter comes in; those that are not named send all as it is.
+        settings: the rule, the smallest number of clients, and the limits of a valid update.
+        uploads: the upload format of each client, by id; a client without an entry sends the whole adapter.
     """
 
     settings: FederationConfig = field(default_factory=FederationConfig)
-    uploads: Mapping[str, UploadFormat] = field(default_factory=dict)
+    uploads: Mapping[str, UploadFormat] = field(default_factory=dict[str, UploadFormat])
 
     def aggregate(self, ask: Ask, request: TrainRequest, clients: Sequence[str]) -> Aggregate:
-        """Ask these clients to train, and return the mean of their updates; see `Aggregator`."""
+        """Ask clients to train, and return the mean of their updates; see `Aggregator`."""
         private, lost = self.settings.privacy is not None, dict[str, str]()
         expected = Expected(request, clients, self.settings.max_update_norm, private, self.uploads)
         updates = validate_updates(ask(dict.fromkeys(clients, request)), expected, lost)
@@ -35,27 +35,31 @@ class PlainAggregator:
             if len(mean.participants) < self.settings.min_clients:
                 raise RoundFailedError(
                     f"round {request.round_index}: {len(mean.participants)} of {len(clients)} clients gave an update, "
-                    f"and {self.settings.min_clients} are needed. The last good state is kept: bring the clients back, "
-                    "and resume."
+                    f"and {self.settings.min_clients} are needed. The last good state is kept: bring the clients back "
+                    "and run again with --resume."
                 )
         down = adapter_bytes(request.adapter)
         return replace(mean, lost=lost, bytes_up=self.bytes_up(request.adapter, clients), bytes_down=down)
 
     def combine(self, updates: Iterable[ClientUpdate], request: TrainRequest) -> Aggregate:
-        """Return the mean of valid updates, which come in a fixed order.
+        """Return the mean of valid updates.
+
+        Args:
+            updates: the updates in a fixed order.
+            request: the request that the clients answer.
 
         Raises:
-            RoundFailedError: there are none.
+            RoundFailedError: there are no updates.
         """
         return combine(updates, self._rule(request.adapter), self.settings.weighted)
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int:
-        """Return the bytes that the update of one of these clients has, on average."""
+        """Return the size of the update of one of these clients in bytes, on average."""
         forms = (self.uploads.get(client, WHOLE).expected(theta) for client in clients)
         return sum(map(adapter_bytes, forms)) // max(len(clients), 1)
 
     def _rule(self, theta: Adapter) -> Rule:
-        """Return the rule that is asked for, or what it needs where clients have ranks of their own."""
+        """Return the rule of the settings; if clients have different ranks, a mean becomes a mean per component."""
         rule = RULES[self.settings.aggregation](theta)
         if isinstance(rule, WeightedMean) and any(upload.rank is not None for upload in self.uploads.values()):
             return ComponentMean(theta)
@@ -63,16 +67,16 @@ class PlainAggregator:
 
 
 def combine(updates: Iterable[ClientUpdate], rule: Rule, weighted: bool = True) -> Aggregate:
-    """Fold updates into one, an update at a time.
+    """Combine updates, one after the other.
 
     Args:
-        updates: in a fixed order.
-        rule: still empty.
-        weighted: weigh by number of examples, n_k / n (FedAvg, McMahan et al. 2017), instead of 1/K (the paper's
-            Algorithm 1), which updates without a number of examples need.
+        updates: the updates in a fixed order.
+        rule: a new rule, to which nothing was added yet.
+        weighted: whether to weight clients by their number of examples, n_k / n (FedAvg, McMahan et al. 2017), instead
+            of equally, 1/K (the paper's Algorithm 1). Updates without a number of examples need equal weights.
 
     Raises:
-        RoundFailedError: no updates.
+        RoundFailedError: there are no updates.
     """
     examples = loss = 0.0
     scores: list[float] = []

@@ -1,8 +1,8 @@
-"""Which of the clients' answers can be used, in which order, and why the others cannot."""
+"""Validate the clients' answers, and put their updates in a fixed order."""
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
@@ -11,9 +11,13 @@ from fedcollm.messages import Answer, ClientUpdate, Failure, TrainRequest, misfi
 
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
-    """Updates in the order of `ids`, each as early as it can be had; only those that came too early wait.
+    """Yield updates in the order of `ids`, so that their floating-point sum does not depend on who answers first.
 
-    A fixed order makes the floating-point sum independent of who answers first.
+    An update waits until those of all earlier ids have arrived, or until no more updates arrive.
+
+    Args:
+        updates: the updates in the order of their arrival.
+        ids: ids of the clients that were asked.
     """
     waiting: dict[str, ClientUpdate] = {}
     expected = list(ids)
@@ -26,30 +30,30 @@ def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[Cl
 
 @dataclass(frozen=True)
 class Expected:
-    """What a usable update looks like.
+    """What a valid update looks like.
 
     Attributes:
-        request: what was asked.
-        clients: ids of those who were asked.
-        max_update_norm: largest L2 norm of θ_k − θ.
-        private: whether updates come without numbers of examples and losses.
-        uploads: client id to the form of its adapter, where that is not θ's own.
+        request: the request that the clients answer.
+        clients: ids of the clients that were asked.
+        max_update_norm: the largest allowed L2 norm of θ_k − θ.
+        private: whether updates are under privacy, and must contain no number of examples, loss, score or seconds.
+        uploads: the upload format of each client, by id; a client without an entry sends the whole adapter.
     """
 
     request: TrainRequest
     clients: Sequence[str]
     max_update_norm: float
     private: bool = False
-    uploads: Mapping[str, UploadFormat] = field(default_factory=dict)
+    uploads: Mapping[str, UploadFormat] = field(default_factory=dict[str, UploadFormat])
 
 
 def validate_updates(answers: Iterable[Answer], expected: Expected, lost: dict[str, str]) -> Iterator[ClientUpdate]:
-    """Yield the valid updates, cast to θ's dtypes. Record in `lost` why each other client gave none.
+    """Yield the valid updates, cast to θ's dtypes. Record in `lost` why each remaining client was rejected or missing.
 
     Args:
-        answers: of a transport, from clients that may be faulty or hostile.
-        expected: what a usable update looks like.
-        lost: client id to reason; filled here, and complete once the iterator is at its end.
+        answers: answers from a transport; a client may be faulty or hostile.
+        expected: what a valid update looks like.
+        lost: receives the reason by client id; it is complete when the iterator is exhausted.
     """
     waited_for = set(expected.clients)
     for answer in answers:
@@ -62,7 +66,7 @@ def validate_updates(answers: Iterable[Answer], expected: Expected, lost: dict[s
 
 
 def _objection(answer: Answer, expected: Expected, waited_for: Collection[str]) -> str | None:
-    """Return why an answer is refused; None if it is not."""
+    """Return why an answer is rejected; None if it is valid."""
     request, form = expected.request, expected.uploads.get(answer.client, WHOLE)
     if isinstance(answer, Failure):
         return answer.reason
@@ -82,7 +86,7 @@ def _objection(answer: Answer, expected: Expected, waited_for: Collection[str]) 
 
 
 def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
-    """What is wrong with the numbers beside an adapter; None if nothing is."""
+    """Return what is wrong with the numbers that an update contains beside its adapter; None if nothing is."""
     examples, loss = update.examples, update.loss
     if private:
         sent = (examples, loss, update.score) != (None, None, None) or update.seconds
@@ -93,8 +97,8 @@ def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
 
 
 @contextlib.contextmanager
-def with_client_failures(lost: Mapping[str, str]) -> Iterator[None]:
-    """Add to the message of a failed round why clients were lost."""
+def with_client_failures(lost: Mapping[str, str]) -> Generator[None, None, None]:
+    """Add to the message of a failed round why each client was lost."""
     try:
         yield
     except RoundFailedError as error:

@@ -1,17 +1,18 @@
-"""A pair of models with different tokenizers: what both say about the same text, over outcomes that they share.
+"""Distillation between two models with different tokenizers, over outcomes that both can express.
 
-Both read the same examples, each in its own tokens. Their rows are compared where both have read exactly the same part
-of the answer, byte for byte (the chunks of ALM, Minixhofer et al., arXiv 2503.20083). There, both next-token
-distributions are summed into common outcomes:
+Both models read the same examples, each in its own tokens. Their rows are compared where both have read exactly the
+same bytes of the answer (the chunks of ALM, Minixhofer et al., arXiv 2503.20083). At these rows, the next-token
+distribution of each model is summed into shared outcomes:
 
-- a text that is a token of both vocabularies, the space before a word included;
-- "another one": whatever is in neither of these.
+- each text that is a token of both vocabularies, including the space before a word;
+- "other", which collects everything else.
 
-A token that only one vocabulary has counts as the longest common one that it begins with: a model that says
-" cardiology" says " card" too, and that is all that the other one, which cuts the word in two, can say of it.
+A token that only one vocabulary has counts as the longest shared token that it begins with. For example, " cardiology"
+counts as " card": a tokenizer that splits the word predicts " card" first, so this is all that the two models can
+compare.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,19 +28,19 @@ from fedcollm.modalities.text.models import TextModels
 from fedcollm.modalities.text.task import TextBatch, TextTask
 from fedcollm.modalities.text.vocabulary import token_texts
 
-#: Lowest probability of an outcome: its logarithm stays finite.
+#: Lowest probability of an outcome, so that its logarithm stays finite.
 _TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """The same examples in each model's tokens.
+    """The same examples in the tokens of each model.
 
     Attributes:
-        slm: for the SLM, with P rows.
-        llm: for the LLM, with Q rows.
-        slm_rows: [P'] int64, those of the P rows at which both have read the same text.
-        llm_rows: [P'] int64, the same ones among the Q.
+        slm: the batch for the SLM, with P rows.
+        llm: the batch for the LLM, with Q rows.
+        slm_rows: [P'] int64, the indices among the P rows at which both models have read the same text.
+        llm_rows: [P'] int64, the indices of the matching rows among the Q rows.
     """
 
     slm: TextBatch
@@ -49,41 +50,52 @@ class PairBatch:
 
 
 class TokenizerBridge(TextModels, Modality):
-    """Text for two models with different tokenizers: each reads it in its own tokens, and `align` compares them.
+    """The text modality for two models with different tokenizers, whose outputs `align` makes comparable.
 
-    Logits, losses and scores are those of `of("slm")` and `of("llm")`.
+    Logits, losses and scores belong to the tasks `of("slm")` and `of("llm")`.
 
     Args:
         slm: the task with the SLM's tokenizer.
-        llm: the task with the LLM's.
+        llm: the task with the LLM's tokenizer.
+
+    Attributes:
+        outcomes: the C texts that are tokens of both vocabularies.
+        slm_columns: [V] int64, the outcome of each token of the SLM.
+        llm_columns: [W] int64, the outcome of each token of the LLM.
 
     Raises:
-        UserError: the two vocabularies have no text in common.
+        UserError: the two vocabularies have no token in common.
     """
 
     def __init__(self, slm: TextTask, llm: TextTask):
-        self.name = slm.name
-        self.slm, self.llm = slm, llm
-        self.options = {"slm": slm.options, "llm": llm.options}
+        self.name: str = slm.name
+        self.slm: TextTask = slm
+        self.llm: TextTask = llm
+        self.options: Mapping[str, Any] = {"slm": slm.options, "llm": llm.options}
         self._texts = [token_texts(task.tokenizer, task.vocabulary_size) for task in (slm, llm)]
-        self.outcomes, (self.slm_columns, self.llm_columns) = common_columns(*self._texts)
-        if not self.outcomes:
-            raise UserError("the tokenizers of llm.source and slm.source have no token in common. Choose another pair.")
+        outcomes, (slm_columns, llm_columns) = common_columns(*self._texts)
+        self.outcomes: list[bytes] = outcomes
+        self.slm_columns: Tensor = slm_columns
+        self.llm_columns: Tensor = llm_columns
+        if not outcomes:
+            raise UserError(
+                "the tokenizers of llm.source and slm.source have no token in common. Choose another pair of models."
+            )
 
     def of(self, role: str) -> TextTask:
-        """Return the task with the tokenizer of a role's model."""
+        """Return the task with the tokenizer of one role's model."""
         return self.llm if role == "llm" else self.slm
 
     def part(self, batch: PairBatch, role: str) -> TextBatch:
-        """Return the batch in the tokens of a role's model."""
+        """Return the batch in the tokens of one role's model."""
         return batch.llm if role == "llm" else batch.slm
 
     def size(self, example: TextExample) -> int:
-        """Return the number of tokens of the prompt and the first choice, of both models together."""
+        """Return the number of tokens of the prompt and the first choice, summed over both tokenizers."""
         return self.slm.size(example) + self.llm.size(example)
 
     def collate(self, examples: Sequence[TextExample]) -> PairBatch:
-        """Return one batch per model, and which of their rows belong together."""
+        """Return one batch per model, and the pairs of rows that can be compared."""
         pairs: list[tuple[int, int]] = []
         first = [0, 0]
         for example in examples:
@@ -97,22 +109,22 @@ class TokenizerBridge(TextModels, Modality):
 
     @staticmethod
     def _answer(task: TextTask, example: TextExample) -> Tokens:
-        """Return the tokens that have a row each in a batch of this task."""
+        """Return the answer tokens, each of which has one row in a batch of this task."""
         if example.answer is None:
             return (UNLABELLED,)
         return task.encode(example.prompt, example.choices[example.answer])[1]
 
     def align(self, batch: PairBatch, slm_logits: Tensor, llm_logits: Tensor) -> Rows:
-        """Return both models' outcomes on the P' rows that they share.
+        """Return the outcomes of both models on the P' rows that can be compared.
 
-        The C + 1 columns are log-probabilities of the common outcomes, "another one" last; log-probabilities are
-        logits of themselves. The target of a row is the outcome of the model's own next token: "another one" where
-        the next tokens begin with different common texts.
+        The C + 1 columns are log-probabilities of the shared outcomes, with "other" last. They serve as logits, since
+        their softmax gives the same probabilities again. The target of a row is the outcome of the model's own next
+        token, so it differs between the models where they split the text into different shared tokens.
 
         Args:
-            batch: as `collate` made it.
-            slm_logits: [P, V], of all rows of `batch.slm`.
-            llm_logits: [Q, W], of all rows of `batch.llm`.
+            batch: a batch from `collate`.
+            slm_logits: [P, V] logits for all rows of `batch.slm`.
+            llm_logits: [Q, W] logits for all rows of `batch.llm`.
         """
         size = len(self.outcomes) + 1
         sides = (
@@ -124,35 +136,35 @@ class TokenizerBridge(TextModels, Modality):
         return Rows(values[0], values[1], right[0].to(values[0].device), right[1].to(values[1].device))
 
     def rows(self, batch: PairBatch) -> int:
-        """Return P', the number of rows that the models share."""
+        """Return P', the number of rows at which the models can be compared."""
         return len(batch.slm_rows)
 
     def logits(self, model: nn.Module, batch: Any) -> NoReturn:
-        """Refuse: a row of logits belongs to one role's model."""
-        raise TypeError("each role has its own tokens: ask of(role), with part(batch, role)")
+        """Raise an error, because logits need the tokens of one role."""
+        raise TypeError("each role has its own tokens: call of(role).logits with part(batch, role)")
 
     def score(self, model: nn.Module, examples: Sequence[Any]) -> NoReturn:
-        """Refuse: a score belongs to one role's model."""
-        raise TypeError("each role has its own tokens: ask of(role)")
+        """Raise an error, because a score needs the tokens of one role."""
+        raise TypeError("each role has its own tokens: call of(role).score")
 
     def show(self, example: TextExample, prediction: str | None = None) -> str:
-        """Return prompt, answer and prediction on one line."""
+        """Return the prompt, the answer and the prediction, if any, on one line."""
         return self.slm.show(example, prediction)
 
     def notes(self) -> list[str]:
-        """Return how many prompts were cut, in the tokens of the model that cut more of them."""
+        """Return how many prompts were cut, for the tokenizer with which more of them were."""
         return max(self.slm, self.llm, key=lambda task: task.truncated).notes()
 
     def facts(self) -> dict[str, int]:
-        """Return what a client's SLM needs."""
+        """Return the sizes that a deployed client needs for its SLM."""
         return self.slm.facts()
 
     def write_examples(self, examples: Sequence[TextExample]) -> str:
-        """Return one JSON object per line."""
+        """Return examples as text with one JSON object per line."""
         return self.slm.write_examples(examples)
 
     def read_examples(self, path: Path) -> list[TextExample]:
-        """Return the labelled examples of a file of JSON lines, gzipped or not.
+        """Return the labelled examples of a JSON lines file, gzipped or not.
 
         Raises:
             UserError: the file can't be read, or a line is not an example.
@@ -166,11 +178,11 @@ def common_columns(
     """Return the texts that are tokens of both vocabularies, and the outcome that each token counts as.
 
     Args:
-        slm: text of each token id, None where it has none.
-        llm: likewise.
+        slm: text of each of the V token ids of the SLM, or None for a token without text.
+        llm: text of each of the W token ids of the LLM, likewise.
 
     Returns:
-        The C common texts, and [V] and [W] int64 with values from 0 to C; C is "another one".
+        The C shared texts, and the outcome of each token, [V] and [W] int64 from 0 to C, where C is "other".
 
     >>> texts, (slm, llm) = common_columns([None, b" card", b" cat"], [b" cat", b" cardiology", b" card", b" dog"])
     >>> texts, slm.tolist(), llm.tolist()
@@ -189,13 +201,15 @@ def common_columns(
 def aligned(
     slm: Tokens, llm: Tokens, slm_texts: Sequence[bytes | None], llm_texts: Sequence[bytes | None]
 ) -> list[tuple[int, int]]:
-    """Return pairs of rows of an answer before which both models have read the same text: the same is left of it.
+    """Return the pairs of rows of an answer before which both models have read the same text.
+
+    Two rows match if the same text remains of the answer.
 
     Args:
-        slm: tokens of the answer.
-        llm: those of the other tokenizer.
-        slm_texts: text of each token id.
-        llm_texts: likewise.
+        slm: the answer's tokens for the SLM.
+        llm: the answer's tokens for the LLM.
+        slm_texts: text of each token id of the SLM.
+        llm_texts: text of each token id of the LLM.
 
     >>> texts = [b" heart", b" disease", b" dis", b"ease"]
     >>> aligned((0, 1), (0, 2, 3), texts, texts)
@@ -206,8 +220,9 @@ def aligned(
 
 
 def _rests(tokens: Tokens, texts: Sequence[bytes | None]) -> list[tuple[int, bytes]]:
-    """Return the text that is left from each row on, the last row first, as far back as all of it is known."""
-    rests, rest = [], b""
+    """Return (row, remaining text from this row on), last row first, up to the last token without text."""
+    rests: list[tuple[int, bytes]] = []
+    rest = b""
     for row in range(len(tokens) - 1, -1, -1):
         text = texts[tokens[row]]
         if text is None:
@@ -218,15 +233,15 @@ def _rests(tokens: Tokens, texts: Sequence[bytes | None]) -> list[tuple[int, byt
 
 
 def summed(logits: Tensor, columns: Tensor, size: int) -> Tensor:
-    """Return log-probabilities of sums of tokens, each summed from probabilities: none is 1 minus the others.
+    """Return the log-probabilities of outcomes, each of which is the sum of the probabilities of its tokens.
 
     Args:
-        logits: [P, V].
+        logits: [P, V] logits over tokens.
         columns: [V] int64, the outcome of each token.
         size: number of outcomes.
 
     Returns:
-        [P, size]; an outcome without a token has the lowest probability that float32 can hold.
+        [P, size] log-probabilities; an outcome without tokens gets the smallest normal float32 as its probability.
     """
     probabilities = logits.softmax(dim=-1).T  # [V, P]
     sums = probabilities.new_zeros(size, len(logits)).index_add(0, columns.to(logits.device), probabilities)
@@ -234,5 +249,5 @@ def summed(logits: Tensor, columns: Tensor, size: int) -> Tensor:
 
 
 def _outcome(targets: Tensor, columns: Tensor) -> Tensor:
-    """Return the outcomes of tokens; `UNLABELLED` stays what it is."""
+    """Return the outcomes of target tokens, leaving `UNLABELLED` unchanged."""
     return torch.where(targets == UNLABELLED, targets, columns[targets.clamp(min=0)])

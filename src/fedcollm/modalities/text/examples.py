@@ -1,4 +1,4 @@
-"""Examples of text: a prompt and its possible continuations, and their JSON lines."""
+"""Text examples, which are a prompt and its possible continuations, and their form as JSON lines."""
 
 import json
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ class TextExample:
     """A prompt and its possible continuations.
 
     Attributes:
-        id: unique within its file.
-        prompt: text before the answer.
-        choices: continuations, without the space that joins them to the prompt; free completion has
-            one, the answer itself.
-        answer: index of the right choice, or None if unlabelled.
+        id: id of the example, unique within its file.
+        prompt: the text before the answer.
+        choices: the possible continuations, without the space that joins them to the prompt. For free completion there
+            is one, the answer itself.
+        answer: index of the correct choice, or None if unlabelled.
         labels: short names of the choices, for partitions and confusion tables.
-        group: natural client id, where the data has one.
+        group: natural client of the example, if the data has one.
     """
 
     id: str
@@ -34,21 +34,21 @@ class TextExample:
 
     @property
     def label(self) -> str | None:
-        """Name of the right choice."""
+        """Label of the correct choice, or None if unlabelled."""
         return None if self.answer is None else self.labels[self.answer]
 
     @property
     def content(self) -> str:
-        """The prompt, case and spacing folded."""
+        """The prompt without differences of case and spacing."""
         return " ".join(self.prompt.casefold().split())
 
     @property
     def has_free_label(self) -> bool:
-        """Whether the label is free text, not one of several choices."""
+        """Whether the label is free text instead of one of several choices."""
         return len(self.choices) == 1
 
     def without_label(self) -> "TextExample":
-        """Return the same example with its answer forgotten."""
+        """Return the same example without its answer."""
         return replace(self, answer=None)
 
 
@@ -56,7 +56,7 @@ _EXAMPLE = TypeAdapter(TextExample)
 
 
 def example_lines(examples: Iterable[TextExample]) -> str:
-    """Return one JSON object per line."""
+    """Return examples as text with one JSON object per line."""
     return "".join(json.dumps(asdict(example)) + "\n" for example in examples)
 
 
@@ -76,12 +76,13 @@ def _example(row: dict[str, object], place: str) -> TextExample:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "the line"
         raise UserError(
-            f"{place}: {where}: {problem['msg']}. Write id, prompt, choices, answer (its index) and labels, or set "
-            "task.name: custom with a task.format for your own columns."
+            f"{place}: {where}: {problem['msg']}. Each line needs id, prompt, choices, answer (an index) and labels. "
+            "For your own columns, set task.name: custom and task.format."
         ) from error
     if not example.choices or example.answer is None or not 0 <= example.answer < len(example.choices):
         raise UserError(
-            f"{place}: answer {example.answer} is not the index of one of {len(example.choices)} choices. Correct it."
+            f"{place}: answer {example.answer} is not an index of the {len(example.choices)} choices. Write the index "
+            "of the correct choice, starting at 0."
         )
     if len(example.labels) != len(example.choices):
         raise UserError(

@@ -1,8 +1,8 @@
-"""Sequences through a causal language model, and only what is needed of what comes out.
+"""Forward passes of a causal language model that compute logits only for the rows that are needed.
 
-Inputs are padded on the left, so that every sequence ends at the last column and the head can be asked for the last few
-columns only. A model that reads packed tokens (`models/fused/patch.py`) is given no padding at all, and its head sees
-nothing but the rows that are read.
+Inputs are padded on the left, so that every sequence ends at the last column and the head needs to see only the last
+few columns. A model that accepts packed tokens (`models/fused/patch.py`) gets no padding at all, and its head sees only
+the rows that are needed.
 """
 
 import math
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 Tokens = tuple[int, ...]
 
-#: Packed tokens are filled up to a multiple of this with padding, if there is any: oneDNN compiles and keeps its
-#: products anew for every number of rows, some 10 MB for the layers of one model.
+#: The number of packed tokens is rounded up to a multiple of this by keeping some padding, if there is any. oneDNN
+#: compiles its products for each number of rows and caches them, about 10 MB for the layers of one model.
 _MULTIPLE = 16
 
 #: A prompt and several answers to it.
@@ -33,13 +33,13 @@ def pad_left(sequences: Sequence[Tokens], padding: int) -> dict[str, Tensor]:
 
 
 def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Return [P, V] in the model's dtype: one row for each of `rows` that is true, sequence by sequence.
+    """Return [P, V] logits in the model's dtype: one row for each true value of `rows`, sequence by sequence.
 
     Args:
-        model: a causal language model of transformers, or around one.
-        inputs: as `pad_left` makes them.
-        rows: [B, R] bool, which of the last R columns are read; none of them is padding.
-        seen: [B, N, N] bool, what each column attends to; None: those before it and itself.
+        model: a causal language model of transformers, or a wrapper of one.
+        inputs: inputs from `pad_left`.
+        rows: [B, R] bool, which of the last R columns are needed; none of these is padding.
+        seen: [B, N, N] bool, which columns each column attends to; None for causal attention.
     """
     parameter = next(model.parameters())
     reads_packed = getattr(model, "reads_packed", None)
@@ -49,12 +49,12 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
         return _packed(model, inputs, rows, seen, parameter.dtype)
     mask = inputs["attention_mask"].bool()
     if seen is None and reads_branches(model) and not mask.all():
-        seen = _before(mask)
+        seen = _causal(mask)
     if seen is not None:
-        # finite numbers, not a mask of true and false; this does not cure the NaN that torch's attention by cuDNN gives
-        # on a GPU where the columns are 64 modulo 128: not yet cured (decision 9)
-        inputs["attention_mask"] = _added(seen.to(parameter.device), parameter.dtype)
-    # as indices, not as a number: a slice is not contiguous, and torch would copy the head once a sequence
+    # indices instead of a number, since a slice is not contiguous, and torch would copy the head for each sequence
+        # cuDNN gives on a GPU where the columns are 64 modulo 128: not yet cured (decision 9).
+        inputs["attention_mask"] = _additive_mask(seen.to(parameter.device), parameter.dtype)
+    # indices instead of a number, because a slice is not contiguous, and torch would copy the head for each sequence
     kept = torch.arange(-rows.shape[1], 0, device=parameter.device)
     return model(**inputs, use_cache=False, logits_to_keep=kept).logits[rows]
 
@@ -62,48 +62,50 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
 def _packed(
     model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Return what `logits_of` does, without padding."""
+    """Return the same as `logits_of`, computed without padding."""
     mask = inputs["attention_mask"].bool()
     if seen is None:
-        seen = _before(mask)
-    index = _kept(mask.flatten())  # [T]: places of the tokens among all B N
+        seen = _causal(mask)
+    index = _kept(mask.flatten())  # [T], positions of the tokens among all B N
     read = torch.zeros_like(mask)
     read[:, mask.shape[1] - rows.shape[1] :] = rows
     packed = index, read.flatten()[index].nonzero().squeeze(1)
     tokens, positions = (inputs[name].flatten()[index][None] for name in ("input_ids", "position_ids"))
-    result = model(tokens, _added(seen, dtype), position_ids=positions, packed=packed, use_cache=False)
+    mask = _additive_mask(seen, dtype)
+    result = model(tokens, mask, position_ids=positions, packed=packed, use_cache=False)
     return result.logits[0]
 
 
-def _before(mask: Tensor) -> Tensor:
-    """Return [B, N, N] bool, what each column attends to: those before it and itself, no padding; from [B, N]."""
+def _causal(mask: Tensor) -> Tensor:
+    """Return [B, N, N] bool, the causal attention for a [B, N] mask: earlier columns and the own one, no padding."""
     return mask[:, None, :] & mask.new_ones(mask.shape[1], mask.shape[1]).tril()
 
 
 def _kept(mask: Tensor) -> Tensor:
-    """Return where a mask is true, with as many other places as it takes to a multiple of `_MULTIPLE`, in order."""
+    """Return the sorted positions where a mask is true, plus the first others that make a multiple of `_MULTIPLE`."""
     kept = mask.clone()
     kept[(~mask).nonzero().squeeze(1)[: -int(mask.sum()) % _MULTIPLE]] = True
     return kept.nonzero().squeeze(1)
 
 
-def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return [B, 1, N, N] to add to the scores: 0, or a number so low that its exponential is 0 beside any other.
+def _additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return [B, 1, N, N] to add to the attention scores: 0, or a number so low that the softmax weight becomes 0.
 
-    It is a quarter of the lowest one, which becomes infinite where a fused attention multiplies it by log₂ e, and NaN
-    where a whole block of columns is hidden (pytorch/pytorch#109517). It does not keep gradients finite on a GPU where
-    cuDNN computes the attention: a row of padding that sees only such numbers is what very probably triggers
-    pytorch/pytorch#196678. That is not yet cured (decision 9).
+    The low number is a quarter of the lowest one of the dtype. The lowest one itself would overflow in a fused
+    attention that multiplies it by log₂ e, and give NaN where a whole block of columns is hidden
+    (pytorch/pytorch#109517). It does not keep gradients finite on a GPU where cuDNN computes the attention: a row of
+    padding that attends only to such numbers is very probably what triggers pytorch/pytorch#196678. That is not yet
+    cured (decision 9).
     """
     return (~seen)[:, None].to(dtype) * (torch.finfo(dtype).min / 4)
 
 
 def reads_branches(model: nn.Module, columns: float = math.inf) -> bool:
-    """Return whether a model's attention follows a mask of its own for every pair of columns, whatever their distance.
+    """Return whether a model's attention obeys an arbitrary mask over all pairs of columns.
 
     Args:
-        model: a causal language model of transformers, or around one.
-        columns: no sequence is longer; a window that wide hides nothing.
+        model: a causal language model of transformers, or a wrapper of one.
+        columns: length of the longest sequence. A sliding window that is at least as long hides nothing.
     """
     config = getattr(model, "config", None)
     kind = getattr(config, "_attn_implementation", None) or "eager"
@@ -112,16 +114,16 @@ def reads_branches(model: nn.Module, columns: float = math.inf) -> bool:
 
 
 def branch(inputs: dict[str, Tensor], branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:
-    """Return attention and positions of answers that share a prompt: each sees the prompt and itself, as if alone.
+    """Return the attention and the positions for answers that share a prompt. Each attends to the prompt and itself.
 
     Args:
-        inputs: as `pad_left` makes them.
-        branched: prompts and answers; in the columns stand the prompt and each answer except for its last token.
+        inputs: inputs from `pad_left`, whose columns hold each prompt and then its answers without their last tokens.
+        branched: the prompts and their answers.
 
     Returns:
-        [B, N, N] bool, what each column attends to; and `position_ids`, [B, N].
+        [B, N, N] bool, which columns each column attends to, and `position_ids` [B, N].
     """
-    owner = inputs["attention_mask"] - 1  # -1: padding; 0: prompt; 1, 2, ...: the answers
+    owner = inputs["attention_mask"] - 1  # -1 for padding, 0 for the prompt, 1, 2, ... for the answers
     positions = inputs["position_ids"].clone()
     for i, (prompt, answers) in enumerate(branched):
         column = owner.shape[1] - sum(len(answer) - 1 for answer in answers)

@@ -1,4 +1,4 @@
-"""Causal language models as text needs them: loading, sizes without weights, and what a pair has in common."""
+"""Causal language models of the text modality: loading, sizes without weights, and the facts that a pair shares."""
 
 import json
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ from fedcollm.models.pretrained import (
     start_tokens,
 )
 
-#: Context length, in tokens, of a model whose configuration names none.
+#: Context length, in tokens, of a model whose configuration has no limit.
 _UNBOUNDED = 1_000_000
 
-# For estimates, since no tokenizer is asked:
+# For estimates without a tokenizer:
 _UTF8_BYTES_PER_TOKEN = 4
-_TYPICAL_TOKENS = 64, 4  # of an example that is not at hand, and of its answer
+_TYPICAL_TOKENS = 64, 4  # tokens of a typical example, and of its answer alone
 
 
 @dataclass(frozen=True)
 class TextModelFacts:
-    """What a text task must know of the models that it serves.
+    """What a text task needs to know about its models.
 
     Attributes:
-        tokenizer: common to them.
-        vocabulary_size: size of the output space common to them.
-        context_length: longest sequence that both roles take, in tokens.
+        tokenizer: the transformers tokenizer that the models share.
+        vocabulary_size: size of the output space that the models share.
+        context_length: longest sequence that the models of both roles accept, in tokens.
         start: tokens that the tokenizer puts before every text.
     """
 
@@ -48,22 +48,22 @@ class TextModelFacts:
 
 
 class PairFacts(NamedTuple):
-    """Facts per role: one object twice where the two share a tokenizer."""
+    """The facts of each role, which are the same object if the models share a tokenizer."""
 
     slm: TextModelFacts
     llm: TextModelFacts
 
 
 def pair_facts(slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> PairFacts:
-    """Return tokenizer, output space and context length of each role.
+    """Return the tokenizer, the output space and the context length of each role.
 
     Args:
-        slm: the SLM.
-        llm: the LLM.
-        across_tokenizers: whether the two may have different tokenizers.
+        slm: the section of the SLM.
+        llm: the section of the LLM.
+        across_tokenizers: whether the models may have different tokenizers.
 
     Raises:
-        UserError: the two don't share a tokenizer, and may not differ.
+        UserError: the models have different tokenizers, but may not.
     """
     tokenizer, other = load_tokenizer(slm.source), None
     if llm.source != slm.source:
@@ -77,74 +77,77 @@ def pair_facts(slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> P
     if not across_tokenizers:
         raise UserError(
             f"llm.source {llm.source!r} ({len(other)} tokens) and slm.source {slm.source!r} ({len(tokenizer)} tokens) "
-            "don't share a tokenizer, so their outputs can't be compared row by row. Choose two models of one family, "
-            "or set server.distillation.across_tokenizers: true to compare them over the tokens that they share."
+            "have different tokenizers, so their outputs can't be compared row by row. Choose two models of one "
+            "family, or set server.distillation.across_tokenizers: true to compare them over the tokens that they "
+            "share."
         )
     pair = zip((tokenizer, other), configs, strict=True)
     return PairFacts(*(TextModelFacts(own, shape.vocab_size, context, start_tokens(own)) for own, shape in pair))
 
 
 def client_facts(slm: ModelConfig, vocabulary_size: int, context_length: int) -> TextModelFacts:
-    """Return the facts of a client, which has the SLM only and is told what depends on the LLM.
+    """Return the facts for a deployed client, which has only the SLM.
 
     Args:
-        slm: the SLM.
-        vocabulary_size: size of the output space that both models share.
-        context_length: longest sequence that both models take, in tokens.
+        slm: the section of the SLM.
+        vocabulary_size: size of the output space that both models share, from the server.
+        context_length: longest sequence that both models accept, in tokens, from the server.
     """
     tokenizer = load_tokenizer(slm.source)
     return TextModelFacts(tokenizer, vocabulary_size, context_length, start_tokens(tokenizer))
 
 
 class TextModels:
-    """The part of the modality that knows its models, for which no tokenizer is needed."""
+    """The part of the text modality that deals with models and needs no tokenizer."""
 
     causal_lm: ClassVar[bool] = True
 
     def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
-        """Return a causal language model; its `name_or_path` is where it can be loaded from again.
+        """Return a causal language model, whose `name_or_path` says where it can be loaded from again.
 
         Args:
-            section: `llm` or `slm` of the configuration; its source is a hub id, a directory, a `.gguf` file or the
-                name of a shipped model.
+            section: the section `llm` or `slm` of the configuration. Its source is a hub id, a directory, a `.gguf`
+                file or the name of a shipped model.
             role: `slm` or `llm`.
-            device: where the network will compute.
-            seed: unused, as the weights are pretrained.
+            device: the device on which the network will run.
+            seed: unused, because the weights are pretrained.
 
         Raises:
-            UserError: the source does not exist, is not readable, or has fewer layers.
+            UserError: the source does not exist, can't be read, or has too few layers.
         """
         place = base_directory(section.source, section.layers)
         dtype = resolve_dtype(section.dtype, device)
         return load_causal_lm(place, dtype, section.attention, device.type).to(device)
 
     def prepare(self, section: ModelConfig) -> None:
-        """Convert and cut the base once; what is made is kept in the cache.
+        """Convert and cut the base network once, and keep the result in the cache.
 
         Raises:
-            UserError: the source does not exist, is not readable, or has fewer layers.
+            UserError: the source does not exist, can't be read, or has too few layers.
         """
         base_directory(section.source, section.layers)
 
     def outline(self, section: ModelConfig) -> nn.Module:
-        """Return the same network without weights. Nothing is downloaded for hub ids whose architecture we know.
+        """Return the same network without weights.
+
+        For the hub ids in `config/presets/architectures.json`, nothing is downloaded.
 
         Raises:
-            UserError: the source does not exist, or has fewer layers.
+            UserError: the source does not exist or has too few layers.
         """
-        shape = _shape(section)
+        shape, auto_class = _shape(section), cast(Any, AutoModelForCausalLM)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(shape)
+            return auto_class.from_config(shape)
 
     def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
-        """Return the index in the LLM of every layer of the SLM, which was cut from it."""
+        """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM."""
         layers = cast(Any, llm).config.num_hidden_layers
         return even_layers(layers, slm.layers or layers)
 
     def footprint(self, example: TextExample | None, shape: Any, scoring: bool = False) -> tuple[int, int]:
-        """Return an estimate of an example's tokens and of its rows of logits.
+        """Return estimates of the number of tokens and of rows of logits of an example.
 
-        A prompt is read once, with its longest choice in training and with all choices in scoring.
+        The prompt counts once, plus the longest choice in training, or all choices in scoring.
         """
         if example is None:
             return _TYPICAL_TOKENS
@@ -154,11 +157,11 @@ class TextModels:
 
 
 def _shape(section: ModelConfig) -> Any:
-    """Return the base's configuration after depth pruning."""
+    """Return the configuration of the base network after layers are cut."""
     architectures = resources.files("fedcollm.config") / "presets" / "architectures.json"
     known = json.loads(architectures.read_text(encoding="utf-8"))
     source = section.source
-    shape = AutoConfig.for_model(**known[source]) if source in known else load_config(source)
+    shape = cast(Any, AutoConfig).for_model(**known[source]) if source in known else load_config(source)
     if section.layers is not None:
         kept = even_layers(shape.num_hidden_layers, section.layers)
         if getattr(shape, "layer_types", None):

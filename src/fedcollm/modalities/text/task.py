@@ -1,10 +1,10 @@
-"""Text: multiple choice and prompt -> completion, on causal language models.
+"""Text tasks on causal language models: multiple choice, and completion of a prompt.
 
-A row of `logits` is one answer token: the prompt never reaches the LM head. When choices are scored,
-they follow their prompt one after the other, each blind to the others, so that the prompt is read once.
+A row of `logits` is one answer token, so the prompt never reaches the LM head. When choices are scored, they follow
+their prompt one after the other without attending to each other, so that the prompt is read only once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,17 @@ from fedcollm.modalities.text.examples import TextExample, example_lines, read_e
 from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
 from fedcollm.modalities.text.models import TextModels
 
-#: Rows of logits that are widened to float32 at once when choices are scored.
+#: Number of rows of logits that are converted to float32 at once when choices are scored.
 _ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Sequences for one forward pass; B sequences of N columns, of which the last R reach the head.
+    """B sequences of N columns for one forward pass, of which the last R columns reach the head.
 
     Attributes:
         inputs: `input_ids`, `attention_mask` and `position_ids`, each [B, N] int64, padded on the left.
-        rows: [B, R] bool, true where a column predicts a supervised token; P of them are true.
+        rows: [B, R] bool, true where a column predicts a supervised token; P values are true.
         targets: [P] int64, the token that each row should predict, or `UNLABELLED`.
     """
 
@@ -39,28 +39,30 @@ class TextBatch:
 
 
 def picks(example: TextExample, likelihoods: Tensor) -> dict[str, int]:
-    """Return the choice that each metric takes: the likeliest (`acc`), and the likeliest per character (`acc_norm`).
+    """Return the index of the choice that each metric selects.
+
+    `acc` selects the highest log-likelihood, and `acc_norm` the highest log-likelihood per character.
 
     Args:
-        example: C choices.
-        likelihoods: [C], their log-likelihoods.
+        example: an example with C choices.
+        likelihoods: [C] log-likelihoods of the choices.
     """
     lengths = torch.tensor([len(choice) for choice in example.choices])
     return {"acc": int(likelihoods.argmax()), "acc_norm": int((likelihoods / lengths).argmax())}
 
 
 class TextTask(TextModels, Modality):
-    """Answers to prompts, trained on answer tokens and scored by their log-likelihood.
+    """The text modality: answers to prompts, trained on answer tokens and scored by log-likelihood.
 
     Args:
         name: name of the task, for reports.
-        tokenizer: a transformers tokenizer, common to the models that the task serves.
-        vocabulary_size: size of the output space common to these models; logits are cut to it.
-        context_length: longest sequence that both models take, in tokens. Longer prompts lose their
-            oldest tokens, never the answer; `truncated` counts the examples.
-        normalized: score by length-normalized log-likelihood (`acc_norm`) instead of `acc`.
-        start: tokens that every prompt begins with, however much of it is cut: what the tokenizer itself puts before a
-            text (Gemma, Llama 2 and OPT do), as in lm-evaluation-harness.
+        tokenizer: the transformers tokenizer that the models share.
+        vocabulary_size: size of the output space that the models share; logits are cut to it.
+        context_length: longest sequence that the models accept, in tokens. A longer prompt loses its oldest tokens,
+            but never the answer; `truncated` counts such prompts.
+        normalized: whether the main metric is length-normalized (`acc_norm` instead of `acc`).
+        start: tokens that every prompt begins with even if it is cut, namely those that the tokenizer puts before a
+            text (as for Gemma, Llama 2 and OPT), as in lm-evaluation-harness.
     """
 
     def __init__(
@@ -76,9 +78,9 @@ class TextTask(TextModels, Modality):
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
-        self.main_metric = "acc_norm" if normalized else "acc"
+        self.main_metric: str = "acc_norm" if normalized else "acc"
         self.start = start
-        self.options = {
+        self.options: Mapping[str, Any] = {
             "vocabulary_size": vocabulary_size,
             "context_length": context_length,
             "metric": self.main_metric,
@@ -90,14 +92,14 @@ class TextTask(TextModels, Modality):
 
     @property
     def truncated(self) -> int:
-        """Number of distinct prompts that were cut so far."""
+        """Number of distinct prompts that have been cut so far."""
         return len(self._truncated)
 
     def encode(self, prompt: str, answer: str) -> tuple[Tokens, Tokens]:
-        """Return prompt and answer tokens, split as lm-evaluation-harness does.
+        """Return the tokens of the prompt and of the answer, split as in lm-evaluation-harness.
 
-        The answer starts with one space; both are encoded together, so that the split never changes
-        how the text as a whole is cut into tokens.
+        One space separates prompt and answer. Both are encoded together, so that the split does not change how the
+        whole text is tokenized.
 
         Raises:
             UserError: the answer alone is longer than the context.
@@ -107,7 +109,7 @@ class TextTask(TextModels, Modality):
         return self._encoded[prompt, answer]
 
     def _encode(self, prompt: str, answers: Sequence[str]) -> None:
-        """Keep what `encode` returns, for all of these answers with one call of the tokenizer."""
+        """Store the results of `encode` for several answers, with a single call of the tokenizer."""
         new = [answer for answer in answers if (prompt, answer) not in self._encoded]
         if not new:
             return
@@ -124,8 +126,8 @@ class TextTask(TextModels, Modality):
         if room < 1:
             tokens, limit = len(continuation), self.context_length
             raise UserError(
-                f"an answer of {tokens} tokens does not fit the models' context of {limit}: {answer[:60]!r}. "
-                "Shorten it, or take models with a longer context."
+                f"an answer of {tokens} tokens does not fit into the models' context of {limit} tokens: "
+                f"{answer[:60]!r}. Shorten it, or choose models with a longer context."
             )
         if len(start + prefix) > room:
             self._truncated.add(prompt)
@@ -133,7 +135,10 @@ class TextTask(TextModels, Modality):
         return (start + prefix)[-room:], continuation
 
     def start_token(self) -> int:
-        """Return what replaces an empty prompt, as in lm-evaluation-harness: a token to predict the first one from."""
+        """Return the token that replaces an empty prompt, from which the first token is predicted.
+
+        It is the token for the beginning of a text, or else for its end, as in lm-evaluation-harness.
+        """
         special = self.tokenizer
         tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
         return next((token for token in tokens if token is not None), 0)
@@ -144,18 +149,18 @@ class TextTask(TextModels, Modality):
         return len(prompt) + len(answer)
 
     def collate(self, examples: Sequence[TextExample]) -> TextBatch:
-        """Return sequences whose supervised tokens are those of the right answer.
+        """Return a batch whose supervised tokens are those of the correct answers.
 
-        An unlabelled example has one row, the first answer token, whose target is `UNLABELLED`.
+        An unlabelled example has one row, for the first answer token, with the target `UNLABELLED`.
         """
-        pairs = []
+        pairs: list[tuple[Tokens, Tokens]] = []
         for example in examples:
             prompt, answer = self.encode(example.prompt, example.choices[example.answer or 0])
             pairs.append((prompt, (UNLABELLED,) if example.answer is None else answer))
         return self._batch(pairs)
 
     def _batch(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> TextBatch:
-        """Return left-padded inputs prompt + answer[:-1]; each answer token is predicted one column before it."""
+        """Return left-padded inputs prompt + answer[:-1]. The column before an answer token predicts it."""
         kept = max(len(answer) for _, answer in pairs)
         rows = torch.zeros(len(pairs), kept, dtype=torch.bool)
         for i, (_, answer) in enumerate(pairs):
@@ -167,37 +172,37 @@ class TextTask(TextModels, Modality):
         return pad_left(sequences, self.tokenizer.pad_token_id or 0)
 
     def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
-        """Return [P, V]: the head sees supervised positions only, or the last R columns if it can't do that."""
+        """Return [P, V] float32 logits, one row per supervised token. The head sees at most the last R columns."""
         return self._rows(model, batch.inputs, batch.rows).float()
 
     def _rows(self, model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: Tensor | None = None) -> Tensor:
         return logits_of(model, inputs, rows, seen)[:, : self.vocabulary_size]
 
     def targets(self, batch: TextBatch) -> Tensor:
-        """Return [P] int64: the answer tokens, sequence by sequence."""
+        """Return [P] int64, the answer tokens, sequence by sequence."""
         return batch.targets
 
     def show(self, example: TextExample, prediction: str | None = None) -> str:
-        """Return prompt, answer and prediction on one line."""
+        """Return the prompt, the answer and the prediction, if any, on one line."""
         prompt, answer = " ".join(example.prompt.split()), example.label or "?"
         return f"{prompt} {answer}" if prediction is None else f"{prompt} {answer} → {prediction}"
 
     def notes(self) -> list[str]:
-        """Return how many prompts were cut, if any were."""
+        """Return a sentence on the number of prompts that were cut, if there are any."""
         if not self.truncated:
             return []
         return [f"{self.truncated} prompts were longer than the models' context and lost their oldest tokens"]
 
     def facts(self) -> dict[str, int]:
-        """Return the sizes that depend on the LLM too."""
+        """Return the sizes that depend on both models."""
         return {"vocabulary_size": self.vocabulary_size, "context_length": self.context_length}
 
     def write_examples(self, examples: Sequence[TextExample]) -> str:
-        """Return one JSON object per line."""
+        """Return examples as text with one JSON object per line."""
         return example_lines(examples)
 
     def read_examples(self, path: Path) -> list[TextExample]:
-        """Return the labelled examples of a file of JSON lines, gzipped or not.
+        """Return the labelled examples of a JSON lines file, gzipped or not.
 
         Raises:
             UserError: the file can't be read, or a line is not an example.
@@ -205,10 +210,10 @@ class TextTask(TextModels, Modality):
         return read_examples(path)
 
     def score(self, model: nn.Module, examples: Sequence[TextExample]) -> Score:
-        """Return the accuracy of the choice of the highest log-likelihood: raw (`acc`) and per character (`acc_norm`).
+        """Return the accuracy of the most likely choice, by log-likelihood (`acc`) and per character (`acc_norm`).
 
-        As in lm-evaluation-harness, `acc_norm` divides the log-likelihood by the choice's length in characters, and
-        the first of equal choices wins. A free completion is right if every answer token is the most likely one (the
+        As in lm-evaluation-harness, `acc_norm` divides the log-likelihood by the length of the choice in characters,
+        and ties go to the first choice. A free completion is correct if every answer token is the most likely one (the
         harness's `is_greedy`).
         """
         sums = {self.main_metric: 0.0, "acc": 0.0, "acc_norm": 0.0}
@@ -228,20 +233,20 @@ class TextTask(TextModels, Modality):
         return Score(sums, len(examples), confusion, outcomes)
 
     def likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
-        """Return [C] log-likelihoods, in nats, of each example's choices."""
+        """Return [C] log-likelihoods of the choices of each example, in nats."""
         return [values for values, _ in self._likelihoods(model, examples)]
 
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
-        """Return, for each example's choices, log-likelihoods [C] and whether greedy decoding would give each [C].
+        """Return for each example [C] log-likelihoods of its choices, and [C] whether greedy decoding gives them.
 
-        A prompt is read once for all its choices where the model's attention allows that.
+        A prompt is read once for all of its choices if the model's attention allows it.
         """
         for example in examples:
             self._encode(example.prompt, example.choices)
         encoded = [[self.encode(example.prompt, text) for text in example.choices] for example in examples]
         longest = max(max(len(p) for p, _ in pairs) + sum(len(a) for _, a in pairs) for pairs in encoded)
         shared = reads_branches(model, longest)
-        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, their prompt, their answers
+        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, shared prompt, answers
         for index, pairs in enumerate(encoded):
             by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
             for choice, (prompt, answer) in enumerate(pairs):
@@ -259,15 +264,16 @@ class TextTask(TextModels, Modality):
         return list(zip(values, greedy, strict=True))
 
     def _read(self, model: nn.Module, branched: Sequence[Branched]) -> list[tuple[Tensor, Tensor]]:
-        """Return what `_likelihoods` does, on the CPU, from one forward pass over prompts with several answers each."""
+        """Return the same as `_likelihoods`, on the CPU, from one forward pass over prompts with their answers."""
         inputs, seen = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched]), None
         if any(len(answers) > 1 and max(map(len, answers)) > 1 for _, answers in branched):
             seen, inputs["position_ids"] = branch(inputs, branched)
         read = [1 + sum(len(answer) - 1 for answer in answers) for _, answers in branched]
         columns = torch.arange(-max(read), 0)
         logits = self._rows(model, inputs, columns >= -torch.tensor(read)[:, None], seen)  # [P, V]
-        rows, tokens = [], []  # of every answer token: the row that predicts it, and the token
-        first = 0  # row of the prompt's last token
+        rows: list[int] = []  # the row that predicts each answer token
+        tokens: list[int] = []  # the answer tokens
+        first = 0  # row of the last token of the prompt
         for _, answers in branched:
             row = first
             for answer in answers:
@@ -275,11 +281,11 @@ class TextTask(TextModels, Modality):
                 row += len(answer) - 1
                 tokens += answer
             first = row + 1
-        normal = torch.cat([some.float().logsumexp(-1) for some in logits.split(_ROWS_AT_ONCE)])  # [P]
+        normal = torch.cat([some.float().logsumexp(-1) for some in torch.split(logits, _ROWS_AT_ONCE)])  # [P]
         chosen, at = logits[rows, tokens].float(), torch.tensor(rows, device=logits.device)
         likelihoods, likeliest = (chosen - normal[at]).cpu(), (chosen == logits.amax(-1)[at].float()).cpu()
         lengths = torch.tensor([len(answer) for _, answers in branched for answer in answers])
         sums = torch.segment_reduce(likelihoods, "sum", lengths=lengths)
         all_likeliest = torch.segment_reduce(likeliest.float(), "min", lengths=lengths).bool()
         counts = [len(answers) for _, answers in branched]
-        return list(zip(sums.split(counts), all_likeliest.split(counts), strict=True))
+        return list(zip(torch.split(sums, counts), torch.split(all_likeliest, counts), strict=True))

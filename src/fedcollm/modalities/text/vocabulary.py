@@ -1,4 +1,4 @@
-"""The text that each token of a vocabulary stands for, in bytes, so that two vocabularies can be compared."""
+"""The text of each token of a vocabulary, in bytes, so that two vocabularies can be compared."""
 
 import json
 import re
@@ -7,28 +7,28 @@ from typing import Any
 
 from fedcollm.errors import UserError
 
-#: A byte of its own, as sentencepiece writes it where it has no piece for a character.
+#: A token for a single byte, which sentencepiece uses for characters without a piece of their own.
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def token_texts(tokenizer: Any, size: int) -> list[bytes | None]:
-    """Return what each token adds to a text, the space before a word included.
+    """Return the text that each token adds, including the space before a word.
 
     Args:
-        tokenizer: a transformers tokenizer around one of the library tokenizers.
-        size: of the model's output space, which may be larger than the vocabulary.
+        tokenizer: a fast tokenizer of transformers, which wraps one of the library `tokenizers`.
+        size: size of the model's output space, which may be larger than the vocabulary.
 
     Returns:
-        One entry per token id; None for special tokens and for ids without a token: they stand for no text.
+        One entry per token id, which is None for special tokens and for ids without a token.
 
     Raises:
-        UserError: the tokenizer doesn't tell how its tokens become text.
+        UserError: the tokenizer is not a fast one, so its decoder is unknown.
     """
     inner = getattr(tokenizer, "backend_tokenizer", None)
     if inner is None:
         raise UserError(
-            f"{type(tokenizer).__name__}: tokens of this tokenizer can't be compared with another's. Choose a model "
-            "with a tokenizer.json."
+            f"{type(tokenizer).__name__}: the tokens of this tokenizer can't be compared with those of another one. "
+            "Choose a model with a tokenizer.json."
         )
     kinds = set(_kinds(json.loads(inner.to_str())["decoder"]))
     added = {id: token.special for id, token in tokenizer.added_tokens_decoder.items()}
@@ -41,7 +41,7 @@ def token_texts(tokenizer: Any, size: int) -> list[bytes | None]:
 
 
 def _kinds(decoder: dict[str, Any] | None) -> Iterator[str]:
-    """Yield the names of the parts of a decoder."""
+    """Yield the names of the parts of a tokenizer's decoder."""
     if decoder is not None:
         yield decoder["type"]
         for part in decoder.get("decoders", ()):
@@ -49,11 +49,11 @@ def _kinds(decoder: dict[str, Any] | None) -> Iterator[str]:
 
 
 def token_text(token: str, kinds: set[str]) -> bytes:
-    r"""Return the bytes of a token, by the kind of its vocabulary.
+    r"""Return the text of a token in bytes, depending on the kind of its vocabulary.
 
     Args:
-        token: as the vocabulary writes it.
-        kinds: names of the parts of the tokenizer's decoder; nothing: words, each after a space.
+        token: the token as the vocabulary writes it.
+        kinds: names of the parts of the tokenizer's decoder; empty for a vocabulary of words, each after a space.
 
     >>> token_text("ĠcafÃ©", {"ByteLevel"}).decode()
     ' café'
@@ -76,7 +76,7 @@ def token_text(token: str, kinds: set[str]) -> bytes:
 
 
 def _byte_characters() -> dict[str, int]:
-    """Return the printable character that a byte-level vocabulary writes for each byte (Radford et al. 2019, GPT-2)."""
+    """Return the byte of each printable character of a byte-level vocabulary (Radford et al. 2019, GPT-2)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Image classifiers: the small ones that we make from a configuration, and directories of any others."""
+"""Image classifiers: small ones with random weights that ship with fedcollm, and directories of any others."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.models.adapters import resolve_dtype
 
-#: Common to all of `VISION_MODELS`: 8 x 8 grey images of ten classes.
+#: Options common to all `VISION_MODELS`, which classify gray images of 8 x 8 pixels into ten classes.
 VISION_SHAPE: Mapping[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
 
-#: Image classifiers made from a configuration, with random weights: pair them with `pretrain_epochs`.
+#: Name of a shipped image classifier to its configuration. The weights are random, so use them with `pretrain_epochs`.
 VISION_MODELS: Mapping[str, Mapping[str, int]] = {
     "vit-digits-large": {"hidden_size": 96, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 192},
     "vit-digits-small": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
@@ -25,11 +25,11 @@ VISION_MODELS: Mapping[str, Mapping[str, int]] = {
 
 def vision_config(source: str) -> ViTConfig:
     """Return the configuration of one of `VISION_MODELS`."""
-    return ViTConfig(**VISION_SHAPE, **VISION_MODELS[source])  # pyright: ignore[reportArgumentType]
+    return cast(Any, ViTConfig)(**VISION_SHAPE, **VISION_MODELS[source])
 
 
 class ImageModels:
-    """The part of the modality that knows its models."""
+    """The part of the image modality that deals with models."""
 
     causal_lm: ClassVar[bool] = False
 
@@ -37,51 +37,55 @@ class ImageModels:
         """Return an image classifier of transformers.
 
         Args:
-            section: `llm` or `slm` of the configuration; its source is one of `VISION_MODELS` or a directory.
+            section: the section `llm` or `slm` of the configuration. Its source is a key of `VISION_MODELS` or a
+                directory.
             role: `slm` or `llm`.
-            device: where the network will compute.
-            seed: of the random weights of `VISION_MODELS`.
+            device: the device on which the network will run.
+            seed: seed of the random weights of `VISION_MODELS`.
 
         Raises:
-            UserError: the source is neither, or can't be read.
+            UserError: the source is neither of these, or can't be read.
         """
         dtype = resolve_dtype(section.dtype, device)
         if section.source in VISION_MODELS:
-            torch.manual_seed(seed)
+            cast(Any, torch).manual_seed(seed)
             network = cast(nn.Module, ViTForImageClassification(vision_config(section.source)))
             return network.to(dtype).to(device)
         return _from_directory(AutoModelForImageClassification, section.source, dtype=dtype).to(device)
 
     def prepare(self, section: ModelConfig) -> None:
-        """Do nothing: these models are neither converted nor cut."""
+        """Do nothing, because these models are neither converted nor cut."""
 
     def outline(self, section: ModelConfig) -> nn.Module:
         """Return the same network without weights.
 
         Raises:
-            UserError: the source is neither one of `VISION_MODELS` nor a directory, or can't be read.
+            UserError: the source is neither a key of `VISION_MODELS` nor a directory, or can't be read.
         """
         known = section.source in VISION_MODELS
         shape = vision_config(section.source) if known else _from_directory(AutoConfig, section.source)
         with torch.device("meta"):
-            return AutoModelForImageClassification.from_config(shape)
+            return cast(Any, AutoModelForImageClassification).from_config(shape)
 
     def is_pretrained(self, section: ModelConfig) -> bool:
-        """Return False for `VISION_MODELS`, whose weights are random and depend on the run's seed."""
+        """Return False for `VISION_MODELS`, whose random weights depend on the run's seed."""
         return section.source not in VISION_MODELS
 
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
-        """Return an image's patches with the class token, and its one row of logits."""
+        """Return the number of patches of an image plus its class token, and its single row of logits."""
         return (shape.image_size // shape.patch_size) ** 2 + 1, 1
 
 
 def _from_directory(loader: Any, source: str, **options: Any) -> Any:
     if not Path(source).is_dir():
         raise UserError(
-            f"model source {source!r} is neither an image classifier that ships ({', '.join(VISION_MODELS)}) nor a "
+            f"model source {source!r} is neither a shipped image classifier ({', '.join(VISION_MODELS)}) nor a "
             "directory. Give one of these."
         )
     try:
         return loader.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"model source {source!r} can't be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"model source {source!r} can't be loaded: {str(error).splitlines()[0]}. Give the directory of an image "
+            "classifier of transformers."
+        ) from error

@@ -1,7 +1,7 @@
-"""Image classification: one row of logits per image."""
+"""Image classification, where each image has one row of logits."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,10 +20,10 @@ class ImageExample:
     """An image and its class.
 
     Attributes:
-        id: unique within its data set.
+        id: id of the example, unique within its data set.
         pixels: [channels, height, width] float32 from 0 to 1.
         target: index of the class, or None if unlabelled.
-        group: natural client id, where the data has one.
+        group: natural client of the example, if the data has one.
     """
 
     id: str
@@ -33,7 +33,7 @@ class ImageExample:
 
     @property
     def label(self) -> str | None:
-        """Name of the class."""
+        """Name of the class, or None if unlabelled."""
         return None if self.target is None else str(self.target)
 
     @property
@@ -42,66 +42,66 @@ class ImageExample:
         return self.pixels.numpy().tobytes().hex()
 
     def without_label(self) -> "ImageExample":
-        """Return the same image with its class forgotten."""
+        """Return the same image without its class."""
         return replace(self, target=None)
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """B images, [B, channels, height, width], and their targets, [B] int64."""
+    """B images as pixels [B, channels, height, width] and targets [B] int64."""
 
     pixels: Tensor
     targets: Tensor
 
 
 class ImageTask(ImageModels, Modality):
-    """Classification of images by any image classifier of transformers.
+    """The image modality: classification with any image classifier of transformers.
 
     Args:
         name: name of the task, for reports.
-        classes: names of the classes, in the order of the logits' columns.
+        classes: names of the classes, in the order of the columns of the logits.
     """
 
     def __init__(self, name: str, classes: Sequence[str]):
         self.name = name
-        self.classes = tuple(classes)
-        self.options = {"classes": list(self.classes)}
+        self.classes: tuple[str, ...] = tuple(classes)
+        self.options: Mapping[str, Any] = {"classes": list(self.classes)}
 
     def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
-        """Return an image classifier with a column for each class.
+        """Return an image classifier with one column per class.
 
         Raises:
-            UserError: the source can't be loaded, or has another number of classes.
+            UserError: the source can't be loaded, or has a different number of classes.
         """
         network = super().load_model(section, role, device, seed)
         columns = cast(Any, network).config.num_labels
         if columns != len(self.classes):
             raise UserError(
-                f"{role}.source {section.source!r} tells {columns} classes apart, and {self.name} has "
-                f"{len(self.classes)}. Choose a model with that many classes."
+                f"{role}.source {section.source!r} has {columns} classes, but {self.name} has {len(self.classes)}. "
+                f"Choose a model with {len(self.classes)} classes."
             )
         return network
 
     def collate(self, examples: Sequence[ImageExample]) -> ImageBatch:
-        """Return images stacked along a first dimension."""
+        """Return a batch of images stacked along a new first dimension."""
         targets = [UNLABELLED if example.target is None else example.target for example in examples]
         return ImageBatch(torch.stack([example.pixels for example in examples]), torch.tensor(targets))
 
     def logits(self, model: nn.Module, batch: ImageBatch) -> Tensor:
-        """Return [B, classes]: one row per image."""
+        """Return [B, classes] float32 logits, one row per image."""
         parameter = next(model.parameters())
         return model(pixel_values=batch.pixels.to(parameter)).logits.float()
 
     def targets(self, batch: ImageBatch) -> Tensor:
-        """Return [B] int64."""
+        """Return [B] int64, the class of each image or `UNLABELLED`."""
         return batch.targets
 
     def score(self, model: nn.Module, examples: Sequence[ImageExample]) -> Score:
         """Return the accuracy of the most likely class."""
         batch = self.collate(examples)
         predicted = self.logits(model, batch).argmax(-1).cpu()
-        correct = (predicted == batch.targets).tolist()
+        pairs: list[tuple[int, int]] = cast(Any, torch.stack([batch.targets, predicted], dim=1)).tolist()
+        correct = [target == prediction for target, prediction in pairs]
         outcomes = {example.id: float(right) for example, right in zip(examples, correct, strict=True)}
-        pairs = zip(batch.targets.tolist(), predicted.tolist(), strict=True)
-        confusion = Counter((self.classes[t], self.classes[p]) for t, p in pairs)
+        confusion = Counter((self.classes[target], self.classes[prediction]) for target, prediction in pairs)
         return Score({"acc": float(sum(correct))}, len(examples), confusion, outcomes)
