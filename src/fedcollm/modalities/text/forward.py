@@ -51,7 +51,7 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
     if seen is None and reads_branches(model) and not mask.all():
         seen = _causal(mask)
     if seen is not None:
-            # An additive mask of finite numbers instead of a boolean one. It does not cure the NaN that attention by
+        # An additive mask of finite numbers instead of a boolean one. It does not cure the NaN that attention by
         # cuDNN gives on a GPU where the columns are 64 modulo 128: not yet cured (decision 9).
         inputs["attention_mask"] = _additive_mask(seen.to(parameter.device), parameter.dtype)
     # indices instead of a number, because a slice is not contiguous, and torch would copy the head for each sequence
