@@ -47,13 +47,13 @@ DIVERGENCES: Mapping[str, Choice] = {
 #: Options of `federation.aggregation`; the functions are in `federation/aggregation/rules.py`.
 AGGREGATIONS: Mapping[str, Choice] = {
     "mean": Choice(
-        "weighted by number of examples, as in FedAvg", phrase="weighted by number of examples", weighted=True
+        "weighted by number of examples, as in FedAvg", phrase="averaged, weighted by number of examples", weighted=True
     ),
-    "uniform": Choice("equal weights 1/K, as in the paper", phrase="with equal weights"),
+    "uniform": Choice("equal weights 1/K, as in the paper", phrase="averaged with equal weights"),
     "product": Choice(
         "mean of LoRA's products B A, weighted by number of examples",
         "mean of products",
-        "as LoRA’s products B A, weighted by number of examples",
+        "averaged as LoRA’s products B A, weighted by number of examples",
         single_updates=True,
         plain_lora=True,
         weighted=True,

@@ -269,7 +269,7 @@ def _of_updates(config: RunConfig) -> list[str]:
     federation = config.federation
     phrase = AGGREGATIONS[federation.aggregation].phrase
     return [
-        f"adapters averaged, {phrase}" if phrase else _plainly("federation.aggregation", federation.aggregation),
+        f"adapters {phrase}" if phrase else _plainly("federation.aggregation", federation.aggregation),
         "updates masked by secure aggregation"
         if federation.secure_aggregation.enabled
         else "no secure aggregation, so the server sees every client’s update",
