@@ -246,7 +246,7 @@ def test_zero_and_negative_numbers_are_refused(key, value):
         ("slm.adapter.dropout", 1.0),
         ("slm.adapter.targets", 3),
         ("slm.dtype", "int8"),
-        ("federation.aggregation", "median"),
+        ("federation.aggregation", "medoid"),
         ("federation.privacy", 1),
         ("task.partition.kind", "random"),
         ("client", 3),

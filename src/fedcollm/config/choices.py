@@ -58,6 +58,12 @@ AGGREGATIONS: Mapping[str, Choice] = {
         plain_lora=True,
         weighted=True,
     ),
+    "median": Choice(
+        "coordinate-wise median of the updates, which a minority of faulty clients cannot move far",
+        "coordinate-wise median",
+        "combined by their coordinate-wise median",
+        single_updates=True,
+    ),
 }
 
 #: Options of `federation.server_optimizer.kind`; the functions are in `federation/server_optimizers.py`.
