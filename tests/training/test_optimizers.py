@@ -74,6 +74,9 @@ def rates(steps: int, **settings) -> list[float]:
         ({"warmup_ratio": 0.3}, [0.0, 0.4, 0.8, 0.8]),  # 1.2 steps, rounded up
         ({"schedule": "linear"}, [0.8, 0.6, 0.4, 0.2]),
         ({"schedule": "linear", "warmup_ratio": 0.5}, [0.0, 0.4, 0.8, 0.4]),
+        # 0.8 (1 + cos πt) / 2 at t = 0, 1/4, 1/2, 3/4; after two steps of warm-up at t = 0, 1/2
+        ({"schedule": "cosine"}, [0.8, 0.6828427, 0.4, 0.1171573]),
+        ({"schedule": "cosine", "warmup_ratio": 0.5}, [0.0, 0.4, 0.8, 0.4]),
     ],
 )
 def test_schedule_by_hand(settings, expected):

@@ -82,6 +82,12 @@ SCHEDULES: Mapping[str, Choice] = {
         "linear schedule",
         "a learning rate that falls linearly to 0",
     ),
+    "cosine": Choice(
+        "it falls to 0 along half a cosine by the end of each round",
+        "cosine schedule with warm-up",
+        "a learning rate that falls to 0 along half a cosine",
+        {"warmup_ratio": 0.1},
+    ),
 }
 
 #: Last part of a dotted key to its table. A name has the same table in every section.
