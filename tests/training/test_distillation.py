@@ -10,10 +10,12 @@ from tests import parties
 from tests.parties import add_adapter, mutual_losses
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from fedcollm.config import choices
 from fedcollm.errors import NonFiniteError
 from fedcollm.modalities.base import UNLABELLED, cross_entropy
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.adapters import read_adapter
+from fedcollm.training import divergences
 from fedcollm.training.divergences import divergence, uncertainty
 
 LN2, LN3, LN9 = math.log(2), math.log(3), math.log(9)
@@ -24,7 +26,7 @@ STUDENT = torch.tensor([[LN3, 0.0], [0.0, 0.0]])
 ROW_1 = 0.1438410  # 1/2 ln(2/3) + 1/2 ln 2 = 1/2 ln(4/3)
 
 MIXTURES = ["jensen_shannon", "skew_kl", "skew_reverse_kl"]
-KINDS = ["forward_kl", "reverse_kl", *MIXTURES]
+KINDS = ["forward_kl", "reverse_kl", *MIXTURES, "total_variation"]
 
 
 def gradients(loss: torch.Tensor, *logits: torch.Tensor) -> list[torch.Tensor]:
@@ -77,9 +79,20 @@ def test_skew_reverse_kl_by_hand():
     assert divergence(TEACHER, STUDENT, kind="skew_reverse_kl").item() == pytest.approx(0.2361817, abs=1e-6)
 
 
+def test_total_variation_by_hand():
+    # row 1: (|1/2 - 3/4| + |1/2 - 1/4|) / 2 = 0.25; row 2: (|9/10 - 1/2| + |1/10 - 1/2|) / 2 = 0.4
+    assert divergence(TEACHER, STUDENT, kind="total_variation").item() == pytest.approx(0.325, abs=1e-6)
+    assert divergence(STUDENT, TEACHER, kind="total_variation").item() == pytest.approx(0.325, abs=1e-6)
+
+
+def test_every_choice_has_a_divergence_of_its_name():
+    assert divergences.DIVERGENCES.keys() == choices.DIVERGENCES.keys()
+
+
 @pytest.mark.parametrize(
     ("kind", "bound"),
     [
+        ("total_variation", 1.0),
         ("jensen_shannon", LN2),  # p and q disjoint: m holds half of each
         ("skew_kl", 2.3025851),  # the mixture holds 1/10 of p: ln 10
         ("skew_reverse_kl", 2.3025851),

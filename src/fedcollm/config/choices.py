@@ -42,6 +42,7 @@ DIVERGENCES: Mapping[str, Choice] = {
     "skew_reverse_kl": Choice(
         "reverse KL to a mixture of both (DistiLLM)", "skew reverse KL", "the skewed reverse KL divergence"
     ),
+    "total_variation": Choice("half the L1 distance", "total variation", "the total variation distance"),
 }
 
 #: Options of `federation.aggregation`; the functions are in `federation/aggregation/rules.py`.

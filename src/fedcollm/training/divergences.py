@@ -42,12 +42,23 @@ def skew_reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
     return _kl(student, _mixed(student, teacher, SKEW))
 
 
+def total_variation(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return ½ Σ |p - q|, at most 1 (f-DISTILL, Wen et al., arXiv 2307.15190, section 3.1): it is symmetric.
+
+    Args:
+        teacher: [P, V] log-probabilities log p.
+        student: [P, V] log-probabilities log q.
+    """
+    return (teacher.exp() - student.exp()).abs().sum(-1) / 2
+
+
 DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jensen_shannon": jensen_shannon,
     "skew_kl": skew_kl,
     "skew_reverse_kl": skew_reverse_kl,
+    "total_variation": total_variation,
 }
 
 
