@@ -15,7 +15,7 @@ from fedcollm.messages import Adapter
 
 
 class CoordinateMedian:
-    """The median of each value over the clients (Yin et al., "Byzantine-Robust Distributed Learning", arXiv 1803.01498).
+    """The median of each value over the clients (Yin et al., arXiv 1803.01498, definition 1).
 
     Clients are not weighted. With an even number of clients it is the mean of the two middle values. All updates are
     held until the end.
