@@ -26,6 +26,7 @@ from flwr.simulation import run_simulation
 
 from benchmarks.speed import simulation
 from benchmarks.speed.material import configuration, our_model, task_of
+from fedcollm.config import ClientConfig
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.seeding import derive_seed
 from fedcollm.training.fine_tuning import fit
@@ -52,15 +53,8 @@ def train(message: Message, context: Context) -> Message:
     examples = parts[client % len(parts)]
     write_adapter(slm, message.content["arrays"].to_torch_state_dict())
     start = time.perf_counter()
-    fit(
-        task,
-        slm,
-        examples,
-        epochs=1,
-        batch_size=simulation.BATCH_SIZE,
-        learning_rate=simulation.LEARNING_RATE,
-        seed=derive_seed(simulation.SEED, "client", str(client), 1),
-    )
+    settings = ClientConfig(batch_size=simulation.BATCH_SIZE, learning_rate=simulation.LEARNING_RATE)
+    fit(task, slm, examples, settings, derive_seed(simulation.SEED, "client", str(client), 1))
     metrics = {"num-examples": len(examples), "fit_seconds": time.perf_counter() - start}
     tuned = ArrayRecord({name: tensor.float() for name, tensor in read_adapter(slm).items()})
     return Message(RecordDict({"arrays": tuned, "metrics": MetricRecord(metrics)}), reply_to=message)

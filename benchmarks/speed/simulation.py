@@ -21,10 +21,14 @@ import psutil
 from torch import Tensor
 
 from benchmarks.speed.material import SMOLLM2, configuration, data_of, our_model, task_of
+from fedcollm.config import ClientConfig
 from fedcollm.federation import client as client_module
-from fedcollm.federation.client import Client
+from fedcollm.federation.aggregation.plain import PlainAggregator
+from fedcollm.federation.client import Agreement, Client
 from fedcollm.federation.server import Server
 from fedcollm.models.adapters import read_adapter
+from fedcollm.seeding import RunIdentity
+from fedcollm.training.distillation import ModelPair
 from fedcollm.transports.local import LocalTransport
 
 #: Largest difference of a value of the mean adapter: Flower sums in float32 and in the order of arrival.
@@ -123,9 +127,14 @@ def _server(case: dict) -> Server:
     config = configuration(case | {"examples": BATCH_SIZE})
     task, parts = task_of(config), read_parts(case)
     slm = our_model(config, "slm", task)
-    settings: dict[str, Any] = {"batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "seed": SEED}
-    clients = {str(i): Client(str(i), task, slm, parts[i % len(parts)], (), **settings) for i in range(case["clients"])}
-    return Server(task, slm, None, LocalTransport(clients), public=(), test=(), seed=SEED)
+    settings = ClientConfig(batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
+    agreement = Agreement(RunIdentity(seed=SEED))
+    clients = {
+        str(i): Client(str(i), task, slm, parts[i % len(parts)], (), settings, agreement=agreement)
+        for i in range(case["clients"])
+    }
+    pair, identity = ModelPair(task, slm), RunIdentity(seed=SEED)
+    return Server(pair, (), (), LocalTransport(clients), PlainAggregator(), identity=identity)
 
 
 def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:

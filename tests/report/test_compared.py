@@ -63,6 +63,10 @@ def test_steps_by_hand():
     config = changed(federation={"rounds": 3}, client={"epochs": 2}, server={"epochs": 1})
     # Clients: ceil(33 / 16) + ceil(16 / 16) = 4 batches, twice a round; server: ceil((33 + 7) / 16) = 3.
     assert steps(config, DATA) == Steps(3 * 2 * 4, 3 * 3)
+    # two batches per step: ceil(3 / 2) + ceil(1 / 2) = 3 steps of the clients, ceil(3 / 2) = 2 of the server
+    halved = {"gradient_accumulation": 2}
+    config = changed(federation={"rounds": 3}, client={"epochs": 2} | halved, server={"epochs": 1} | halved)
+    assert steps(config, DATA) == Steps(3 * 2 * 3, 3 * 2)
     alone = changed(federation={"rounds": 3, "participants": ["1"]}, server={"epochs": 0})
     assert steps(alone, DATA) == Steps(3, 0)
     assert steps(changed(federation={"rounds": 3, "participants": []}), DATA) == Steps(0, 9)

@@ -1,12 +1,12 @@
 """Budgets of a run: its optimizer steps and the sizes of its data, from its configuration and `data.json`."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.federation.server import sample
+from fedcollm.training.fine_tuning import step_count
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
     asked = [client for index in rounds for client in sample(ids, config.federation.fraction, config.seed, index)]
     client = sum(_local_steps(config, size[client]) for client in asked)
     public = sum(data["public"].values()) + data["unlabelled"]
-    server = config.federation.rounds * config.server.epochs * math.ceil(public / config.server.batch_size)
+    server = config.federation.rounds * config.server.epochs * step_count(public, config.server)
     return Steps(client, server)
 
 
@@ -77,4 +77,4 @@ def _local_steps(config: RunConfig, examples: int) -> int:
     privacy = config.federation.privacy
     if privacy is not None and privacy.sampling_rate is not None:
         return round(config.client.epochs / privacy.sampling_rate)
-    return config.client.epochs * math.ceil(examples / config.client.batch_size)
+    return config.client.epochs * step_count(examples, config.client)

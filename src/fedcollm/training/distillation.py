@@ -129,7 +129,7 @@ def distil(
     generator = random.Random(seed)
     cast(Any, torch).manual_seed(seed)
     models = pair.models()
-    per_epoch = step_count(public, settings)
+    per_epoch = step_count(len(public), settings)
     stepper = Stepper(models, settings, settings.epochs * per_epoch, f"distillation, round {round_index}")
     groups = (
         group for _ in range(settings.epochs) for group in step_batches(pair.modality, public, settings, generator)

@@ -61,9 +61,13 @@ def minibatches(
         yield modality.collate([examples[i] for i in batch])
 
 
-def step_count(examples: Sequence[Any], settings: TrainingConfig) -> int:
-    """Return the number of optimizer steps in one pass over the examples."""
-    return math.ceil(batch_count(examples, settings.batch_size) / settings.gradient_accumulation)
+def step_count(examples: int, settings: TrainingConfig) -> int:
+    """Return the number of optimizer steps in one pass over so many examples.
+
+    >>> step_count(10, TrainingConfig(batch_size=2, gradient_accumulation=2))
+    3
+    """
+    return math.ceil(math.ceil(examples / settings.batch_size) / settings.gradient_accumulation)
 
 
 def step_batches(
@@ -172,7 +176,7 @@ def fit(
     """
     generator = random.Random(seed)
     cast(Any, torch).manual_seed(seed)
-    per_epoch = step_count(examples, settings)
+    per_epoch = step_count(len(examples), settings)
     stepper = Stepper({"model": model}, settings, settings.epochs * per_epoch, where)
     anchors = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad] if settings.proximal else []
     history: list[tuple[Tensor, int]] = []
