@@ -20,7 +20,7 @@ from benchmarks.gpu.networks import TITLES, with_models
 from benchmarks.gpu.speed import POOLS, TINY_POOL
 from benchmarks.speed.material import SHARED, configuration, drawn_for, our_model, task_of
 from fedcollm.data.sources.professions import load_professions
-from fedcollm.modalities.text.forward import _added, _before
+from fedcollm.modalities.text.forward import _additive_mask, _causal
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.models.fused.patch import unfused
 
@@ -66,10 +66,10 @@ def _small_masks(columns: int, padding: int) -> dict[str, Tensor | None]:
     """Return every way to hide the padding of one of four sequences; None: causal, without a mask."""
     mask = torch.ones(4, columns, dtype=torch.bool, device=device())
     mask[0, :padding] = False
-    seen = _before(mask)
+    seen = _causal(mask)
     hidden, lowest = (~seen)[:, None].to(torch.bfloat16), torch.finfo(torch.bfloat16).min
     return {
-        "ours (a quarter of the lowest)": _added(seen, torch.bfloat16),
+        "ours (a quarter of the lowest)": _additive_mask(seen, torch.bfloat16),
         "lowest": hidden * lowest,
         "-1e4": hidden * -1e4,
         "-80": hidden * -80,
@@ -141,12 +141,12 @@ def _texts(case: dict[str, Any]) -> list[Any]:
 
 def _model_masks(mask: Tensor) -> dict[str, Tensor]:
     """Return every form of a mask of padding, [B, N], that transformers takes."""
-    seen, dtype = _before(mask.bool()), torch.bfloat16
+    seen, dtype = _causal(mask.bool()), torch.bfloat16
     return {
         "two-dimensional, transformers' own": mask,
         "bool": seen[:, None],
         "lowest": (~seen)[:, None].to(dtype) * torch.finfo(dtype).min,
-        "ours (a quarter of the lowest)": _added(seen, dtype),
+        "ours (a quarter of the lowest)": _additive_mask(seen, dtype),
         "-inf": torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, -math.inf)[:, None],
     }
 

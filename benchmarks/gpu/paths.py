@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from benchmarks.gpu.device import device
-from fedcollm.modalities.text.forward import _added, _before, _kept
+from fedcollm.modalities.text.forward import _additive_mask, _causal, _kept
 
 #: Name of `varlen_attention` among transformers' implementations.
 VARLEN = "benchmark_varlen"
@@ -37,7 +37,7 @@ class Forms:
         self.targets, rows = batch.targets.to(device()), batch.rows.to(device())
         self._mask = self.inputs["attention_mask"].bool()
         self.columns, self.tokens = self._mask.shape[1], int(self._mask.sum())
-        self.added = _added(_before(self._mask), torch.bfloat16)
+        self.added = _additive_mask(_causal(self._mask), torch.bfloat16)
         self.kept = torch.arange(-rows.shape[1], 0, device=device())
         self.rows = rows.flatten().nonzero().squeeze(1)
         self._lengths, self._supervised = self._mask.sum(1).tolist(), rows.sum(1).tolist()

@@ -135,7 +135,7 @@ def _changed(label: str) -> Iterator[None]:
         if label.endswith("unfused"):
             stack.enter_context(mock.patch.object(build_models, "fuse", return_value=None))
         if label == "mask of true and false":
-            stack.enter_context(mock.patch.object(forward, "_added", lambda seen, dtype: seen[:, None]))
+            stack.enter_context(mock.patch.object(forward, "_additive_mask", lambda seen, dtype: seen[:, None]))
         if label.startswith("without cuDNN"):
             torch.backends.cuda.enable_cudnn_sdp(False)
             stack.callback(partial(torch.backends.cuda.enable_cudnn_sdp, before))

@@ -153,9 +153,7 @@ def _deployable(config: RunConfig) -> Modality:
     try:
         modality.write_examples([])
     except UserError as error:
-        raise UserError(
-            f"task.name {config.task.name} can't be deployed: {error} Simulate it with `fedcollm run`."
-        ) from error
+        raise UserError(f"task.name {config.task.name} can't be deployed: {error}") from error
     return modality
 
 
