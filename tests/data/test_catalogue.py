@@ -59,7 +59,7 @@ def test_pair_of_one_tokenizer_is_a_text_task(tiny_config):
 def test_pair_of_two_tokenizers_is_a_bridge_if_that_is_allowed(pair_config):
     modality = build_modality(pair_config.task, pair_config.slm, pair_config.llm, True)
     assert isinstance(modality, TokenizerBridge)
-    with pytest.raises(UserError, match="don't share a tokenizer"):
+    with pytest.raises(UserError, match="have different tokenizers"):
         build_modality(pair_config.task, pair_config.slm, pair_config.llm, False)
 
 
