@@ -261,34 +261,6 @@ Answer = ClientUpdate | PhaseAnswer | Failure
 
 
 @dataclass(frozen=True)
-class Role:
-    """The names of one key of `RoundRecord.scores`: in a column header, in a report, in a table of one run.
-
-    The server's two models also have a name for use within a sentence (`subject`), which means over clients lack.
-    """
-
-    short: str
-    label: str
-    full: str
-    subject: str = ""
-
-
-#: Key of `RoundRecord.scores` to its names, in the order in which reports show them.
-ROLES: Mapping[str, Role] = {
-    "slm": Role("SLM", "Small model", "SLM (global)", "the clients’ small model"),
-    "llm": Role("LLM", "Large model", "LLM", "the server’s large model"),
-    "clients": Role("clients' SLMs", "Mean of clients", "SLM (clients' mean, after local tuning)"),
-    "personal": Role("clients' own", "Clients’ own", "SLM (mean of what clients keep)"),
-}
-
-#: The roles that are the server's own models.
-MODELS: tuple[str, ...] = tuple(role for role, names in ROLES.items() if names.subject)
-
-#: Key of `RoundRecord.seconds` to its name in a report, in the order in which the parts of a round happen.
-PARTS: Mapping[str, str] = {"clients": "Clients", "distillation": "Distillation", "evaluation": "Evaluation"}
-
-
-@dataclass(frozen=True)
 class RoundRecord:
     """The record of one round, a line of `rounds.jsonl`. Round 0 is the state before any training.
 
@@ -301,7 +273,7 @@ class RoundRecord:
         participants: ids of the clients whose updates were aggregated.
         bytes_up: bytes that one client sent in this round: its adapter, or its messages of secure aggregation.
         bytes_down: bytes that one client received in this round, without the final θ that `client.personal` sends.
-        seconds: wall-clock seconds by `PARTS`.
+        seconds: wall-clock seconds by part: `clients`, `distillation` and `evaluation`.
         peak_memory_bytes: peak resident memory of the process so far.
         lost: client id to the phase in which the client was lost, or to the reason why its answer was rejected.
         epsilon: ε spent so far at the configured δ; None without differential privacy.

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from fedcollm.config import RunConfig
+from fedcollm.config.roles import MODELS, PARTS, ROLES
 from fedcollm.config.words import facts_in_words, inputs_in_words, settings_in_words
-from fedcollm.messages import MODELS, PARTS, ROLES, RoundRecord
+from fedcollm.messages import RoundRecord
 from fedcollm.report import tables
 from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.formats import byte_count, duration

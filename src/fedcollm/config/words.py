@@ -11,9 +11,9 @@ from typing import Any
 
 from fedcollm.config.base import Section
 from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, SCHEDULES, SERVER_OPTIMIZERS, Choice
+from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.config.run import RunConfig
 from fedcollm.config.training import TrainingConfig
-from fedcollm.messages import MODELS, ROLES
 
 #: A format string for the value, or a function of it. If the function returns "", the key is stated as `key: value`.
 Phrase = str | Callable[[Any], str]

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
-from fedcollm.messages import ROLES
+from fedcollm.config.roles import ROLES
 
 #: A figure of plotly, which has no types.
 Figure: TypeAlias = Any

@@ -7,7 +7,8 @@ from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
-from fedcollm.messages import MODELS, ROLES, RoundRecord
+from fedcollm.config.roles import MODELS, ROLES
+from fedcollm.messages import RoundRecord
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
 from fedcollm.runs import directory as directories

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from fedcollm.config.methods import METHODS
-from fedcollm.messages import MODELS, ROLES
+from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.report.budgets import Sizes
 from fedcollm.report.compared import COLUMNS, REFERENCES, Compared, Row
 from fedcollm.report.formats import count

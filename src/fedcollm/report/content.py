@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from fedcollm.config import RunConfig
+from fedcollm.config.roles import MODELS, PARTS, ROLES
 from fedcollm.config.words import facts_in_words, settings_in_words
-from fedcollm.messages import MODELS, PARTS, ROLES
 from fedcollm.report.formats import byte_count, count, duration, percent, share
 from fedcollm.report.runs import Method, described
 from fedcollm.report.scores import curve, finals, interval, role_scores, sampling_half_width

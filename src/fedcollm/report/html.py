@@ -9,8 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
+from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.errors import UserError
-from fedcollm.messages import PARTS, ROLES
 from fedcollm.report import content, labels, plots, tables
 from fedcollm.report.axes import Figure
 from fedcollm.report.compared import found_in

@@ -7,7 +7,8 @@ from typing import Any, cast
 
 from plotly import subplots  # pyright: ignore[reportMissingTypeStubs]
 
-from fedcollm.messages import MODELS, PARTS, ROLES, RoundRecord
+from fedcollm.config.roles import MODELS, PARTS, ROLES
+from fedcollm.messages import RoundRecord
 from fedcollm.report.axes import (
     BLUE,
     GREEN,

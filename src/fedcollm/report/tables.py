@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcollm.messages import PARTS, ROLES, RoundRecord
+from fedcollm.config.roles import PARTS, ROLES
+from fedcollm.messages import RoundRecord
 from fedcollm.report.formats import byte_count, count, duration, percent, points
 from fedcollm.report.runs import Method, Run, read_run
 from fedcollm.report.scores import RoleScores, curve, finals, interval, role_scores
