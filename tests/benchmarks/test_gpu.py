@@ -2,18 +2,13 @@
 
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.gpu import compiled, networks, paths, records, sides, speed, variants
+from benchmarks.gpu import networks, paths, records, sides, variants
 from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.professions import _fails_in_cudnn
 from benchmarks.gpu.profile import kind_of
-from torch.nn.functional import scaled_dot_product_attention
 
 
 @pytest.fixture(autouse=True)
@@ -62,24 +57,6 @@ def test_attention_on_a_cpu_is_finite_under_every_mask(tmp_path):
 
 
 @pytest.mark.slow
-def test_fine_tuning_beside_the_trainer(tmp_path):
-    (record,) = measured("speed", tmp_path, "B1")
-    for side in ("unfused", "Trainer", "Trainer, autocast"):
-        assert record["same"][side].startswith("losses of 4 steps within")
-        assert len(record["ratios"][side]) == 1
-    assert record["tokens"] < record["operations"]
-
-
-def test_distillation_beside_stored_logits(tmp_path):
-    (record,) = measured("speed", tmp_path, "stored")
-    assert "within" in record["same"]["stored top-16 logits"]
-
-
-def test_scoring_by_both_kinds_of_layers(tmp_path):
-    (record,) = measured("speed", tmp_path, "B3")
-    assert "the same choice of all 6 items" in record["same"]["unfused"]
-
-
 def test_a_side_that_fails_is_left_out(tmp_path):
     def fine(case):
         return lambda: {"seconds": 2.0, "tokens": 6, "operations": 12}
@@ -111,43 +88,7 @@ def test_a_case_that_fails_leaves_a_record(tmp_path):
 
 
 @pytest.mark.slow
-def test_cases_run_in_processes_with_a_limit_of_time(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--parts", "machine", "--out", str(tmp_path)]
-    options = {"cwd": Path(speed.__file__).parents[2], "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    assert subprocess.run([*command, "--limit", "0"], check=False, **options).returncode == 1
-    assert subprocess.run([*command, "--only", "no such title"], check=False, **options).returncode == 0
-    assert subprocess.run(command, check=False, **options).returncode == 0
-    stopped, done = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
-    assert "stopped" in stopped["failed"]
-    assert done["bf16_rate"] > 0
-
-
-def reference_varlen(q, k, v, limits, _, longest, *args, scale, window_size):
-    """Causal attention of each sequence apart; tokens first, as torch's own takes them."""
-    parts = []
-    for start, end in zip(limits[:-1].tolist(), limits[1:].tolist(), strict=True):
-        heads = [tensor[start:end].transpose(0, 1)[None] for tensor in (q, k, v)]
-        output = scaled_dot_product_attention(*heads, is_causal=True, scale=scale, enable_gqa=True)
-        parts.append(output[0].transpose(0, 1))
-    return torch.cat(parts)
-
-
 @pytest.mark.slow
-def test_every_way_has_the_same_losses(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiled, "_compiled", lambda function: function)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    varlen = type("Module", (), {"varlen_attn": staticmethod(reference_varlen)})
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", varlen)
-    ways = [name for name in variants.WAYS if "layers compiled" not in name]
-    case = variants._case("tiny-2", "icd10", 4, ways, pool=speed.TINY_POOL, calls=1)
-    found = {record["label"]: record for record in variants.steps(case | {"rate": 1e12})}
-    first, last = found["fused, sdpa (as run)"]["losses"]
-    assert last < first
-    for label in ways:
-        assert found[label]["losses"] == pytest.approx([first, last], rel=0.005), label
-    assert found["unfused, sdpa"]["share"]["eager"] > 0
-
-
 def test_flat_sequences_end_where_their_answers_are_predicted():
     config = variants.configuration(networks.with_models(variants.cases(True)[0]))
     task = variants.task_of(config)
