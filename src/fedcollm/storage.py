@@ -113,7 +113,7 @@ def locked(directory: Path) -> Generator[None, None, None]:
             lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout as error:
             raise UserError(
-                f"{directory} is in use by another run. Wait until it is done, or choose another --out."
+                f"{directory} is in use by another process. Stop it, wait until it is done, or choose another one."
             ) from error
     try:
         yield

@@ -84,10 +84,40 @@ def test_file_overrides_defaults(tmp_path):
     assert (config.name, config.client.epochs, config.client.batch_size) == ("mine", 3, 16)
 
 
+def test_a_file_without_a_name_gives_its_own(tmp_path):
+    file = tmp_path / "notes.yaml"
+    file.write_text("client: {epochs: 3}\n")
+    assert load_config(file).name == "notes"
+    file.write_text("name: mine\n")
+    assert load_config(file).name == "mine"
+
+
+def test_last_of_repeated_settings_wins():
+    key = "federation.secure_aggregation"
+    settings = parse_settings([f"{key}=true", f"{key}.enabled=false", f"{key}=true"])
+    assert load_config("icd10", **settings).federation.secure_aggregation.enabled
+
+
+def test_bool_is_short_for_secure_aggregation_and_for_nothing_else():
+    assert "federation.privacy" in refused(**{"federation.privacy": True})
+    assert "client" in refused(client=True)
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "/abs/x", "a/../../b", "a\\b", "a\nb", "\ud800"])
+def test_name_that_is_no_directory_is_refused(name):
+    assert "without slashes" in refused(name=name)
+
+
+@pytest.mark.parametrize("value", ["2024-02-30", "9" * 5000, "[" * 3000])
+def test_value_that_yaml_cannot_read_is_refused(value):
+    with pytest.raises(UserError, match="YAML"):
+        parse_settings([f"name={value}"])
+
+
 def test_empty_file_is_the_default(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("# nothing\n")
-    assert load_config(file) == RunConfig()
+    assert load_config(file) == RunConfig(name="mine")
 
 
 def test_unknown_preset_suggests_the_nearest():
@@ -161,7 +191,7 @@ def test_setting_whose_value_is_not_yaml_is_the_users_error():
     [
         ("federation.round", "rounds"),
         ("client.lerning_rate", "learning_rate"),
-        ("clients", "client"),
+        ("cliemt", "client"),
         ("slm.adapter.rnak", "rank"),
         ("server.distillation.temprature", "temperature"),
         ("task.partition.alfa", "alpha"),
@@ -169,6 +199,19 @@ def test_setting_whose_value_is_not_yaml_is_the_users_error():
 )
 def test_unknown_key_suggests_the_nearest(key, nearest):
     assert f"{key}: unknown key; did you mean '{nearest}'?" in refused(**{key: 1})
+
+
+def test_key_of_another_section_is_told_where_it_belongs():
+    assert "rounds: unknown key; did you mean federation.rounds?" in refused(rounds=3)
+    assert "format: unknown key; did you mean task.format?" in refused(format={})
+
+
+def test_every_refused_combination_is_an_error_of_its_own():
+    message = refused(
+        **{"federation.secure_aggregation": True, "federation.aggregation": "median", "client.ranks": [99]}
+    )
+    assert "4 errors" in message
+    assert message.count("\n  ") == 4
 
 
 def test_unknown_key_inside_an_optional_section_suggests_the_nearest():

@@ -146,3 +146,19 @@ def test_standalone_is_a_run_a_client():
 def test_one_way_distillation_without_a_weight_gets_one():
     (config,) = METHODS["llm2slm"].configure(changed(BASE, {"server.distillation.weight": 0.0})).values()
     assert config.server.distillation.weight == 1.0
+
+
+def test_centralized_llm_takes_every_optimizer_setting_of_the_server():
+    server = {"schedule": "linear", "warmup_ratio": 0.2, "betas": (0.1, 0.2), "weight_decay": 0.3, "batch_size": 4}
+    base = changed(
+        BASE, {f"server.{key}": value for key, value in server.items()} | {"client.gradient_accumulation": 2}
+    )
+    (config,) = METHODS["centralized_llm"].configure(base).values()
+    assert {key: getattr(config.client, key) for key in server} == server
+    assert config.client.gradient_accumulation == 1
+
+
+@pytest.mark.parametrize("method", ["standalone", "centralized", "centralized_llm"])
+def test_single_parties_need_no_others(method):
+    configs = METHODS[method].configure(changed(BASE, {"federation.min_clients": 2}))
+    assert {config.federation.min_clients for config in configs.values()} == {1}

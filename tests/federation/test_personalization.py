@@ -42,7 +42,7 @@ def test_clients_that_tell_nothing_keep_their_adapter_all_the_same():
         ([told("b", adapter={"w": torch.zeros(1)})], "an unexpected answer"),
         ([ClientUpdate("b", 5, {})], "an unexpected answer"),
         ([PhaseAnswer("b", "00", {})], "an unexpected answer"),
-        ([told("b", math.nan)], "a score of nan"),
+        ([told("b", math.nan)], "a score that no examples can have"),
     ],
 )
 def test_client_that_keeps_nothing_is_named(answers, reason):

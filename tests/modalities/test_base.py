@@ -10,7 +10,7 @@ from torch import nn
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
-from fedcollm.modalities.base import UNLABELLED, Modality, cross_entropy
+from fedcollm.modalities.base import UNLABELLED, Modality, Rows, cross_entropy, matched, outputs
 
 
 @dataclass(frozen=True)
@@ -141,3 +141,52 @@ def test_targets_may_be_missing_where_the_loss_is_its_own():
     assert Regression().loss(torch.zeros(3, 2), batch).item() == pytest.approx(2 * math.log(3) ** 2 / 6)
     with pytest.raises(NotImplementedError):
         Regression().targets(batch)
+
+
+class Odd(Modality):
+    """Returns what it is told to."""
+
+    name = "odd"
+
+    def __init__(self, logits, loss=None, rows=None):
+        self.returned = logits, loss, rows
+
+    def load_model(self, section, role, device, seed):
+        raise NotImplementedError
+
+    def collate(self, examples):
+        return examples
+
+    def logits(self, model, batch):
+        return self.returned[0]
+
+    def loss(self, logits, batch):
+        return self.returned[1]
+
+    def align(self, batch, slm_logits, llm_logits):
+        return self.returned[2]
+
+    def score(self, model, examples):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "logits", [None, 1.0, [[0.0]], torch.zeros(3), torch.zeros(1, 2, 3), torch.zeros(2, 2, dtype=torch.int64)]
+)
+def test_logits_of_another_form_are_refused_by_name(logits):
+    with pytest.raises(UserError, match=r"Odd\.logits returned"):
+        outputs(Odd(logits), torch.nn.Linear(1, 1), [])
+
+
+@pytest.mark.parametrize("loss", [None, 0.5, torch.zeros(2), torch.zeros((), dtype=torch.int64)])
+def test_loss_of_another_form_is_refused_by_name(loss):
+    with pytest.raises(UserError, match=r"Odd\.loss returned"):
+        outputs(Odd(torch.zeros(2, 3), loss), torch.nn.Linear(1, 1), [])
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 1), (3, 2)])
+def test_rows_of_different_shapes_are_refused(shape):
+    targets = torch.zeros(2, dtype=torch.int64)
+    rows = Rows(torch.zeros(2, 3), torch.zeros(shape), targets, targets)
+    with pytest.raises(UserError, match="same rows and columns"):
+        matched(Odd(None, None, rows), [], torch.zeros(2, 3), torch.zeros(shape))

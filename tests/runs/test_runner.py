@@ -401,3 +401,32 @@ def test_both_roles_of_a_pair_with_two_tokenizers_learn_the_toy_task(pair_config
     assert records[-1].scores["llm"] > 0.8
     notes = run_directory.read_json(tmp_path / "run", run_directory.DATA)["notes"]
     assert not any("oldest tokens" in note for note in notes)
+
+
+def test_extended_run_keeps_its_new_number_of_rounds(tiny_config, tmp_path):
+    fedcollm.run(with_rounds(tiny_config, 1), tmp_path / "run")
+    extended = rounds(with_rounds(tiny_config, 3), tmp_path / "run", resume=True)
+    assert [next(extended).round for _ in range(3)] == [0, 1, 2]
+    extended.close()
+    assert [record.round for record in rounds(None, tmp_path / "run", resume=True)] == [0, 1, 2, 3]
+
+
+def test_new_run_does_not_adopt_an_old_checkpoint(tiny_config, tmp_path):
+    fedcollm.run(with_rounds(tiny_config, 1), tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(UserError, match="already holds a run"):
+        fedcollm.run(changed(tiny_config, {"seed": 5}), tmp_path / "run")
+
+
+def test_checkpoint_of_other_models_is_refused(tiny_config, tmp_path):
+    fedcollm.run(with_rounds(tiny_config, 1), tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("rank: 8", "rank: 4"))
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors does not fit"):
+        evaluate_run(tmp_path / "run", "slm")
+
+
+@pytest.mark.parametrize("given", [{"pool": []}, {"modality": "text"}, {"modality": dict}])
+def test_inputs_of_another_type_are_refused(tiny_config, tmp_path, given):
+    with pytest.raises(UserError, match=f"{next(iter(given))}: .* is no "):
+        fedcollm.run(tiny_config, tmp_path / "run", **given)

@@ -71,7 +71,8 @@ def rates(steps: int, **settings) -> list[float]:
     [
         ({}, [0.8, 0.8, 0.8, 0.8]),
         ({"warmup_ratio": 0.5}, [0.0, 0.4, 0.8, 0.8]),
-        ({"warmup_ratio": 0.3}, [0.0, 0.4, 0.8, 0.8]),  # 1.2 steps, rounded up
+        ({"warmup_ratio": 0.3}, [0.0, 0.8, 0.8, 0.8]),  # 1.2 steps, rounded down
+        ({"warmup_ratio": 0.2}, [0.8, 0.8, 0.8, 0.8]),  # less than a step: a round of few steps trains all the same
         ({"schedule": "linear"}, [0.8, 0.6, 0.4, 0.2]),
         ({"schedule": "linear", "warmup_ratio": 0.5}, [0.0, 0.4, 0.8, 0.4]),
         # 0.8 (1 + cos πt) / 2 at t = 0, 1/4, 1/2, 3/4; after two steps of warm-up at t = 0, 1/2

@@ -45,7 +45,7 @@ def evaluate(
     values = {name: score.mean(name) for name in score.sums}
     if as_json:
         print(json.dumps({"role": role, "examples": score.count, **values}))
-    else:
+    elif not quiet:
         means = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"{role}: {means} on {score.count} examples")
 
@@ -64,5 +64,5 @@ def _evaluate_with_harness(run_dir: Path, role: str, examples: Path | None, quie
         parity = evaluate_with_harness(run_dir, role)
     if as_json:
         print(json.dumps({"role": role} | asdict(parity)))
-    else:
+    elif not quiet:
         output().print(parity_table(role, parity))

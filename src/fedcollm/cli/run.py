@@ -21,11 +21,14 @@ def run(
     """Run a federation and write a run directory with its report."""
     from fedcollm.cli.terminal import show_rounds
     from fedcollm.config.loading import load_config, parse_settings
+    from fedcollm.runs.directory import read_config
     from fedcollm.runs.runner import default_directory, rounds
 
     overrides = parse_settings(settings or [])
-    as_before = resume and out and source is None and not overrides  # with the configuration in the run directory
-    config = None if as_before else load_config(source or "icd10", **overrides)
+    if resume and out and source is None:  # the configuration is that of the run directory
+        config = load_config(read_config(out).model_dump(), **overrides) if overrides else None
+    else:
+        config = load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())
     records = rounds(config, directory, resume=resume)
     show_rounds(records, directory, f"fedcollm run --resume --out {directory}", quiet, as_json)

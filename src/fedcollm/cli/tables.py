@@ -45,7 +45,7 @@ def summary_table(directory: Path) -> Table:
     """Return the zero-shot and final scores, bytes, time and memory of a finished run."""
     records = directories.read_records(directory)
     last = records[-1]
-    table = Table(title=f"{directory}: {last.round} rounds", title_justify="left")
+    table = Table(title=f"{directory}: {last.round} round{'' if last.round == 1 else 's'}", title_justify="left")
     for column in ("", "zero-shot", "final", "gain"):
         table.add_column(column, justify="left" if not column else "right")
     _add_scores(table, records[0], last)

@@ -1,7 +1,7 @@
 """Load and validate a configuration from a preset, a YAML file and overrides."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -62,9 +62,10 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         key, separator, value = setting.partition("=")
         if not separator or not key:
             raise UserError(f"--set {setting!r}: write it as key=value, such as --set federation.rounds=2.")
+        pairs.pop(key.strip(), None)  # the last one wins, and takes its place in the order
         try:
             pairs[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(
                 f"--set {setting!r}: the value is not valid YAML. Quote text that has special characters."
             ) from error
@@ -96,15 +97,15 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
             raise UserError(f"configuration {name} can't be read: {error}. Check that it is a UTF-8 file.") from error
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"configuration {name} is not valid YAML: {error}") from error
     if values is None:
-        return {}
+        values = {}
     if not isinstance(values, dict):
         raise UserError(
             f"configuration {name} must be a mapping of keys to values, such as `seed: 0`, not {type(values).__name__}"
         )
-    return cast("dict[str, Any]", values)
+    return {"name": Path(name).stem} | cast("dict[str, Any]", values)
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -116,16 +117,15 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    return {**base, **{key: _merged_value(base.get(key), value) for key, value in over.items()}}
+    return {**base, **{key: _merged_value(key, base.get(key), value) for key, value in over.items()}}
 
 
-def _merged_value(old: Any, new: Any) -> Any:
-    """Return the new value of a key: two sections are merged, and a bool for a section is its `enabled`."""
+def _merged_value(key: str, old: Any, new: Any) -> Any:
+    """Return the new value of a key: two sections are merged, and `secure_aggregation` may be a bool for short."""
+    if key == "secure_aggregation":
+        old, new = ({"enabled": value} if isinstance(value, bool) else value for value in (old, new))
     if _is_section(new):
-        old = {"enabled": old} if isinstance(old, bool) else old  # the short form of `secure_aggregation`
         return _merged(old if _is_section(old) else {}, new)
-    if isinstance(new, bool) and _is_section(old):
-        return {**old, "enabled": new}
     return new
 
 
@@ -140,14 +140,31 @@ def explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
             valid = _fields_at(item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), valid, 1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(valid)}"
-            lines.append(f"{key}: unknown key; {hint}")
+            lines.append(f"{key}: unknown key; {_hint(str(item['loc'][-1]), valid)}")
         elif item["loc"]:
             lines.append(f"{key}: {item['input']!r} is not allowed: {item['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(item["msg"].removeprefix("Value error, "))
+            lines += item["msg"].removeprefix("Value error, ").splitlines()  # one line per refused combination
     return "\n  ".join([f"{len(lines)} error{'s' if len(lines) > 1 else ''}", *lines])
+
+
+def _hint(unknown: str, valid: Sequence[str]) -> str:
+    """Return what to write instead of an unknown key: the same name in another section, or the nearest one here."""
+    elsewhere = [key for key in _dotted_keys(RunConfig) if key.rsplit(".", 1)[-1] == unknown]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    near = difflib.get_close_matches(unknown, valid, 1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(valid)}"
+
+
+def _dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every key of a section and of the sections in it."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _dotted_keys(kind, f"{prefix}{name}.")
 
 
 def _fields_at(location: Iterable[str | int]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcollm.config import RunConfig
+from fedcollm.config import RunConfig, TrainingConfig
 from fedcollm.config.choices import ablations
 
 #: Settings of `federation` for a run with a single data holder, which sends nothing and hides nothing.
@@ -14,6 +14,7 @@ _ALONE: Mapping[str, Any] = {
     "upload": "float32",
     "aggregation": "mean",
     "server_optimizer": {},
+    "min_clients": 1,
 }
 
 Configure = Callable[[RunConfig], dict[str, RunConfig]]
@@ -106,8 +107,9 @@ def centralized(config: RunConfig) -> dict[str, RunConfig]:
 
 
 def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
-    """The LLM trained on all private data and labelled D_a in one place, with the server's learning rate."""
-    server = {f"client.{key}": getattr(config.server, key) for key in ("learning_rate", "batch_size")}
+    """The LLM trained on all private data and labelled D_a in one place, with the server's optimizer settings."""
+    keys = TrainingConfig.model_fields.keys() - {"epochs"}
+    server = {f"client.{key}": getattr(config.server, key) for key in keys}
     return {"": changed(_pooled(config, with_public=True), {"slm": config.llm.model_dump()} | server)}
 
 

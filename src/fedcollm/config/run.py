@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, cast
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from fedcollm.config import rules
 from fedcollm.config.base import NonNegative, Section
@@ -27,7 +27,7 @@ class RunConfig(Section):
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: CUDA if available, otherwise the CPU"""
     log_steps: bool = False
-    """log every optimizer step to steps.jsonl: losses, learning rate, rows per second, gradient norms"""
+    """log the optimizer steps (except those of DP-SGD) to steps.jsonl: losses, learning rate, speed, gradient norms"""
     task: TaskConfig = TaskConfig()
     llm: ModelConfig = ModelConfig()
     slm: ModelConfig = ModelConfig(layers=10)
@@ -44,13 +44,20 @@ class RunConfig(Section):
         version: object = cast("dict[str, Any]", values).get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             raise ValueError(
-                f"schema_version {version}: this version of fedcollm reads schema version {SCHEMA_VERSION}. Create a "
+                f"schema_version {version!r}: this version of fedcollm reads schema version {SCHEMA_VERSION}. Create a "
                 "new configuration with `fedcollm init`, or use the version of fedcollm that wrote this one"
             )
         return cast("dict[str, Any]", values)
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not name.strip() or name in (".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
+            raise ValueError("give a name without slashes and control characters, since a directory is called so")
+        return name
+
     @model_validator(mode="after")
     def _combination_is_possible(self) -> "RunConfig":
         if reasons := rules.refusals(self):
-            raise ValueError("; ".join(reasons))
+            raise ValueError("\n".join(reasons))
         return self

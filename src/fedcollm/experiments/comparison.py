@@ -100,8 +100,8 @@ class Plan:
         names = [config.name for config in self.configs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"two configurations have the name {twice!r}. Change `name` in one of them.")
-        if unknown := next((method for method in self.methods if method not in METHODS), None):
-            raise UserError(f"--methods: unknown method {unknown!r}. Choose from {', '.join(METHODS)}.")
+        if unknown := [method for method in self.methods if method not in METHODS]:
+            raise UserError(f"--methods: unknown method {unknown[0]!r}. Choose from {', '.join(METHODS)}.")
 
     def home(self, config: RunConfig) -> Path:
         """Return the directory of one task's runs."""

@@ -5,10 +5,10 @@ learning: a simple but tough-to-beat baseline", arXiv 2108.07313v2). No adapter 
 confirms that it has an adapter and, without privacy, reports the adapter's score.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from fedcollm.federation.aggregation.validation import odd_score
 from fedcollm.messages import Answer, ClientUpdate, Failure, RoundRecord, TrainRequest, readable
 
 
@@ -52,6 +52,4 @@ def _objection(answer: Answer, request: TrainRequest) -> str | None:
         return answer.reason
     if not isinstance(answer, ClientUpdate) or answer.round_index != request.round_index or answer.adapter:
         return "an unexpected answer"
-    if answer.score and not math.isfinite(answer.score.value):
-        return f"a score of {answer.score.value}"
-    return None
+    return odd_score(answer.score)

@@ -260,6 +260,46 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets, ignore_index=UNLABELLED, reduction="sum") / labelled
 
 
+def outputs(modality: Modality, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """Return the logits of a model on a batch and their supervised loss, checked.
+
+    Raises:
+        UserError: a modality of one's own returns something else than logits [P, V] and a scalar.
+    """
+    logits = modality.logits(model, batch)
+    if not (isinstance(logits, Tensor) and logits.dim() == 2 and logits.is_floating_point()):  # pyright: ignore
+        raise UserError(
+            f"{type(modality).__name__}.logits returned {_described(logits)}. Return a float tensor [P, V], with one "
+            "row for each supervised position."
+        )
+    loss = modality.loss(logits, batch)
+    if not (isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point()):  # pyright: ignore
+        raise UserError(f"{type(modality).__name__}.loss returned {_described(loss)}. Return a scalar float tensor.")
+    return logits, loss
+
+
+def matched(modality: Modality, batch: Any, slm_logits: Tensor, llm_logits: Tensor) -> Rows:
+    """Return both models' outputs matched row by row, checked.
+
+    Raises:
+        UserError: a modality of one's own returns rows of different shapes.
+    """
+    rows = modality.align(batch, slm_logits, llm_logits)
+    if rows.slm.shape != rows.llm.shape:
+        raise UserError(
+            f"{type(modality).__name__}: the SLM's rows are {list(rows.slm.shape)} and the LLM's "
+            f"{list(rows.llm.shape)}. Both models must have the same rows and columns: let `logits` return them so, or "
+            "match them in `align`."
+        )
+    return rows
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)} and dtype {value.dtype}"
+    return f"a {type(value).__name__}"
+
+
 @dataclass(frozen=True)
 class Pool:
     """The examples of a data source, before they are split.

@@ -133,6 +133,11 @@ def _peft_config(section: AdapterConfig) -> Any:
     values = _common_fields(section, fields)
     if kind.lower() == "dora":
         values["use_dora"] = True
+    if own := set(options) & values.keys():
+        raise UserError(
+            f"adapter.options: {', '.join(sorted(own))} is set by a key of its own: kind, rank, alpha, dropout or "
+            "targets. Use that key."
+        )
     if unknown := set(options) - fields:
         raise UserError(
             f"adapter.options: {factory.__name__} has no field {', '.join(sorted(unknown))}. "

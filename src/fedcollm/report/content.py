@@ -16,7 +16,7 @@ from fedcollm.report.tables import Summary, Table
 METHOD = (
     "In every round, the server sends the small model’s adapter θ to the clients, each client fine-tunes it on its own "
     "private examples, and the server averages the adapters that come back. The examples never leave a client. "
-    "The server then distils its large model and the averaged small model into each other on a public set: each "
+    "The server then distills its large model and the averaged small model into each other on a public set: each "
     "model minimizes its cross-entropy plus λτ² times the Kullback–Leibler divergence from the other’s predictions. "
     "Thus the clients learn from the large model, and the large model learns from what the clients have learned, while "
     "only an adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."

@@ -103,6 +103,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     Raises:
         UserError: the data, the models or the options do not fit together.
     """
+    _check(inputs)
     say(f"loading the data of {config.task.name}")
     pool = inputs.pool or load_pool(config.task, config.seed)
     split = split_pool(pool, config.task, config.seed, private=inputs.remote is None)
@@ -221,3 +222,17 @@ def _participating(private: Mapping[str, list[Any]], wanted: list[str] | None) -
     if unknown:
         raise UserError(f"federation.participants: no client {unknown[0]!r}; there are {', '.join(private)}.")
     return {name: examples for name, examples in private.items() if wanted is None or name in wanted}
+
+
+def _check(inputs: Inputs) -> None:
+    """Refuse a modality or data of another type than a run takes.
+
+    Raises:
+        UserError: says what was given.
+    """
+    for name, kind in (("modality", Modality), ("pool", Pool)):
+        given = getattr(inputs, name)
+        if given is not None and not isinstance(given, kind):
+            raise UserError(
+                f"{name}: {given!r:.80} is no {kind.__name__}. Give an instance of fedcollm.{kind.__name__}."
+            )

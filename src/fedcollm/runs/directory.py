@@ -47,11 +47,29 @@ def start(directory: Path, config: RunConfig) -> None:
     Raises:
         UserError: the directory already holds a run, or it can't be written.
     """
-    if (directory / CONFIG).exists():
+    refuse_existing(directory)
+    write_config(directory, config)
+
+
+def refuse_existing(directory: Path) -> None:
+    """Refuse a directory that holds a run, or what is left of one.
+
+    Raises:
+        UserError: there is a configuration or a checkpoint in it.
+    """
+    if (directory / CONFIG).exists() or (directory / CHECKPOINT).exists():
         raise UserError(
             f"{directory} already holds a run. Choose another --out, "
             f"or resume it with: fedcollm run --resume --out {directory}"
         )
+
+
+def write_config(directory: Path, config: RunConfig) -> None:
+    """Write the resolved configuration of a run.
+
+    Raises:
+        UserError: the directory can't be written.
+    """
     with writing(directory):
         write_atomically(directory / CONFIG, config_text(config))
 

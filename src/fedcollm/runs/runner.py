@@ -4,7 +4,7 @@ import contextlib
 import json
 import platform
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedcollm.config import RunConfig
 from fedcollm.data.partition import describe
 from fedcollm.errors import UserError
 from fedcollm.federation.server import Server
-from fedcollm.messages import RoundRecord, Score
+from fedcollm.messages import Adapter, RoundRecord, Score
 from fedcollm.modalities.base import Modality, Pool
 from fedcollm.models.adapters import resolve_device, save_adapter
 from fedcollm.runs import directory as directories
@@ -117,8 +117,8 @@ def rounds(
         config = _resumed_config(config, directory)
     elif config is None:
         raise ValueError("a new run needs a configuration")
-    elif (directory / directories.CONFIG).exists():
-        directories.start(directory, config)  # raises: the directory already holds a run
+    else:
+        directories.refuse_existing(directory)
     fresh = not directory.exists()
     with locked(directory):
         try:
@@ -128,7 +128,9 @@ def rounds(
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
-        if not resume:
+        if resume:
+            directories.write_config(directory, config)  # its number of rounds may be a new one
+        else:
             directories.start(directory, config)
         directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
         directories.write_json(directory, directories.DATA, describe(federation.split))
@@ -145,7 +147,7 @@ def _rounds(
     if privacy:
         privacy_budget.announce(directory, privacy, config.federation.rounds, done)
     if state:
-        server.restore(state[1])
+        _restore(server, directory, state[1])
         if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
             server.scores()
             _publish(directory, federation)
@@ -165,7 +167,24 @@ def _rounds(
         (directory / directories.OUTCOMES).unlink(missing_ok=True)  # outcomes must never be older than the checkpoint
         directories.save_round(directory, record, server.adapters())
         _publish(directory, federation)
-        yield _personalize(config, directory, server) or record
+        with _step_log(config, directory):
+            personalized = _personalize(config, directory, server)
+        yield personalized or record
+
+
+def _restore(server: Server, directory: Path, adapters: Mapping[str, Adapter]) -> None:
+    """Load the checkpoint's adapters into the server's models.
+
+    Raises:
+        UserError: they don't fit, because a base model or the checkpoint is another one than the run had.
+    """
+    try:
+        server.restore(adapters)
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{directory / directories.CHECKPOINT} does not fit the models of this run ({error}). Restore the "
+            "checkpoint and the base models that the run had, or start a new run in another directory."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -270,7 +289,7 @@ def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
     if state is None or role not in roles:
         raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
     federation = build_federation(config, directory / "base")
-    federation.server.restore(state[1])
+    _restore(federation.server, directory, state[1])
     return config, federation
 
 

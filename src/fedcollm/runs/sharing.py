@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,9 +136,18 @@ def _environment(config: RunConfig, model: ModelConfig, modality: Modality) -> d
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     dtypes = [str(resolve_dtype(one.dtype, device)) for one in (model, config.slm, config.llm)]
     return {
-        "machine": [torch.__version__, torch.get_num_threads(), str(device), name, *dtypes],
+        "machine": [torch.get_num_threads(), str(device), name, *dtypes],
+        "versions": {package: metadata.version(package) for package in ("fedcollm", "torch", "transformers", "peft")},
+        "files": _files(model.source),
         "modality": [type(modality).__name__, modality.to_wire()],
     }
+
+
+def _files(source: str) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of the files of a base model on disk; a hub id has none."""
+    place = Path(source)
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 
 def _digest(examples: Iterable[Any]) -> str:

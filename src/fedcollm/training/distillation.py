@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from fedcollm.config import DistillationConfig, ServerConfig
-from fedcollm.modalities.base import Modality, Rows
+from fedcollm.modalities.base import Modality, Rows, matched, outputs
 from fedcollm.progress import track
 from fedcollm.training.divergences import divergence, uncertainty
 from fedcollm.training.fine_tuning import check_finite, check_finite_weights, check_loss, step_batches, step_count
@@ -168,7 +168,7 @@ def _accumulate(
     shares = [_shares(counts) for counts in (*labelled.values(), [modality.rows(batch) for batch in batches])]
     for batch, slm_share, llm_share, kl_share in zip(batches, *shares, strict=True):
         slm_logits, llm_logits, slm_loss, llm_loss = _outputs(pair, batch)
-        rows = modality.align(batch, slm_logits, llm_logits)
+        rows = matched(modality, batch, slm_logits, llm_logits)
         losses = mutual_losses(slm_loss * slm_share, llm_loss * llm_share, rows, settings, factor * kl_share)
         torch.autograd.backward(losses.total)
         parts = (losses.slm, losses.llm, losses.kl.to(losses.slm.device) * kl_share, losses.total)
@@ -189,11 +189,8 @@ def _shares(counts: Sequence[int]) -> list[float]:
 def _outputs(pair: ModelPair, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the logits of the SLM and of the LLM and their supervised losses on one batch, on the SLM's device."""
     modality = pair.modality
-    outputs: list[tuple[Tensor, Tensor]] = []
-    for role, model in pair.models().items():
-        own, part = modality.of(role), modality.part(batch, role)
-        logits = own.logits(model, part)
-        outputs.append((logits, own.loss(logits, part)))
-    (slm_logits, slm_loss), (llm_logits, llm_loss) = outputs
+    (slm_logits, slm_loss), (llm_logits, llm_loss) = (
+        outputs(modality.of(role), model, modality.part(batch, role)) for role, model in pair.models().items()
+    )
     device = slm_logits.device
     return slm_logits, llm_logits.to(device), slm_loss, llm_loss.to(device)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedcollm.config import ClientConfig, TrainingConfig
 from fedcollm.errors import NonFiniteError
 from fedcollm.messages import Score
-from fedcollm.modalities.base import Modality
+from fedcollm.modalities.base import Modality, outputs
 from fedcollm.progress import track
 from fedcollm.training.optimizers import Stepper
 
@@ -205,7 +205,7 @@ def _accumulate(modality: Modality, model: nn.Module, batches: Sequence[Any]) ->
     parts: list[Tensor] = []
     for batch, count in zip(batches, rows, strict=True):
         share = count / sum(rows) if sum(rows) else 1 / len(rows)
-        loss = modality.loss(modality.logits(model, batch), batch) * share
+        loss = outputs(modality, model, batch)[1] * share
         torch.autograd.backward(loss)
         parts.append(loss.detach())
     return torch.stack(parts).sum(), sum(rows)

@@ -1,6 +1,5 @@
 """Optimizer steps: AdamW with a learning-rate schedule and gradient clipping, shared by every training loop."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -40,7 +39,7 @@ def scheduler(
     Returns:
         The schedule, or None if the learning rate never changes.
     """
-    warmup = math.ceil(settings.warmup_ratio * steps)
+    warmup = int(settings.warmup_ratio * steps)  # rounded down: a round of few steps must not spend them on warm-up
     if settings.schedule == "constant" and not warmup:
         return None
     from transformers import optimization

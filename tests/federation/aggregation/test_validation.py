@@ -1,5 +1,6 @@
 """The weighted mean by hand on adapters of three numbers, in a fixed order, an update at a time."""
 
+import dataclasses
 import itertools
 import math
 import weakref
@@ -226,3 +227,26 @@ def test_second_update_of_a_client_is_refused():
 
 def test_client_that_does_not_answer_is_named():
     assert refused() == {"b": "no answer"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"examples": 10**400},
+        {"examples": 2**31 + 1},
+        {"loss": 1e300},
+        {"score": Score({"accuracy": math.nan}, 4)},
+        {"score": Score({"accuracy": math.inf}, 4)},
+        {"score": Score({"accuracy": 5.0}, 4)},
+        {"score": Score({"accuracy": 1.0}, 0)},
+        {"score": Score({"accuracy": 1.0}, 10**400)},
+        {"score": Score({}, 4)},
+        {"seconds": {"clients": math.inf}},
+        {"seconds": {"clients": -1.0}},
+    ],
+)
+def test_numbers_that_no_honest_client_sends_lose_the_client_and_nothing_else(changes):
+    lost: dict[str, str] = {}
+    bad = dataclasses.replace(A, **changes)
+    assert list(validate_updates([bad, B], Expected(REQUEST, ["a", "b"], 100.0), lost)) == [B]
+    assert list(lost) == ["a"]

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
-from fedcollm.messages import Answer, ClientUpdate, Failure, TrainRequest, misfit, norm, readable
+from fedcollm.messages import Answer, ClientUpdate, Failure, Score, TrainRequest, misfit, norm, readable
+
+#: What no honest client exceeds: a larger number would outweigh all others, or overflow.
+_MOST_EXAMPLES, _LARGEST_LOSS, _MOST_SECONDS = 2**31, 1e6, 1e9
 
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
@@ -91,8 +94,20 @@ def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
     if private:
         sent = (examples, loss, update.score) != (None, None, None) or update.seconds
         return "numbers of private data beside the adapter" if sent else None
-    if examples is None or loss is None or examples < 1 or not math.isfinite(loss) or loss < 0:
-        return f"{examples} examples with a loss of {loss}"
+    if examples is None or loss is None or not (1 <= examples <= _MOST_EXAMPLES and 0 <= loss <= _LARGEST_LOSS):
+        return f"{str(examples)[:20]} examples with a loss of {loss}"
+    if any(not 0 <= value <= _MOST_SECONDS for value in update.seconds.values()):
+        return "seconds that no round can take"
+    return odd_score(update.score)
+
+
+def odd_score(score: Score | None) -> str | None:
+    """Return what is wrong with a client's score; None if nothing is, or if there is no score."""
+    if score is None:
+        return None
+    sums = list(score.sums.values())
+    if not (sums and 1 <= score.count <= _MOST_EXAMPLES and all(abs(value) <= score.count for value in sums)):
+        return "a score that no examples can have"
     return None
 
 
