@@ -434,7 +434,7 @@ def test_ranks_that_do_not_fit_are_refused(changes, message):
             {"federation.secure_aggregation.enabled": True},
             "product can't be combined with federation.secure_aggregation",
         ),
-        ({"federation.secure_aggregation.simulate_quantization": True}, "Set federation.aggregation: mean or uniform"),
+        ({"federation.secure_aggregation.simulate_quantization": True}, "Set federation.aggregation: uniform"),
         ({"federation.privacy": NOISE}, "aggregation product weights clients by their numbers of examples"),
         ({"slm.adapter.kind": "ia3"}, "federation.aggregation product needs a plain LoRA adapter"),
         ({"slm.adapter.freeze_a": True}, "Set slm.adapter.freeze_a: false"),

@@ -154,7 +154,9 @@ def test_page_is_the_same_every_time(whole, tmp_path):
 
 def test_nothing_from_a_run_becomes_markup(make_run, make_record, tmp_path):
     evil = "</script><script>alert(1)</script>"
-    page = write_report([make_run("run", [make_record(0, 0.1)], name=evil)], tmp_path / "page.html").read_text()
+    page = write_report(
+        [make_run("run", [make_record(0, 0.1)], slm={"source": evil})], tmp_path / "page.html"
+    ).read_text()
     assert evil not in page
     assert page.count("</script>") == 3
 
@@ -201,7 +203,7 @@ def test_browser_draws_a_comparison(make_run, make_record, tmp_path):
     for seed in (0, 1):
         for name, llm in (("fedcollm", 0.7), ("fedavg", None), ("<b>&x</b>", None)):
             records = [make_record(0, 0.1, llm), make_record(1, 0.5 + seed / 100, llm)]
-            make_run(f"all/{name.replace('/', '')}/seed-{seed}", records, name=name, seed=seed)
+            make_run(f"all/{name.replace('/', '')}/seed-{seed}", records, name=name.replace("/", ""), seed=seed)
     page, console = browse(write_report([tmp_path / "all"], tmp_path / "page.html"))
     assert console == []
     assert page.marks["plot-final"] == Counter(svg=page.marks["plot-final"]["svg"], point=4)

@@ -95,13 +95,13 @@ def _example_privacy(adapter: AdapterConfig, client: ClientConfig) -> Iterator[s
 
 
 def needs_single_updates(federation: FederationConfig, key: str, value: object, instead: str) -> Iterator[str]:
-    """Yield a message if the server does not see single float32 updates of one shape, which a key depends on.
+    """Yield a message if secure aggregation, its simulation or privacy is on, which a key can't be combined with.
 
     Args:
         federation: the section whose secure aggregation or privacy may be on.
         key: dotted name of the key.
         value: current value of the key.
-        instead: a value of the key that is always allowed.
+        instead: a value of the key that this rule allows.
     """
     secure = federation.secure_aggregation
     hiding = {
@@ -133,7 +133,7 @@ def _aggregation(config: "RunConfig") -> Iterator[str]:
     federation, name = config.federation, config.federation.aggregation
     choice, optimizer = AGGREGATIONS[name], config.federation.server_optimizer
     if choice.single_updates:
-        yield from needs_single_updates(federation, "federation.aggregation", name, "mean or uniform")
+        yield from needs_single_updates(federation, "federation.aggregation", name, "uniform")
     if choice.plain_lora:
         yield from _not_plain_lora(config.slm.adapter, f"federation.aggregation {name}")
     if name == "product" and not optimizer.is_plain:

@@ -151,8 +151,8 @@ class Modality(ABC):
     def targets(self, batch: Any) -> Tensor:
         """Return [P] int64: the correct column of each row of `logits`, or `UNLABELLED`.
 
-        A modality with its own `loss` does not need targets per row. All rows are then treated as unlabelled when
-        `server.distillation.teach_where_better` compares the models.
+        A modality with its own `loss` may return `UNLABELLED` for every row, and must then override `labelled`. All
+        rows then count as unlabelled when `server.distillation.teach_where_better` compares the models.
         """
         raise NotImplementedError
 

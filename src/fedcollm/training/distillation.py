@@ -90,7 +90,7 @@ def mutual_losses(
         rows: outputs of both models, matched row by row; unlabelled rows count in the KL too.
         settings: λ of both losses, τ, the divergence, and whether a model is taught only on those rows where the other
             model is less uncertain.
-        factor: factor of both λ in this round.
+        factor: factor of both λ: that of the round's warm-up, times the batch's share of the step's rows.
     """
     weight, llm_weight = (factor * value for value in settings.weights)
     total, kl = slm_loss + llm_loss, torch.zeros(())
