@@ -102,7 +102,7 @@ def test_command_that_does_not_exist_is_named(monkeypatch, capsys, text):
 
 
 def test_run_with_a_name_that_looks_like_markup(monkeypatch, capsys, tiny_config, tmp_path):
-    values = tiny_config.model_dump(mode="json") | {"name": "[/x]"}
+    values = tiny_config.model_dump(mode="json") | {"name": "[x]"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     out = tmp_path / "[red]a[/red]"
     monkeypatch.setattr(sys, "argv", ["fedcollm", "run", str(tmp_path / "config.yaml"), "--out", str(out)])

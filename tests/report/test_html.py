@@ -154,9 +154,8 @@ def test_page_is_the_same_every_time(whole, tmp_path):
 
 def test_nothing_from_a_run_becomes_markup(make_run, make_record, tmp_path):
     evil = "</script><script>alert(1)</script>"
-    page = write_report(
-        [make_run("run", [make_record(0, 0.1)], slm={"source": evil})], tmp_path / "page.html"
-    ).read_text()
+    run = make_run("run", [make_record(0, 0.1)], slm={"source": evil})
+    page = write_report([run], tmp_path / "page.html").read_text()
     assert evil not in page
     assert page.count("</script>") == 3
 
