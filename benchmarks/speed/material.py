@@ -18,8 +18,8 @@ import torch
 from fedcollm.config import RunConfig
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split
+from fedcollm.data.pool import Split
 from fedcollm.messages import Adapter
-from fedcollm.modalities.base import Split
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, write_adapter

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedcollm.config import RunConfig
     from fedcollm.config.loading import load_config
+    from fedcollm.data.pool import Pool
     from fedcollm.errors import FedcollmError, NonFiniteError, UserError
     from fedcollm.experiments.comparison import Comparison, compare
     from fedcollm.messages import RoundRecord, Score
     from fedcollm.metrics import Step, listening
-    from fedcollm.modalities.base import Example, Modality, Pool, Rows
+    from fedcollm.modalities.base import Example, Modality, Rows
     from fedcollm.runs.build import Inputs
     from fedcollm.runs.runner import RunResult, run
 
@@ -24,7 +25,7 @@ _HOMES = {
     "Inputs": "runs.build",
     "Modality": "modalities.base",
     "NonFiniteError": "errors",
-    "Pool": "modalities.base",
+    "Pool": "data.pool",
     "RoundRecord": "messages",
     "Rows": "modalities.base",
     "RunConfig": "config",

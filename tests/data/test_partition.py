@@ -12,9 +12,9 @@ from tests.conftest import SHARED, needs_shared
 
 from fedcollm.config import PartitionConfig, TaskConfig
 from fedcollm.data.partition import check_classes, describe, partition, split
+from fedcollm.data.pool import Pool, Split
 from fedcollm.data.sources.qa import load_qa
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Pool, Split
 from fedcollm.modalities.text.examples import TextExample
 
 KINDS = ["iid", "dirichlet", "shards", "natural", "quantity", "pooled"]

@@ -7,7 +7,8 @@ from torch import nn
 
 from fedcollm.config.loading import load_config
 from fedcollm.config.methods import changed
-from fedcollm.modalities.base import Modality, Pool, Split
+from fedcollm.data.pool import Pool, Split
+from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.models import TextModels
 from fedcollm.modalities.vision.models import ImageModels

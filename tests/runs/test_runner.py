@@ -363,7 +363,7 @@ def test_only_safetensors_are_written(tiny_config, tmp_path):
 
 
 def test_own_modality_and_data_can_be_passed_in(tiny_config, tmp_path, tokenizer):
-    from fedcollm.modalities.base import Pool
+    from fedcollm.data.pool import Pool
     from fedcollm.modalities.text.task import TextExample, TextTask
 
     words = [("red", 0), ("green", 0), ("cat", 1), ("dog", 1)]

@@ -13,12 +13,13 @@ from torch import nn
 
 from fedcollm.config import ModelConfig, TaskConfig
 from fedcollm.data.files import load_custom
+from fedcollm.data.pool import Pool
 from fedcollm.data.sources.digits import CLASSES, load_digit_images
 from fedcollm.data.sources.icd10 import CHAPTERS, load_icd10
 from fedcollm.data.sources.professions import load_professions
 from fedcollm.data.sources.qa import load_qa
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Modality, Pool
+from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
 from fedcollm.modalities.text.task import TextTask

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 from fedcollm.config import FormatConfig
 from fedcollm.data.partition import check_classes
+from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Pool
 from fedcollm.modalities.jsonl import read_jsonl, shorten
 from fedcollm.modalities.text.examples import TextExample
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedcollm.config import PartitionConfig, TaskConfig
+from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Pool, Split
 from fedcollm.seeding import derive_seed
 
 if TYPE_CHECKING:

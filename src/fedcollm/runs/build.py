@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedcollm.config import RunConfig
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split as split_pool
+from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError
 from fedcollm.federation.aggregation.base import Aggregator
 from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.server import Server, Transport
-from fedcollm.modalities.base import Modality, Pool, Split
+from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import parameter_counts
 from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say

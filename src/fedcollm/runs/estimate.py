@@ -11,10 +11,10 @@ from torch import nn
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels, base_models, load_pool
 from fedcollm.data.partition import describe, split
+from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
-from fedcollm.modalities.base import Pool, Split
 from fedcollm.models.adapters import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.runs.build_clients import build_privacy, build_uploads
 

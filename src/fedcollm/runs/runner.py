@@ -15,10 +15,11 @@ import torch
 from fedcollm import metrics
 from fedcollm.config import RunConfig
 from fedcollm.data.partition import describe
+from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
 from fedcollm.federation.server import Server
 from fedcollm.messages import Adapter, RoundRecord, Score
-from fedcollm.modalities.base import Modality, Pool
+from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, save_adapter
 from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget

@@ -11,9 +11,9 @@ from tests.conftest import SHARED, needs_shared
 
 from fedcollm.config.loading import load_config
 from fedcollm.data.partition import split
+from fedcollm.data.pool import Pool
 from fedcollm.data.sources.professions import PROFESSIONS, load_professions
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Pool
 
 
 def row(id: str, question: str, answer: str = "A") -> dict[str, Any]:

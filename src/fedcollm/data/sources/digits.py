@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from fedcollm.modalities.base import Pool
+from fedcollm.data.pool import Pool
 from fedcollm.modalities.vision.task import ImageExample
 
 CLASSES: tuple[str, ...] = tuple("0123456789")

@@ -7,7 +7,7 @@ import functools
 import random
 
 from fedcollm.data.partition import check_classes
-from fedcollm.modalities.base import Pool
+from fedcollm.data.pool import Pool
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.seeding import derive_seed
 

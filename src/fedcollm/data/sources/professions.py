@@ -11,9 +11,9 @@ from typing import Any
 
 from fedcollm.data.files import JSONL, LETTERS, find_part
 from fedcollm.data.partition import check_classes
+from fedcollm.data.pool import Pool
 from fedcollm.data.sources.qa import Question, download, placed_rows, read_questions
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Pool
 from fedcollm.modalities.text.examples import TextExample
 
 HUB = "cais/mmlu"

@@ -11,8 +11,8 @@ from typing import Any
 
 from fedcollm.data.files import JSONL, LETTERS, check_ids, find_part
 from fedcollm.data.partition import check_classes
+from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
-from fedcollm.modalities.base import Pool
 from fedcollm.modalities.jsonl import read_jsonl, shorten
 from fedcollm.modalities.text.examples import TextExample
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.models.adapters import resolve_dtype
+from fedcollm.models.pretrained import from_pretrained
 
 #: Options common to all `VISION_MODELS`, which classify gray images of 8 x 8 pixels into ten classes.
 VISION_SHAPE: Mapping[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
@@ -82,10 +82,4 @@ def _from_directory(loader: Any, source: str, **options: Any) -> Any:
             f"model source {source!r} is neither a shipped image classifier ({', '.join(VISION_MODELS)}) nor a "
             "directory. Give one of these."
         )
-    try:
-        return loader.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"model source {source!r} can't be loaded: {str(error).splitlines()[0]}. Give the directory of an image "
-            "classifier of transformers."
-        ) from error
+    return from_pretrained(loader, source, "Give the directory of an image classifier of transformers.", **options)
