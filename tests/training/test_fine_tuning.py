@@ -18,7 +18,7 @@ from fedcollm.modalities.vision.task import ImageExample, ImageTask
 from fedcollm.models.adapters import read_adapter
 from fedcollm.models.fused.patch import fuse
 from fedcollm.training import optimizers
-from fedcollm.training.fine_tuning import batch_count, check_finite, evaluate, minibatches, pull_back
+from fedcollm.training.fine_tuning import check_finite, evaluate, minibatches, pull_back, step_count
 from fedcollm.training.optimizers import adamw, clip
 
 
@@ -36,8 +36,8 @@ class Sizes:
 
 
 @pytest.mark.parametrize(("examples", "batches"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
-def test_batch_count_rounds_up(examples, batches):
-    assert batch_count(range(examples), 4) == batches
+def test_step_count_rounds_up(examples, batches):
+    assert step_count(examples, TrainingConfig(batch_size=4)) == batches
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 7, 64, 101])
@@ -46,7 +46,7 @@ def test_minibatches_cover_every_example_exactly_once(count, batch_size):
     examples = [(i, i % 5) for i in range(count)]
     batches = list(minibatches(Sizes(), examples, batch_size, random.Random(0)))
     assert sorted(example for batch in batches for example in batch) == examples
-    assert len(batches) == batch_count(examples, batch_size)
+    assert len(batches) == math.ceil(count / batch_size)
     assert all(1 <= len(batch) <= batch_size for batch in batches)
 
 

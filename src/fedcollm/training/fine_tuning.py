@@ -33,11 +33,6 @@ class Collator(Protocol):
         ...
 
 
-def batch_count(examples: Sequence[Any], batch_size: int) -> int:
-    """Return the number of batches in one pass over the examples."""
-    return math.ceil(len(examples) / batch_size)
-
-
 def minibatches(
     modality: Collator, examples: Sequence[Any], batch_size: int, generator: random.Random
 ) -> Iterator[Any]:
