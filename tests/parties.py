@@ -68,7 +68,9 @@ def mean_of(updates, weighted: bool = True, rule: Rule | None = None) -> Aggrega
 def client(name: str, modality: Modality, slm: nn.Module, examples: Sequence[Any], test: Sequence[Any], **settings):
     own = {key: settings.pop(key) for key in ("spent", "store") if key in settings}
     identity = RunIdentity(settings.pop("run", ""), settings.pop("seed", 0))
-    agreed = {key: settings.pop(key) for key in ("rounds", "privacy", "upload") if key in settings}
+    agreed = {
+        key: settings.pop(key) for key in ("rounds", "privacy", "upload", "statistics", "trains") if key in settings
+    }
     evaluation = EvaluationConfig(batch_size=settings.pop("evaluation_batch_size", 32))
     agreement = Agreement(identity, **agreed)
     return Client(name, modality, slm, examples, test, ClientConfig(**settings), evaluation, agreement, **own)

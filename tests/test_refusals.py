@@ -136,6 +136,8 @@ def edit(name: str, change: Callable[[str], str]) -> Callable[[Place], object]:
 SECURE = "federation.secure_aggregation.enabled=true"
 FOUR = ("task.clients=4", "task.private_size=10")
 UNIFORM = "federation.aggregation=uniform"
+CONTROL = "control.features=ngrams"
+SOLVED = (CONTROL, "server.epochs=0", "federation.rounds=1")
 LEVEL_CLIENT = "federation.privacy={level: client, clip: 1, noise_multiplier: 1, delta: 1e-5}"
 LEVEL_EXAMPLE = "federation.privacy={level: example, clip: 1, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.1}"
 
@@ -167,6 +169,15 @@ CONFIGURATION = [
     ("products with a half that stays", "federation.aggregation=product", "slm.adapter.freeze_a=true"),
     ("layer transfer without a cut", "server.layer_transfer=1"),
     ("ranks above the adapter's", "client.ranks=[2, 16]", "federation.aggregation=product"),
+    ("control that trains", CONTROL),
+    ("control of what adapters have", *SOLVED, "client.ranks=[2]", "federation.upload=float16", "client.personal=true"),
+    ("control of medians", *SOLVED, "federation.aggregation=median"),
+    ("control under privacy of examples", *SOLVED, LEVEL_EXAMPLE, UNIFORM),
+    ("control of free answers", *SOLVED, "task.format.choices=null"),
+    ("control without examples", *SOLVED, "federation.participants=[]", "task.public_size=0"),
+    ("control outside of the fixed point", *SOLVED, SECURE, "task.clients=3",
+     "federation.secure_aggregation.value_range=0.5"),
+    ("control with features that are none", "control.features=words"),
     ("partition with public examples", "task.partition={kind: iid, with_public: true}"),
 ]  # fmt: skip
 

@@ -177,7 +177,7 @@ class TrainRequest:
 
     Attributes:
         round_index: index of the round, 1 for the first round of training.
-        adapter: θ, the global adapter of the SLM.
+        adapter: θ, the global adapter of the SLM; or zeros that ask for statistics (`federation/statistics.py`).
         evaluate: whether the client scores its tuned SLM on its test examples.
         session: the session of secure aggregation; with one, the client holds its update back and answers with
             public keys.
@@ -267,8 +267,8 @@ class RoundRecord:
     Attributes:
         round: index of the round.
         scores: main metric by role: `slm` (the global SLM), `llm`, `clients` (mean over participants of their SLMs
-            after local fine-tuning), `personal` (mean of the SLMs that clients keep after the last round). Roles
-            that were not scored are absent.
+            after local fine-tuning), `personal` (mean of the SLMs that clients keep after the last round), `control`
+            (of a run that trains nothing). Roles that were not scored are absent.
         losses: `client` (mean over examples) and the server's `slm`, `llm` (cross-entropy parts) and `kl`.
         participants: ids of the clients whose updates were aggregated.
         bytes_up: bytes that one client sent in this round: its adapter, or its messages of secure aggregation.

@@ -1,10 +1,15 @@
 """What a person reads in the terminal."""
 
+import io
 import json
 
+from rich.console import Console
+
 from fedcollm.cli.run import check
-from fedcollm.cli.tables import cost_table, round_line
+from fedcollm.cli.tables import cost_table, round_line, summary_table
+from fedcollm.config import RunConfig
 from fedcollm.messages import RoundRecord
+from fedcollm.runs import directory as directories
 from fedcollm.runs.estimate import Cost, RoleCost
 
 
@@ -32,6 +37,18 @@ def test_line_says_who_was_lost_and_why():
 def test_line_says_what_was_spent_of_privacy():
     record = RoundRecord(2, {"slm": 0.5}, seconds={"distillation": 2.0}, epsilon=1.23456)
     assert round_line(record) == "round  2  SLM 0.500  ε 1.23  2 s (distillation 2)"
+
+
+def test_control_has_a_score_and_no_gain(tmp_path):
+    directories.start(tmp_path, RunConfig())
+    directories.write_json(tmp_path, directories.ENVIRONMENT, {})
+    for record in (RoundRecord(0), RoundRecord(1, {"control": 0.7123}, bytes_up=2000, bytes_down=2000)):
+        directories.save_round(tmp_path, record, {})
+    sink = io.StringIO()
+    Console(file=sink, width=200).print(summary_table(tmp_path))
+    (row,) = (line for line in sink.getvalue().splitlines() if "without training" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["control, without training", "–", "0.712", "–"]
+    assert round_line(RoundRecord(1, {"control": 0.7123})).startswith("round  1  control 0.712")
 
 
 def test_a_check_says_which_client_holds_what():

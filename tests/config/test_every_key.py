@@ -48,6 +48,7 @@ PRIVATE = {
 }
 SECURE = {"federation.secure_aggregation.enabled": True}
 FORMAT = {"task.format": {"prompt": "{a}", "answer": "b"}}
+CONTROL = {"control": {"features": "ngrams"}, "server.epochs": 0, "federation.rounds": 1}
 ADAM = {"federation.server_optimizer.kind": "fedadam"}
 TRAINING = {
     "epochs": 2,
@@ -139,6 +140,9 @@ METHOD = {
     "federation.privacy.noise_multiplier": Change(2.0, PRIVATE),
     "federation.privacy.delta": Change(1e-6, PRIVATE),
     "federation.privacy.sampling_rate": Change(0.2, PRIVATE),
+    "control.features": Change("constant", CONTROL),
+    "control.columns": Change(64, CONTROL),
+    "control.ridge": Change(1.0, CONTROL),
 }
 CHANGES = INPUTS | METHOD
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from fedcollm.config import RunConfig
+from fedcollm.config import ControlConfig, RunConfig
 from fedcollm.config.choices import TABLES
-from fedcollm.config.methods import METHODS, PAPER, changed
+from fedcollm.config.methods import CONTROLS, METHODS, PAPER, changed, fits
 
 #: With two clients and some unlabelled public examples, so that every ablation is one.
 BASE = RunConfig.model_validate({"task": {"clients": 2, "unlabelled_size": 10}})
@@ -68,7 +68,7 @@ ABLATIONS = [name for name, method in METHODS.items() if method.changes]
 def test_every_method_has_a_label_of_its_own():
     labels = [method.label for method in METHODS.values()]
     assert len(set(labels)) == len(labels)
-    assert METHODS.keys() == PAPER.keys() | set(ABLATIONS)
+    assert METHODS.keys() == CONTROLS.keys() | PAPER.keys() | set(ABLATIONS)
     assert not PAPER.keys() & set(ABLATIONS)
 
 
@@ -156,6 +156,77 @@ def test_centralized_llm_takes_every_optimizer_setting_of_the_server():
     (config,) = METHODS["centralized_llm"].configure(base).values()
     assert {key: getattr(config.client, key) for key in server} == server
     assert config.client.gradient_accumulation == 1
+
+
+SOLVED = {"server.epochs": 0, "federation.rounds": 1, "control.columns": 2048, "control.ridge": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("majority", {"control.features": "constant"}),
+        ("closed_form", {"control.features": "ngrams"}),
+        ("closed_form_slm", {"control.features": "slm"}),
+        ("closed_form_public", {"control.features": "ngrams", "federation.participants": []}),
+    ],
+)
+def test_control_differs_in_these_keys(method, values):
+    (config,) = METHODS[method].configure(BASE).values()
+    assert differing(config) == SOLVED | values
+
+
+def test_control_drops_what_only_training_has_and_asks_every_client():
+    base = changed(
+        BASE,
+        {
+            "client.ranks": [2],
+            "client.personal": True,
+            "federation.aggregation": "product",
+            "federation.upload": "float16",
+            "federation.fraction": 0.5,
+            "federation.max_update_norm": 0.1,
+        },
+    )
+    (config,) = METHODS["closed_form"].configure(base).values()
+    assert differing(config) == SOLVED | {"control.features": "ngrams"}
+
+
+def test_control_is_as_secure_as_the_method_and_fits_into_the_fixed_point():
+    secure = {"enabled": True, "threshold": 3, "value_range": 0.25}
+    base = changed(BASE, {"task.clients": 4, "federation.secure_aggregation": secure})
+    (config,) = METHODS["closed_form"].configure(base).values()
+    kept = config.federation.secure_aggregation
+    assert (kept.enabled, kept.threshold, kept.value_range) == (True, 3, 1.0)
+    (public,) = METHODS["closed_form_public"].configure(base).values()
+    assert public.federation.secure_aggregation.enabled is False
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - CONTROLS.keys()))
+def test_no_other_method_keeps_a_control(method):
+    base = BASE.model_copy(update={"control": ControlConfig(features="ngrams")})
+    assert {config.control for config in METHODS[method].configure(base).values()} == {None}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"task.name": "custom", "task.format": {"prompt": "{a}", "answer": "b"}},
+        {
+            "federation.aggregation": "uniform",
+            "federation.privacy": {
+                "level": "example",
+                "clip": 1.0,
+                "noise_multiplier": 1.0,
+                "delta": 1e-5,
+                "sampling_rate": 0.1,
+            },
+        },
+    ],
+    ids=["free answers", "example-level privacy"],
+)
+def test_controls_fit_no_free_answers_and_no_dp_sgd(values):
+    assert [name for name in METHODS if not fits(name, changed(BASE, values))][:4] == list(CONTROLS)
+    assert all(fits(name, BASE) for name in CONTROLS)
 
 
 @pytest.mark.parametrize("method", ["standalone", "centralized", "centralized_llm"])

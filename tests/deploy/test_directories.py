@@ -18,10 +18,19 @@ from fedcollm.deploy.client import Remembered, build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.errors import UserError
-from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, Session, TrainRequest, payload_digest
+from fedcollm.messages import (
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    Session,
+    TrainRequest,
+    adapter_bytes,
+    payload_digest,
+)
 from fedcollm.modalities.vision.task import ImageTask
 from fedcollm.runs.directory import CONFIG, config_text
-from fedcollm.transports.wire import decode, encode
+from fedcollm.transports.wire import decode, encode, longest_message
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +260,22 @@ def test_client_made_from_its_directory_answers_its_run_and_no_other(out, config
     unopened = decode(answering(encode(PhaseRequest("unmask", session.nonce, {}))), answering.limit_bytes)
     assert isinstance(unopened, Failure)
     assert not (place / "state" / "opened.json").exists()
+
+
+def test_client_of_a_control_answers_a_request_that_is_longer_than_any_adapter(out, config):
+    place = out / "clients" / "1"
+    (place / "state").mkdir()
+    control = {"control": {"features": "ngrams", "columns": 3000}, "federation.rounds": 1}
+    (place / CONFIG).write_text(config_text(changed(config, control)))
+    answering = build_answering(place, place / "data.jsonl")
+    membership = directories.read(place, directories.MEMBERSHIP, Membership)
+    zeros = {"statistics/gram": torch.zeros(3000 * 3001 // 2), "statistics/targets": torch.zeros(3000, 2)}
+    settings = answering.client.settings  # pyright: ignore[reportAttributeAccessIssue]
+    payload = payload_digest(zeros, {"evaluate": False, "agreed": settings.to_wire()})
+    session = Session.fresh(membership.run, 0, membership.roster, payload=payload)
+    request = encode(TrainRequest(0, zeros, evaluate=False, session=session, run=membership.run))
+    assert len(request) > longest_message(adapter_bytes(shared_slm(config.slm.source)[1]))
+    assert isinstance(decode(answering(request), answering.limit_bytes), PhaseAnswer)
 
 
 # --- the server ---

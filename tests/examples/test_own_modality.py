@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedcollm
-from fedcollm.config.methods import PAPER, changed
+from fedcollm.config.methods import CONTROLS, PAPER, changed
 from fedcollm.errors import UserError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_modality.py"
@@ -50,7 +50,8 @@ def pool(tones):
 
 def test_every_baseline_and_control_runs(tones, config, pool, tmp_path):
     table = fedcollm.compare(config, tmp_path, inputs=fedcollm.Inputs(tones.Tones(), pool))
-    assert [row.method for row in table.rows] == ["", *PAPER]
+    without_features = [name for name in PAPER if name not in CONTROLS]  # Tones has no `evidence`
+    assert [row.method for row in table.rows] == ["", *without_features]
     scored = {row.method: set(row.values) for row in table.rows}
     assert scored["fedcollm"] == {"slm", "clients", "llm"}
     assert (tmp_path / "fedcollm" / "seed-0" / "adapters" / "slm" / "adapter_model.safetensors").exists()
@@ -86,6 +87,12 @@ def test_gradients_of_single_examples_need_a_loss_by_rows(tones, config, pool, t
     private = changed(config, {"federation.privacy": privacy, "federation.aggregation": "uniform"})
     with pytest.raises(UserError, match=r"federation\.privacy"):
         fedcollm.run(private, tmp_path / "private", modality=tones.Tones(), pool=pool)
+
+
+def test_control_needs_features_of_the_modality(tones, config, pool, tmp_path):
+    given = fedcollm.Inputs(tones.Tones(), pool)
+    with pytest.raises(UserError, match=r"Define Tones\.evidence"):
+        fedcollm.compare(config, tmp_path, methods=["majority"], inputs=given)
 
 
 def test_own_modality_is_not_for_other_processes(tones, config, pool, tmp_path):

@@ -6,11 +6,12 @@ from safetensors.torch import load_file
 
 import fedcollm
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import PAPER, changed
+from fedcollm.config.methods import CONTROLS, PAPER, changed
 from fedcollm.errors import UserError
-from fedcollm.experiments.comparison import Plan, plan
+from fedcollm.experiments.comparison import Plan, default_methods, plan
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server
+from fedcollm.report.budgets import Steps
 from fedcollm.report.compared import Row
 from fedcollm.report.scores import interval
 from fedcollm.runs.build import Inputs
@@ -35,6 +36,8 @@ def test_row_text():
 def test_every_method_is_a_configuration_of_the_same_loop(tiny_config):
     configs = dict(plan(tiny_config, list(PAPER), [3]))
     assert configs.keys() == {
+        "majority/seed-3",
+        "closed_form/seed-3",
         "fedcollm/seed-3",
         "fedavg/seed-3",
         "fedavg_ce/seed-3",
@@ -71,11 +74,37 @@ def test_privacy_is_kept_where_something_leaves_a_client_and_nowhere_else(tiny_c
     privacy = {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5, "sampling_rate": 0.1}
     values = tiny_config.model_dump()
     values["federation"] |= {"privacy": privacy, "aggregation": "uniform"}
-    configs = plan(RunConfig.model_validate(values), list(PAPER), [0])
+    base = RunConfig.model_validate(values)
+    configs = plan(base, default_methods([base]), [0])
     private = {place.split("/")[0] for place, config in configs if config.federation.privacy}
     assert private == {"fedcollm", "fedavg", "fedavg_ce"}
     for _, config in configs:
         assert RunConfig.model_validate(config.model_dump()) == config
+
+
+def test_controls_are_left_out_by_default_where_they_do_not_suit_every_task(tiny_config):
+    free = changed(tiny_config, {"task.format.choices": None})
+    trained = [name for name in PAPER if name not in CONTROLS]
+    assert default_methods([tiny_config]) == list(PAPER)
+    assert {"majority", "closed_form"} <= PAPER.keys() & CONTROLS.keys()
+    assert default_methods([tiny_config, free]) == trained
+    with pytest.raises(UserError, match=r"--methods: closed_form (?s:.*)free answers"):
+        plan(free, ["closed_form"], [0])
+
+
+def test_control_is_compared_on_the_same_test_examples(tiny_config, tmp_path):
+    one = changed(tiny_config, {"federation.rounds": 1})
+    (control, method) = fedcollm.compare(one, tmp_path, methods=["closed_form", "fedcollm"]).rows[1:]
+    assert control.values["slm"] == control.values["llm"]
+    assert {role: set(known) for role, known in control.differences.items()} == {
+        "slm": {"fedcollm"},
+        "llm": {"fedcollm"},
+    }
+    for role in ("slm", "llm"):
+        difference = control.differences[role]["fedcollm"]
+        assert difference.examples == 48
+        assert difference.mean == pytest.approx(control.values[role][0] - method.values[role][0])
+    assert (control.steps, method.steps) == (Steps(0, 0), Steps(6, 6))
 
 
 def test_unknown_method_is_refused(tiny_config, tmp_path):
@@ -117,8 +146,10 @@ def test_ablations_are_planned_and_named_in_the_table(tiny_config, tmp_path):
 def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path, monkeypatch):
     comparison = fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1])
     rows = {row.name.split()[0]: row for row in comparison.rows}
-    assert set(rows) == {"zero-shot", "standalone", "FedAvg", "LLM2SLM", "FedCoLLM", "centralized"}
-    assert len(comparison.rows) == 8
+    assert set(rows) == {
+        "zero-shot", "majority", "no", "standalone", "FedAvg", "LLM2SLM", "FedCoLLM", "centralized"
+    }  # fmt: skip
+    assert len(comparison.rows) == 10
     assert all(len(row.values["slm"]) == 2 for row in comparison.rows if "LLM (" not in row.name)
     finished = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("rounds.jsonl")}
     assert fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1]).rows == comparison.rows

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedcollm.config import ModelConfig
+from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality, Rows, cross_entropy, matched, outputs
@@ -190,3 +190,8 @@ def test_rows_of_different_shapes_are_refused(shape):
     rows = Rows(torch.zeros(2, 3), torch.zeros(shape), targets, targets)
     with pytest.raises(UserError, match="same rows and columns"):
         matched(Odd(None, None, rows), [], torch.zeros(2, 3), torch.zeros(shape))
+
+
+def test_modality_has_no_features_for_controls_unless_it_defines_them():
+    with pytest.raises(UserError, match=r"points has no features .* Define Points\.evidence"):
+        Points().evidence([Point("a", (0.0, 1.0))], StatisticsConfig(features="ngrams"))

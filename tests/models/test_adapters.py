@@ -18,6 +18,7 @@ from fedcollm.models.adapters import (
     resolve_device,
     resolve_dtype,
     save_adapter,
+    without_adapter,
     write_adapter,
 )
 
@@ -267,6 +268,19 @@ def test_writing_an_adapter_leaves_the_base_alone(llama):
     write_adapter(model, shaken(model))
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(llama))
+
+
+@pytest.mark.parametrize("freeze_a", [False, True])
+def test_model_without_its_adapter_is_its_base_and_has_it_back_afterward(llama, freeze_a):
+    model = adapted(llama, freeze_a=freeze_a)
+    write_adapter(model, shaken(model))
+    before, trainable = logits(model), read_adapter(model)
+    with without_adapter(model):
+        assert torch.equal(logits(model), logits(llama))
+    assert torch.equal(logits(model), before)
+    assert equal(read_adapter(model), trainable)  # PEFT alone would make a frozen A trainable
+    with without_adapter(llama):
+        assert logits(llama).shape == before.shape
 
 
 def without_first(adapter: dict) -> dict:

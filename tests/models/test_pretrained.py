@@ -1,6 +1,5 @@
-"""Base models from directories, GGUF files and hub ids; depth pruning; the cache."""
+"""Base models from directories, GGUF files and hub ids; the cache."""
 
-import copy
 import os
 import shutil
 import socket
@@ -9,21 +8,20 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fedcollm.errors import UserError
 from fedcollm.models import pretrained
 from fedcollm.models.pretrained import (
     base_directory,
     cache_directory,
-    even_layers,
     hub_reachable,
     load_causal_lm,
     load_config,
     load_tokenizer,
-    prune_layers,
     start_tokens,
 )
+from fedcollm.models.pruning import prune_layers
 
 TOKENS = torch.tensor([[2, 8, 11, 5, 9]])
 
@@ -38,94 +36,6 @@ def cache(tmp_path, monkeypatch):
     """An empty cache for every test."""
     monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-# --- which layers ---
-
-
-@pytest.mark.parametrize(
-    ("total", "keep", "layers"),
-    [
-        (30, 10, [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]),  # steps of 29/9 = 3.22
-        (5, 3, [0, 2, 4]),
-        (4, 2, [0, 3]),
-        (4, 4, [0, 1, 2, 3]),
-        (7, 1, [0]),
-        (1, 1, [0]),
-    ],
-)
-def test_even_layers_by_hand(total, keep, layers):
-    assert even_layers(total, keep) == layers
-
-
-def test_even_layers_are_never_taken_twice():
-    for total in range(1, 50):
-        for keep in range(1, total + 1):
-            assert len(set(even_layers(total, keep))) == keep
-
-
-@pytest.mark.parametrize("keep", [0, -1, 31])
-def test_number_of_layers_that_cannot_be_kept_is_the_users_error(keep):
-    with pytest.raises(UserError, match=f"layers: {keep} .*give a number from 1 to 30"):
-        even_layers(30, keep)
-
-
-# --- pruning ---
-
-SHAPE = {
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 5,
-    "max_position_embeddings": 32,
-}
-TOKEN_IDS = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-FAMILIES = {
-    "llama": LlamaConfig(**SHAPE, intermediate_size=32),
-    "qwen2": Qwen2Config(**SHAPE, intermediate_size=32, num_key_value_heads=2),
-    "gpt2": GPT2Config(vocab_size=16, n_embd=16, n_head=2, n_layer=5, n_positions=32, **TOKEN_IDS),
-    "opt": OPTConfig(**SHAPE, ffn_dim=32, word_embed_proj_dim=16, **TOKEN_IDS),
-}
-
-
-def family(name: str):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(FAMILIES[name])).eval()
-
-
-def test_pruning_keeps_the_weights_of_first_middle_and_last_layer():
-    model = family("llama")
-    before = [layer.mlp.up_proj.weight.clone() for layer in model.model.layers]
-    embedding = model.model.embed_tokens.weight.clone()
-    pruned = prune_layers(model, 3)
-    assert pruned.config.num_hidden_layers == 3
-    assert len(pruned.model.layers) == 3
-    for kept, index in zip(pruned.model.layers, [0, 2, 4], strict=True):
-        assert torch.equal(kept.mlp.up_proj.weight, before[index])
-    assert torch.equal(pruned.model.embed_tokens.weight, embedding)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_saved_pruned_model_has_the_logits_of_the_pruned_one(name, tmp_path):
-    whole = family(name)
-    before = logits(whole)
-    pruned = prune_layers(whole, 3)
-    pruned.save_pretrained(tmp_path / "pruned")
-    loaded = load_causal_lm(str(tmp_path / "pruned"), torch.float32)
-    torch.testing.assert_close(logits(loaded), logits(pruned))
-    assert not torch.equal(logits(loaded), before)
-
-
-def test_pruning_keeps_the_kinds_of_the_layers_that_stay():
-    model = family("qwen2")
-    model.config.layer_types = [
-        "full_attention",
-        "sliding_attention",
-        "full_attention",
-        "sliding_attention",
-        "sliding_attention",
-    ]
-    assert prune_layers(model, 2).config.layer_types == ["full_attention", "sliding_attention"]
 
 
 # --- directories ---
@@ -154,6 +64,13 @@ def test_pruned_directory_is_made_once(model_directories, monkeypatch):
 
     monkeypatch.setattr(pretrained, "_prune", fail)
     assert base_directory(model_directories["llm"], 2) == place
+
+
+def test_layers_can_be_given_by_their_indices(model_directories, cache):
+    place = base_directory(model_directories["llm"], [0, 3])
+    expected = prune_layers(load_causal_lm(model_directories["llm"], torch.float32), [0, 3])
+    assert torch.equal(logits(load_causal_lm(place, torch.float32)), logits(expected))
+    assert place.endswith("layers-0-3")
 
 
 def test_different_depths_have_different_places(model_directories):

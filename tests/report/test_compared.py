@@ -1,18 +1,21 @@
 """A comparison read off run directories, and its tables; numbers by hand."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
+from fedcollm.messages import RoundRecord
 from fedcollm.report import write_report
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.compared import Compared, Row, found_in, mean_by_key, tabulate
 from fedcollm.report.compared_tables import all_tables, difference_table, score_table, summary_table
+from fedcollm.report.html import read_methods
 from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.report.runs import described
-from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
+from fedcollm.report.scores import Difference, finals, interval, outcome_half_width, paired_bootstrap
 from fedcollm.report.tables import Table
 from fedcollm.runs import directory as run_directory
 
@@ -70,6 +73,9 @@ def test_steps_by_hand():
     alone = changed(federation={"rounds": 3, "participants": ["1"]}, server={"epochs": 0})
     assert steps(alone, DATA) == Steps(3, 0)
     assert steps(changed(federation={"rounds": 3, "participants": []}), DATA) == Steps(0, 9)
+    assert steps(changed(control={"features": "slm"}, federation={"rounds": 1}, server={"epochs": 0}), DATA) == Steps(
+        0, 0
+    )
     half = changed(federation={"rounds": 4, "fraction": 0.5, "participants": ["0"]})
     assert steps(half, DATA).client == 4 * 3  # one of one
     assert sizes(DATA) == Sizes(2, 49, 33, 7, 4)
@@ -104,6 +110,41 @@ def compared(make_run, make_record, tmp_path):
     for k, slm in (("0", [1, 0, 0, 0]), ("1", [1, 1, 0, 0])):
         make("standalone", f"standalone/seed-0/client-{k}", slm, None, task={"clients": 2})
     return tmp_path / "all"
+
+
+@pytest.fixture
+def with_controls(compared, make_run) -> Path:
+    """The same, with a control that is right on the last three of the four test examples."""
+    config = {"control": {"features": "ngrams"}, "server": {"epochs": 0}, "federation": {"rounds": 1}}
+    records = [RoundRecord(0), RoundRecord(1, {"control": 0.75}, bytes_up=8, bytes_down=8)]
+    path = make_run("all/closed_form/seed-0", records, name="closed_form", **config)
+    run_directory.write_json(path, run_directory.OUTCOMES, {"control": {"a": 0.0, "b": 1.0, "c": 1.0, "d": 1.0}})
+    return compared
+
+
+def test_control_stands_in_the_columns_of_both_models_and_is_paired_with_both(with_controls):
+    rows = {row.method: row for row in tabulate(with_controls, "toy", list(METHODS), [0]).rows}
+    assert list(rows) == ["", "closed_form", "standalone", "fedavg_ce", "fedcollm", "centralized_llm"]
+    row = rows["closed_form"]
+    assert row.name == "no neural network (ridge, sums over clients)"
+    assert row.values == {"slm": [0.75], "clients": [], "llm": [0.75]}
+    assert row.steps == Steps(0, 0)
+    assert row.differences["slm"]["fedcollm"].mean == 0.0  # [0, 1, 1, 1] - [1, 1, 1, 0]
+    assert row.differences["slm"]["fedavg_ce"].mean == 0.25  # - [1, 0, 1, 0]
+    assert row.differences["llm"]["fedcollm"].mean == row.differences["llm"]["fedavg_ce"].mean == -0.25
+    assert row.sampling["slm"] == row.sampling["llm"] == pytest.approx(outcome_half_width([0, 1, 1, 1]))
+    assert (rows[""].values["slm"], rows[""].values["llm"]) == ([0.25], [0.5])  # zero-shot, of the others
+
+
+def test_controls_alone_have_no_row_before_training(with_controls):
+    assert [row.method for row in tabulate(with_controls, "toy", ["closed_form"], [0]).rows] == ["closed_form"]
+
+
+def test_report_of_a_comparison_shows_a_control_as_both_models(with_controls, tmp_path):
+    (control,) = (method for method in read_methods([with_controls])[0] if method.name == "closed_form")
+    assert finals(control, "slm") == finals(control, "llm") == {0: 0.75}
+    page = write_report([with_controls], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "no neural network (ridge, sums over clients)" in page
 
 
 def test_comparison_from_disk(compared):

@@ -11,8 +11,10 @@ from fedcollm import report
 from fedcollm.config import RunConfig
 from fedcollm.config.words import facts_in_words, settings_in_words
 from fedcollm.errors import UserError
+from fedcollm.messages import RoundRecord
 from fedcollm.report import write_report
 from fedcollm.report.content import settings
+from fedcollm.runs.directory import CONFUSION, DATA, write_json
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 BROWSER = next(
@@ -97,6 +99,27 @@ def whole(make_run, make_record) -> Path:
 
 def test_public_names():
     assert report.__all__ == ["Summary", "find_runs", "summary", "write_report"]
+
+
+def test_page_of_a_control_says_what_it_is(make_run, tmp_path):
+    config = {"control": {"features": "ngrams"}, "server": {"epochs": 0}, "federation": {"rounds": 1}}
+    records = [RoundRecord(0), RoundRecord(1, {"control": 0.75}, bytes_up=8_564_736, bytes_down=8_564_736)]
+    run = make_run("control", records, bare=True, name="control", **config)
+    write_json(run, CONFUSION, {"control": [["cat", "cat", 3], ["dog", "cat", 1]]})
+    write_json(run, DATA, {"test": 4})
+    page = Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    for words in (
+        "After 1 round, the control without training reached 75.0% accuracy.",
+        "Scored on 4 test examples",
+        "8.56 MB",
+        "Nothing is trained. The server asks every client once",
+        "ridge regression on hashed character n-grams",
+        "Confusion, control",
+    ):
+        assert words in text, words
+    for words in ("each client fine-tunes", "optimizer", "Bytes sent so far"):
+        assert words not in text.partition("Configuration and environment")[0], words
 
 
 def test_page_says_it_all_and_loads_nothing(whole, tmp_path):

@@ -14,6 +14,7 @@ from fedcollm.cli.deploy import deploy
 from fedcollm.cli.evaluate import evaluate, report
 from fedcollm.cli.options import option
 from fedcollm.cli.run import check, run
+from fedcollm.cli.shrink import shrink
 from fedcollm.errors import Interrupted, UserError
 
 app: typer.Typer = typer.Typer(
@@ -23,7 +24,7 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (run, compare, check, report, evaluate, presets, init):  # in the order of `fedcollm --help`
+for _command in (run, compare, check, report, evaluate, shrink, presets, init):  # in the order of `fedcollm --help`
     app.command()(_command)
 app.add_typer(deploy, name="deploy")
 

@@ -30,11 +30,10 @@ def compare(
 ) -> None:
     """Run FedCoLLM, the baselines and the controls, and print the paper's tables. Continue where it was stopped."""
     from fedcollm.config.loading import load_config, parse_settings
-    from fedcollm.config.methods import PAPER
-    from fedcollm.experiments.comparison import Plan, default_directory
+    from fedcollm.experiments.comparison import Plan, default_directory, default_methods
 
     configs = [load_config(source, **parse_settings(settings or [])) for source in sources or ["icd10"]]
-    chosen, numbers = methods.split(",") if methods else list(PAPER), _integers(seeds)
+    chosen, numbers = methods.split(",") if methods else default_methods(configs), _integers(seeds)
     _show(Plan(out or default_directory(configs), configs, chosen, numbers), _jobs(jobs), quiet, as_json)
 
 

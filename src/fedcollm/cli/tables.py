@@ -1,6 +1,6 @@
 """Tables and lines for the terminal, as plain text for the consoles of `terminal`, which interpret no markup."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fedcollm.runs.estimate import Cost
     from fedcollm.runs.harness import Parity
     from fedcollm.runs.profile import Measured
+    from fedcollm.runs.shrink import ShrinkReport
 
 NOT_COVERED = "not covered"
 
@@ -59,8 +60,9 @@ def summary_table(directory: Path) -> Table:
 def _add_scores(table: Table, first: RoundRecord, last: RoundRecord) -> None:
     for role in _LLM_LAST:
         if role in last.scores:
-            start, final = first.scores[role if role in first.scores else "slm"], last.scores[role]
-            table.add_row(ROLES[role].full, f"{start:.3f}", f"{final:.3f}", f"{final - start:+.3f}")
+            start, final = first.scores.get(role, first.scores.get("slm")), last.scores[role]
+            before, gain = ("–", "–") if start is None else (f"{start:.3f}", f"{final - start:+.3f}")
+            table.add_row(ROLES[role].full, before, f"{final:.3f}", gain)
 
 
 def _add_bytes(table: Table, last: RoundRecord, environment: dict[str, Any]) -> None:
@@ -192,3 +194,16 @@ def _data_line(cost: "Cost") -> str:
         f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
     )
     return "; ".join([f"data: private {sizes}, public {public}, {rest}", *cost.data["notes"]])
+
+
+def shrink_table(report: "ShrinkReport", scores: Mapping[str, float]) -> Table:
+    """Return how well a model fits a held-out text before and after cutting and healing, and its zero-shot scores."""
+    table = Table(title=f"kept layers: {', '.join(map(str, report.layers))}", title_justify="left")
+    for column in ("", "parameters", "KL per token (nats)", "perplexity", *(["zero-shot"] if scores else [])):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, fit in (("whole", report.whole), ("cut", report.cut), ("healed", report.healed)):
+        size = report.parameters["whole" if name == "whole" else "cut"]
+        kl = "–" if fit.kl is None else f"{fit.kl:.3f}"
+        score = [f"{scores[name]:.3f}" if name in scores else "–"] if scores else []
+        table.add_row(name, f"{size / 1e6:.1f} M", kl, f"{fit.perplexity:,.0f}", *score)
+    return table

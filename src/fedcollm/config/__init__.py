@@ -1,6 +1,7 @@
 """The configuration of a run, as frozen pydantic models that are read from YAML and sent as JSON."""
 
 from fedcollm.config.base import Section
+from fedcollm.config.control import ControlConfig, PseudoLabelConfig, StatisticsConfig
 from fedcollm.config.data import FormatConfig, PartitionConfig, TaskConfig
 from fedcollm.config.federation import (
     DeadlinesConfig,
@@ -10,7 +11,7 @@ from fedcollm.config.federation import (
     ServerOptimizerConfig,
     asked_clients,
 )
-from fedcollm.config.models import AdapterConfig, ModelConfig
+from fedcollm.config.models import AdapterConfig, HealingConfig, ModelConfig
 from fedcollm.config.run import SCHEMA_VERSION, RunConfig
 from fedcollm.config.training import ClientConfig, DistillationConfig, EvaluationConfig, ServerConfig, TrainingConfig
 
@@ -18,19 +19,23 @@ __all__ = [
     "SCHEMA_VERSION",
     "AdapterConfig",
     "ClientConfig",
+    "ControlConfig",
     "DeadlinesConfig",
     "DistillationConfig",
     "EvaluationConfig",
     "FederationConfig",
     "FormatConfig",
+    "HealingConfig",
     "ModelConfig",
     "PartitionConfig",
     "PrivacyConfig",
+    "PseudoLabelConfig",
     "RunConfig",
     "Section",
     "SecureAggregationConfig",
     "ServerConfig",
     "ServerOptimizerConfig",
+    "StatisticsConfig",
     "TaskConfig",
     "TrainingConfig",
     "asked_clients",

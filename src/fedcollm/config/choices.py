@@ -91,12 +91,42 @@ SCHEDULES: Mapping[str, Choice] = {
     ),
 }
 
+#: Options of `slm.layer_choice`; the functions are in `training/shrinking.py`.
+LAYER_CHOICES: Mapping[str, Choice] = {
+    "even": Choice("evenly spaced, including the first and the last"),
+    "block": Choice("without the one contiguous block that the next-token distributions need least"),
+    "influence": Choice("those that change their input most (ShortGPT)"),
+}
+
+#: Options of `control.features`, which each modality computes in its own way; see `modalities/text/evidence.py` and
+#: `modalities/vision/evidence.py`.
+FEATURES: Mapping[str, Choice] = {
+    "constant": Choice(
+        "the same for every example, which gives the most frequent label, or place of the right choice",
+        phrase="the most frequent label, or the most frequent place of the right choice",
+    ),
+    "ngrams": Choice(
+        "hashed character 3- to 5-grams of the text, or an image's pixels, without any model",
+        phrase="ridge regression on hashed character n-grams, or on an image’s pixels",
+    ),
+    "slm": Choice(
+        "the small model's last hidden state, without an adapter",
+        phrase="ridge regression on the small model’s last hidden state",
+    ),
+    "ngrams_slm": Choice(
+        "both side by side, for which a ridge of about 0.06 is as strong as 0.3 for one of them",
+        phrase="ridge regression on n-grams (or pixels) and the small model’s last hidden state",
+    ),
+}
+
 #: Last part of a dotted key to its table. A name has the same table in every section.
 TABLES: Mapping[str, Mapping[str, Choice]] = {
     "divergence": DIVERGENCES,
     "aggregation": AGGREGATIONS,
     "kind": SERVER_OPTIMIZERS,
     "schedule": SCHEDULES,
+    "layer_choice": LAYER_CHOICES,
+    "features": FEATURES,
 }
 
 #: Last part of a dotted key to the sections in which `fedcollm compare` sets it.

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcollm.config import RunConfig, TrainingConfig
+from pydantic import ValidationError
+
+from fedcollm.config import FederationConfig, RunConfig, TrainingConfig
 from fedcollm.config.choices import ablations
 
 #: Settings of `federation` for a run with a single data holder, which sends nothing and hides nothing.
@@ -59,14 +61,24 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     return RunConfig.model_validate(tree)
 
 
+def _trained(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Return the same as `changed`, for a method that trains, whatever the base configuration does instead."""
+    return changed(config, {"control": None, **values})
+
+
+def _baseline(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Return the same as `_trained`, for a method that has no statistics of the clients."""
+    return _trained(config, {"server.pseudo_labels": None, **values})
+
+
 def fedcollm(config: RunConfig) -> dict[str, RunConfig]:
     """The method itself, as configured."""
-    return {"": config}
+    return {"": _trained(config, {})}
 
 
 def fedavg(config: RunConfig) -> dict[str, RunConfig]:
     """FedAvg (McMahan et al., arXiv 1602.05629), without distillation."""
-    return {"": changed(config, {"server.epochs": 0})}
+    return {"": _baseline(config, {"server.epochs": 0})}
 
 
 def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
@@ -74,12 +86,12 @@ def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
 
     Its LLM is the control "LLM on D_a only", because with λ = 0 it learns nothing from the clients.
     """
-    return {"": changed(config, {"server.distillation.weight": 0.0, "server.distillation.llm_weight": 0.0})}
+    return {"": _baseline(config, {"server.distillation.weight": 0.0, "server.distillation.llm_weight": 0.0})}
 
 
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client trains alone, in one run per client."""
-    alone = changed(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
+    alone = _baseline(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
     runs: dict[str, RunConfig] = {}
     for k in range(config.task.clients):
         rank = config.client.rank(k)
@@ -92,13 +104,13 @@ def llm2slm(config: RunConfig) -> dict[str, RunConfig]:
     """One-way distillation from the LLM to the SLM on D_a, without federation."""
     weight = config.server.distillation.weight or 1.0
     one_way = {"server.distillation.weight": weight, "server.distillation.llm_weight": 0.0}
-    return {"": changed(config, one_way | {"federation.participants": [], "federation.privacy": None})}
+    return {"": _baseline(config, one_way | {"federation.participants": [], "federation.privacy": None})}
 
 
 def _pooled(config: RunConfig, with_public: bool) -> RunConfig:
     values = {"server.epochs": 0, "task.partition.kind": "pooled", "task.partition.with_public": with_public}
     values |= {"client.ranks": None, "client.personal": False}
-    return changed(config, values | {f"federation.{key}": value for key, value in _ALONE.items()})
+    return _baseline(config, values | {f"federation.{key}": value for key, value in _ALONE.items()})
 
 
 def centralized(config: RunConfig) -> dict[str, RunConfig]:
@@ -113,8 +125,64 @@ def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
     return {"": changed(_pooled(config, with_public=True), {"slm": config.llm.model_dump()} | server)}
 
 
+def _control(config: RunConfig, features: str) -> RunConfig:
+    """Return the configuration of a control: every client is asked once, and nothing is trained."""
+    federation = config.federation
+    secure = federation.secure_aggregation
+    values: dict[str, Any] = {
+        "aggregation": "mean" if federation.weighted else "uniform",
+        "rounds": 1,
+        "fraction": 1.0,
+        "upload": "float32",
+        "server_optimizer": {},
+        "max_update_norm": FederationConfig().max_update_norm,
+        "secure_aggregation.threshold": secure.threshold if federation.fraction == 1 else None,
+        "secure_aggregation.value_range": max(secure.value_range, 1.0),
+    }
+    values = {f"federation.{key}": value for key, value in values.items()}
+    values |= {"server.epochs": 0, "server.pseudo_labels": None, "client.ranks": None, "client.personal": False}
+    return changed(config, values | {"control": {"features": features}})
+
+
+def majority(config: RunConfig) -> dict[str, RunConfig]:
+    """The label that is most frequent among all labelled examples or, for choices of their own, the right one's place.
+
+    Whatever is not above it has learned nothing from the inputs.
+    """
+    return {"": _control(config, "constant")}
+
+
+def closed_form(config: RunConfig) -> dict[str, RunConfig]:
+    """Ridge regression on hashed n-grams (images: pixels), from sums over the clients and the labelled part of D_a.
+
+    It uses no neural network. Clients send d (d + 1) / 2 + d C numbers once, for d features and C labels.
+    """
+    return {"": _control(config, "ngrams")}
+
+
+def closed_form_slm(config: RunConfig) -> dict[str, RunConfig]:
+    """Ridge regression on the frozen SLM's last hidden state, from sums over the clients and the labelled D_a."""
+    return {"": _control(config, "slm")}
+
+
+def closed_form_public(config: RunConfig) -> dict[str, RunConfig]:
+    """Ridge regression on hashed n-grams (images: pixels) of the labelled part of D_a alone, without any client."""
+    alone = {f"federation.{key}": value for key, value in _ALONE.items()}
+    return {"": changed(_control(config, "ngrams"), alone | {"federation.participants": []})}
+
+
+#: Controls without federated co-tuning, which are solved in closed form, in the order of our tables.
+CONTROLS: Mapping[str, Method] = {
+    "majority": Method("majority label", majority),
+    "closed_form_public": Method("no neural network (ridge, D_a only)", closed_form_public),
+    "closed_form": Method("no neural network (ridge, sums over clients)", closed_form),
+    "closed_form_slm": Method("frozen SLM (ridge, sums over clients)", closed_form_slm),
+}
+
 #: The methods of the paper's table and the controls that it lacks, in the order of our tables.
 PAPER: Mapping[str, Method] = {
+    "majority": CONTROLS["majority"],
+    "closed_form": CONTROLS["closed_form"],
     "standalone": Method("standalone (mean of clients)", standalone),
     "fedavg": Method("FedAvg", fedavg),
     "fedavg_ce": Method("FedAvg + CE on D_a (LLM: D_a only)", fedavg_ce),
@@ -155,12 +223,22 @@ _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def _ablation(label: str, changes: Mapping[str, Any]) -> Method:
-    return Method(label, lambda config: {"": changed(config, changes)}, changes)
+    return Method(label, lambda config: {"": _trained(config, changes)}, changes)
 
 
 #: Every method of `fedcollm compare`, in the order of its tables. Labelled options of `choices.py` are methods too.
 METHODS: Mapping[str, Method] = {
+    **CONTROLS,
     **PAPER,
     **{name: _ablation(*row) for name, row in _ABLATIONS.items()},
     **{name: _ablation(label, changes) for name, label, changes in ablations()},
 }
+
+
+def fits(name: str, config: RunConfig) -> bool:
+    """Return whether a method can be derived from a configuration."""
+    try:
+        METHODS[name].configure(config)
+    except ValidationError:
+        return False
+    return True

@@ -1,10 +1,12 @@
 """The `llm` and `slm` sections of the configuration: base models and their adapters."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share
+from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, one_of
+from fedcollm.config.choices import LAYER_CHOICES, SCHEDULES, comment
+from fedcollm.config.training import TrainingConfig
 
 
 class AdapterConfig(Section):
@@ -26,13 +28,42 @@ class AdapterConfig(Section):
     """lora only: keep the random A frozen, train and send only B (FFA-LoRA); averaging is then exact"""
 
 
+class HealingConfig(TrainingConfig):
+    """Healing of a cut base: all its weights except embedding and head learn from the whole model on public text."""
+
+    text: str = "icd10"
+    """public text: icd10 (descriptions that the task never uses), a file (.txt, .jsonl, .csv, .parquet), or a hub id"""
+    size: Positive = 2400
+    """pieces of text to train on"""
+    words: Positive = 32
+    """longest piece in words; longer texts are cut into several pieces"""
+    objective: Literal["distillation", "next_token"] = "distillation"
+    """distillation: match the whole model's next-token distributions; next_token: predict the text, for a control"""
+    seed: NonNegative = 0
+    """seed of the choice and order of pieces; the same for all runs, so that they share one healed base"""
+    batch_size: Positive = 24
+    """pieces per forward pass"""
+    learning_rate: PositiveFloat = 8.0e-4
+    """peak learning rate of AdamW"""
+    schedule: Annotated[str, one_of(SCHEDULES), Field(description=comment("schedule"))] = "linear"
+    warmup_ratio: Share = 0.2
+    """fraction of the steps over which the learning rate rises linearly from 0 to its peak"""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """gradient clipping: scale a step's gradient down to this L2 norm if it is larger; null: no clipping"""
+
+
 class ModelConfig(Section):
     """A frozen base model and its adapter."""
 
     source: str = "smollm2-135m"
     """hub id, directory, .gguf file, or the name of a shipped model"""
-    layers: Positive | None = None
-    """keep only this many layers, evenly spaced, including the first and the last; null: all layers"""
+    layers: Positive | Annotated[list[NonNegative], Field(min_length=1)] | None = None
+    """keep only this many layers, or those with these indices (0 is the first); null: all layers"""
+    layer_choice: Annotated[str, one_of(LAYER_CHOICES), Field(description=comment("layer_choice"))] = "even"
+    mlp_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """share of each MLP's neurons to keep, those with the largest mean output on the text of heal; 1: all"""
+    heal: HealingConfig | None = None
+    """healing of the cut base on public text before the first run, cached: text, size, objective, ...; null: none"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the frozen weights; auto: bfloat16 if the hardware multiplies it fast, otherwise float32"""
     attention: Literal["auto", "grouped", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
@@ -40,3 +71,13 @@ class ModelConfig(Section):
     pretrain_epochs: NonNegative = 0
     """epochs of full training on the public set before the adapter is added, for models with random weights"""
     adapter: AdapterConfig = AdapterConfig()
+
+    @model_validator(mode="after")
+    def _measurements_need_text(self) -> "ModelConfig":
+        measured = [f"layer_choice {self.layer_choice}"] * (self.layer_choice != "even")
+        measured += [f"mlp_share {self.mlp_share:g}"] * (self.mlp_share < 1)
+        if measured and self.heal is None:
+            raise ValueError(f"{measured[0]} is measured on text. Set heal, for example to {{text: icd10}}")
+        if self.layer_choice != "even" and not isinstance(self.layers, int):
+            raise ValueError(f"layer_choice {self.layer_choice} needs layers to be the number of layers to keep")
+        return self

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Role:
     """The names of one key of `RoundRecord.scores`: in a column header, in a report, in a table of one run.
 
-    The server's two models also have a name for use within a sentence (`subject`), which means over clients lack.
+    Roles that are not a mean over clients also have a name for use within a sentence (`subject`).
     """
 
     short: str
@@ -23,10 +23,11 @@ ROLES: Mapping[str, Role] = {
     "llm": Role("LLM", "Large model", "LLM", "the server’s large model"),
     "clients": Role("clients' SLMs", "Mean of clients", "SLM (clients' mean, after local tuning)"),
     "personal": Role("clients' own", "Clients’ own", "SLM (mean of what clients keep)"),
+    "control": Role("control", "Control", "control, without training", "the control without training"),
 }
 
 #: The roles that are the server's own models.
-MODELS: tuple[str, ...] = tuple(role for role, names in ROLES.items() if names.subject)
+MODELS: tuple[str, ...] = ("slm", "llm")
 
 #: Key of `RoundRecord.seconds` to its name in a report, in the order in which the parts of a round happen.
 PARTS: Mapping[str, str] = {"clients": "Clients", "distillation": "Distillation", "evaluation": "Evaluation"}

@@ -6,6 +6,7 @@ from pydantic import field_validator, model_validator
 
 from fedcollm.config import rules
 from fedcollm.config.base import NonNegative, Section
+from fedcollm.config.control import ControlConfig, StatisticsConfig
 from fedcollm.config.data import TaskConfig
 from fedcollm.config.federation import FederationConfig
 from fedcollm.config.models import ModelConfig
@@ -35,6 +36,13 @@ class RunConfig(Section):
     server: ServerConfig = ServerConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    control: ControlConfig | None = None
+    """a control solved in closed form, from sums over the clients, instead of training: features, columns, ridge"""
+
+    @property
+    def statistics(self) -> StatisticsConfig | None:
+        """The statistics that clients send once; None if they send none."""
+        return self.control or self.server.pseudo_labels
 
     @model_validator(mode="before")
     @classmethod

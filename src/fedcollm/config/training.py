@@ -6,6 +6,7 @@ from pydantic import Field
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, Weight, one_of
 from fedcollm.config.choices import DIVERGENCES, SCHEDULES, comment
+from fedcollm.config.control import PseudoLabelConfig
 
 
 class TrainingConfig(Section):
@@ -80,6 +81,8 @@ class ServerConfig(TrainingConfig):
     epochs: NonNegative = 1
     """passes over the public set D_a per round; 0: no distillation, which leaves plain FedAvg"""
     distillation: DistillationConfig = DistillationConfig()
+    pseudo_labels: PseudoLabelConfig | None = None
+    """labels for the unlabelled public examples, from second moments that clients send once: features, ridge, ..."""
     layer_transfer: Annotated[float, Field(ge=0, le=1)] = 0.0
     """fraction of the clients' mean update to add to the LLM's adapter too, if the SLM consists of the LLM's layers"""
 

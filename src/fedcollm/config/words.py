@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedcollm.config.base import Section
-from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, SCHEDULES, SERVER_OPTIMIZERS, Choice
+from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, FEATURES, SCHEDULES, SERVER_OPTIMIZERS, Choice
 from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.config.run import RunConfig
 from fedcollm.config.training import TrainingConfig
@@ -25,11 +25,12 @@ FACTS: frozenset[str] = frozenset(
         *(f"{side}.{key}" for side in ("client", "server") for key in ("epochs", "batch_size", "learning_rate")),
         *(f"server.distillation.{key}" for key in ("weight", "llm_weight", "temperature")),
         *(f"federation.{key}" for key in ("rounds", "aggregation", "secure_aggregation.enabled", "privacy.level")),
+        "control.features",
     }
 )
 
 #: Prefixes of the keys that belong to the method. All other keys select the data, the models and the scoring.
-_METHOD = ("client.", "server.", "federation.", *(f"{role}.adapter." for role in MODELS))
+_METHOD = ("client.", "server.", "federation.", "control.", *(f"{role}.adapter." for role in MODELS))
 
 
 def _percent(value: float) -> str:
@@ -108,11 +109,17 @@ PHRASES: Mapping[str, Phrase] = {
     "federation.privacy.noise_multiplier": "the noise of differential privacy is {:g} times the clipping norm",
     "federation.privacy.delta": "differential privacy holds with δ = {:g}",
     "federation.privacy.sampling_rate": "an example is in a private batch with probability {:g}",
+    "control.columns": "the control’s n-grams are hashed to {} columns",
+    "control.ridge": "the control’s ridge is λ = {:g}",
 }
 
 
 def _has_clients(config: RunConfig) -> bool:
     return config.federation.participants != []
+
+
+def _trains(config: RunConfig) -> bool:
+    return config.control is None
 
 
 def _works_on_public_set(config: RunConfig) -> bool:
@@ -141,10 +148,12 @@ def _has_rank(role: str) -> Predicate:
 EFFECT: Mapping[str, Predicate] = {
     "llm.adapter": _works_on_public_set,
     **{f"{role}.adapter.{key}": _has_rank(role) for role in MODELS for key in ("rank", "alpha", "dropout")},
-    "client": _has_clients,
+    "slm.adapter": _trains,
+    "client": lambda config: _has_clients(config) and _trains(config),
     "server": _works_on_public_set,
     "server.distillation": _distils,
     "federation": _has_clients,
+    "federation.server_optimizer": _trains,
     "federation.server_optimizer.momentum": lambda config: config.federation.server_optimizer.kind != "average",
     "federation.server_optimizer.decay": lambda config: (
         config.federation.server_optimizer.kind not in ("average", "fedavgm")
@@ -152,6 +161,7 @@ EFFECT: Mapping[str, Predicate] = {
     "federation.server_optimizer.tau": lambda config: (
         config.federation.server_optimizer.kind not in ("average", "fedavgm")
     ),
+    "control.columns": lambda config: config.control is not None and config.control.features == "ngrams",
     "federation.min_clients": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.max_update_norm": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.deadlines.phase": lambda config: config.federation.secure_aggregation.enabled,
@@ -171,6 +181,10 @@ def takes_effect(config: RunConfig, key: str) -> bool:
 
 def facts_in_words(config: RunConfig) -> list[str]:
     """Return short phrases with the facts of every run: rounds, training, aggregation, security, privacy."""
+    if config.control is not None:
+        phrase = FEATURES[config.control.features].phrase or _plainly("control.features", config.control.features)
+        who = _of_updates(config) if _has_clients(config) else ["no clients, only labelled public examples"]
+        return [f"no training, but a control in closed form: {phrase}", *who]
     facts = [_counted(config.federation.rounds, "round")]
     facts += [_of_clients(config)] if _has_clients(config) else ["no clients"]
     if _works_on_public_set(config):
@@ -267,9 +281,10 @@ def _weights(config: RunConfig) -> str:
 
 def _of_updates(config: RunConfig) -> list[str]:
     federation = config.federation
+    what = "adapters" if config.control is None else "statistics"
     phrase = AGGREGATIONS[federation.aggregation].phrase
     return [
-        f"adapters {phrase}" if phrase else _plainly("federation.aggregation", federation.aggregation),
+        f"{what} {phrase}" if phrase else _plainly("federation.aggregation", federation.aggregation),
         "updates masked by secure aggregation"
         if federation.secure_aggregation.enabled
         else "no secure aggregation, so the server sees every client’s update",

@@ -103,7 +103,7 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
 def _load(path: Path, format: FormatConfig, fields: list[_Field]) -> list[TextExample]:
     examples: list[TextExample] = []
     places: list[str] = []
-    for position, (place, row) in enumerate(_rows(path), start=1):
+    for position, (place, row) in enumerate(file_rows(path), start=1):
         answer, choices, labels = _answer(row, format, place)
         examples.append(
             TextExample(
@@ -122,8 +122,12 @@ def _load(path: Path, format: FormatConfig, fields: list[_Field]) -> list[TextEx
     return examples
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each row of a file after its place (file and line or row), for messages."""
+def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each row of a file after its place (file and line or row), for messages.
+
+    Raises:
+        UserError: the file can't be read, or a line is invalid.
+    """
     if path.name.endswith((*JSONL, ".json")):
         yield from ((f"{path}, line {number}", row) for number, row in read_jsonl(path))
     elif path.suffix == ".csv":

@@ -15,10 +15,9 @@ from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import parameter_counts, read_adapter
 from fedcollm.progress import say
-from fedcollm.runs.build_clients import ClientData, build_client, secure_client, secured
-from fedcollm.runs.build_models import build_model, set_matmul_precision
+from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
+from fedcollm.runs.build_models import build_slm, set_matmul_precision
 from fedcollm.runs.directory import CONFIG, parse_config
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import locked, write_atomically, writing
@@ -104,19 +103,20 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     config = parse_config(directory / CONFIG)
     modality = build_client_modality(config.task, config.slm, membership.facts)
     examples, test = private_examples(config, modality, data)
-    say(f"client {membership.client} of run {membership.run}: {len(examples)} examples; loading {config.slm.source}")
+    say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")
     state, roster = directory / "state", names.public_keys(membership.roster)
     set_matmul_precision(config)
-    slm = build_model(config, "slm", modality, [], state / "base")
+    slm = build_slm(config, modality, [], state / "base")
     spent: Remembered[int] = Remembered(state / "spent.json")
     part = ClientData(modality, slm, examples, test, directory / "adapter", spent)
     identity = RunIdentity(membership.run, config.seed)
     client: Any = build_client(config, identity, membership.client, part, list(roster))
-    settings = secured(config, roster, parameter_counts(slm)[0])
+    form = broadcast_form(config, modality, slm, examples)
+    settings = secured(config, roster, sum(tensor.numel() for tensor in form.values()))
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")
         client = secure_client(config, client, settings, names.signing_key(directory), opened)
-    return ClientEndpoint(membership.client, client, longest_message(adapter_bytes(read_adapter(slm))))
+    return ClientEndpoint(membership.client, client, longest_message(adapter_bytes(form)))
 
 
 def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -> None:

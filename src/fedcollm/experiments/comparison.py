@@ -11,12 +11,13 @@ from pydantic import ValidationError
 
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import explain
-from fedcollm.config.methods import METHODS, PAPER
+from fedcollm.config.methods import CONTROLS, METHODS, PAPER, fits
 from fedcollm.data.catalogue import base_models
 from fedcollm.errors import UserError
 from fedcollm.experiments.hardware import fitting_jobs
 from fedcollm.experiments.workers import Failed, Job, in_processes, in_this_process, raise_for
 from fedcollm.messages import RoundRecord
+from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device
 from fedcollm.report.compared import Compared, Row, tabulate
 from fedcollm.report.compared_tables import all_tables
@@ -24,6 +25,7 @@ from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Inputs
 from fedcollm.runs.estimate import check
+from fedcollm.runs.shrink import shrunk
 from fedcollm.storage import write_atomically, writing
 
 #: Folder of the results that the runs of a comparison have in common.
@@ -146,6 +148,20 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
     return runs
 
 
+def default_methods(configs: Sequence[RunConfig], modality: Modality | None = None) -> list[str]:
+    """Return the methods of the paper and the controls, without controls that don't suit every task.
+
+    Free answers and example-level privacy have no control in closed form, nor has a modality without `evidence`.
+
+    Args:
+        configs: the configuration of each task.
+        modality: the user's own modality, if there is one.
+    """
+    has_rows = modality is None or type(modality).evidence is not Modality.evidence
+    suited = {name for name in CONTROLS if has_rows and all(fits(name, config) for config in configs)}
+    return [name for name in PAPER if name in suited or name not in CONTROLS]
+
+
 def default_directory(configs: Sequence[RunConfig]) -> Path:
     """Return `runs/compare-NAME`, with one name per task."""
     return Path("runs") / "-".join(["compare", *(config.name for config in configs)])
@@ -200,14 +216,14 @@ def _prepare_bases(configs: Sequence[RunConfig]) -> None:
     for config in configs:
         for model in (config.slm, config.llm):
             with contextlib.suppress(UserError):
-                base_models(config.task).prepare(model)
+                base_models(config.task).prepare(shrunk(model, resolve_device(config.device)))
 
 
 def compare(
     config: RunConfig | Sequence[RunConfig],
     out: str | Path | None = None,
     *,
-    methods: Sequence[str] = tuple(PAPER),
+    methods: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
     jobs: Jobs = 1,
     inputs: Inputs = Inputs(),
@@ -217,7 +233,7 @@ def compare(
     Args:
         config: the configuration of FedCoLLM, or one per task; those of the other methods are derived from it.
         out: directory for all runs; by default `runs/compare-NAME`. Finished runs in it are not repeated.
-        methods: names from `METHODS`.
+        methods: names from `METHODS`; by default those of `default_methods`.
         seeds: one run of each method per seed, which decides data split, initial adapters and batch order.
         jobs: number of runs at the same time, each in a process of its own; `auto` for as many as memory and cores
             allow.
@@ -228,7 +244,9 @@ def compare(
         RuntimeError: some runs failed because of a fault of fedcollm; all others are finished by then.
     """
     configs = [config] if isinstance(config, RunConfig) else list(config)
-    wanted = Plan(Path(out) if out is not None else default_directory(configs), configs, methods, seeds, inputs)
+    directory = Path(out) if out is not None else default_directory(configs)
+    chosen = default_methods(configs, inputs.modality) if methods is None else methods
+    wanted = Plan(directory, configs, chosen, seeds, inputs)
     failed: list[Failed] = []
     for _ in comparing(wanted, failed, jobs):
         pass

@@ -5,13 +5,14 @@ It keeps no state between rounds except, under privacy, the number of rounds tha
 
 import time
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from fedcollm.config import ClientConfig, EvaluationConfig
+from fedcollm.config import ClientConfig, EvaluationConfig, StatisticsConfig
 from fedcollm.errors import RefusalError
+from fedcollm.federation import statistics
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, truncated
 from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
 from fedcollm.modalities.base import Modality
@@ -33,12 +34,16 @@ class Agreement:
             number of the client.
         upload: the form in which the client sends its adapter. If it has a lower rank, the client trains only those
             components.
+        statistics: the statistics of its examples that the client sends if it is asked for them; None if it sends none.
+        trains: whether the client trains at all.
     """
 
     identity: RunIdentity = RunIdentity()
     rounds: int | None = None
     privacy: Privacy | None = None
     upload: UploadFormat = WHOLE
+    statistics: StatisticsConfig | None = None
+    trains: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,20 @@ class Client:
     def train(self, request: TrainRequest) -> ClientUpdate:
         """Fine-tune the global adapter on the private examples (Algorithm 1, client side).
 
-        Under client-level privacy, the returned adapter is neither clipped nor noised yet: `SecureClient` does both.
+        A request for statistics is answered with them instead, and nothing is trained. Under client-level privacy, the
+        returned adapter is neither clipped nor noised yet: `SecureClient` does both.
 
         Raises:
-            RefusalError: the request is of another run, its adapter does not fit the client's SLM, or the client has
-                trained for all rounds that its privacy allows.
-            UserError: a value is too large for the dtype of `upload`; nothing was sent.
+            RefusalError: the request is of another run or for something that the client did not agree to, its adapter
+                does not fit the client's SLM, or the client has trained for all rounds that its privacy allows.
+            UserError: a value is too large for the dtype of `upload`, or the examples have no statistics; nothing was
+                sent.
         """
+        if statistics.asked_for(request):
+            return self._send_statistics(request)
         where, start = f"client {self.id}, round {request.round_index}", time.perf_counter()
+        if not self.agreement.trains:
+            raise RefusalError(f"client {self.id} trains nothing in this run, whose configuration has a control")
         self._load_request(request)
         self._spend_round()
         loss = self._fit(request.round_index, where)
@@ -132,10 +143,26 @@ class Client:
         self.store(read_adapter(self.slm))
         return self._update(request, {}, loss, start, where) if tell else ClientUpdate(self.id, request.round_index, {})
 
-    def _load_request(self, request: TrainRequest) -> None:
-        """Check that a request is of this client's run, and write its adapter, cut to the client's rank, to the SLM."""
+    def _send_statistics(self, request: TrainRequest) -> ClientUpdate:
+        """Return the statistics of the private examples, with a loss of 0 and without a score."""
+        start, settings = time.perf_counter(), self.agreement.statistics
+        self._check_run(request)
+        if settings is None:
+            raise RefusalError(f"client {self.id} was asked for statistics, and its configuration has no control")
+        if isinstance(self.agreement.privacy, ExamplePrivacy):
+            raise RefusalError(f"client {self.id} hides each example by the noise of DP-SGD, and statistics have none")
+        statistics.check_request(request, statistics.blank(self.modality, self.examples, settings, self.slm))
+        self._spend_round()
+        adapter = statistics.moments(self.modality, self.examples, settings, self.slm)
+        return self._update(replace(request, evaluate=False), adapter, 0.0, start, "")
+
+    def _check_run(self, request: TrainRequest) -> None:
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
+
+    def _load_request(self, request: TrainRequest) -> None:
+        """Check that a request is of this client's run, and write its adapter, cut to the client's rank, to the SLM."""
+        self._check_run(request)
         try:
             write_adapter(self.slm, request.adapter)
         except ValueError as error:

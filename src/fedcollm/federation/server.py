@@ -6,17 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from fedcollm.config import EvaluationConfig, FederationConfig, ServerConfig, asked_clients
+from fedcollm.config import EvaluationConfig, FederationConfig, ServerConfig, StatisticsConfig, asked_clients
+from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
 from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
 from fedcollm.federation.personalization import with_personal
+from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, with_pseudo_labels
 from fedcollm.federation.server_optimizers import OptimizerState, apply_server_optimizer
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest
 from fedcollm.metrics import peak_memory_bytes
 from fedcollm.models.adapters import read_adapter, write_adapter
+from fedcollm.progress import say
 from fedcollm.seeding import RunIdentity, derive_seed
 from fedcollm.training.distillation import ModelPair, distil
 from fedcollm.training.fine_tuning import evaluate
+
+#: Name of the teacher among the adapters of a checkpoint.
+_TEACHER = "teacher"
 
 
 class Transport(Protocol):
@@ -70,6 +76,7 @@ class Server:
         slm_layers: the index in the LLM of every layer of the SLM, for layer transfer.
         adapter: θ, the global adapter, as the next round broadcasts it.
         state: the state of the server optimizer.
+        teacher: what labels the unlabelled part of D_a; empty if nothing does.
         scored: the latest score of each role.
     """
 
@@ -85,12 +92,55 @@ class Server:
     slm_layers: Sequence[int] = ()
     adapter: Adapter = field(init=False, repr=False)
     state: OptimizerState = field(init=False, repr=False, default_factory=dict[str, Adapter])
+    teacher: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict[str, Score])
 
     def __post_init__(self) -> None:
         self.adapter = read_adapter(self.pair.slm)
         if self.pair.llm is not None and self.settings.layer_transfer:
             write_adapter(self.pair.llm, init_from_slm(read_adapter(self.pair.llm), self.adapter, self.slm_layers))
+
+    def ask_statistics(self, settings: StatisticsConfig) -> Aggregate | None:
+        """Return the mean of the clients' statistics; None if there are no clients.
+
+        Raises:
+            RoundFailedError: too few clients sent statistics, or their mean can't be that of honest clients.
+        """
+        clients = sample(self.transport.clients(), self.federation.fraction, self.identity.seed, 1)
+        if not clients:
+            return None
+        blank = statistics.blank(self.pair.modality.of("slm"), self.test, settings, self.pair.slm)
+        request = TrainRequest(statistics.ROUND, blank, evaluate=False, run=self.identity.run)
+        aggregate = self.aggregator.aggregate(self.transport.ask, request, clients)
+        if self.federation.privacy is None:
+            statistics.check_mean(aggregate.adapter)
+        return aggregate
+
+    def prepare(self) -> RoundRecord:
+        """Before the first round, build the teacher of `pseudo_labels`, if there is to be one; return record 0.
+
+        Raises:
+            RoundFailedError: as in `ask_statistics`.
+        """
+        settings, slm, start = self.settings.pseudo_labels, self.pair.slm, time.perf_counter()
+        aggregate = self.ask_statistics(settings) if settings and self.pair.llm is not None else None
+        if settings is None or aggregate is None:
+            return RoundRecord(0)
+        labelled = [example for example in self.public if example.label is not None]
+        clients = aggregate.adapter, aggregate.examples or 1
+        self.teacher = build_teacher(self.pair.modality.of("slm"), slm, labelled, clients, settings)
+        compared = self.pair.models() if labelled and not settings.always else ()
+        best = max((self.score(role, labelled).value for role in compared), default=0.0)
+        accuracy = float(self.teacher[ACCURACY])
+        if accuracy <= best:
+            self.teacher = {}
+        say(
+            f"pseudo-labels: {accuracy:.3f} of labelled D_a are right, "
+            + (f"untrained models: {best:.3f}" + ("" if self.teacher else "; not used"))
+        )
+        seconds = {"clients": time.perf_counter() - start}
+        up, down = aggregate.bytes_up, aggregate.bytes_down
+        return RoundRecord(0, participants=aggregate.participants, bytes_up=up, bytes_down=down, seconds=seconds)
 
     def run_round(self, round_index: int, score: bool = True, score_clients: bool = True) -> RoundRecord:
         """Run one round of Algorithm 1.
@@ -137,7 +187,12 @@ class Server:
         """Distill on D_a, and return the mean losses; without an LLM, do nothing."""
         if self.pair.llm is None:
             return {}
-        return distil(self.pair, self.public, self.settings, self.identity.derive("server", round_index), round_index)
+        public, settings = self.public, self.settings.pseudo_labels
+        if settings is not None and self.teacher:
+            seed = self.identity.derive("pseudo-labels", round_index)
+            modality = self.pair.modality.of("slm")
+            public = with_pseudo_labels(modality, self.pair.slm, public, self.teacher, settings, seed)
+        return distil(self.pair, public, self.settings, self.identity.derive("server", round_index), round_index)
 
     def _record(self, record: RoundRecord, aggregate: Aggregate | None) -> RoundRecord:
         """Add the results of the clients to the record of a round."""
@@ -180,15 +235,16 @@ class Server:
             self.scored[role] = self.score(role)
         return {role: score.value for role, score in self.scored.items()}
 
-    def score(self, role: str) -> Score:
-        """Return the score of one role's model on the test examples."""
+    def score(self, role: str, examples: Sequence[Any] | None = None) -> Score:
+        """Return the score of one role's model on examples, by default the test examples."""
         model, modality = self.pair.models()[role], self.pair.modality.of(role)
-        return evaluate(modality, model, self.test, self.evaluation.batch_size, f"scoring {role}")
+        examples = self.test if examples is None else examples
+        return evaluate(modality, model, examples, self.evaluation.batch_size, f"scoring {role}")
 
     def adapters(self) -> dict[str, Adapter]:
-        """Return all that the next round depends on: θ, ω if there is an LLM, and the server optimizer's state."""
+        """Return all that the next round depends on: θ, ω if there is an LLM, the optimizer's state, and the teacher."""
         llm = {} if self.pair.llm is None else {"llm": read_adapter(self.pair.llm)}
-        return {"slm": self.adapter} | llm | self.state
+        return {"slm": self.adapter} | llm | self.state | ({_TEACHER: self.teacher} if self.teacher else {})
 
     def restore(self, adapters: Mapping[str, Adapter]) -> None:
         """Continue from what `adapters` returned after an earlier round."""
@@ -196,4 +252,5 @@ class Server:
         for role, model in models.items():
             write_adapter(model, adapters[role])
         self.adapter = adapters["slm"]
-        self.state = {role: adapter for role, adapter in adapters.items() if role not in models}
+        self.teacher = adapters.get(_TEACHER, {})
+        self.state = {name: adapter for name, adapter in adapters.items() if name not in (*models, _TEACHER)}

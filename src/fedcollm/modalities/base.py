@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedcollm.config import ModelConfig
+from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
+from fedcollm.modalities.evidence import Evidence
 
 #: Target of an output row whose example has no label. Such rows count in the mean of the KL, but not of cross-entropy.
 UNLABELLED = -100
@@ -197,6 +198,22 @@ class Modality(ABC):
     @abstractmethod
     def score(self, model: nn.Module, examples: Sequence[Any]) -> Score:
         """Return the metrics of a model in evaluation mode as sums over examples."""
+
+    def evidence(self, examples: Sequence[Any], features: StatisticsConfig, model: nn.Module | None = None) -> Evidence:
+        """Return examples as the rows of a regression, for a control in closed form; equal examples give equal rows.
+
+        Args:
+            examples: at least one example.
+            features: the kind of features.
+            model: the SLM, for the features `slm`.
+
+        Raises:
+            UserError: the examples have no choices, or this modality has no such features.
+        """
+        raise UserError(
+            f"control: {self.name} has no features for a control in closed form. Define {type(self).__name__}"
+            ".evidence, or leave out control and the methods majority and closed_form."
+        )
 
     def show(self, example: Any, prediction: Any = None) -> str:
         """Return an example and the prediction for it, if any, as one line of plain text for reports."""

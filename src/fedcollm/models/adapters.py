@@ -1,8 +1,9 @@
 """PEFT adapters on frozen base models; the only module that reads or writes an adapter."""
 
+import contextlib
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -204,6 +205,21 @@ def write_adapter(model: nn.Module, adapter: Adapter) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(adapter[name])
+
+
+@contextlib.contextmanager
+def without_adapter(model: nn.Module) -> Generator[None, None, None]:
+    """Let a model compute as its base alone; without an adapter, it does so anyway."""
+    if not isinstance(model, peft.PeftModel):
+        yield
+        return
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with cast(Any, model).disable_adapter():
+            yield
+    finally:  # PEFT makes the whole adapter trainable again, also a frozen A
+        for parameter, requires_grad in trained.items():
+            parameter.requires_grad_(requires_grad)
 
 
 def save_adapter(model: peft.PeftModel, adapter: Adapter, directory: Path) -> None:

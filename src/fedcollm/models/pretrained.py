@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedcollm.errors import UserError
 from fedcollm.models.fused.attention import GROUPED, SUPPORTED
+from fedcollm.models.pruning import Layers, prune_layers
 from fedcollm.progress import say
 
 transformers_logging.disable_progress_bar()  # fedcollm shows its own progress
@@ -43,12 +44,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("FEDCOLLM_CACHE") or Path.home() / ".cache" / "fedcollm")
 
 
-def base_directory(source: str, layers: int | None) -> str:
+def base_directory(source: str, layers: Layers | None) -> str:
     """Return a directory of safetensors, or a hub id, for a source; convert and depth-prune it if necessary.
 
     Args:
         source: a hub id, a directory, a `.gguf` file, or a key of `SHIPPED`.
-        layers: number of layers to keep; None keeps all.
+        layers: number of layers to keep, or their indices; None keeps all.
 
     Raises:
         UserError: the source does not exist, cannot be read, or has fewer layers.
@@ -62,13 +63,13 @@ def base_directory(source: str, layers: int | None) -> str:
             raise UserError(
                 f"model source: no such file: {place}. Give an existing .gguf file, a directory or a hub id."
             )
-        place = str(_cached(_stem(source, file), lambda target: _convert_gguf(file, target)))
+        place = str(cached(stem(source, file), lambda target: _convert_gguf(file, target)))
     elif not Path(place).is_dir():
         _require_hub(place)
     if layers is None:
         return place
-    key = f"{_stem(source, Path(place))}-{layers}-layers"
-    return str(_cached(key, lambda target: _prune(place, layers, target)))
+    which = f"{layers}-layers" if isinstance(layers, int) else "layers-" + "-".join(map(str, layers))
+    return str(cached(f"{stem(source, Path(place))}-{which}", lambda target: _prune(place, layers, target)))
 
 
 def load_tokenizer(source: str) -> Any:
@@ -109,46 +110,6 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
 def load_config(source: str) -> Any:
     """Return the configuration of a source's base model, without loading its weights."""
     return from_pretrained(AutoConfig, base_directory(source, None))
-
-
-def even_layers(total: int, keep: int) -> list[int]:
-    """Return the indices of `keep` layers spread evenly over `total` layers, first and last included.
-
-    Raises:
-        UserError: there are not that many layers.
-
-    >>> even_layers(30, 10)
-    [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
-    """
-    if not 1 <= keep <= total:
-        raise UserError(
-            f"layers: {keep} of a model with {total} layers can't be kept; give a number from 1 to {total}."
-        )
-    return [0] if keep == 1 else [round(i * (total - 1) / (keep - 1)) for i in range(keep)]
-
-
-def prune_layers(model: Any, keep: int) -> Any:
-    """Keep evenly spread layers of a transformer, in place: depth pruning, which Sheared-LLaMA starts with.
-
-    Args:
-        model: a transformers model, whose layers are the module list of length `num_hidden_layers`.
-        keep: number of layers to keep.
-
-    Returns:
-        The same model.
-
-    Raises:
-        UserError: the model has fewer layers.
-    """
-    total = model.config.num_hidden_layers
-    chosen = even_layers(total, keep)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.ModuleList) and len(module) == total:
-            model.set_submodule(name, nn.ModuleList(module[i] for i in chosen))
-    model.config.num_hidden_layers = keep
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in chosen]
-    return model
 
 
 def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **options: Any) -> Any:
@@ -211,7 +172,7 @@ def hub_reachable(timeout_seconds: float = 3.0) -> bool:
         return False
 
 
-def _stem(source: str, place: Path) -> str:
+def stem(source: str, place: Path) -> str:
     """Return a readable cache key: the source's name, and a digest of its place and of its files' sizes and times.
 
     A place that is itself an entry of the cache keeps its name.
@@ -229,7 +190,7 @@ def _stem(source: str, place: Path) -> str:
     return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
-def _cached(key: str, make: Callable[[Path], None]) -> Path:
+def cached(key: str, make: Callable[[Path], None]) -> Path:
     """Return a cache entry, and make it if it does not exist.
 
     It is made in a temporary directory and renamed into place, so that an entry is either complete or absent.
@@ -286,7 +247,7 @@ def _same_embeddings(model: Any) -> bool:
     return one.shape == two.shape and bool(nn.functional.cosine_similarity(one, two, dim=-1).mean() > 0.95)
 
 
-def _prune(place: str, layers: int, target: Path) -> None:
+def _prune(place: str, layers: Layers, target: Path) -> None:
     """Save a depth-pruned copy of a model, with its tokenizer."""
     model = load_causal_lm(place, torch.float32)
     prune_layers(model, layers).save_pretrained(target)

@@ -15,7 +15,7 @@ Figure: TypeAlias = Any
 # After Okabe and Ito: distinct with any kind of color vision, with a contrast of 3:1 to both white and near-black.
 BLUE, VERMILLION, GREEN, PURPLE, GREY = "#1a7fc1", "#d55e00", "#009e73", "#c46a9b", "#868d97"
 STACK = (BLUE, "#e69f00", GREEN, PURPLE, "#56b4e9", VERMILLION, "#a8a000", "#7a6bd0")
-ROLE_COLORS = dict(zip(ROLES, (BLUE, VERMILLION, GREEN, PURPLE), strict=True))
+ROLE_COLORS = dict(zip(ROLES, (BLUE, VERMILLION, GREEN, PURPLE, GREY), strict=True))
 
 #: Largest numbers of rows and of columns whose names do not overlap.
 LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 12

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import METHODS
+from fedcollm.config.methods import CONTROLS, METHODS
 from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.messages import RoundRecord
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
@@ -128,7 +128,8 @@ def tabulate(directory: Path, name: str, methods: Sequence[str], seeds: Sequence
     """
     results = {method: _results(directory / method, seeds) for method in methods}
     done = {method: found for method, found in results.items() if found}
-    rows = [_zero_shot(directory, methods, seeds)] if done else []
+    before = _zero_shot(directory, methods, seeds)
+    rows = [before] if any(before.values.values()) else []
     rows += [_row(method, done) for method in METHODS if method in done]
     whole = [r.sizes for method, found in done.items() if not method.startswith("centralized") for r in found.values()]
     return Compared(name, rows, list(seeds), next(iter(whole), None))
@@ -170,7 +171,7 @@ def _result(method: str, directory: Path) -> _Result | None:
     found: list[dict[str, dict[str, float]]] = [
         directories.read_json(part, directories.OUTCOMES) or {} for part in parts
     ]
-    outcomes = {role: mean_by_key([one.get(role, {}) for one in found]) for role in MODELS}
+    outcomes = {role: mean_by_key([one.get(role, {}) for one in found]) for role in (*MODELS, "control")}
     data = [directories.read_json(part, directories.DATA) for part in parts]
     if not all(data):
         return None
@@ -184,7 +185,12 @@ def mean_by_key(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _by_true_role(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values under their true role: the one model of centralized training, its `slm`, may be the LLM."""
+    """Return values under their true role: the one model of centralized training, its `slm`, may be the LLM.
+
+    A control has neither model. Whatever is to be of use has to beat it, so its values are those of both roles.
+    """
+    if method in CONTROLS:
+        return dict.fromkeys(MODELS, values["control"])
     if method == "centralized_llm":
         return {"llm": values["slm"]}
     return {"slm": values["slm"]} if method in ("standalone", "centralized") else dict(values)

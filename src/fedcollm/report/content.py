@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from fedcollm.config import RunConfig
-from fedcollm.config.roles import MODELS, PARTS, ROLES
+from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.config.words import facts_in_words, settings_in_words
 from fedcollm.report.formats import byte_count, count, duration, percent, share
 from fedcollm.report.runs import Method, described
 from fedcollm.report.scores import curve, finals, interval, role_scores, sampling_half_width
 from fedcollm.report.tables import Summary, Table
+
+#: The roles with a score of their own.
+_SUBJECTS = tuple(role for role, names in ROLES.items() if names.subject)
 
 METHOD = (
     "In every round, the server sends the small model’s adapter θ to the clients, each client fine-tunes it on its own "
@@ -20,6 +23,14 @@ METHOD = (
     "model minimizes its cross-entropy plus λτ² times the Kullback–Leibler divergence from the other’s predictions. "
     "Thus the clients learn from the large model, and the large model learns from what the clients have learned, while "
     "only an adapter travels (FedCoLLM: Fan et al. 2024, arXiv 2411.11707, Algorithm 1)."
+)
+
+
+CONTROL_METHOD = (
+    "Nothing is trained. The server asks every client once for two matrices, the second moments of the features of its "
+    "private examples and the products of features and labels, and adds those of the labelled public examples. From "
+    "these sums follows ridge regression on the examples of all parties, in closed form. The examples never leave a "
+    "client."
 )
 
 
@@ -41,9 +52,9 @@ class Tile:
 
 
 def headline(method: Method, numbers: Summary) -> str:
-    """Return in one sentence how the scores of both models changed."""
+    """Return in one sentence how the scores of both models changed, or what a control reached."""
     changes: list[str] = []
-    for role in MODELS:
+    for role in _SUBJECTS:
         subject = ROLES[role].subject
         values, points = finals(method, role), curve(method, role)
         if not values:
@@ -112,7 +123,7 @@ def caution(method: Method) -> str:
     """Return a sentence on the uncertainty that the size of the test set alone leaves; empty if nothing was scored."""
     examples = method.runs[0].data.get("test")
     none: list[float] = []
-    values = next((list(values.values()) for role in MODELS if (values := finals(method, role))), none)
+    values = next((list(values.values()) for role in _SUBJECTS if (values := finals(method, role))), none)
     if not examples or not values or not 0 <= (value := interval(values)[0]) <= 1:
         return ""
     half = 100 * sampling_half_width(value, examples)

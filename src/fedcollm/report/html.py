@@ -123,7 +123,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
         several=len(methods[0].runs) > 1,
         unfinished=unfinished,
         sections=sections,
-        method=content.METHOD,
+        method=content.METHOD if run.config.control is None else content.CONTROL_METHOD,
         settings=content.settings(run.config),
         configuration=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         environment=content.environment_table(run.environment) if run.environment else None,
@@ -138,7 +138,10 @@ def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> l
     sections = [
         ("Accuracy", [*_accuracy(methods), *_confusion(run)]),
         ("Training", [*_training(run)]),
-        ("Communication", [*_communication(run, numbers)] if methods[0].federated else []),
+        (
+            "Communication",
+            [*_communication(run, numbers)] if methods[0].federated else [],
+        ),
         ("Data", [*_data(run, split)]),
     ]
     return [(name, panels) for name, panels in sections if panels]
@@ -198,8 +201,8 @@ def _training(run: Run) -> Iterator[Panel]:
 
 
 def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
-    """Yield the plot of the bytes of a client, if there are any."""
-    if not numbers.bytes_up + numbers.bytes_down:
+    """Yield the plot of the bytes of a client, if there are any; a control, which has one round, needs no plot."""
+    if run.config.control is not None or not numbers.bytes_up + numbers.bytes_down:
         return
     text = "What one client has sent and received so far; the axis is logarithmic."
     if numbers.share_of_full_model is not None:

@@ -11,6 +11,7 @@ import yaml
 
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
+from fedcollm.config.roles import MODELS
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.report.formats import natural
@@ -145,12 +146,15 @@ def with_true_roles(methods: Sequence[Method]) -> list[Method]:
     """Return the methods; if a method's SLM is the first method's LLM, with its scores under the role `llm`.
 
     `fedcollm compare` configures `centralized_llm` like this: in the loop, only the SLM can be tuned on private data.
+    The score of a control, which has neither model, is that of both roles, unless the control is the first method.
     """
     slm, llm = methods[0].runs[0].config.slm, methods[0].runs[0].config.llm
     result = [methods[0]]
     for method in methods[1:]:
         records = [record for run in method.runs for record in run.records]
-        if method.runs[0].config.slm == llm != slm and not any("llm" in record.scores for record in records):
+        if method.runs[0].config.control is not None:
+            method = Method(method.name, tuple(replace(run, records=_as_both(run.records)) for run in method.runs))
+        elif method.runs[0].config.slm == llm != slm and not any("llm" in record.scores for record in records):
             method = Method(method.name, tuple(replace(run, records=_as_llm(run.records)) for run in method.runs))
         result.append(method)
     return result
@@ -158,6 +162,10 @@ def with_true_roles(methods: Sequence[Method]) -> list[Method]:
 
 def _as_llm(records: Sequence[RoundRecord]) -> list[RoundRecord]:
     return [replace(r, scores={"llm": r.scores["slm"]} if "slm" in r.scores else {}) for r in records]
+
+
+def _as_both(records: Sequence[RoundRecord]) -> list[RoundRecord]:
+    return [replace(r, scores={role: r.scores["control"] for role in MODELS if "control" in r.scores}) for r in records]
 
 
 def main_first(methods: Sequence[Method]) -> list[Method]:

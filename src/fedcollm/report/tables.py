@@ -102,7 +102,8 @@ def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | No
 
 def comparison(methods: Sequence[Method]) -> Table:
     """Return final scores, traffic and time of every method, with differences from the first one."""
-    roles = [role for role in ROLES if role != "personal" or any(finals(method, role) for method in methods)]
+    always = ("slm", "llm", "clients")
+    roles = [role for role in ROLES if role in always or any(finals(method, role) for method in methods)]
     header = (
         "Method",
         *(ROLES[role].label for role in roles),

@@ -26,6 +26,7 @@ from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import (
     ClientData,
+    broadcast_form,
     build_client,
     build_privacy,
     build_uploads,
@@ -33,8 +34,9 @@ from fedcollm.runs.build_clients import (
     secure_client,
     secured,
 )
-from fedcollm.runs.build_models import build_model, set_matmul_precision
+from fedcollm.runs.build_models import build_model, build_slm, set_matmul_precision
 from fedcollm.runs.sharing import with_cache
+from fedcollm.runs.shrink import with_shrunk_models
 from fedcollm.seeding import RunIdentity
 from fedcollm.training.distillation import ModelPair
 from fedcollm.transports.local import LocalTransport
@@ -105,24 +107,20 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         UserError: the data, the models or the options do not fit together.
     """
     _check(inputs)
+    config = with_shrunk_models(config)
     say(f"loading the data of {config.task.name}")
     pool = inputs.pool or load_pool(config.task, config.seed)
     split = split_pool(pool, config.task, config.seed, private=inputs.remote is None)
     across = config.server.distillation.across_tokenizers
     modality = inputs.modality or build_modality(config.task, config.slm, config.llm, across)
-    say(f"loading {config.slm.source}" + (f" and {config.llm.source}" if config.server.epochs else ""))
     set_matmul_precision(config)
-    pair = ModelPair(
-        modality,
-        build_model(config, "slm", modality.of("slm"), split.public, base),
-        build_model(config, "llm", modality.of("llm"), split.public, base) if config.server.epochs else None,
-    )
+    pair = _build_pair(config, modality, split, base)
     identity = RunIdentity(inputs.remote.run if inputs.remote else f"{config.name}/{config.seed}", config.seed)
     if inputs.remote is None:
         transport, aggregator = _connect_local(config, identity, pair, split, inputs)
     else:
         transport = inputs.remote.transport
-        aggregator = _build_aggregator(config, pair, inputs.remote.roster)
+        aggregator = _build_aggregator(config, pair, split, inputs.remote.roster)
     return Federation(
         server=_build_server(config, identity, pair, split, transport, aggregator),
         split=split,
@@ -132,14 +130,22 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     )
 
 
+def _build_pair(config: RunConfig, modality: Modality, split: Split, base: Path) -> ModelPair:
+    slm = build_slm(config, modality.of("slm"), split.public, base)
+    if not config.server.epochs:
+        return ModelPair(modality, slm)
+    say(f"loading {config.llm.source}")
+    return ModelPair(modality, slm, build_model(config, "llm", modality.of("llm"), split.public, base))
+
+
 def _parameter_counts(pair: ModelPair) -> dict[str, dict[str, int]]:
     counts = {role: parameter_counts(model) for role, model in pair.models().items()}
-    return {role: {"adapter": trainable, "base": frozen} for role, (trainable, frozen) in counts.items()}
+    return {role: {"adapter": trained, "base": frozen} for role, (trained, frozen) in counts.items() if frozen}
 
 
 def _base_dtypes(pair: ModelPair) -> dict[str, str]:
-    frozen = {role: next(p for p in model.parameters() if not p.requires_grad) for role, model in pair.models().items()}
-    return {role: str(parameter.dtype).removeprefix("torch.") for role, parameter in frozen.items()}
+    frozen = {role: [p for p in model.parameters() if not p.requires_grad] for role, model in pair.models().items()}
+    return {role: str(base[0].dtype).removeprefix("torch.") for role, base in frozen.items() if base}
 
 
 def _build_server(
@@ -167,9 +173,12 @@ def _build_server(
     )
 
 
-def _build_aggregator(config: RunConfig, pair: ModelPair, roster: Mapping[str, Ed25519PublicKey]) -> Aggregator:
+def _build_aggregator(
+    config: RunConfig, pair: ModelPair, split: Split, roster: Mapping[str, Ed25519PublicKey]
+) -> Aggregator:
     """Return the aggregator that combines the updates of the clients on the roster."""
-    settings = secured(config, roster, parameter_counts(pair.slm)[0])
+    form = broadcast_form(config, pair.modality.of("slm"), pair.slm, split.test)
+    settings = secured(config, roster, sum(tensor.numel() for tensor in form.values()))
     if settings is not None:
         return SecureAggregator(settings)
     uploads = build_uploads(config, list(roster))
@@ -206,13 +215,13 @@ def _connect_local(
         for name, own_examples in examples.items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
-    aggregator = _build_aggregator(config, pair, {name: key.public_key() for name, key in keys.items()})
+    aggregator = _build_aggregator(config, pair, split, {name: key.public_key() for name, key in keys.items()})
     if isinstance(aggregator, SecureAggregator):
         settings = aggregator.settings
         members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
         return LocalTransport(members), aggregator
     transport = LocalTransport(clients)
-    if inputs.shared is None or config.federation.privacy:  # under privacy, the noise must be fresh in every run
+    if inputs.shared is None or config.federation.privacy or config.control:  # fresh noise; statistics are quick
         return transport, aggregator
     return with_cache(config, clients, transport, inputs.shared), aggregator
 

@@ -9,9 +9,11 @@ from typing import Any
 import peft
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from torch import nn
 
 from fedcollm.config import RunConfig, asked_clients
 from fedcollm.errors import RefusalError, UserError
+from fedcollm.federation import statistics
 from fedcollm.federation.client import Agreement, Client
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint
@@ -20,7 +22,7 @@ from fedcollm.federation.secagg.settings import SecureSettings
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, Session, default_threshold
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import save_adapter
+from fedcollm.models.adapters import read_adapter, save_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import writing
@@ -70,6 +72,8 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
             rounds=config.federation.rounds,
             privacy=build_privacy(config),
             upload=build_uploads(config, ids)[name],
+            statistics=config.statistics,
+            trains=config.control is None,
         ),
         spent=data.spent,
         store=functools.partial(_store, data.slm, data.own) if config.client.personal and data.own else None,
@@ -81,6 +85,21 @@ def _store(slm: peft.PeftModel, directory: Path, adapter: Adapter) -> None:
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         save_adapter(slm, adapter, directory)
+
+
+def broadcast_form(config: RunConfig, modality: Modality, slm: nn.Module, examples: Sequence[Any]) -> Adapter:
+    """Return tensors of the shapes and dtypes that clients are sent: the adapter, the statistics, or both in turn.
+
+    Args:
+        config: the run's configuration.
+        modality: the modality of the SLM.
+        slm: the SLM.
+        examples: examples of the task, at least one.
+    """
+    adapter = read_adapter(slm) if config.control is None else {}
+    if config.statistics is None:
+        return adapter
+    return adapter | statistics.blank(modality, examples, config.statistics, slm)
 
 
 def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, UploadFormat]:
@@ -112,8 +131,8 @@ def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameter
     Args:
         config: the run's configuration.
         roster: client id to public signing key.
-        parameters: number of parameters of the SLM's adapter; with 0, it is not known yet, and the noise of
-            client-level privacy is not checked.
+        parameters: number of values that a client sends; with 0, it is not known yet, and the noise of client-level
+            privacy is not checked.
 
     Raises:
         UserError: clients would refuse the threshold, or the fixed-point encoding can't hold the sums or the noise.

@@ -29,6 +29,24 @@ def set_matmul_precision(config: RunConfig) -> None:
     torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
 
 
+def build_slm(config: RunConfig, modality: Modality, public: Sequence[Any], base: Path) -> peft.PeftModel:
+    """Return the SLM; a module without parameters if all that the run does is a control that needs no model.
+
+    Args:
+        config: the run's configuration.
+        modality: the modality as the SLM needs it.
+        public: D_a, as in `build_model`.
+        base: directory for base models that the run pretrains itself.
+
+    Raises:
+        UserError: as in `build_model`.
+    """
+    if config.control is not None and not config.control.needs_model:
+        return cast(peft.PeftModel, nn.Module())
+    say(f"loading {config.slm.source}")
+    return build_model(config, "slm", modality, public, base)
+
+
 def build_model(config: RunConfig, role: str, modality: Modality, public: Sequence[Any], base: Path) -> peft.PeftModel:
     """Return a role's frozen base with its adapter, on its device, in evaluation mode.
 

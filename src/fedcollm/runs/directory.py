@@ -4,7 +4,8 @@
     environment.json        versions, device and parameter counts
     data.json               how the data was split
     rounds.jsonl            one RoundRecord per line; round 0 is before any training
-    checkpoint.safetensors  adapters, the server optimizer's state and the last record; `--resume` starts from it
+    checkpoint.safetensors  adapters, the server optimizer's state and the last record; `--resume` starts from it;
+                            of a run with `control`, its weights instead of adapters
     steps.jsonl             with `log_steps`: one optimizer step per line, written as the run goes on
     started.json            under privacy: the number of rounds started so far, including those never finished
     adapters/{slm,llm}/     the same adapters in PEFT's own format

@@ -1,7 +1,7 @@
 """Estimate what a run would cost from the models' configurations alone, without training or downloading anything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peft
@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from fedcollm.config import ModelConfig, RunConfig
-from fedcollm.data.catalogue import BaseModels, base_models, load_pool
+from fedcollm.data.catalogue import BaseModels, base_models, build_modality, load_pool
 from fedcollm.data.partition import describe, split
 from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
+from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.runs.build_clients import build_privacy, build_uploads
 
@@ -35,9 +36,9 @@ class RoleCost:
         source: where the base comes from.
         base_parameters: number of frozen parameters.
         adapter_parameters: number of trainable parameters, the only ones that travel.
-        adapter_bytes: size of the adapter as it is trained and as a client receives it.
+        adapter_bytes: size of what a client receives: the adapter as it is trained or, for a control, its statistics.
         base_bytes: size of the base in memory.
-        upload_bytes: size of the adapter as a client sends it, the mean over clients.
+        upload_bytes: size of what a client sends, the mean over clients.
     """
 
     source: str
@@ -102,6 +103,9 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
         shapes[role], itemsizes[role] = getattr(network, "config", None), dtype.itemsize
         roles[role] = role_cost(model, network, dtype, uploads)
     parts, note = _data(config, pool)
+    if config.control is not None:
+        size = _statistics_bytes(config, modality, parts, shapes["slm"])
+        roles["slm"] = replace(roles["slm"], adapter_bytes=size, upload_bytes=size if uploads else 0)
     data = None if parts is None else describe(parts)
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
     memory += activation_bytes(config, known, shapes, itemsizes, parts)
@@ -118,6 +122,22 @@ def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
         if config.task.path is not None or "hub" not in str(error):
             raise
         return None, str(error)
+
+
+def _statistics_bytes(config: RunConfig, modality: BaseModels | None, parts: Split | None, shape: Any) -> int:
+    """Return the bytes of a control's statistics, for d features and C labels; C counts as 1 without data."""
+    assert config.control is not None
+    features, labels = config.control.columns, 1
+    if parts is not None:
+        known = (
+            modality if isinstance(modality, Modality) else build_modality(config.task, config.slm, config.llm, True)
+        )
+        without = {"slm": "constant", "ngrams_slm": "ngrams"}.get(config.control.features, config.control.features)
+        kind = config.control.model_copy(update={"features": without})
+        (features, labels) = known.evidence(parts.test[:1], kind).size
+    if config.control.needs_model:
+        features = _of(shape, "hidden_size") + (0 if config.control.features == "slm" else features)
+    return 4 * (features * (features + 1) // 2 + features * labels)
 
 
 def outline(model: ModelConfig, known: BaseModels) -> peft.PeftModel:

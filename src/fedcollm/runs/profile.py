@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import RunConfig
+from fedcollm.errors import UserError
 from fedcollm.federation.server import sample
 from fedcollm.messages import adapter_bytes
 from fedcollm.metrics import peak_memory_bytes
@@ -94,6 +95,8 @@ def measure(config: RunConfig) -> Measured:
     Raises:
         UserError: the model, the adapter or the data is not usable, with the message that the run would give.
     """
+    if config.control is not None:
+        raise UserError("--measure times training, and a run with control trains nothing. Run it instead of measuring.")
     with tempfile.TemporaryDirectory(prefix="fedcollm-measure-") as base:
         start = time.perf_counter()
         federation = build_federation(config, Path(base))

@@ -24,6 +24,7 @@ from fedcollm.models.adapters import resolve_device, save_adapter
 from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
+from fedcollm.runs.controls import control_rounds
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
@@ -135,7 +136,10 @@ def rounds(
             directories.start(directory, config)
         directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
         directories.write_json(directory, directories.DATA, describe(federation.split))
-        yield from _rounds(config, directory, federation, inputs.shared)
+        if config.control is None:
+            yield from _rounds(config, directory, federation, inputs.shared)
+        else:
+            yield from control_rounds(config, directory, federation)
 
 
 def _rounds(
@@ -155,8 +159,9 @@ def _rounds(
         _personalize(config, directory, server)
         yield from directories.read_records(directory)
     else:
+        first = server.prepare()
         scores = zero_shot(config, server, shared) if shared else server.scores()
-        first = RoundRecord(0, scores, epsilon=0.0 if privacy else None)
+        first = replace(first, scores=scores, epsilon=0.0 if privacy else None)
         directories.save_round(directory, first, server.adapters())
         yield first
     for index in range(done + 1, config.federation.rounds + 1):

@@ -113,3 +113,29 @@ class Stepper:
                 metrics.Step(self._where, self._done, self._steps, losses, rate, rows, now - self._last, known)
             )
             self._last = now
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that later steps depend on besides the parameters, as tensors by name."""
+        tensors = {"done": torch.tensor(self._done)}
+        for name, optimizer in self._optimizers.items():
+            rate = float(optimizer.param_groups[0]["lr"])
+            tensors[f"{name}/rate"] = torch.tensor(rate, dtype=torch.float64)
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> int:
+        """Continue from what `state` returned. Return the number of steps that are done."""
+        self._done = int(tensors["done"])
+        for (name, optimizer), schedule in zip(self._optimizers.items(), self._schedulers, strict=True):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                model, *rest = key.split("/")
+                if model == name and len(rest) == 2:
+                    state.setdefault(int(rest[0]), {})[rest[1]] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+            optimizer.param_groups[0]["lr"] = float(tensors[f"{name}/rate"])
+            if schedule is not None:
+                schedule.last_epoch, schedule._step_count = self._done, self._done + 1  # pyright: ignore
+        return self._done

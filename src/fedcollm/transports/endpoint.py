@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedcollm.errors import FedcollmError, RefusalError
+from fedcollm.federation.statistics import asked_for
 from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainRequest, readable
 from fedcollm.progress import say
 from fedcollm.transports.wire import decode, encode
@@ -63,7 +64,7 @@ class ClientEndpoint:
             say(_described(request))
             start = time.perf_counter()
             answer = self.client.answer(request)
-            if isinstance(request, TrainRequest) and not request.keep:
+            if isinstance(request, TrainRequest) and not request.keep and not asked_for(request):
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
             return answer
         except RefusalError as error:
@@ -75,6 +76,8 @@ class ClientEndpoint:
 
 
 def _described(request: Request) -> str:
+    if isinstance(request, TrainRequest) and asked_for(request):
+        return "computing the statistics of the examples"
     if isinstance(request, TrainRequest):
         return "tuning the final adapter, to keep it" if request.keep else f"round {request.round_index}: training"
     return readable(f"secure aggregation: {request.phase}")

@@ -88,6 +88,24 @@ def test_run_with_ranks_of_their_own_equals_the_one_in_this_process_bit_for_bit(
     assert here[0].bytes_up == baseline[0].bytes_up * (2 + 4 + 8 + 2) // (4 * 8)
 
 
+CONTROL = {"control.features": "ngrams", "control.columns": 64, "federation.rounds": 1}
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_control_equals_the_one_in_this_process_bit_for_bit(make, tmp_path, secure):
+    small = make(**CONTROL, **{"federation.secure_aggregation.enabled": secure})
+    records = small.run(tmp_path / "network")
+    run(small.config, tmp_path / "local")
+    here, there = (run_directory.load_round(tmp_path / place) for place in ("network", "local"))
+    assert here is not None
+    assert there is not None
+    assert identical(here[1]["control"], there[1]["control"])
+    assert records[-1].scores == here[0].scores == there[0].scores
+    assert records[-1].participants == ALL
+    if not secure:
+        assert told(records[-1]) == told(there[0])
+
+
 def test_clients_keep_the_same_adapters_as_in_this_process_and_send_none_of_them(make, tmp_path):
     small = make(**{"client.personal": True})
     records = small.run(tmp_path / "network")

@@ -66,6 +66,16 @@ def _example(code: str, description: str, chapter: int) -> TextExample:
     return TextExample(code, f"{description}:", CHAPTERS, chapter, CHAPTERS)
 
 
+def other_descriptions() -> list[str]:
+    """Return the descriptions that the task never uses, because the description or its code is too long, sorted."""
+    import simple_icd_10_cm as cm  # pyright: ignore[reportMissingTypeStubs]
+
+    codes = {code: cm.get_description(code) for code in cm.get_all_codes(with_dots=True)}
+    used = {text for texts in _texts_by_chapter() for _, text in texts}
+    long = {t for code, t in codes.items() if len(code.replace(".", "")) > LONGEST_CODE or len(t) > LONGEST_TEXT}
+    return sorted(long - used)
+
+
 @functools.cache
 def _texts_by_chapter() -> tuple[tuple[tuple[str, str], ...], ...]:
     """Return (code, description) pairs by chapter, with distinct descriptions."""

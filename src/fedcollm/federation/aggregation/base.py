@@ -30,6 +30,7 @@ class Aggregate:
         lost: by the id of each lost client, the reason or the phase in which it was lost.
         bytes_up: bytes that one client sent, averaged over the clients that were asked.
         bytes_down: bytes that one client received.
+        examples: the number of examples of the participants; None under privacy.
     """
 
     adapter: Adapter
@@ -40,6 +41,7 @@ class Aggregate:
     lost: Mapping[str, str] = field(default_factory=dict[str, str])
     bytes_up: int = 0
     bytes_down: int = 0
+    examples: int | None = None
 
 
 class Aggregator(Protocol):

@@ -92,4 +92,7 @@ def combine(updates: Iterable[ClientUpdate], rule: Rule, weighted: bool = True) 
     if not participants:
         raise RoundFailedError(NO_UPDATE)
     mean_score = sum(scores) / len(scores) if scores else None
-    return Aggregate(rule.value(), loss / examples if examples else None, mean_score, seconds, tuple(participants))
+    mean_loss = loss / examples if examples else None
+    return Aggregate(
+        rule.value(), mean_loss, mean_score, seconds, tuple(participants), examples=round(examples) or None
+    )

@@ -143,6 +143,7 @@ class _Sum:
             clients_score=sums["score"] / sums["scored"] if sums.get("scored") else None,
             seconds={n.removeprefix("seconds_"): value for n, value in sums.items() if n.startswith("seconds_")},
             participants=clients,
+            examples=round(sums["examples"]) if "examples" in sums else None,
         )
 
 

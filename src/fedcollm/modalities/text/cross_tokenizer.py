@@ -20,8 +20,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from fedcollm.config import StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED, Modality, Rows
+from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.forward import Tokens
 from fedcollm.modalities.text.models import TextModels
@@ -146,6 +148,12 @@ class TokenizerBridge(TextModels, Modality):
     def score(self, model: nn.Module, examples: Sequence[Any]) -> NoReturn:
         """Raise an error, because a score needs the tokens of one role."""
         raise TypeError("each role has its own tokens: call of(role).score")
+
+    def evidence(
+        self, examples: Sequence[TextExample], features: StatisticsConfig, model: nn.Module | None = None
+    ) -> Evidence:
+        """Return examples as the rows of a regression, for which the SLM's tokenizer is used if any."""
+        return self.slm.evidence(examples, features, model)
 
     def show(self, example: TextExample, prediction: str | None = None) -> str:
         """Return the prompt, the answer and the prediction, if any, on one line."""

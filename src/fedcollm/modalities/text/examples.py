@@ -51,6 +51,10 @@ class TextExample:
         """Return the same example without its answer."""
         return replace(self, answer=None)
 
+    def with_answer(self, answer: int) -> "TextExample":
+        """Return the same example with the choice of this index as its answer."""
+        return replace(self, answer=answer)
+
 
 _EXAMPLE = TypeAdapter(TextExample)
 

@@ -15,12 +15,12 @@ from fedcollm.modalities.text.examples import TextExample
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import (
     base_directory,
-    even_layers,
     load_causal_lm,
     load_config,
     load_tokenizer,
     start_tokens,
 )
+from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, neuron_count
 
 #: Context length, in tokens, of a model whose configuration has no limit.
 _UNBOUNDED = 1_000_000
@@ -141,8 +141,9 @@ class TextModels:
 
     def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
         """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM."""
-        layers = cast(Any, llm).config.num_hidden_layers
-        return even_layers(layers, slm.layers or layers)
+        kept = getattr(load_config(slm.source), KEPT_LAYERS, None)
+        total = cast(Any, llm).config.num_hidden_layers
+        return kept_layers(total, slm.layers or kept or total)
 
     def footprint(self, example: TextExample | None, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return estimates of the number of tokens and of rows of logits of an example.
@@ -163,10 +164,12 @@ def _shape(section: ModelConfig) -> Any:
     source = section.source
     shape = cast(Any, AutoConfig).for_model(**known[source]) if source in known else load_config(source)
     if section.layers is not None:
-        kept = even_layers(shape.num_hidden_layers, section.layers)
+        kept = kept_layers(shape.num_hidden_layers, section.layers)
         if getattr(shape, "layer_types", None):
             shape.layer_types = [shape.layer_types[i] for i in kept]
-        shape.num_hidden_layers = section.layers
+        shape.num_hidden_layers = len(kept)
+    if section.mlp_share < 1 and hasattr(shape, "intermediate_size"):
+        shape.intermediate_size = neuron_count(shape.intermediate_size, section.mlp_share)
     return shape
 
 

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedcollm.config import StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality
+from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.text.evidence import text_evidence
 from fedcollm.modalities.text.examples import TextExample, example_lines, read_examples
 from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
 from fedcollm.modalities.text.models import TextModels
@@ -181,6 +184,12 @@ class TextTask(TextModels, Modality):
     def targets(self, batch: TextBatch) -> Tensor:
         """Return [P] int64, the answer tokens, sequence by sequence."""
         return batch.targets
+
+    def evidence(
+        self, examples: Sequence[TextExample], features: StatisticsConfig, model: nn.Module | None = None
+    ) -> Evidence:
+        """Return examples as the rows of a regression; see `text_evidence`."""
+        return text_evidence(self, examples, features, model)
 
     def show(self, example: TextExample, prediction: str | None = None) -> str:
         """Return the prompt, the answer and the prediction, if any, on one line."""

@@ -8,10 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedcollm.config import ModelConfig
+from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality
+from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.vision.evidence import image_evidence
 from fedcollm.modalities.vision.models import ImageModels
 
 
@@ -44,6 +46,10 @@ class ImageExample:
     def without_label(self) -> "ImageExample":
         """Return the same image without its class."""
         return replace(self, target=None)
+
+    def with_answer(self, answer: int) -> "ImageExample":
+        """Return the same image with the class of this index."""
+        return replace(self, target=answer)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,12 @@ class ImageTask(ImageModels, Modality):
     def targets(self, batch: ImageBatch) -> Tensor:
         """Return [B] int64, the class of each image or `UNLABELLED`."""
         return batch.targets
+
+    def evidence(
+        self, examples: Sequence[ImageExample], features: StatisticsConfig, model: nn.Module | None = None
+    ) -> Evidence:
+        """Return one row per image; see `image_evidence`."""
+        return image_evidence(self, examples, features, model)
 
     def score(self, model: nn.Module, examples: Sequence[ImageExample]) -> Score:
         """Return the accuracy of the most likely class."""

@@ -1,0 +1,119 @@
+"""Label the unlabelled part of D_a with what the clients know: self-training with a teacher made of secure sums.
+
+Before round 1, the clients send the second moments of their examples once (`statistics.py`), which give the solution of
+ridge regression over all private examples: as in analytic federated learning (AFL, Zhuang et al., arXiv 2405.16240) and
+Fed3R (Fanì et al., arXiv 2402.01693). The teacher predicts a distribution over the choices of each unlabelled public
+example, and in every round the example gets a label drawn from it, so that the expected loss is the cross-entropy with
+the whole distribution. Both models are then trained on these labels like on any others.
+
+The labelled part of D_a, which the first solution does not use, tells how good the teacher is. It teaches only if it is
+better there than both models are before any training.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedcollm.config import PseudoLabelConfig
+from fedcollm.errors import UserError
+from fedcollm.federation import statistics
+from fedcollm.messages import Adapter
+from fedcollm.modalities.base import Modality
+
+#: Names of the teacher's tensors: W, [d, C]; the scale of its scores, and its accuracy on the labelled part of D_a.
+WEIGHTS, SCALE, ACCURACY = "weights", "scale", "accuracy"
+
+#: Scales of the scores that are tried; the likeliest labels are the same with all of them.
+_SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def build_teacher(
+    modality: Modality,
+    slm: nn.Module,
+    labelled: Sequence[Any],
+    clients: tuple[Adapter, int],
+    settings: PseudoLabelConfig,
+) -> Adapter:
+    """Return a teacher, as tensors by name.
+
+    Args:
+        modality: makes regression rows of examples.
+        slm: the SLM, for the features `slm`.
+        labelled: the labelled part of D_a; without any, nothing tells how good the teacher is.
+        clients: the mean of the clients' statistics, and their number of examples.
+        settings: the features and the ridge.
+    """
+    mean, count = clients
+    if not labelled:
+        return _named(statistics.solve(mean, settings.ridge / count), 1.0, 1.0)
+    alone = statistics.solve(mean, settings.ridge / count)
+    scores, right = _scores(modality, slm, labelled, alone, settings)
+    accuracy = sum(int(s.argmax()) == r for s, r in zip(scores, right, strict=True)) / len(right)
+    scale = min(_SCALES, key=lambda factor: _loss(scores, right, factor))
+    own = statistics.moments(modality, labelled, settings, slm)
+    total = count + len(labelled)
+    pooled = statistics.pooled([(mean, count), (own, len(labelled))])
+    return _named(statistics.solve(pooled, settings.ridge / total), scale, accuracy)
+
+
+def with_pseudo_labels(
+    modality: Modality,
+    slm: nn.Module,
+    public: Sequence[Any],
+    teacher: Adapter,
+    settings: PseudoLabelConfig,
+    seed: int,
+) -> list[Any]:
+    """Return D_a with a label for every unlabelled example, drawn from the teacher's distribution.
+
+    Args:
+        modality: makes regression rows of examples.
+        slm: the SLM, for the features `slm`.
+        public: D_a.
+        teacher: from `build_teacher`.
+        settings: the features.
+        seed: seed of the draw; another round has another one.
+    """
+    unlabelled = [example for example in public if example.label is None]
+    if not unlabelled:
+        return list(public)
+    scores, _ = _scores(modality, slm, unlabelled, teacher[WEIGHTS], settings)
+    draw, scale = random.Random(seed), float(teacher[SCALE])
+    weights: list[list[float]] = [cast(Any, torch.softmax(scale * s.double(), 0)).tolist() for s in scores]
+    labels = [draw.choices(range(len(one)), one)[0] for one in weights]
+    named = iter([_labelled(example, label) for example, label in zip(unlabelled, labels, strict=True)])
+    return [next(named) if example.label is None else example for example in public]
+
+
+def _labelled(example: Any, answer: int) -> Any:
+    if not hasattr(example, "with_answer"):
+        raise UserError(
+            f"server.pseudo_labels: {type(example).__name__} has no method with_answer(index), which returns the example "
+            "with that label. Define it, or set server.pseudo_labels: null."
+        )
+    return example.with_answer(answer)
+
+
+def _scores(
+    modality: Modality, slm: nn.Module, examples: Sequence[Any], weights: Tensor, settings: PseudoLabelConfig
+) -> tuple[list[Tensor], list[int]]:
+    """Return [C_i] scores of each example's choices, and the index of the right one, which has the largest target."""
+    scores: list[Tensor] = []
+    right: list[int] = []
+    for _, part in statistics.evidence(modality, examples, settings, slm):
+        scores += statistics.scores(weights, part)
+        right += [int(targets.argmax()) for targets in part.by_example(part.targets)]
+    return scores, right
+
+
+def _loss(scores: Sequence[Tensor], right: Sequence[int], scale: float) -> float:
+    """Return the mean cross-entropy of softmax(scale · scores): temperature scaling (Guo et al., arXiv 1706.04599)."""
+    losses = [-torch.log_softmax(scale * s.double(), 0)[r] for s, r in zip(scores, right, strict=True)]
+    return float(torch.stack(losses).mean())
+
+
+def _named(weights: Tensor, scale: float, accuracy: float) -> Adapter:
+    return {WEIGHTS: weights, SCALE: torch.tensor(scale), ACCURACY: torch.tensor(accuracy)}

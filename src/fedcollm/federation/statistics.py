@@ -1,0 +1,180 @@
+"""Second moments of the clients' examples, from which ridge regression follows in closed form.
+
+For features X and targets Y of all clients' examples, ridge regression W = (XᵀX + λI)⁻¹ XᵀY (Hoerl and Kennard 1970)
+needs only XᵀX and XᵀY, which are sums over examples, and so over clients. A client sends the means over its examples as
+if they were an adapter. The aggregator's mean, weighted by numbers of examples, is then that of all clients' examples:
+in plain, or under secure aggregation. No entry is larger than 1, because no row is longer than 1.
+
+If an example has choices of its own, only the differences between its choices tell which one is right. So the mean of
+its rows is subtracted from each of them, and each row weighs 1/C_i, so that every example weighs 1.
+
+A request whose adapter consists of zeros under the names of the statistics asks for them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedcollm.config import StatisticsConfig
+from fedcollm.errors import RefusalError, RoundFailedError, UserError
+from fedcollm.messages import Adapter, TrainRequest, misfit
+from fedcollm.modalities.base import Modality
+from fedcollm.modalities.evidence import Evidence, checked
+
+#: Names of the statistics: the upper triangle of XᵀX / n row by row, [d (d + 1) / 2], and XᵀY / n, [d, C].
+GRAM, TARGETS = "statistics/gram", "statistics/targets"
+
+#: Index of the round in which statistics are asked for: before any training. A client under secure aggregation opens
+#: the sum of a round for one set of survivors only; another set would give one client's statistics as a difference.
+ROUND = 0
+
+#: Room above 1 for the rounding of sums.
+_ROUNDING = 1e-3
+
+_EXAMPLES_AT_ONCE = 1024
+_linalg: Any = torch.linalg  # has no type annotations
+
+
+def evidence(
+    modality: Modality, examples: Sequence[Any], features: StatisticsConfig, model: nn.Module | None
+) -> Iterator[tuple[Sequence[Any], Evidence]]:
+    """Yield parts of the examples with their evidence, checked, so that not all rows are in memory at once.
+
+    Args:
+        modality: makes rows of examples.
+        examples: the examples.
+        features: the kind of features.
+        model: the SLM, for the features `slm`.
+
+    Raises:
+        UserError: the examples do not suit a control in closed form.
+    """
+    for start in range(0, len(examples), _EXAMPLES_AT_ONCE):
+        part = examples[start : start + _EXAMPLES_AT_ONCE]
+        yield part, checked(modality.evidence(part, features, model), part, modality)
+
+
+def moments(
+    modality: Modality, examples: Sequence[Any], features: StatisticsConfig, model: nn.Module | None
+) -> Adapter:
+    """Return the statistics of at least one example, by name, in float32; see `evidence`.
+
+    They are summed in float64. An unlabelled example counts in XᵀX and not in XᵀY.
+    """
+    gram, targets = torch.zeros(()).double(), torch.zeros(()).double()
+    labels: set[tuple[str, ...]] = set()
+    for _, part in evidence(modality, examples, features, model):
+        rows = _centered(part)
+        gram, targets = gram + rows.T @ rows, targets + rows.T @ _weighted(part, part.targets.double())
+        labels.add(part.labels)
+    if len(labels) > 1:
+        raise UserError("control: not all examples share their labels. Give all examples the same choices.")
+    upper = torch.triu_indices(*gram.shape)
+    return {
+        GRAM: (gram[upper[0], upper[1]] / len(examples)).float(),
+        TARGETS: (targets / len(examples)).float(),
+    }
+
+
+def _centered(part: Evidence) -> Tensor:
+    """Return [R, d] float64 rows. If an example has several, they have a mean of zero, and each is divided by √C_i."""
+    rows = part.rows.double()
+    if part.labels:
+        return rows
+    return _weighted(part, torch.cat([some - some.mean(dim=0) for some in torch.split(rows, list(part.counts))]))
+
+
+def _weighted(part: Evidence, values: Tensor) -> Tensor:
+    """Return the values of rows, [R, n], each divided by the square root of the number of its example's rows."""
+    counts = torch.tensor(part.counts)
+    return values / counts.repeat_interleave(counts).sqrt()[:, None]
+
+
+def blank(modality: Modality, examples: Sequence[Any], features: StatisticsConfig, model: nn.Module | None) -> Adapter:
+    """Return zeros of the shapes of the statistics, given at least one example; see `evidence`."""
+    return {name: torch.zeros_like(tensor) for name, tensor in moments(modality, examples[:1], features, model).items()}
+
+
+def asked_for(request: TrainRequest) -> bool:
+    """Return whether a request asks for statistics instead of a tuned adapter."""
+    return not {GRAM, TARGETS}.isdisjoint(request.adapter)
+
+
+def check_request(request: TrainRequest, expected: Adapter) -> None:
+    """Refuse a request for statistics that is not exactly as agreed.
+
+    Args:
+        request: the request, from a server that may be hostile.
+        expected: `blank` for this client's own examples.
+
+    Raises:
+        RefusalError: says what is wrong.
+    """
+    if request.round_index != ROUND:
+        raise RefusalError(f"statistics are asked for in round {request.round_index}, and only round {ROUND} has any")
+    if reason := misfit(request.adapter, expected):
+        raise RefusalError(f"the request for statistics does not fit this client's examples: {reason}")
+    if any(tensor.count_nonzero() for tensor in request.adapter.values()):
+        raise RefusalError("the request for statistics holds other values than zeros")
+
+
+def check_mean(mean: Adapter) -> None:
+    """Check that a mean of statistics without noise can be that of honest clients, whose entries are at most 1.
+
+    Raises:
+        RoundFailedError: an entry is larger.
+    """
+    largest = max(float(tensor.abs().max()) for tensor in mean.values())
+    if largest > 1 + _ROUNDING:
+        raise RoundFailedError(
+            f"the mean of the clients' statistics has an entry of {largest:.4g}, and honest ones are at most 1, so "
+            "one of the clients is faulty."
+        )
+
+
+def pooled(parts: Sequence[tuple[Adapter, int]]) -> Adapter:
+    """Return the statistics of several parts together.
+
+    Args:
+        parts: the statistics of each part, and its number of examples.
+    """
+    total = sum(count for _, count in parts)
+    return {
+        name: sum((part[name].double() * (count / total) for part, count in parts), start=torch.zeros(()).double())
+        for name in (GRAM, TARGETS)
+    }
+
+
+def solve(statistics: Adapter, ridge: float) -> Tensor:
+    """Return W = (XᵀX / n + ridge I)⁻¹ XᵀY / n, [d, C] float32, computed in float64.
+
+    Noise, as under differential privacy, can leave XᵀX with negative eigenvalues, which no features have. They are then
+    set to zero.
+
+    Args:
+        statistics: XᵀX / n and XᵀY / n by name.
+        ridge: λ / n, where n is the number of examples.
+    """
+    targets = statistics[TARGETS].double()
+    size = len(targets)
+    upper = torch.triu_indices(size, size)
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    gram[upper[0], upper[1]] = gram[upper[1], upper[0]] = statistics[GRAM].double()
+    factor, failed = _linalg.cholesky_ex(gram + ridge * torch.eye(size, dtype=torch.float64))
+    if not failed:
+        return torch.cholesky_solve(targets, factor).float().contiguous()
+    values, vectors = _linalg.eigh(gram)
+    solution = vectors @ ((vectors.T @ targets) / (values.clamp(min=0.0) + ridge)[:, None])
+    return solution.float().contiguous()
+
+
+def scores(weights: Tensor, part: Evidence) -> list[Tensor]:
+    """Return [C_i] scores of each example's labels or choices, of which the highest is the prediction.
+
+    Args:
+        weights: W, [d, C], from `solve`.
+        part: the evidence of the examples.
+    """
+    return part.by_example(part.rows.double() @ weights.double())

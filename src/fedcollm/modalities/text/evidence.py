@@ -1,0 +1,134 @@
+"""Prompts and choices as the rows of a regression: hashed n-grams, or the last hidden state of a language model."""
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedcollm.config import StatisticsConfig
+from fedcollm.errors import UserError
+from fedcollm.modalities.evidence import Evidence, head_inputs, joined, normalized, places, with_choices, with_labels
+from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.forward import Tokens, logits_of, pad_left
+from fedcollm.models.adapters import without_adapter
+
+if TYPE_CHECKING:
+    from fedcollm.modalities.text.task import TextTask
+
+#: Texts per forward pass.
+_TEXTS_AT_ONCE = 32
+
+#: A prompt and one of its choices; the choice is empty if all examples share their labels.
+Text = tuple[str, str]
+
+
+def text_evidence(
+    task: "TextTask", examples: Sequence[TextExample], features: StatisticsConfig, model: nn.Module | None
+) -> Evidence:
+    """Return one row per example if all share their labels, and otherwise one row per choice.
+
+    Args:
+        task: the task, which has the tokenizer.
+        examples: the examples.
+        features: the kind of features.
+        model: the causal language model, for the features `slm`.
+
+    Raises:
+        UserError: an example has only one choice, because its answer is free, or not all examples share their labels.
+    """
+    _check(task.name, examples)
+    constant, answers = features.features == "constant", [example.answer for example in examples]
+    if shares_labels(examples[0]):
+        texts: list[Text] = [(example.prompt, "") for example in examples]
+        rows = torch.ones(len(texts), 1) if constant else _FEATURES[features.features](task, texts, features, model)
+        return with_labels(rows, examples[0].labels, answers)
+    counts = [len(example.choices) for example in examples]
+    texts = [(example.prompt, choice) for example in examples for choice in choice_texts(example)]
+    rows = places(counts) if constant else _FEATURES[features.features](task, texts, features, model)
+    return with_choices(rows, counts, answers)
+
+
+def _check(name: str, examples: Sequence[TextExample]) -> None:
+    if free := next((example for example in examples if example.has_free_label), None):
+        raise UserError(
+            f"control: example {free.id!r} of {name} has a free answer, and a control in closed form needs choices. "
+            "Leave out control, and the methods majority and closed_form."
+        )
+    first = examples[0]
+    shared = shares_labels(first)
+    odd = (e for e in examples if shares_labels(e) != shared or (shared and e.labels != first.labels))
+    if example := next(odd, None):
+        raise UserError(
+            f"control: the labels of example {example.id!r} of {name} are not those of {first.id!r}. Give all examples "
+            "the same choices, or give choices of an example's own the labels A, B, C, ..."
+        )
+
+
+def shares_labels(example: TextExample) -> bool:
+    """Return whether an example's choices are labels that all examples of its task have.
+
+    If instead each example has choices of its own, their labels are letters, or at least not their texts.
+
+    >>> shares_labels(TextExample("1", "roses are", ("red", "blue"), 0, ("red", "blue")))
+    True
+    >>> shares_labels(TextExample("1", "roses are", ("red", "blue"), 0, ("A", "B")))
+    False
+    """
+    letters = tuple(string.ascii_uppercase[: len(example.labels)])
+    return example.choices == example.labels != letters
+
+
+def choice_texts(example: TextExample) -> tuple[str, ...]:
+    r"""Return the texts of an example's own choices. If these are letters, the texts are those listed in the prompt.
+
+    >>> choice_texts(TextExample("1", "Roses are\nA. red\nB. blue", ("A", "B"), 0, ("A", "B")))
+    ('red', 'blue')
+    """
+    if example.choices != example.labels:
+        return example.choices
+    listed = dict(line.split(". ", 1) for line in example.prompt.splitlines() if ". " in line)
+    return tuple(listed.get(choice, choice) for choice in example.choices)
+
+
+def _ngrams(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig, model: nn.Module | None) -> Tensor:
+    """Return [R, columns], the signed counts of hashed character 3- to 5-grams within words, with an L2 norm of 1."""
+    from sklearn.feature_extraction import text  # pyright: ignore[reportMissingTypeStubs] # takes 100 MB of memory
+
+    hashing: Any = text.HashingVectorizer
+    vectorizer = hashing(n_features=features.columns, analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32)
+    return torch.as_tensor(vectorizer.transform([" ".join(pair) for pair in texts]).toarray())
+
+
+def _hidden(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig, model: nn.Module | None) -> Tensor:
+    """Return [R, d], the last hidden state at the last token of each text, with an L2 norm of 1."""
+    if model is None:
+        raise ValueError("the features slm need a model")
+    head: Any = cast(Any, model).get_output_embeddings()
+    sequences = [_tokens(task, *text) for text in texts]
+    batches = [sequences[i : i + _TEXTS_AT_ONCE] for i in range(0, len(sequences), _TEXTS_AT_ONCE)]
+    parts: list[Tensor] = []
+    with without_adapter(model):
+        for batch in batches:
+            inputs, rows = pad_left(batch, task.tokenizer.pad_token_id or 0), torch.ones(len(batch), 1).bool()
+            parts.append(head_inputs(head, partial(logits_of, model, inputs, rows)))
+    return normalized(torch.cat(parts))
+
+
+def _tokens(task: "TextTask", prompt: str, choice: str) -> Tokens:
+    """Return the tokens of a prompt and, unless it is empty, of a choice, cut to the context."""
+    start, answer = task.encode(prompt, choice)
+    return (start + answer)[-task.context_length :] if choice else start
+
+
+_Features = Callable[["TextTask", Sequence[Text], StatisticsConfig, nn.Module | None], Tensor]
+
+
+def _both(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig, model: nn.Module | None) -> Tensor:
+    return joined(_ngrams(task, texts, features, model), _hidden(task, texts, features, model))
+
+
+_FEATURES: Mapping[str, _Features] = {"ngrams": _ngrams, "slm": _hidden, "ngrams_slm": _both}

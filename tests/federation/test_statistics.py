@@ -1,0 +1,282 @@
+"""Ridge regression from sums over clients: by hand on two examples, and the same as from all examples together."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests import parties
+from tests.parties import agreeing
+from torch import Tensor, nn
+
+from fedcollm.config import FederationConfig, StatisticsConfig
+from fedcollm.errors import RefusalError, UserError
+from fedcollm.federation import statistics
+from fedcollm.federation.aggregation.plain import PlainAggregator
+from fedcollm.federation.client import Client
+from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
+from fedcollm.federation.secagg.client import SecureClient
+from fedcollm.federation.secagg.fixed_point import FixedPoint
+from fedcollm.federation.secagg.noise import private_fixed_point
+from fedcollm.federation.secagg.settings import SecureSettings
+from fedcollm.federation.statistics import GRAM, ROUND, TARGETS, blank, moments, pooled, scores, solve
+from fedcollm.messages import TrainRequest, adapter_bytes
+from fedcollm.modalities.base import Modality
+from fedcollm.modalities.evidence import Evidence, with_choices, with_labels
+from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy
+from fedcollm.transports.local import LocalTransport
+
+FEATURES = StatisticsConfig(features="ngrams")
+LABELS = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Point:
+    """An example whose features are given: one row if it has a label, otherwise a row per choice."""
+
+    rows: tuple[tuple[float, ...], ...]
+    answer: int | None
+    own: bool = False
+    labels: tuple[str, ...] = LABELS
+
+    @property
+    def label(self) -> str | None:
+        return None if self.answer is None else self.labels[self.answer]
+
+
+class Points(Modality):
+    name = "points"
+
+    def load_model(self, *args):
+        raise NotImplementedError
+
+    def collate(self, examples):
+        raise NotImplementedError
+
+    def logits(self, *args):
+        raise NotImplementedError
+
+    def score(self, *args):
+        raise NotImplementedError
+
+    def evidence(self, examples, features, model=None) -> Evidence:
+        assert features == FEATURES
+        rows, answers = torch.tensor([row for e in examples for row in e.rows]), [e.answer for e in examples]
+        if examples[0].own:
+            return with_choices(rows, [len(e.rows) for e in examples], answers)
+        return with_labels(rows, examples[0].labels, answers)
+
+
+TASK = Points()
+TWO = [Point(((1.0, 0.0),), 0), Point(((0.6, 0.8),), 1)]
+
+
+def of(examples) -> dict[str, Tensor]:
+    return moments(TASK, examples, FEATURES, None)
+
+
+# --- by hand ---
+
+
+def test_ridge_regression_by_hand():
+    # XᵀX = [[1.36, 0.48], [0.48, 0.64]], XᵀY = [[0.4, -0.4], [-0.8, 0.8]]; with λ = 1, the determinant is 3.64
+    found = of(TWO)
+    assert found[GRAM].tolist() == pytest.approx([0.68, 0.24, 0.32])
+    assert found[TARGETS].tolist() == [pytest.approx([0.2, -0.2]), pytest.approx([-0.4, 0.4])]
+    weights = solve(found, ridge=1 / 2)
+    assert weights.tolist() == [pytest.approx([2 / 7, -2 / 7]), pytest.approx([-4 / 7, 4 / 7])]
+    part = TASK.evidence(TWO, FEATURES)
+    assert [values.tolist() for values in scores(weights, part)] == [
+        pytest.approx([2 / 7, -2 / 7]),
+        pytest.approx([-2 / 7, 2 / 7]),
+    ]
+
+
+def test_choices_of_an_examples_own_by_hand():
+    # less their mean, the rows are ±(1, -1) / 2, and each weighs 1/2; with λ = 1/2, W = (1, -1) / 2
+    one = Point(((1.0, 0.0), (0.0, 1.0)), 0, own=True)
+    found = of([one])
+    assert found[GRAM].tolist() == pytest.approx([0.25, -0.25, 0.25])
+    assert found[TARGETS].tolist() == [pytest.approx([0.5]), pytest.approx([-0.5])]
+    weights = solve(found, ridge=0.5)
+    assert weights[:, 0].tolist() == pytest.approx([0.5, -0.5])
+    (values,) = scores(weights, TASK.evidence([one], FEATURES))
+    assert values.tolist() == pytest.approx([0.5, -0.5])
+
+
+def test_every_example_weighs_one_however_many_choices_it_has():
+    two, four = (Point(((1.0, 0.0), *[(0.0, 1.0)] * n), 0, own=True) for n in (1, 3))
+    parts = [of([two]), of([four])]
+    for name, tensor in of([two, four]).items():
+        assert torch.allclose(tensor, (parts[0][name] + parts[1][name]) / 2)
+
+
+def test_what_the_choices_of_an_example_share_does_not_count():
+    one = Point(((0.5, 0.5, 0.0), (0.5, 0.0, 0.5)), 0, own=True)
+    weights = solve(of([one]), ridge=0.1)
+    assert weights[0].item() == 0.0
+
+
+def test_unlabelled_examples_tell_about_features_only():
+    found = of([TWO[0], dataclasses.replace(TWO[1], answer=None)])
+    assert found[GRAM].tolist() == pytest.approx([0.68, 0.24, 0.32])
+    assert found[TARGETS].tolist() == [pytest.approx([0.5, -0.5]), [0.0, 0.0]]
+
+
+def test_negative_eigenvalues_of_noise_count_as_zero():
+    noisy = {GRAM: torch.tensor([1.0, 0.0, -0.5]), TARGETS: torch.tensor([[1.0], [1.0]])}
+    assert solve(noisy, ridge=0.25)[:, 0].tolist() == pytest.approx([0.8, 4.0])  # 1 / (1 + λ), 1 / λ
+
+
+def test_parts_are_pooled_by_their_numbers_of_examples():
+    one, other = ({GRAM: torch.tensor([x]), TARGETS: torch.tensor([[-x]])} for x in (1.0, 0.5))
+    assert pooled([(one, 1), (other, 3)])[GRAM].tolist() == [0.625]
+    assert pooled([(one, 1), (other, 3)])[TARGETS].tolist() == [[-0.625]]
+
+
+def test_parts_of_many_examples_add_up(monkeypatch):
+    examples = [TWO[i % 2] for i in range(5)]
+    whole = of(examples)
+    monkeypatch.setattr(statistics, "_EXAMPLES_AT_ONCE", 2)
+    assert all(torch.allclose(tensor, whole[name]) for name, tensor in of(examples).items())
+
+
+def test_labels_must_be_the_same_in_all_parts(monkeypatch):
+    monkeypatch.setattr(statistics, "_EXAMPLES_AT_ONCE", 1)
+    with pytest.raises(UserError, match="share their labels"):
+        of([TWO[0], dataclasses.replace(TWO[1], labels=("b", "a"))])
+
+
+def test_statistics_are_a_triangle_and_a_target_a_label():
+    found = blank(TASK, TWO, FEATURES, None)
+    assert {name: list(tensor.shape) for name, tensor in found.items()} == {GRAM: [3], TARGETS: [2, 2]}
+    assert all(tensor.dtype == torch.float32 and not tensor.any() for tensor in found.values())
+    # 2,048 features and 21 labels: 8.6 MB
+    assert 4 * (2048 * 2049 // 2 + 2048 * 21) == 8_564_736
+
+
+# --- clients ---
+
+
+def some(seed: int, count: int) -> list[Point]:
+    """Random points, none longer than 1."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = nn.functional.normalize(torch.randn(count, 4, generator=generator), dim=1)
+    return [Point((tuple(row.tolist()),), int(row[0] > row[1])) for row in rows]
+
+
+PARTS = {name: some(i, 3 + 2 * i) for i, name in enumerate("abcd")}
+ALL = [example for part in PARTS.values() for example in part]
+
+
+def client(name: str, **agreed) -> Client:
+    return parties.client(name, TASK, nn.Module(), PARTS[name], [], **{"statistics": FEATURES, "run": "run"} | agreed)
+
+
+CLIENTS = {name: client(name) for name in PARTS}
+
+
+def request(**changes) -> TrainRequest:
+    asked = TrainRequest(ROUND, blank(TASK, ALL, FEATURES, None), evaluate=False, run="run")
+    return dataclasses.replace(asked, **changes)
+
+
+def test_client_answers_with_its_statistics_and_trains_nothing():
+    update = CLIENTS["b"].answer(request(evaluate=True))
+    expected = of(PARTS["b"])
+    assert all(torch.equal(update.adapter[name], expected[name]) for name in expected)
+    assert (update.client, update.round_index, update.examples, update.loss, update.score) == ("b", ROUND, 5, 0.0, None)
+    assert update.seconds["clients"] > 0
+
+
+def secured(privacy: ClientPrivacy | None = None, uniform=False) -> tuple[LocalTransport, SecureAggregator]:
+    clients = {name: client(name, privacy=privacy, rounds=1) for name in PARTS}
+    keys = {name: Ed25519PrivateKey.generate() for name in clients}
+    encoding = private_fixed_point(4, privacy) if privacy else FixedPoint(4, 1 if uniform else 64, 1.0)
+    roster = {name: key.public_key() for name, key in keys.items()}
+    settings = SecureSettings(encoding, roster, None, uniform, privacy)
+    members = {name: SecureClient(one, settings, 4, keys[name]) for name, one in clients.items()}
+    return LocalTransport(members), SecureAggregator(settings)
+
+
+def test_mean_of_the_clients_is_that_of_all_their_examples():
+    aggregate = PlainAggregator().aggregate(LocalTransport(CLIENTS).ask, request(), list(PARTS))
+    assert aggregate.examples == len(ALL) == 24
+    for name, tensor in of(ALL).items():
+        assert torch.allclose(aggregate.adapter[name], tensor, rtol=0, atol=1e-7)
+    assert aggregate.bytes_up == aggregate.bytes_down == adapter_bytes(request().adapter)
+
+
+@pytest.mark.parametrize("simulated", [False, True], ids=["secure", "simulated"])
+def test_secure_aggregation_gives_the_same_predictions(simulated):
+    transport, aggregator = secured()
+    if simulated:
+        transport, aggregator = LocalTransport(CLIENTS), SimulatedQuantization(encoding=aggregator.settings.encoding)
+    aggregate = aggregator.aggregate(transport.ask, request(), list(PARTS))
+    assert aggregate.examples == 24
+    exact = of(ALL)
+    assert all(torch.allclose(aggregate.adapter[name], exact[name], rtol=0, atol=1e-6) for name in exact)
+    part = TASK.evidence(ALL, FEATURES)
+    one, other = (scores(solve(found, 0.3 / 24), part) for found in (aggregate.adapter, exact))
+    assert [int(values.argmax()) for values in one] == [int(values.argmax()) for values in other]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_uniform_mean_is_that_of_the_clients_means(secure):
+    transport, aggregator = LocalTransport(CLIENTS), PlainAggregator(FederationConfig(aggregation="uniform"))
+    if secure:
+        transport, aggregator = secured(uniform=True)
+    aggregate = aggregator.aggregate(transport.ask, request(), list(PARTS))
+    each = [of(part) for part in PARTS.values()]
+    expected = sum(found[GRAM] for found in each) / 4
+    assert torch.allclose(aggregate.adapter[GRAM], expected, rtol=0, atol=1e-6)
+    assert aggregate.examples == 24
+
+
+def test_client_level_privacy_clips_noises_and_counts_statistics_like_an_update():
+    clip = 0.1
+    transport, aggregator = secured(ClientPrivacy(clip, 1e-3, 1e-4), uniform=True)
+    aggregate = aggregator.aggregate(transport.ask, request(), list(PARTS))
+    clipped = [_clipped(of(part), clip) for part in PARTS.values()]
+    expected = {name: sum(found[name] for found in clipped) / 4 for name in (GRAM, TARGETS)}
+    difference = torch.cat([(aggregate.adapter[name] - expected[name]).flatten() for name in expected])
+    assert 0 < difference.abs().max() < 10 * clip * 1e-3  # ten standard deviations of the noise in the sum
+    assert aggregate.examples is None
+    members = transport._clients.values()
+    assert all(member.client.spent == {"rounds": 1} for member in members if isinstance(member, SecureClient))
+    with pytest.raises(UserError, match="has spent its privacy in 1 rounds"):
+        aggregator.aggregate(transport.ask, request(), list(PARTS))
+
+
+def _clipped(found: dict[str, Tensor], clip: float) -> dict[str, Tensor]:
+    norm = torch.cat([tensor.flatten() for tensor in found.values()]).norm()
+    return {name: tensor * (clip / max(norm, clip)) for name, tensor in found.items()}
+
+
+# --- what a client refuses ---
+
+
+def changed(**tensors) -> TrainRequest:
+    return request(adapter=request().adapter | tensors)
+
+
+@pytest.mark.parametrize(
+    ("agreed", "asked", "reason"),
+    [
+        ({"statistics": None}, request(), "its configuration has no control"),
+        ({"privacy": ExamplePrivacy(1.0, 1.0, 1e-4, 0.5, 2)}, request(), "DP-SGD"),
+        ({}, request(run="theirs"), "a request of run 'theirs'"),
+        ({}, request(round_index=1), "only round 0"),
+        ({}, changed(**{GRAM: torch.zeros(9)}), "statistics/gram"),
+        ({}, changed(**{TARGETS: torch.full((4, 2), 0.1)}), "other values than zeros"),
+        ({}, changed(w=torch.zeros(1)), "tensor w is unknown"),
+        ({}, request(adapter={GRAM: request().adapter[GRAM]}), "statistics/targets is missing"),
+        ({"trains": False}, request(adapter={}), "client a trains nothing"),
+    ],
+)
+def test_client_sends_no_statistics_that_its_own_configuration_does_not_name(agreed, asked, reason):
+    one = agreeing(CLIENTS["a"], **agreed)
+    with pytest.raises(RefusalError, match=reason):
+        one.train(asked)
+    assert one.spent == {}
