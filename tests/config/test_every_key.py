@@ -15,7 +15,8 @@ from rich.console import Console
 from fedcollm.cli.tables import settings_table
 from fedcollm.config import RunConfig, Section
 from fedcollm.config.methods import changed
-from fedcollm.config.words import EFFECT, FACTS, PHRASES, everything_in_words, facts_in_words, settings_in_words
+from fedcollm.config.phrases import PHRASES
+from fedcollm.config.words import EFFECT, FACTS, everything_in_words, facts_in_words, settings_in_words
 from fedcollm.messages import RoundRecord
 from fedcollm.report.html import render
 from fedcollm.report.runs import Method, Run
@@ -70,7 +71,24 @@ ADAPTER = {
     "options": {"use_rslora": True},
     "freeze_a": True,
 }
-MODEL = {"source": "another", "layers": 5, "dtype": "float32", "attention": "eager", "pretrain_epochs": 1}
+MODEL = {
+    "source": "another",
+    "layers": 5,
+    "mlp_share": 0.5,
+    "dtype": "float32",
+    "attention": "eager",
+    "pretrain_epochs": 1,
+}
+HEALING = {
+    **TRAINING,
+    "schedule": "cosine",
+    "text": "notes.txt",
+    "size": 4800,
+    "words": 16,
+    "objective": "next_token",
+    "seed": 1,
+}
+LABELS = {"server.pseudo_labels": {}, "task.unlabelled_size": 8}
 
 #: Which data and models a run has, and when it scores them: no part of the method. Instead of in the method's words
 #: they are in the page's configuration and, measured, in its sections on data and accuracy.
@@ -94,7 +112,17 @@ INPUTS = {
     "task.public_size": Change(7),
     "task.unlabelled_size": Change(7),
     "task.test_size": Change(7),
-    **{f"{role}.{key}": Change(value) for role in ("llm", "slm") for key, value in MODEL.items()},  # which models
+    **{  # which models
+        f"{role}.{key}": Change(value, {f"{role}.heal": {}} if key == "mlp_share" else {})
+        for role in ("llm", "slm")
+        for key, value in MODEL.items()
+    },
+    **{f"{role}.layer_choice": Change("block", {f"{role}.heal": {}, f"{role}.layers": 5}) for role in ("llm", "slm")},
+    **{
+        f"{role}.heal.{key}": Change(value, {f"{role}.heal": {}})
+        for role in ("llm", "slm")
+        for key, value in HEALING.items()
+    },
     "evaluation.every": Change(2),  # when they are scored, and how many examples at once
     "evaluation.clients": Change("never"),
     "evaluation.batch_size": Change(7),
@@ -107,6 +135,14 @@ METHOD = {
     "client.proximal": Change(0.5),
     "client.ranks": Change([2, 4]),
     "client.personal": Change(True),
+    "server.unlabelled_per_round": Change(4, {"task.unlabelled_size": 8}),
+    "server.even_labels": Change(True),
+    "server.pseudo_labels.features": Change("slm", LABELS),
+    "server.pseudo_labels.columns": Change(64, LABELS),
+    "server.pseudo_labels.ridge": Change(1.0, LABELS),
+    "server.pseudo_labels.labels": Change("drawn", LABELS),
+    "server.pseudo_labels.with_models": Change(False, LABELS),
+    "server.pseudo_labels.always": Change(True, LABELS),
     "server.distillation.weight": Change(0.5),
     "server.distillation.llm_weight": Change(0.5),
     "server.distillation.temperature": Change(2.0),
@@ -158,8 +194,26 @@ def keys(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+#: Sections that are null by default and may have all their defaults, with what they need.
+SWITCHES = {
+    "llm.heal": Change({}),
+    "slm.heal": Change({}),
+    "server.pseudo_labels": Change({}, {"task.unlabelled_size": 8}),
+}
+
+
+def switches(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every section that is null by default and has a default for each of its keys."""
+    for name, info in section.model_fields.items():
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                if info.default is None and not any(inner.is_required() for inner in kind.model_fields.values()):
+                    yield f"{prefix}{name}"
+                yield from switches(kind, f"{prefix}{name}.")
+
+
 def before_and_after(key: str) -> tuple[RunConfig, RunConfig]:
-    change = CHANGES[key]
+    change = (CHANGES | SWITCHES)[key]
     before = changed(RunConfig(), change.around)
     after = changed(before, {key: change.value, **change.beside})
     assert before != after
@@ -170,13 +224,17 @@ def test_every_key_has_another_value_here():
     assert CHANGES.keys() == set(keys()) - {"schema_version"}  # which has no other one
 
 
-@pytest.mark.parametrize("key", METHOD)
+def test_every_section_that_is_switched_on_is_here():
+    assert SWITCHES.keys() == set(switches())
+
+
+@pytest.mark.parametrize("key", [*METHOD, "server.pseudo_labels"])
 def test_report_says_every_key_of_the_method(key):
     before, after = ([*facts_in_words(one), *settings_in_words(one)] for one in before_and_after(key))
     assert before != after
 
 
-@pytest.mark.parametrize("key", INPUTS)
+@pytest.mark.parametrize("key", [*INPUTS, "llm.heal", "slm.heal"])
 def test_report_shows_every_key_of_data_and_models(key):
     _, config = before_and_after(key)
     run = Run(Path("run"), config, [RoundRecord(0, {"slm": 0.5})])
@@ -186,7 +244,7 @@ def test_report_shows_every_key_of_data_and_models(key):
     assert RunConfig.model_validate(yaml.safe_load(html.unescape(shown[1]))) == config
 
 
-@pytest.mark.parametrize("key", CHANGES)
+@pytest.mark.parametrize("key", [*CHANGES, *SWITCHES])
 def test_check_says_every_key(key):
     texts = []
     for config in before_and_after(key):
@@ -198,7 +256,7 @@ def test_check_says_every_key(key):
     assert before != after
 
 
-@pytest.mark.parametrize("key", CHANGES)
+@pytest.mark.parametrize("key", [*CHANGES, *SWITCHES])
 def test_cache_of_the_first_round_depends_on_every_key_that_is_not_listed(key):
     from fedcollm.runs.sharing import WITHOUT_INFLUENCE_ON_ROUND_1, round_1_settings
 
@@ -211,7 +269,7 @@ def test_cache_of_the_first_round_depends_on_every_key_that_is_not_listed(key):
 
 def test_tables_of_words_name_no_key_that_is_gone():
     known = set(keys())
-    assert PHRASES.keys() <= known
+    assert PHRASES.keys() <= known | SWITCHES.keys()
     assert known >= FACTS
     assert [name for name in EFFECT if not any(f"{key}.".startswith(f"{name}.") for key in known)] == []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedcollm.config import RunConfig
+from fedcollm.config import HealingConfig, PseudoLabelConfig, RunConfig
 from fedcollm.config.loading import commented_yaml, load_config, parse_settings, preset_description, preset_names
 from fedcollm.errors import UserError
 
@@ -36,7 +36,13 @@ def test_preset_loads_and_describes_itself(name):
 def test_default_preset_is_icd10_the_default_configuration_but_for_what_it_tunes():
     evaluation = {"clients": "last", "batch_size": 64}
     tuned = RunConfig.model_validate(
-        {"client": {"learning_rate": 3e-3}, "slm": {"layers": 10}, "evaluation": evaluation}
+        {
+            "task": {"private_size": 40, "public_size": 80, "unlabelled_size": 1280},
+            "client": {"learning_rate": 3e-3, "max_grad_norm": 1.0},
+            "server": {"max_grad_norm": 1.0, "unlabelled_per_round": 480},
+            "slm": {"layers": [0, 1, 2, *range(23, 30)], "heal": {"text": "icd10"}},
+            "evaluation": evaluation,
+        }
     )
     assert load_config() == load_config("icd10") == tuned
 
@@ -75,6 +81,47 @@ def test_commented_yaml_names_every_key_and_explains_it():
     assert any(line.startswith("  rounds: 5  # rounds") for line in lines)
     assert "  clients: 4  # number of clients K" in lines
     assert any(line.startswith("    temperature: 1.0  # temperature τ") for line in lines)
+
+
+def test_commented_yaml_shows_the_keys_of_sections_that_are_null():
+    lines = commented_yaml(RunConfig()).splitlines()
+    size = f"    # size: {HealingConfig().size}  # pieces of text to train on"
+    assert lines[lines.index("slm:") :].index(size) > 0
+    assert any(line.startswith("    # clip:  # ") for line in lines)  # has no default
+
+
+def uncommented(text: str, sections: set[str]) -> str:
+    """A configuration in which these sections are no longer null, but have the keys that were comments."""
+    lines, key = [], ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            lines.append(line.replace("# ", "", 1) if key in sections else line)
+        else:
+            key = line.split(":")[0].strip()
+            lines.append(line.replace(": null", ":", 1) if key in sections else line)
+    return "\n".join(lines)
+
+
+def test_keys_of_a_null_section_can_be_uncommented():
+    text = commented_yaml(load_config({"task": {"unlabelled_size": 8}}))
+    config = RunConfig.model_validate(yaml.safe_load(uncommented(text, {"heal", "pseudo_labels"})))
+    assert config.slm.heal == config.llm.heal == HealingConfig()
+    assert config.server.pseudo_labels == PseudoLabelConfig()
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("heal.size=4800", HealingConfig(size=4800)), ("heal={}", HealingConfig()), ("heal=null", None)],
+)
+@pytest.mark.parametrize("role", ["llm", "slm"])
+def test_null_section_is_switched_on_by_a_key_or_by_an_empty_mapping(role, setting, expected):
+    config = load_config({"name": "mine"}, **parse_settings([f"{role}.{setting}"]))
+    assert getattr(config, role).heal == expected
+
+
+def test_pseudo_labels_are_switched_on_by_an_empty_mapping():
+    config = load_config("icd10", **parse_settings(["server.pseudo_labels={}", "task.unlabelled_size=8"]))
+    assert config.server.pseudo_labels == PseudoLabelConfig()
 
 
 def test_file_overrides_defaults(tmp_path):
@@ -219,6 +266,36 @@ def test_unknown_key_inside_an_optional_section_suggests_the_nearest():
     assert "task.format.chioces: unknown key; did you mean 'choices'?" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("slm.heal.siz", "'size'"),
+        ("server.pseudo_labels.feature", "'features'"),
+        ("control.ridges", "'ridge'"),
+        ("slm.heal.rounds", "federation.rounds"),
+        ("slm.size", "llm.heal.size or slm.heal.size"),
+        ("federation.epochs", "client.epochs or server.epochs"),  # and not those of healing
+        ("server.features", "server.pseudo_labels.features or control.features"),
+    ],
+)
+def test_keys_of_sections_that_are_null_are_suggested_too(key, hint):
+    assert f"{key}: unknown key; did you mean {hint}?" in refused(**{key: 1})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x", "slm.layers: 'x' is not allowed: Input should be a valid integer"),
+        ([], "slm.layers: [] is not allowed: List should have at least 1 item"),
+        ([0, -1], "slm.layers.1: -1 is not allowed: Input should be greater than or equal to 0"),
+    ],
+)
+def test_layers_that_are_neither_a_number_nor_indices_are_one_error(value, message):
+    said = refused(**{"slm.layers": value})
+    assert "1 error\n" in said
+    assert message in said
+
+
 def test_unknown_key_like_no_other_lists_the_valid_ones():
     assert "client.zzz: unknown key; valid keys here: epochs, batch_size" in refused(**{"client.zzz": 1})
 
@@ -319,7 +396,7 @@ def test_secure_aggregation_of_three_clients_is_allowed():
 
 
 def test_distillation_without_public_data_is_refused():
-    message = refused(task={"public_size": 0})
+    message = refused(task={"public_size": 0, "unlabelled_size": 0})
     assert "server.epochs 1 needs public data" in message
     assert "or server.epochs: 0" in message
     assert load_config("icd10", task={"public_size": 0}, server={"epochs": 0}).task.public_size == 0

@@ -7,10 +7,15 @@ import pytest
 
 from fedcollm.config import ControlConfig, RunConfig
 from fedcollm.config.choices import TABLES
-from fedcollm.config.methods import CONTROLS, METHODS, PAPER, changed, fits
+from fedcollm.config.methods import CONTROLS, FURTHER, METHODS, PAPER, changed, fits
 
 #: With two clients and some unlabelled public examples, so that every ablation is one.
 BASE = RunConfig.model_validate({"task": {"clients": 2, "unlabelled_size": 10}})
+
+
+#: The same with an SLM that is healed, which one ablation leaves out.
+HEALED = changed(BASE, {"slm.heal": {}})
+FREE = {"prompt": "{a}", "answer": "b"}
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -68,7 +73,7 @@ ABLATIONS = [name for name, method in METHODS.items() if method.changes]
 def test_every_method_has_a_label_of_its_own():
     labels = [method.label for method in METHODS.values()]
     assert len(set(labels)) == len(labels)
-    assert METHODS.keys() == CONTROLS.keys() | PAPER.keys() | set(ABLATIONS)
+    assert METHODS.keys() == CONTROLS.keys() | PAPER.keys() | FURTHER.keys() | set(ABLATIONS)
     assert not PAPER.keys() & set(ABLATIONS)
 
 
@@ -102,12 +107,22 @@ def test_every_method_is_a_valid_configuration_and_a_function_of_the_base(method
 
 @pytest.mark.parametrize("method", ABLATIONS)
 def test_ablation_differs_in_the_keys_that_it_names_and_no_other(method):
-    (config,) = METHODS[method].configure(BASE).values()
-    assert differing(config) == METHODS[method].changes
+    (config,), changes = METHODS[method].configure(HEALED).values(), METHODS[method].changes
+    assert config == changed(HEALED, changes)
+    assert differing(config, HEALED)
+    assert all(key.startswith(tuple(changes)) for key in differing(config, HEALED))
+
+
+@pytest.mark.parametrize("values", [{"task.unlabelled_size": 0}, {"task.name": "custom", "task.format": FREE}])
+def test_plus_has_no_pseudo_labels_where_nothing_could_get_them(values):
+    config = METHODS["fedcollm_plus"].configure(changed(BASE, values))[""]
+    assert config.server.pseudo_labels is None
+    assert config.server.distillation.teach_where_better
+    assert METHODS["fedcollm_plus"].configure(BASE)[""].server.pseudo_labels is not None
 
 
 def test_no_two_ablations_are_the_same():
-    configs = [METHODS[method].configure(BASE)[""] for method in ("fedcollm", *ABLATIONS)]
+    configs = [METHODS[method].configure(HEALED)[""] for method in ("fedcollm", *ABLATIONS)]
     assert all(one != two for i, one in enumerate(configs) for two in configs[:i])
 
 
@@ -166,7 +181,8 @@ SOLVED = {"server.epochs": 0, "federation.rounds": 1, "control.columns": 2048, "
     [
         ("majority", {"control.features": "constant"}),
         ("closed_form", {"control.features": "ngrams"}),
-        ("closed_form_slm", {"control.features": "slm"}),
+        ("closed_form_slm", {"control.features": "slm", "control.ridge": 0.03}),
+        ("closed_form_both", {"control.features": "ngrams_slm", "control.ridge": 0.06}),
         ("closed_form_public", {"control.features": "ngrams", "federation.participants": []}),
     ],
 )
@@ -225,7 +241,7 @@ def test_no_other_method_keeps_a_control(method):
     ids=["free answers", "example-level privacy"],
 )
 def test_controls_fit_no_free_answers_and_no_dp_sgd(values):
-    assert [name for name in METHODS if not fits(name, changed(BASE, values))][:4] == list(CONTROLS)
+    assert [name for name in METHODS if not fits(name, changed(BASE, values))][:5] == list(CONTROLS)
     assert all(fits(name, BASE) for name in CONTROLS)
 
 
@@ -233,3 +249,33 @@ def test_controls_fit_no_free_answers_and_no_dp_sgd(values):
 def test_single_parties_need_no_others(method):
     configs = METHODS[method].configure(changed(BASE, {"federation.min_clients": 2}))
     assert {config.federation.min_clients for config in configs.values()} == {1}
+
+
+def test_text_control_trains_the_llm_on_the_text_that_heals_the_slm(tiny_config):
+    config = changed(tiny_config, {"slm.heal": {"text": "a.txt", "size": 40, "learning_rate": 8e-4}})
+    found = METHODS["fedavg_ce_text"].configure(config)[""]
+    assert found.llm.heal == config.slm.heal.model_copy(update={"objective": "next_token", "learning_rate": 1e-4})
+    assert found.llm.layers is None
+    assert found.server.distillation.weights == (0, 0)
+    assert found.slm == config.slm
+
+
+def test_labelled_control_has_the_same_data_and_no_unlabelled_batches():
+    (config,), (plain,) = (METHODS[name].configure(BASE).values() for name in ("fedavg_ce_labelled", "fedavg_ce"))
+    assert differing(config, plain) == {"server.unlabelled_per_round": 0}
+
+
+def test_plus_averages_products_where_no_layer_can_be_transferred():
+    other = {"llm.source": "another"}
+    config = METHODS["fedcollm_plus"].configure(changed(BASE, other))[""]
+    assert (config.server.layer_transfer, config.federation.aggregation) == (0, "product")
+    secure = other | {"federation.secure_aggregation.enabled": True, "task.clients": 3}
+    config = METHODS["fedcollm_plus"].configure(changed(BASE, secure))[""]
+    assert (config.federation.aggregation, config.federation.server_optimizer.kind) == ("mean", "fedavgm")
+
+
+def test_plus_needs_sums_only_where_layers_are_transferred():
+    secure = {"federation.secure_aggregation.enabled": True, "task.clients": 3}
+    config = METHODS["fedcollm_plus"].configure(changed(BASE, secure))[""]
+    assert config.server.layer_transfer == 1
+    assert config.server.pseudo_labels is not None

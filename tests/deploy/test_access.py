@@ -43,7 +43,7 @@ def config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
         "icd10",
         task={"name": "custom", "path": str(word_data), "format": shape, "clients": 3},
         llm={"source": model_directories["llm"]},
-        slm={"source": model_directories["slm"], "layers": None},
+        slm={"source": model_directories["slm"], "layers": None, "heal": None},
         federation={"secure_aggregation": True},
     )
 

@@ -262,11 +262,21 @@ def test_client_made_from_its_directory_answers_its_run_and_no_other(out, config
     assert not (place / "state" / "opened.json").exists()
 
 
-def test_client_of_a_control_answers_a_request_that_is_longer_than_any_adapter(out, config):
+STATISTICS = {"features": "ngrams", "columns": 3000}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"control": STATISTICS, "federation.rounds": 1},
+        {"server.pseudo_labels": STATISTICS, "server.epochs": 1, "task.unlabelled_size": 8},
+    ],
+    ids=["control", "pseudo-labels"],
+)
+def test_client_answers_a_request_for_statistics_that_is_longer_than_any_adapter(out, config, values):
     place = out / "clients" / "1"
     (place / "state").mkdir()
-    control = {"control": {"features": "ngrams", "columns": 3000}, "federation.rounds": 1}
-    (place / CONFIG).write_text(config_text(changed(config, control)))
+    (place / CONFIG).write_text(config_text(changed(config, values)))
     answering = build_answering(place, place / "data.jsonl")
     membership = directories.read(place, directories.MEMBERSHIP, Membership)
     zeros = {"statistics/gram": torch.zeros(3000 * 3001 // 2), "statistics/targets": torch.zeros(3000, 2)}
@@ -278,7 +288,22 @@ def test_client_of_a_control_answers_a_request_that_is_longer_than_any_adapter(o
     assert isinstance(decode(answering(request), answering.limit_bytes), PhaseAnswer)
 
 
+def test_client_that_would_heal_its_own_slm_does_not_start(out, config):
+    place = out / "clients" / "1"
+    (place / CONFIG).write_text(config_text(changed(config, {"slm.heal": {"size": 100}})))
+    with pytest.raises(
+        UserError, match=r"slm\.heal: each machine .* fedcollm shrink .* --set heal\.size=100 --out DIR"
+    ):
+        serve(out)
+
+
 # --- the server ---
+
+
+def test_server_that_would_heal_its_own_slm_does_not_start(out, config):
+    (out / "server" / CONFIG).write_text(config_text(changed(config, {"slm.heal": {}})))
+    with pytest.raises(UserError, match=r"slm\.heal: each machine"), server.serving(out / "server"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["server.key", "superexec.key"])

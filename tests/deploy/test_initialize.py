@@ -240,7 +240,20 @@ def changed(config: RunConfig, **changes) -> RunConfig:
     return load_config("icd10", **config.model_dump(mode="json"), **changes)
 
 
+HEAL = "slm.heal: each machine would heal an SLM of its own"
+SHRINK = r"fedcollm shrink \S+ --layers"
 REFUSED = {
+    "healed SLM": ({"slm.heal": {}}, {}, f"{HEAL}.*{SHRINK} all --out DIR"),
+    "healed SLM with settings": (
+        {"slm.layers": [1], "slm.mlp_share": 0.5, "slm.heal": {"text": "my notes.txt", "betas": [0.5, 0.5]}},
+        {},
+        SHRINK + r" 1, --set mlp_share=0\.5 --set 'heal\.betas=\[0\.5, 0\.5\]' --set 'heal\.text=my notes\.txt' --out",
+    ),
+    "measured layers": (
+        {"slm.layers": 1, "slm.layer_choice": "block", "slm.heal": {"epochs": 0}},
+        {},
+        SHRINK + r" 1 --set layer_choice=block --set heal\.epochs=0 --out DIR",
+    ),
     "image task": ({"task.name": "digits", "task.path": None, "task.format": None}, {}, "digits can't be deployed"),
     "plain updates": (
         {"federation.secure_aggregation.enabled": False},
@@ -306,7 +319,7 @@ def test_demo_data_is_each_clients_own_part(config, model_directories, tmp_path)
     preset = load_config(
         "icd10",
         **{f"{role}.source": model_directories[role] for role in ("llm", "slm")},
-        **{"slm.layers": None, "federation.secure_aggregation.enabled": True, "task.test_size": 20},
+        **{"slm.layers": None, "slm.heal": None, "federation.secure_aggregation.enabled": True, "task.test_size": 20},
     )
     deployment = initialize(preset, SITE, tmp_path / "out", demo_data=True)
     parts = split(load_pool(preset.task, preset.seed), preset.task, preset.seed)

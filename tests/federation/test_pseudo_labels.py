@@ -10,7 +10,8 @@ import fedcollm
 from fedcollm.config import PseudoLabelConfig
 from fedcollm.config.methods import METHODS, changed
 from fedcollm.errors import UserError
-from fedcollm.federation.pseudo_labels import ACCURACY, SCALE, WEIGHTS, build_teacher, with_pseudo_labels
+from fedcollm.federation.pseudo_labels import ACCURACY, SCALE, WEIGHTS, build_teacher, teach
+from fedcollm.federation.pseudo_labels import with_pseudo_labels as label
 from fedcollm.federation.statistics import GRAM, TARGETS
 from fedcollm.modalities.evidence import Evidence, with_labels
 from fedcollm.modalities.text.examples import TextExample
@@ -19,6 +20,7 @@ from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import Inputs, rounds
 
 SETTINGS = PseudoLabelConfig(ridge=1.0)
+DRAWN = PseudoLabelConfig(ridge=1.0, labels="drawn")
 LABELS = ("a", "b")
 NONE = nn.Identity()
 
@@ -39,6 +41,11 @@ class Words(TextTask):
 
 def example(prompt: str, answer: int | None, name: str = "1") -> TextExample:
     return TextExample(name, prompt, LABELS, answer, LABELS)
+
+
+def with_pseudo_labels(modality, slm, public, teacher, settings, seed):
+    unlabelled = [e for e in public if e.label is None]
+    return label(public, [teach(modality, slm, unlabelled, teacher, settings)], settings, seed)
 
 
 def teacher(*labelled: TextExample):
@@ -70,9 +77,16 @@ def test_scale_is_the_one_with_the_lowest_loss_on_labelled_examples(answers, sca
 def test_labels_are_drawn_in_proportion_to_the_probabilities():
     # scores of x: (0.5, -0.5), scale 1, so P(a) = 1 / (1 + e⁻¹) = 0.731
     public = [example("x", None, str(i)) for i in range(4000)]
-    drawn = with_pseudo_labels(Words(), NONE, public, teacher(), SETTINGS, seed=1)
+    drawn = with_pseudo_labels(Words(), NONE, public, teacher(), DRAWN, seed=1)
     share = sum(e.answer == 0 for e in drawn) / len(drawn)
     assert share == pytest.approx(1 / (1 + math.exp(-1)), abs=0.02)
+
+
+def test_the_likeliest_label_does_not_depend_on_the_seed():
+    public = [example(prompt, None) for prompt in "xyyx"]
+    for seed in range(5):
+        found = with_pseudo_labels(Words(), NONE, public, teacher(), SETTINGS, seed)
+        assert [e.answer for e in found] == [0, 1, 1, 0]
 
 
 def test_labelled_examples_and_the_order_stay():
@@ -87,7 +101,7 @@ def test_draws_depend_on_the_seed_alone():
     public = [example("x", None, str(i)) for i in range(50)]
 
     def draw(seed: int) -> list:
-        return [e.answer for e in with_pseudo_labels(Words(), NONE, public, teacher(), SETTINGS, seed)]
+        return [e.answer for e in with_pseudo_labels(Words(), NONE, public, teacher(), DRAWN, seed)]
 
     assert draw(1) == draw(1) != draw(2)
 
@@ -98,6 +112,20 @@ def test_examples_without_the_method_are_the_users_error():
 
     with pytest.raises(UserError, match="Bare has no method with_answer"):
         with_pseudo_labels(Words(), NONE, [Bare()], teacher(), SETTINGS, 1)
+
+
+def test_the_mean_of_all_opinions_decides():
+    public = [example("x", None), example("y", 0), example("y", None)]
+    one = [torch.tensor([0.6, 0.4]), torch.tensor([0.3, 0.7])]
+    other = [torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.5])]  # means (0.35, 0.65) and (0.4, 0.6)
+    assert [e.answer for e in label(public, [one], SETTINGS, 0)] == [0, 0, 1]
+    assert [e.answer for e in label(public, [one, other], SETTINGS, 0)] == [1, 0, 1]
+
+
+def test_the_models_have_a_say_from_round_2_on(tiny_config, tmp_path):
+    one = fedcollm.run(changed(tiny_config, ON), tmp_path / "one")
+    other = fedcollm.run(changed(tiny_config, ON | {"server.pseudo_labels.with_models": False}), tmp_path / "other")
+    assert one.records[1].losses == other.records[1].losses
 
 
 # --- in a run ---

@@ -15,13 +15,14 @@ from tests.parties import add_adapter, agreeing, change, mean_of
 
 from fedcollm.config import DistillationConfig
 from fedcollm.errors import NonFiniteError, RoundFailedError
-from fedcollm.federation.server import Server, sample
+from fedcollm.federation.server import Server, of_round, sample
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, Answer, Request, adapter_bytes
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.adapters import read_adapter
-from fedcollm.models.pretrained import load_causal_lm, prune_layers
-from fedcollm.seeding import derive_seed
+from fedcollm.models.pretrained import load_causal_lm
+from fedcollm.models.pruning import prune_layers
+from fedcollm.seeding import RunIdentity, derive_seed
 from fedcollm.transports.local import LocalTransport
 
 
@@ -32,6 +33,27 @@ def example(noun: str, answer: int) -> TextExample:
 ANIMALS = [example(noun, 0) for noun in ("cat", "dog", "bird")]
 COLOURS = [example(noun, 1) for noun in ("red", "green", "blue")]
 PUBLIC = [example("good", 0), example("bad", 1), example("colour", 1), example("animal", 0).without_label()]
+
+
+def test_a_round_uses_the_next_unlabelled_examples_and_every_labelled_one():
+    unlabelled = [example(str(i), 0).without_label() for i in range(5)]
+    public, identity = [*ANIMALS, *unlabelled], RunIdentity("run", 7)
+    parts = [of_round(public, 2, identity, index) for index in (1, 2, 3, 4, 5)]
+    assert all(part[:3] == ANIMALS for part in parts)
+    drawn = [[int(e.id) for e in part[3:]] for part in parts]
+    order = drawn[0] + drawn[1] + drawn[2][:1]
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    assert drawn == [order[:2], order[2:4], [order[4], order[0]], order[1:3], order[3:]]
+    assert of_round(public, 2, RunIdentity("run", 7), 2) == parts[1]
+
+
+def test_a_round_can_do_without_unlabelled_examples():
+    assert of_round(PUBLIC, 0, RunIdentity("run", 7), 1) == PUBLIC[:3]
+
+
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_a_round_uses_all_unlabelled_examples_if_there_are_no_more(size):
+    assert of_round(PUBLIC, size, RunIdentity("run", 7), 3) == PUBLIC
 
 
 class Spy(LocalTransport):

@@ -264,7 +264,7 @@ def changed(**tensors) -> TrainRequest:
 @pytest.mark.parametrize(
     ("agreed", "asked", "reason"),
     [
-        ({"statistics": None}, request(), "its configuration has no control"),
+        ({"statistics": None}, request(), "neither control nor pseudo_labels"),
         ({"privacy": ExamplePrivacy(1.0, 1.0, 1e-4, 0.5, 2)}, request(), "DP-SGD"),
         ({}, request(run="theirs"), "a request of run 'theirs'"),
         ({}, request(round_index=1), "only round 0"),

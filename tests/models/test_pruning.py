@@ -1,10 +1,22 @@
 """Cutting layers and MLP neurons."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    JambaConfig,
+    LlamaConfig,
+    OPTConfig,
+    Qwen2Config,
+    SmolLM3Config,
+)
 
 from fedcollm.errors import UserError
 from fedcollm.models.pretrained import load_causal_lm
@@ -77,6 +89,9 @@ FAMILIES = {
     "qwen2": Qwen2Config(**SHAPE, intermediate_size=32, num_key_value_heads=2),
     "gpt2": GPT2Config(vocab_size=16, n_embd=16, n_head=2, n_layer=5, n_positions=32, **TOKEN_IDS),
     "opt": OPTConfig(**SHAPE, ffn_dim=32, word_embed_proj_dim=16, **TOKEN_IDS),
+    "bloom": BloomConfig(vocab_size=16, hidden_size=16, n_head=2, n_layer=5, **TOKEN_IDS),
+    "neox": GPTNeoXConfig(**SHAPE, intermediate_size=32),
+    "smollm3": SmolLM3Config(**SHAPE, intermediate_size=32, num_key_value_heads=2, pad_token_id=0),
 }
 
 
@@ -118,6 +133,61 @@ def test_pruning_keeps_the_kinds_of_the_layers_that_stay():
         "sliding_attention",
     ]
     assert prune_layers(model, 2).config.layer_types == ["full_attention", "sliding_attention"]
+
+
+def test_pruning_keeps_which_layers_have_no_positions(tmp_path):
+    model = family("smollm3")  # every fourth layer has none
+    assert model.config.no_rope_layers == [1, 1, 1, 0, 1]
+    prune_layers(model, [0, 3]).save_pretrained(tmp_path)
+    loaded = load_causal_lm(str(tmp_path), torch.float32)
+    assert loaded.config.no_rope_layers == [1, 0]
+    torch.testing.assert_close(logits(loaded), logits(model))
+
+
+class Stack(nn.Module):
+    """Two layers of two experts each."""
+
+    def __init__(self, **config: object):
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        self.layers = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList([nn.Identity()] * 2)}) for _ in range(2))
+
+
+def test_experts_in_a_layer_are_no_layers():
+    model = Stack(num_hidden_layers=2)
+    with only_layers(model, [1]):
+        assert [len(layer["experts"]) for layer in model.layers] == [2]
+    assert [len(layer["experts"]) for layer in model.layers] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_hidden_layers": 3}, "Stack has no list of its 3 layers"),
+        ({"text_config": None}, "Stack does not say how many layers it has"),
+    ],
+)
+def test_a_model_whose_layers_are_not_found_is_refused(config, message):
+    with pytest.raises(UserError, match=f"{message}.*Set layers: null"):
+        prune_layers(Stack(**config), 1)
+
+
+def test_a_model_that_could_not_be_loaded_again_is_refused():
+    hybrid = JambaConfig(
+        **SHAPE,
+        intermediate_size=32,
+        num_key_value_heads=2,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=2,
+        use_mamba_kernels=False,
+        mamba_d_state=4,
+        mamba_dt_rank=4,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hybrid)
+    with pytest.raises(UserError, match="configuration does not describe what is left"):
+        prune_layers(model, [0, 2, 4])  # the kind of a layer follows from its index
 
 
 def test_only_some_layers_compute_and_then_all_again(llama):

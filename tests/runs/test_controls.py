@@ -25,7 +25,7 @@ from fedcollm.modalities.text.examples import TextExample
 from fedcollm.runs import build_models, controls, profile
 from fedcollm.runs import directory as directories
 from fedcollm.runs.estimate import check
-from fedcollm.runs.runner import rounds
+from fedcollm.runs.runner import evaluate_run, rounds
 
 COLUMNS = 64
 SECURE = {"federation.secure_aggregation.enabled": True, "task.clients": 3}
@@ -220,6 +220,16 @@ def test_statistics_that_no_honest_client_can_have_are_refused(tiny_config, tmp_
         fedcollm.run(control(tiny_config), tmp_path)
 
 
+# --- evaluation ---
+
+
+@pytest.mark.parametrize("role", ["slm", "control"])
+def test_a_run_that_trained_nothing_has_nothing_to_evaluate(tiny_config, tmp_path, role):
+    fedcollm.run(control(tiny_config), tmp_path)
+    with pytest.raises(UserError, match=r"trained nothing.*rounds\.jsonl.*fedcollm report"):
+        evaluate_run(tmp_path, role)
+
+
 # --- estimates ---
 
 
@@ -231,6 +241,14 @@ def test_check_tells_the_bytes_of_the_statistics(tiny_config):
     assert hidden.upload_bytes == 4 * (16 * 17 // 2 + 2 * 16)
     (public,) = METHODS["closed_form_public"].configure(tiny_config).values()
     assert check(public).roles["slm"].upload_bytes == 0
+
+
+def test_check_tells_what_pseudo_labels_send_once(tiny_config):
+    labels = {"server.pseudo_labels": {"columns": COLUMNS}, "task.unlabelled_size": 48, "task.public_size": 32}
+    cost, plain = check(changed(tiny_config, labels)), check(tiny_config)
+    assert (cost.statistics_bytes, plain.statistics_bytes) == (4 * (COLUMNS * (COLUMNS + 1) // 2 + 2 * COLUMNS), 0)
+    assert cost.roles["slm"].upload_bytes == plain.roles["slm"].upload_bytes
+    assert check(control(tiny_config)).statistics_bytes == 0
 
 
 def test_nothing_is_measured_where_nothing_is_trained(tiny_config):

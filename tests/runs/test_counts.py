@@ -11,7 +11,8 @@ from torch import nn
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.fused.attention import GROUPED
 from fedcollm.models.fused.patch import fuse
-from fedcollm.training.fine_tuning import evaluate, minibatches
+from fedcollm.training.batches import minibatches
+from fedcollm.training.fine_tuning import evaluate
 
 FILLERS = ("the", "a", "is", "good", "bad", "red", "green", "blue")
 

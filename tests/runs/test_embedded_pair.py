@@ -12,7 +12,11 @@ from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.runs.runner import evaluate_run
 
-SMALL = {"task": {"clients": 2, "private_size": 24, "public_size": 24, "test_size": 42}, "federation": {"rounds": 1}}
+SMALL = {
+    "task": {"clients": 2, "private_size": 24, "public_size": 24, "unlabelled_size": 24, "test_size": 42},
+    "slm": {"heal": {"size": 48}},
+    "federation": {"rounds": 1},
+}
 
 
 def has_model() -> bool:

@@ -88,10 +88,15 @@ def test_every_part_is_measured_and_nothing_is_left(tiny_config, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bytes_are_those_that_the_run_records(tiny_config, tmp_path, by_hand):
-    measured = measure(tiny_config)
-    records = list(rounds(tiny_config, tmp_path / "run"))[1:]
-    assert [(r.bytes_up, r.bytes_down) for r in records] == [(measured.bytes_up, measured.bytes_down)] * 2
+LABELS = {"server": {"pseudo_labels": {"columns": 64}}, "task": {"unlabelled_size": 8}}
+
+
+@pytest.mark.parametrize("values", [{}, LABELS], ids=["plain", "with pseudo-labels"])
+def test_bytes_are_those_that_the_run_records(tiny_config, tmp_path, by_hand, values):
+    config = changed(tiny_config, **values)
+    measured = measure(config)
+    records = list(rounds(config, tmp_path / "run"))
+    assert [(r.bytes_up, r.bytes_down) for r in records[1:]] == [(measured.bytes_up, measured.bytes_down)] * 2
     assert measured.run_bytes == sum((r.bytes_up + r.bytes_down) * len(r.participants) for r in records)
 
 

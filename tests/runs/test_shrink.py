@@ -1,17 +1,23 @@
 """Models that are cut and healed before a run: made once, found again, refused clearly."""
 
+import copy
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import WORDS
+from tests.conftest import WORDS, tiny_llama
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedcollm.config import ModelConfig
 from fedcollm.config.methods import changed
 from fedcollm.errors import UserError
-from fedcollm.models.pretrained import load_causal_lm, load_config
+from fedcollm.modalities.text.task import TextTask
+from fedcollm.models.pretrained import load_causal_lm, load_config, load_tokenizer, start_tokens
 from fedcollm.runs import shrink
-from fedcollm.runs.build import build_federation
+from fedcollm.runs.build import Inputs, build_federation
+from fedcollm.runs.runner import rounds
 from fedcollm.runs.shrink import ShrinkReport, shrink_report, shrunk, with_shrunk_models
 
 CPU = torch.device("cpu")
@@ -102,6 +108,73 @@ def test_an_interrupted_healing_continues_and_leaves_nothing_behind(section, cac
     assert not list(cache.glob(".unfinished-*"))
 
 
+def test_two_that_need_the_same_model_at_once_make_it_once(section, monkeypatch):
+    calls, real = [], shrink.heal
+    monkeypatch.setattr(shrink, "heal", lambda *arguments: calls.append(1) or real(*arguments))
+    with ThreadPoolExecutor(2) as pool:  # a file's lock excludes threads like processes
+        one, other = pool.map(lambda _: shrunk(section, CPU), range(2))
+    assert one == other
+    assert calls == [1]
+
+
+def test_cache_that_cannot_be_written_is_named(section, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"cache of models, .*file/cache, can't be written.*FEDCOLLM_CACHE"):
+        shrunk(section, CPU)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["in the cache", "elsewhere"])
+def test_a_healed_model_can_be_shrunk_again(section, tmp_path, moved):
+    first = shrunk(section.model_copy(update={"layers": 3}), CPU).source
+    if moved:
+        first = shutil.copytree(first, tmp_path / "moved")
+    again = shrunk(section.model_copy(update={"source": str(first)}), CPU).source
+    assert Path(again).name.startswith(("llm-", "moved-"))
+    assert load_config(again).num_hidden_layers == 2
+    assert load_config(again).kept_layers == [0, 2]  # of the three
+    assert shrunk(section.model_copy(update={"source": str(first)}), CPU).source == again
+
+
+def test_a_tokenizer_that_begins_every_text_is_kept(section, pieces, tmp_path):
+    source = tmp_path / "with-start"
+    tiny_llama(4, 32, seed=4, size=24).save_pretrained(source)
+    pieces.save_pretrained(source)
+    made = shrunk(section.model_copy(update={"source": str(source)}), CPU)
+    assert start_tokens(load_tokenizer(made.source)) == (1,)
+    assert shrink_report(Path(made.source)).healed.kl < shrink_report(Path(made.source)).cut.kl
+
+
+def test_a_tokenizer_without_special_tokens_is_enough(section, tokenizer, tmp_path):
+    source, bare = tmp_path / "bare", copy.deepcopy(tokenizer)
+    shutil.copytree(section.source, source)
+    bare.pad_token = bare.unk_token = None
+    bare.save_pretrained(source)
+    made = shrunk(section.model_copy(update={"source": str(source)}), CPU)
+    assert load_tokenizer(made.source).pad_token_id is None
+    assert shrink_report(Path(made.source)).healed.kl < shrink_report(Path(made.source)).cut.kl
+
+
+def test_a_model_without_our_attention_is_healed(section, tokenizer, tmp_path):
+    shape = GPT2Config(vocab_size=16, n_embd=16, n_head=2, n_layer=4, n_positions=32, initializer_range=0.2)
+    shape.bos_token_id = shape.eos_token_id = 1
+    source = str(tmp_path / "gpt2")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(shape).save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    report = shrink_report(Path(shrunk(section.model_copy(update={"source": source}), CPU).source))
+    assert report.layers == [0, 3]
+    assert report.healed.kl < report.cut.kl
+
+
+def test_a_model_can_be_cut_by_measurement_without_training(section):
+    settings = section.model_dump() | {"layer_choice": "influence"}
+    settings["heal"]["epochs"] = 0
+    report = shrink_report(Path(shrunk(ModelConfig.model_validate(settings), CPU).source))
+    assert len(report.layers) == 2
+    assert report.healed == report.cut
+
+
 def test_fewer_neurons(section):
     narrow = ModelConfig.model_validate(section.model_dump() | {"mlp_share": 0.5})
     made = shrunk(narrow, CPU)
@@ -144,9 +217,61 @@ def test_layers_are_transferred_from_where_the_healed_model_has_them(tiny_config
     assert list(build_federation(config, tmp_path / "base").server.slm_layers) == [0, 1]
 
 
+def test_a_healed_model_of_both_roles_gives_every_layer_to_itself(tiny_config, section, tmp_path):
+    made = shrunk(section.model_copy(update={"layers": [1, 3]}), CPU).source
+    both = {"slm.source": made, "llm.source": made, "server.layer_transfer": 1.0}
+    assert list(build_federation(changed(tiny_config, both), tmp_path).server.slm_layers) == [0, 1]
+
+
+def test_an_llm_that_nothing_uses_is_not_healed(tiny_config, section):
+    config = changed(tiny_config, {"llm": section.model_dump() | {"layers": None}})
+    assert with_shrunk_models(changed(config, {"server.epochs": 0})).llm == config.llm
+    assert with_shrunk_models(config).llm.heal is None
+
+
+@pytest.mark.parametrize("change", [{"llm.heal": {}}, {"slm.heal": {}, "slm.mlp_share": 0.5}])
+def test_layers_are_transferred_only_if_they_are_those_of_the_llm(tiny_config, section, change):
+    pair = {"slm.source": section.source, "slm.layers": 2, "server.layer_transfer": 1.0}
+    assert changed(tiny_config, pair).server.layer_transfer == 1.0
+    with pytest.raises(ValueError, match="layer_transfer"):
+        changed(tiny_config, pair | change)
+
+
+def test_scores_before_training_are_not_shared_with_a_base_of_another_text(tiny_config, section, text, tmp_path):
+    config = changed(tiny_config, {"slm": section.model_dump(), "federation.rounds": 1})
+    inputs = Inputs(shared=tmp_path / "shared")
+    list(rounds(config, tmp_path / "one", inputs))
+    entries = len(list((tmp_path / "shared" / "round-0").glob("*.json")))
+    Path(text).write_text(Path(text).read_text(encoding="utf-8").replace("red", "good"), encoding="utf-8")
+    list(rounds(config, tmp_path / "two", inputs))
+    assert len(list((tmp_path / "shared" / "round-0").glob("*.json"))) > entries
+
+
+def test_a_run_is_not_continued_on_a_base_of_another_text(tiny_config, section, text, tmp_path):
+    config = changed(tiny_config, {"slm": section.model_dump()})
+    begun = rounds(config, tmp_path / "run")
+    next(begun)
+    begun.close()
+    before = Path(text).read_text(encoding="utf-8")
+    Path(text).write_text(before.replace("red", "good"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"slm\.heal.* began with the base llm-.*the text"):
+        list(rounds(None, tmp_path / "run", resume=True))
+    Path(text).write_text(before, encoding="utf-8")
+    assert [record.round for record in rounds(None, tmp_path / "run", resume=True)] == [0, 1, 2]
+
+
 def test_only_language_models_are_healed(tmp_path):
     from fedcollm.config.loading import load_config as load
 
     config = load("digits", **{"slm.heal": {}, "task.private_size": 20, "task.public_size": 40})
     with pytest.raises(UserError, match=r"slm.heal.*digits"):
         build_federation(config, tmp_path)
+
+
+def test_networks_of_a_modality_of_ones_own_are_not_healed(tiny_config, tmp_path):
+    class Own(TextTask):
+        causal_lm = False
+
+    config = changed(tiny_config, {"slm.heal": {}})
+    with pytest.raises(UserError, match=r"slm.heal.*no language models"):
+        build_federation(config, tmp_path, Inputs(modality=Own("own", load_tokenizer(config.slm.source), 16, 32)))

@@ -1,4 +1,4 @@
-"""Batches, cross-entropy by hand, and the one loop of fine-tuning and scoring."""
+"""Cross-entropy by hand, and the one loop of fine-tuning and scoring."""
 
 import copy
 import math
@@ -18,66 +18,8 @@ from fedcollm.modalities.vision.task import ImageExample, ImageTask
 from fedcollm.models.adapters import read_adapter
 from fedcollm.models.fused.patch import fuse
 from fedcollm.training import optimizers
-from fedcollm.training.fine_tuning import check_finite, evaluate, minibatches, pull_back, step_count
+from fedcollm.training.fine_tuning import check_finite, evaluate, predict, pull_back
 from fedcollm.training.optimizers import adamw, clip
-
-
-class Sizes:
-    """A task whose examples are (id, size) and whose batches are lists of them."""
-
-    def size(self, example):
-        return example[1]
-
-    def collate(self, examples):
-        return list(examples)
-
-
-# --- batches ---
-
-
-@pytest.mark.parametrize(("examples", "batches"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
-def test_step_count_rounds_up(examples, batches):
-    assert step_count(examples, TrainingConfig(batch_size=4)) == batches
-
-
-@pytest.mark.parametrize("count", [0, 1, 4, 7, 64, 101])
-@pytest.mark.parametrize("batch_size", [1, 4, 200])
-def test_minibatches_cover_every_example_exactly_once(count, batch_size):
-    examples = [(i, i % 5) for i in range(count)]
-    batches = list(minibatches(Sizes(), examples, batch_size, random.Random(0)))
-    assert sorted(example for batch in batches for example in batch) == examples
-    assert len(batches) == math.ceil(count / batch_size)
-    assert all(1 <= len(batch) <= batch_size for batch in batches)
-
-
-def test_minibatches_group_examples_of_like_size():
-    # 16 examples of sizes 0, 7, 14, 5, ... in batches of 2 fill one window: each batch is a pair of neighbours in size
-    examples = [(i, 7 * i % 16) for i in range(16)]
-    batches = list(minibatches(Sizes(), examples, 2, random.Random(0)))
-    assert sorted([size for _, size in batch] for batch in batches) == [[2 * i, 2 * i + 1] for i in range(8)]
-
-
-def test_minibatches_come_in_no_order_of_size():
-    batches = list(minibatches(Sizes(), [(i, i) for i in range(16)], 2, random.Random(0)))
-    assert batches != sorted(batches)
-
-
-def test_minibatches_depend_on_the_generator_alone():
-    examples = [(i, i % 3) for i in range(40)]
-
-    def pass_with(seed):
-        return list(minibatches(Sizes(), examples, 4, random.Random(seed)))
-
-    first = pass_with(1)
-    random.seed(5), torch.manual_seed(5)
-    assert pass_with(1) == first
-    assert pass_with(2) != first
-
-
-def test_two_passes_of_one_generator_differ():
-    examples, generator = [(i, 1) for i in range(40)], random.Random(0)
-    assert list(minibatches(Sizes(), examples, 4, generator)) != list(minibatches(Sizes(), examples, 4, generator))
-
 
 # --- cross-entropy ---
 
@@ -262,6 +204,14 @@ def test_evaluate_sums_over_examples_whatever_the_batch_size():
         assert score.count == 5
         assert score.sums == {"acc": 3.0}
         assert score.confusion == {("a", "a"): 2, ("b", "b"): 1, ("a", "b"): 2}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_predictions_are_in_the_order_of_the_examples_whatever_the_batch_size(batch_size):
+    examples = [image(i, 0, 0) for i in (3, 1, 2)]
+    found = predict(IMAGES, Scaled(), examples, batch_size)
+    expected = [IMAGES.logits(Scaled(), IMAGES.collate([one])).softmax(-1)[0] for one in examples]
+    torch.testing.assert_close(found, [one.detach() for one in expected])
 
 
 def test_evaluate_switches_dropout_off_and_keeps_no_graph():

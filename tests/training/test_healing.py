@@ -82,7 +82,10 @@ def test_two_healings_are_equal_bit_for_bit(task, student, teacher):
     assert same(weights(student), weights(other))
 
 
-def test_an_interrupted_healing_continues_bit_for_bit(task, student, teacher, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_an_interrupted_healing_continues_bit_for_bit(task, student, teacher, tmp_path, monkeypatch, dropout):
+    for layer in student.model.layers:
+        layer.self_attn.attention_dropout = dropout
     interrupted, resumed = copy.deepcopy(student), copy.deepcopy(student)
     heal(task, student, teacher, PIECES, SETTINGS)  # 18 steps
     checkpoint, real, calls = Checkpoint(tmp_path / "state", every=5), healing._accumulate, []

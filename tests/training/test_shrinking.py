@@ -4,6 +4,7 @@ from tests.conftest import tiny_llama
 from tests.training.test_healing import PIECES
 from transformers import LlamaForCausalLM
 
+from fedcollm.config import choices
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.pruning import gated_mlps
 from fedcollm.training.healing import text_batches
@@ -64,6 +65,4 @@ def test_ranking_neurons_leaves_no_hook_behind(tokenizer):
 
 
 def test_the_table_has_every_choice_of_the_configuration():
-    from fedcollm.config.choices import LAYER_CHOICES as choices
-
-    assert choices.keys() == LAYER_CHOICES.keys()
+    assert choices.LAYER_CHOICES.keys() == LAYER_CHOICES.keys()

@@ -23,7 +23,7 @@ from fedcollm.models.adapters import read_adapter
 from fedcollm.models.pretrained import load_tokenizer
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.build import Inputs, Remote
-from fedcollm.runs.build_clients import ClientData, build_client, secure_client, secured
+from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_model
 from fedcollm.runs.runner import rounds
 from fedcollm.seeding import RunIdentity
@@ -37,13 +37,13 @@ RUN = "small-0123"
 def small_config(models: dict[str, str], data: Path, **changes: Any) -> RunConfig:
     """Two rounds of four clients with 4, 8, 12 and 16 examples, without distillation."""
     columns = {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"]}
-    sizes = {"private_size": 10, "public_size": 8, "test_size": 12}
+    sizes = {"private_size": 10, "public_size": 8, "unlabelled_size": 0, "test_size": 12}
     values: dict[str, Any] = {
         "name": "small",
         "task": {"name": "custom", "path": str(data), "format": columns, "clients": 4, **sizes},
         "llm": {"source": models["llm"]},
-        "slm": {"source": models["slm"], "layers": None},
-        "client": {"learning_rate": 1e-2},
+        "slm": {"source": models["slm"], "layers": None, "heal": None},
+        "client": {"learning_rate": 1e-2, "max_grad_norm": None},
         "server": {"epochs": 0},
         "federation": {"rounds": 2},
         "evaluation": {"clients": "every"},
@@ -54,7 +54,7 @@ def small_config(models: dict[str, str], data: Path, **changes: Any) -> RunConfi
 @functools.cache
 def shared_slm(source: str) -> tuple[peft.PeftModel, Adapter]:
     """One SLM for all clients, as they work one after the other, and its adapter before the first round."""
-    config = load_config("icd10", **{"slm.source": source, "slm.layers": None})
+    config = load_config("icd10", **{"slm.source": source, "slm.layers": None, "slm.heal": None})
     slm = build_model(config, "slm", base_models(config.task), [], Path())  # pyright: ignore[reportArgumentType]
     return slm, read_adapter(slm)
 
@@ -91,12 +91,13 @@ class Small:
     def answering(self, name: str) -> ClientEndpoint:
         """A client's process: nothing in its memory, and what was opened on its disk."""
         client: Any = self.client(name)
+        form = broadcast_form(self.config, client.modality, client.slm, client.examples)
         settings = secured(self.config, self.roster)
         if settings is not None:
             self.disk.mkdir(exist_ok=True)
             opened: Remembered[list[str]] = Remembered(self.disk / f"{name}-opened.json")
             client = secure_client(self.config, client, settings, self._keys[name], opened)
-        return ClientEndpoint(name, client, longest_message(adapter_bytes(self.theta)))
+        return ClientEndpoint(name, client, longest_message(adapter_bytes(form)))
 
     def own(self, name: str) -> Path:
         """Where a client keeps its own adapter."""

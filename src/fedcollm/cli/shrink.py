@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fedcollm.cli.options import Json, Quiet, argument, option
 from fedcollm.errors import UserError
@@ -12,11 +14,18 @@ from fedcollm.errors import UserError
 if TYPE_CHECKING:
     from fedcollm.config import ModelConfig
 
+#: The keys of a model's section that `--set` may change: those that say what becomes of the base.
+_KEYS = ("layer_choice", "mlp_share", "heal")
+
+_OUT = (
+    "--out {directory} can't be written: {error}. Choose another directory; a model that is healed stays in the cache."
+)
+
 
 def shrink(
     source: Annotated[str, argument(metavar="MODEL", help="hub id, directory, .gguf file or shipped model")],
     out: Annotated[Path, option("--out", help="directory for the new model, which must not exist yet")],
-    layers: Annotated[str, option("--layers", help="how many layers to keep, or their indices: 0,1,5")] = "10",
+    layers: Annotated[str, option("--layers", help="how many to keep, their indices such as 0,1,5, or all")] = "10",
     settings: Annotated[
         list[str] | None,
         option("--set", metavar="a=b", help="another key of the section slm: layer_choice=block, heal.size=4800, ..."),
@@ -32,18 +41,18 @@ def shrink(
     from fedcollm.models.adapters import resolve_device
     from fedcollm.progress import shown
     from fedcollm.runs.shrink import shrink_report, shrunk
-    from fedcollm.runs.shrink_scores import zero_shot
+    from fedcollm.runs.shrink_scores import load_examples, zero_shot
     from fedcollm.storage import writing
 
-    if out.exists():
-        raise UserError(f"--out: {out} exists already. Choose another directory.")
-    config = load_config(task or "icd10")
+    with writing(out, _OUT):
+        _check_new(out)
+    section, config = _section(source, layers, settings or []), load_config(task or "icd10")
     with shown(screen(quiet or as_json)), interruptible("the same command", "The finished steps are saved"):
-        made = Path(shrunk(_section(source, layers, settings or []), resolve_device(config.device)).source)
-        scores = zero_shot(config, source, made) if task else {}
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(made, out)
+        examples = load_examples(config) if task else None
+        made = Path(shrunk(section, resolve_device(config.device)).source)
+        scores = {} if examples is None else zero_shot(config, examples, source, made)
+    with writing(out, _OUT):
+        _copy(made, out)
     report = shrink_report(out)
     if as_json:
         print(json.dumps(dataclasses.asdict(report) | {"scores": scores, "directory": str(out)}))
@@ -52,15 +61,49 @@ def shrink(
         print(f"use it with: --set slm.source={out.resolve()} --set slm.layers=null")
 
 
+def _check_new(out: Path) -> None:
+    """Make the parent of a directory that does not exist yet.
+
+    Raises:
+        OSError: it can't be made.
+        UserError: the directory exists.
+    """
+    if out.exists():
+        raise UserError(f"--out: {out} exists already. Choose another directory.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _copy(made: Path, out: Path) -> None:
+    """Copy a directory so that it is there as a whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        shutil.copytree(made, Path(temporary) / out.name).rename(out)
+
+
 def _section(source: str, layers: str, settings: list[str]) -> "ModelConfig":
-    """Return the section of the new model: healed with the default settings, unless others are given."""
+    """Return the section of the new model: healed with the default settings, unless others are given.
+
+    Raises:
+        UserError: a setting is none of the new model, or has a value that is not allowed.
+    """
     from fedcollm.config.loading import load_config, parse_settings
 
-    own = {
-        f"slm.{key}": value for key, value in parse_settings([f"layers={_number_or_list(layers)}", *settings]).items()
-    }
-    return load_config("icd10", **{"slm.source": source, "slm.heal": {}} | own).slm
+    given = parse_settings(settings)
+    own: dict[str, Any] = {"slm.source": source, "slm.layers": _parsed(layers), "slm.heal": {}}
+    for key, value in given.items():
+        if key.split(".")[0] not in _KEYS:
+            raise UserError(
+                f"--set {key}: shrink has no such setting. There are {', '.join(_KEYS)} and the keys of heal."
+            )
+        if key == "heal" and value is None:
+            raise UserError("--set heal=null: shrink measures a text and heals on it. To only cut, set heal.epochs=0.")
+        own[f"slm.{key}"] = value
+    return load_config({"name": "shrink"}, **own).slm
 
 
-def _number_or_list(layers: str) -> str:
-    return f"[{layers}]" if "," in layers else layers
+def _parsed(layers: str) -> int | list[int] | None:
+    """Return a number of layers, their indices, or None for all of them; "3," is the single index 3."""
+    if layers == "all":
+        return None
+    if not re.fullmatch(r"\d+|\d+,|\d+(,\d+)+", layers):
+        raise UserError(f"--layers {layers!r}: give the number of layers to keep, their indices such as 0,1,5, or all.")
+    return [int(index) for index in layers.split(",") if index] if "," in layers else int(layers)

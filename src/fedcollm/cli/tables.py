@@ -134,6 +134,8 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
     lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", _data_line(cost)]
+    if cost.statistics_bytes:
+        lines.append(f"pseudo-labels: each client gets and sends {byte_count(cost.statistics_bytes)} once, in round 0")
     if cost.epsilon is not None:
         lines.append(f"privacy: the whole run spends ε = {cost.epsilon:.3g} at δ = {cost.delta:g}")
     table.caption = "\n".join(lines)

@@ -1,6 +1,6 @@
 """The `control` section of the configuration: what a run does instead of training."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,12 @@ class StatisticsConfig(Section):
 
     features: Annotated[str, one_of(FEATURES), Field(description=comment("features"))]
     columns: Positive = 2048
-    """ngrams of text only: number of columns d that n-grams are hashed to; a client sends about d²/2 numbers"""
+    """n-grams of text only: number of columns d that they are hashed to; a client sends about d²/2 numbers"""
+
+    @property
+    def needs_columns(self) -> bool:
+        """Whether the features of text are hashed n-grams, or contain them."""
+        return self.features in ("ngrams", "ngrams_slm")
 
     @property
     def needs_model(self) -> bool:
@@ -32,5 +37,9 @@ class PseudoLabelConfig(ControlConfig):
     """Labels for the unlabelled part of D_a, from a ridge regression on sums over the clients, sent once."""
 
     features: Annotated[str, one_of(FEATURES), Field(description=comment("features"))] = "ngrams"
+    labels: Literal["likeliest", "drawn"] = "likeliest"
+    """likeliest: the likeliest label; drawn: in every round, a label drawn from the calibrated distribution"""
+    with_models: bool = True
+    """from round 2 on, average the regression's probabilities with those of the LLM and the SLM"""
     always: bool = False
     """true: label even if the regression is no better on the labelled part of D_a than the untrained models"""

@@ -8,9 +8,13 @@ from typing import Any, TypeGuard, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from fedcollm.config import RunConfig, Section
 from fedcollm.errors import UserError
+
+#: First line of a commented configuration.
+_HEAD = "# The keys of a section that is null are comments. To set some, remove the null and their # signs."
 
 
 def preset_names() -> list[str]:
@@ -74,7 +78,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 def commented_yaml(config: RunConfig) -> str:
     """Return the whole configuration as YAML, in which a comment explains each key."""
-    return "\n".join(_lines(config, "")) + "\n"
+    return "\n".join([_HEAD, *_lines(config, "")]) + "\n"
 
 
 def _presets() -> Any:
@@ -137,53 +141,84 @@ def explain(error: ValidationError) -> str:
     """Return one line per validation error: the key, the value, what is wrong, and the nearest valid key for a typo."""
     lines: list[str] = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(whole)"
+        key = _key(item["loc"]) or "(whole)"
         if item["type"] == "extra_forbidden":
             valid = _fields_at(item["loc"][:-1])
             lines.append(f"{key}: unknown key; {_hint(str(item['loc'][-1]), valid)}")
         elif item["loc"]:
-            lines.append(f"{key}: {item['input']!r} is not allowed: {item['msg'].removeprefix('Value error, ')}")
+            value = "" if isinstance(item["input"], Mapping) else f"{item['input']!r} is not allowed: "
+            lines.append(f"{key}: {value}{item['msg'].removeprefix('Value error, ')}")
         else:
             lines += item["msg"].removeprefix("Value error, ").splitlines()  # one line per refused combination
     return "\n  ".join([f"{len(lines)} error{'s' if len(lines) > 1 else ''}", *lines])
 
 
+def _key(location: Sequence[str | int]) -> str:
+    """Return the dotted key of a location, without the names that pydantic gives to the kinds of a `layers` value."""
+    return ".".join(str(part) for part in location if part not in ("number", "indices"))
+
+
 def _hint(unknown: str, valid: Sequence[str]) -> str:
-    """Return what to write instead of an unknown key: the same name in another section, or the nearest one here."""
-    elsewhere = [key for key in _dotted_keys(RunConfig) if key.rsplit(".", 1)[-1] == unknown]
-    if elsewhere:
-        return f"did you mean {' or '.join(elsewhere)}?"
+    """Return what to write instead of an unknown key: the same name in another section, or the nearest one here.
+
+    Keys of sections that are null by default are suggested only if no other section has such a key.
+    """
+    for optional in (False, True):
+        elsewhere = [key for key in _dotted_keys(RunConfig, optional) if key.rsplit(".", 1)[-1] == unknown]
+        if elsewhere:
+            return f"did you mean {' or '.join(elsewhere)}?"
     near = difflib.get_close_matches(unknown, valid, 1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"valid keys here: {', '.join(valid)}"
 
 
-def _dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every key of a section and of the sections in it."""
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the section that a field holds, even if it may be null; None if it holds none."""
+    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _dotted_keys(section: type[BaseModel], optional: bool, prefix: str = "") -> Iterator[str]:
+    """Yield every key of a section and of the sections in it; without `optional`, not of those that may be null."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
-        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _dotted_keys(kind, f"{prefix}{name}.")
+        inner = _section_of(field)
+        if inner is not None and (optional or field.annotation is inner):
+            yield from _dotted_keys(inner, optional, f"{prefix}{name}.")
 
 
 def _fields_at(location: Iterable[str | int]) -> list[str]:
     model: type[BaseModel] = RunConfig
     for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        model = _section_of(model.model_fields[str(part)]) or model
     return list(model.model_fields)
 
 
 def _lines(section: Section, indent: str) -> list[str]:
+    """Return the lines of a section; the keys of a section that is null are comments, with their defaults."""
     lines: list[str] = []
+    plain = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
+        value, inner = getattr(section, name), _section_of(field)
         if isinstance(value, Section):
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
             continue
-        plain = section.model_dump(mode="json")[name]
-        text = yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
-        lines.append(f"{indent}{name}: {text}" + (f"  # {field.description}" if field.description else ""))
+        lines.append(indent + _line(name, _flow(plain[name]), field))
+        lines += [f"{indent}  # {line}" for line in _defaults(inner)] if inner and value is None else []
     return lines
+
+
+def _defaults(section: type[BaseModel]) -> Iterator[str]:
+    """Yield a line for each key of a section that is null; a key without a default has nothing after its colon."""
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        yield _line(name, "" if field.is_required() else _flow(default), field)
+
+
+def _line(name: str, value: str, field: FieldInfo) -> str:
+    return f"{name}: {value}".rstrip() + (f"  # {field.description}" if field.description else "")
+
+
+def _flow(value: Any) -> str:
+    """Return a plain value as YAML on one line."""
+    plain = list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
-from fedcollm.config import FederationConfig, RunConfig, TrainingConfig
+from fedcollm.config import rules
+from fedcollm.config import FederationConfig, HealingConfig, RunConfig, TrainingConfig
 from fedcollm.config.choices import ablations
 
 #: Settings of `federation` for a run with a single data holder, which sends nothing and hides nothing.
@@ -89,6 +91,25 @@ def fedavg_ce(config: RunConfig) -> dict[str, RunConfig]:
     return {"": _baseline(config, {"server.distillation.weight": 0.0, "server.distillation.llm_weight": 0.0})}
 
 
+def fedavg_ce_labelled(config: RunConfig) -> dict[str, RunConfig]:
+    """The same control without the unlabelled examples, which cross-entropy can't use: whole batches of labelled ones.
+
+    It takes fewer steps. Where D_a has many unlabelled examples, a batch of `fedavg_ce` has few labels, and is noisy.
+    """
+    return {"": changed(fedavg_ce(config)[""], {"server.unlabelled_per_round": 0})}
+
+
+def fedavg_ce_text(config: RunConfig) -> dict[str, RunConfig]:
+    """The same control with an LLM that was first trained on the text that the SLM was healed on: is it the text?
+
+    All of the LLM's weights but its embedding learn to predict the text, at an eighth of the healing's learning rate.
+    """
+    heal = config.slm.heal or HealingConfig()
+    rate = heal.learning_rate / 8
+    text = heal.model_copy(update={"objective": "next_token", "learning_rate": rate})
+    return {"": changed(fedavg_ce(config)[""], {"llm.heal": text.model_dump()})}
+
+
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client trains alone, in one run per client."""
     alone = _baseline(config, {"server.epochs": 0} | {f"federation.{key}": value for key, value in _ALONE.items()})
@@ -125,7 +146,7 @@ def centralized_llm(config: RunConfig) -> dict[str, RunConfig]:
     return {"": changed(_pooled(config, with_public=True), {"slm": config.llm.model_dump()} | server)}
 
 
-def _control(config: RunConfig, features: str) -> RunConfig:
+def _control(config: RunConfig, features: str, ridge: float = 0.3) -> RunConfig:
     """Return the configuration of a control: every client is asked once, and nothing is trained."""
     federation = config.federation
     secure = federation.secure_aggregation
@@ -141,7 +162,7 @@ def _control(config: RunConfig, features: str) -> RunConfig:
     }
     values = {f"federation.{key}": value for key, value in values.items()}
     values |= {"server.epochs": 0, "server.pseudo_labels": None, "client.ranks": None, "client.personal": False}
-    return changed(config, values | {"control": {"features": features}})
+    return changed(config, values | {"control": {"features": features, "ridge": ridge}})
 
 
 def majority(config: RunConfig) -> dict[str, RunConfig]:
@@ -162,7 +183,12 @@ def closed_form(config: RunConfig) -> dict[str, RunConfig]:
 
 def closed_form_slm(config: RunConfig) -> dict[str, RunConfig]:
     """Ridge regression on the frozen SLM's last hidden state, from sums over the clients and the labelled D_a."""
-    return {"": _control(config, "slm")}
+    return {"": _control(config, "slm", 0.03)}
+
+
+def closed_form_both(config: RunConfig) -> dict[str, RunConfig]:
+    """Ridge regression on n-grams (images: pixels) and the frozen SLM's last hidden state, side by side."""
+    return {"": _control(config, "ngrams_slm", 0.06)}
 
 
 def closed_form_public(config: RunConfig) -> dict[str, RunConfig]:
@@ -177,6 +203,7 @@ CONTROLS: Mapping[str, Method] = {
     "closed_form_public": Method("no neural network (ridge, D_a only)", closed_form_public),
     "closed_form": Method("no neural network (ridge, sums over clients)", closed_form),
     "closed_form_slm": Method("frozen SLM (ridge, sums over clients)", closed_form_slm),
+    "closed_form_both": Method("n-grams and frozen SLM (ridge, sums over clients)", closed_form_both),
 }
 
 #: The methods of the paper's table and the controls that it lacks, in the order of our tables.
@@ -192,7 +219,38 @@ PAPER: Mapping[str, Method] = {
     "centralized_llm": Method("centralized LLM (private + D_a)", centralized_llm),
 }
 
-_PLUS = {"server.distillation.teach_where_better": True}
+#: Further controls, which are not in the default set of a comparison.
+FURTHER: Mapping[str, Method] = {
+    "fedavg_ce_labelled": Method("FedAvg + CE on labelled D_a (LLM: labelled D_a only)", fedavg_ce_labelled),
+    "fedavg_ce_text": Method("FedAvg + CE on D_a, LLM first trained on the healing text", fedavg_ce_text),
+}
+
+_BETTER = {"server.distillation.teach_where_better": True}
+_TRANSFER = {"server.layer_transfer": 1.0}
+_PRODUCT = {"federation.aggregation": "product"}
+_MOMENTUM = {"federation.server_optimizer.kind": "fedavgm", "federation.server_optimizer.momentum": 0.5}
+_CLIPPED = {"client.max_grad_norm": 1.0, "server.max_grad_norm": 1.0}
+_LABELS = {"server.pseudo_labels": {"features": "ngrams_slm", "ridge": 0.06}}
+_WHOLE = _BETTER | _CLIPPED | _LABELS | _TRANSFER
+_NO_KL = {"server.distillation.weight": 0.0, "server.distillation.llm_weight": 0.0}
+
+#: Name of a form of FedCoLLM+ to its label and to what it changes; see `_plus`.
+_PLUS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "fedcollm_plus": ("FedCoLLM+", _WHOLE),
+    "plus_without_labels": ("FedCoLLM+ without pseudo-labels", _BETTER | _CLIPPED | _TRANSFER),
+    "plus_without_models": (
+        "FedCoLLM+, pseudo-labels by the regression alone",
+        _WHOLE | {"server.pseudo_labels": _LABELS["server.pseudo_labels"] | {"with_models": False}},
+    ),
+    "plus_without_transfer": ("FedCoLLM+ without layer transfer", _BETTER | _CLIPPED | _LABELS),
+    "plus_with_product": (
+        "FedCoLLM+, mean of products in place of layer transfer",
+        _BETTER | _CLIPPED | _LABELS | _PRODUCT,
+    ),
+    "plus_without_gate": ("FedCoLLM+, teaching everywhere", _CLIPPED | _LABELS | _TRANSFER),
+    "plus_without_clipping": ("FedCoLLM+ without clipping", _WHOLE | dict.fromkeys(_CLIPPED, None)),
+    "plus_without_kl": ("FedCoLLM+ without distillation (λ = 0)", _CLIPPED | _LABELS | _TRANSFER | _NO_KL),
+}
 
 #: Ablations that are not an option in `choices.py`: name to label and changed keys.
 _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -200,25 +258,20 @@ _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "one_way": ("FedCoLLM, LLM → SLM only", {"server.distillation.llm_weight": 0.0}),
     "half_weight": ("FedCoLLM, λ = 0.5", {"server.distillation.weight": 0.5}),
     "warm": ("FedCoLLM, τ = 2", {"server.distillation.temperature": 2.0}),
-    "teach_where_better": ("FedCoLLM, teaching where better", _PLUS),
+    "teach_where_better": ("FedCoLLM, teaching where better", _BETTER),
     "warmup": ("FedCoLLM, λ grows over 4 rounds", {"server.distillation.warmup_rounds": 4}),
     "layer_transfer": ("FedCoLLM, layer transfer", {"server.layer_transfer": 1.0}),
     "fedprox": ("FedCoLLM, FedProx clients", {"client.proximal": 0.01}),
-    "clipped": ("FedCoLLM, clipped gradients", {"client.max_grad_norm": 1.0, "server.max_grad_norm": 1.0}),
+    "clipped": ("FedCoLLM, clipped gradients", _CLIPPED),
+    "even_labels": ("FedCoLLM, even share of labels per batch", {"server.even_labels": True}),
+    "pseudo_labels": ("FedCoLLM, pseudo-labels from secure sums", _LABELS),
+    "unhealed": ("FedCoLLM, SLM not healed", {"slm.heal": None}),
     "ffa_lora": ("FedCoLLM, FFA-LoRA", {"slm.adapter.freeze_a": True}),
     "one_way_layer_transfer": (
         "FedCoLLM, LLM → SLM only, half layer transfer",
         {"server.distillation.llm_weight": 0.0, "server.layer_transfer": 0.5},
     ),
     "half_upload": ("FedCoLLM, 16-bit uploads", {"federation.upload": "bfloat16"}),
-    "fedcollm_plus": (
-        "FedCoLLM+ (teaching where better, mean of products)",
-        _PLUS | {"federation.aggregation": "product"},
-    ),
-    "fedcollm_plus_secure": (
-        "FedCoLLM+ for secure aggregation (teaching where better, server momentum)",
-        _PLUS | {"federation.server_optimizer.kind": "fedavgm", "federation.server_optimizer.momentum": 0.5},
-    ),
 }
 
 
@@ -226,11 +279,30 @@ def _ablation(label: str, changes: Mapping[str, Any]) -> Method:
     return Method(label, lambda config: {"": _trained(config, changes)}, changes)
 
 
+def _plus(changes: Mapping[str, Any], config: RunConfig) -> dict[str, RunConfig]:
+    """Return a form of FedCoLLM+, without the parts that a configuration has no use for.
+
+    Without unlabelled public examples, or with free answers, there are no pseudo-labels. If the SLM does not consist of
+    the LLM's layers, nothing can be transferred: products of LoRA are averaged instead, or, if the server sees only
+    sums, there is server momentum.
+    """
+    values = dict(changes)
+    if not config.task.unlabelled_size or (config.task.format is not None and config.task.format.choices is None):
+        values.pop("server.pseudo_labels", None)
+    if "server.layer_transfer" in values and not rules.transferable(config):
+        del values["server.layer_transfer"]
+        sums_only = config.federation.secure_aggregation.enabled or config.federation.privacy is not None
+        values |= _MOMENTUM if sums_only else _PRODUCT
+    return {"": _baseline(config, values)}
+
+
 #: Every method of `fedcollm compare`, in the order of its tables. Labelled options of `choices.py` are methods too.
 METHODS: Mapping[str, Method] = {
     **CONTROLS,
     **PAPER,
+    **FURTHER,
     **{name: _ablation(*row) for name, row in _ABLATIONS.items()},
+    **{name: Method(label, partial(_plus, changes), changes) for name, (label, changes) in _PLUS.items()},
     **{name: _ablation(label, changes) for name, label, changes in ablations()},
 }
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, one_of
 from fedcollm.config.choices import LAYER_CHOICES, SCHEDULES, comment
@@ -28,24 +28,38 @@ class AdapterConfig(Section):
     """lora only: keep the random A frozen, train and send only B (FFA-LoRA); averaging is then exact"""
 
 
+def _kind(layers: object) -> str:
+    return "indices" if isinstance(layers, (list, tuple)) else "number"
+
+
+#: A number of layers, or their indices. The discriminator makes an invalid value one error instead of two.
+_Layers = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[list[NonNegative], Field(min_length=1), Tag("indices")],
+    Discriminator(_kind),
+]
+
+
 class HealingConfig(TrainingConfig):
     """Healing of a cut base: all its weights except embedding and head learn from the whole model on public text."""
 
+    epochs: NonNegative = 1
+    """passes over the pieces of text; 0: only cut, do not train"""
     text: str = "icd10"
     """public text: icd10 (descriptions that the task never uses), a file (.txt, .jsonl, .csv, .parquet), or a hub id"""
-    size: Positive = 2400
+    size: Positive = 1920
     """pieces of text to train on"""
-    words: Positive = 32
+    words: Annotated[int, Field(ge=2)] = 32
     """longest piece in words; longer texts are cut into several pieces"""
     objective: Literal["distillation", "next_token"] = "distillation"
     """distillation: match the whole model's next-token distributions; next_token: predict the text, for a control"""
     seed: NonNegative = 0
     """seed of the choice and order of pieces; the same for all runs, so that they share one healed base"""
-    batch_size: Positive = 24
+    batch_size: Positive = 12
     """pieces per forward pass"""
     learning_rate: PositiveFloat = 8.0e-4
     """peak learning rate of AdamW"""
-    schedule: Annotated[str, one_of(SCHEDULES), Field(description=comment("schedule"))] = "linear"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "linear"
+    """constant, linear or cosine, over the whole healing"""
     warmup_ratio: Share = 0.2
     """fraction of the steps over which the learning rate rises linearly from 0 to its peak"""
     max_grad_norm: PositiveFloat | None = 1.0
@@ -57,13 +71,13 @@ class ModelConfig(Section):
 
     source: str = "smollm2-135m"
     """hub id, directory, .gguf file, or the name of a shipped model"""
-    layers: Positive | Annotated[list[NonNegative], Field(min_length=1)] | None = None
+    layers: _Layers | None = None
     """keep only this many layers, or those with these indices (0 is the first); null: all layers"""
     layer_choice: Annotated[str, one_of(LAYER_CHOICES), Field(description=comment("layer_choice"))] = "even"
     mlp_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of each MLP's neurons to keep, those with the largest mean output on the text of heal; 1: all"""
     heal: HealingConfig | None = None
-    """healing of the cut base on public text before the first run, cached: text, size, objective, ...; null: none"""
+    """healing of the cut base on public text, done once and cached; null: none, {}: as below"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the frozen weights; auto: bfloat16 if the hardware multiplies it fast, otherwise float32"""
     attention: Literal["auto", "grouped", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"

@@ -172,16 +172,22 @@ def _uploads(config: "RunConfig") -> Iterator[str]:
         )
 
 
-def _layer_transfer(config: "RunConfig") -> Iterator[str]:
-    slm, llm, share = config.slm, config.llm, config.server.layer_transfer
-    cut = slm.source == llm.source and llm.layers is None
+def transferable(config: "RunConfig") -> bool:
+    """Return whether the SLM consists of the LLM's layers, and both have the same plain LoRA adapter."""
+    slm, llm = config.slm, config.llm
+    cut = slm.source == llm.source and llm.layers is None and llm.heal is None and slm.mlp_share == 1
     cut = cut and not slm.pretrain_epochs + llm.pretrain_epochs  # each role would be pretrained by itself
     adapters = slm.adapter == llm.adapter and slm.adapter.kind.lower() == "lora"
-    if share and not (cut and adapters and not slm.adapter.freeze_a):
+    return cut and adapters and not slm.adapter.freeze_a
+
+
+def _layer_transfer(config: "RunConfig") -> Iterator[str]:
+    share = config.server.layer_transfer
+    if share and not transferable(config):
         yield (
             f"server.layer_transfer {share:g} needs an SLM that consists of the LLM's layers (the same source, "
-            "llm.layers: null, pretrain_epochs: 0) and the same adapter settings for both models, of kind lora and "
-            "without freeze_a. Set these, or server.layer_transfer: 0"
+            "llm.layers and llm.heal: null, slm.mlp_share: 1, pretrain_epochs: 0) and the same adapter settings for "
+            "both models, of kind lora and without freeze_a. Set these, or server.layer_transfer: 0"
         )
 
 

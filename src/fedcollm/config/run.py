@@ -37,7 +37,7 @@ class RunConfig(Section):
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     control: ControlConfig | None = None
-    """a control solved in closed form, from sums over the clients, instead of training: features, columns, ridge"""
+    """a control solved in closed form, from sums over the clients, instead of training; null: none"""
 
     @property
     def statistics(self) -> StatisticsConfig | None:

@@ -80,9 +80,13 @@ class ServerConfig(TrainingConfig):
 
     epochs: NonNegative = 1
     """passes over the public set D_a per round; 0: no distillation, which leaves plain FedAvg"""
+    unlabelled_per_round: NonNegative | None = None
+    """unlabelled public examples in a round, the next ones in each round and then from the start again; null: all"""
+    even_labels: bool = False
+    """give every batch the same share of labelled examples, so that a single one never has all of cross-entropy"""
     distillation: DistillationConfig = DistillationConfig()
     pseudo_labels: PseudoLabelConfig | None = None
-    """labels for the unlabelled public examples, from second moments that clients send once: features, ridge, ..."""
+    """labels for the unlabelled public examples, from sums that clients send once; null: none, {}: as below"""
     layer_transfer: Annotated[float, Field(ge=0, le=1)] = 0.0
     """fraction of the clients' mean update to add to the LLM's adapter too, if the SLM consists of the LLM's layers"""
 

@@ -3,20 +3,20 @@
 Every key belongs to one of three lists: facts that are stated for every run (`facts_in_words`), settings of the method
 that differ from their defaults (`settings_in_words`), and data, models and scoring that differ from their defaults
 (`inputs_in_words`). A key without a phrase is stated as `key: value`, so that a new key appears without any change
-here. The phrases of options come from `choices.py`.
+here. The phrases are in `phrases.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fedcollm.config.base import Section
-from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, FEATURES, SCHEDULES, SERVER_OPTIMIZERS, Choice
-from fedcollm.config.roles import MODELS, ROLES
+from fedcollm.config.choices import AGGREGATIONS, FEATURES
+from fedcollm.config.control import StatisticsConfig
+from fedcollm.config.phrases import PHRASES
+from fedcollm.config.roles import MODELS
 from fedcollm.config.run import RunConfig
 from fedcollm.config.training import TrainingConfig
 
-#: A format string for the value, or a function of it. If the function returns "", the key is stated as `key: value`.
-Phrase = str | Callable[[Any], str]
 Predicate = Callable[[RunConfig], bool]
 
 #: The keys that `facts_in_words` states for every run.
@@ -33,87 +33,6 @@ FACTS: frozenset[str] = frozenset(
 _METHOD = ("client.", "server.", "federation.", "control.", *(f"{role}.adapter." for role in MODELS))
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:g}%"
-
-
-def _names(value: list[Any] | str) -> str:
-    return value if isinstance(value, str) else ", ".join(map(str, value))
-
-
-def _chosen(table: Mapping[str, Choice], phrase: str) -> Callable[[str], str]:
-    """Return a phrase that inserts the words of an option into `phrase`, or returns "" for an option without words."""
-    return lambda name: phrase.format(table[name].phrase) if table[name].phrase else ""
-
-
-def _of_adapter(role: str) -> dict[str, Phrase]:
-    model = ROLES[role].label.lower()
-    phrases: dict[str, Phrase] = {
-        "kind": f"the {model}’s adapter is of kind {{}}",
-        "rank": f"the {model}’s adapter has rank {{}}",
-        "alpha": f"the {model}’s adapter has scale α = {{:g}}",
-        "dropout": f"dropout of {{:g}} in the {model}’s adapter",
-        "targets": lambda names: f"the {model}’s adapter is on {_names(names)}",
-        "freeze_a": f"LoRA’s A stays frozen in the {model} (FFA-LoRA)",
-    }
-    return {f"{role}.adapter.{key}": phrase for key, phrase in phrases.items()}
-
-
-def _of_training(section: str, place: str) -> dict[str, Phrase]:
-    phrases: dict[str, Phrase] = {
-        "gradient_accumulation": f"gradients accumulated over {{}} batches {place}",
-        "schedule": _chosen(SCHEDULES, f"{{}} {place}"),
-        "warmup_ratio": lambda share: f"learning-rate warm-up over {_percent(share)} of a round’s steps {place}",
-        "weight_decay": f"weight decay of {{:g}} {place}",
-        "betas": lambda betas: f"AdamW with β = ({_names(betas)}) {place}",
-        "max_grad_norm": f"gradients clipped to an L2 norm of {{:g}} {place}",
-    }
-    return {f"{section}.{key}": phrase for key, phrase in phrases.items()}
-
-
-#: Dotted key to the phrase that states a value other than the default.
-PHRASES: Mapping[str, Phrase] = {
-    **_of_adapter("llm"),
-    **_of_adapter("slm"),
-    **_of_training("client", "at the clients"),
-    "client.proximal": "FedProx at the clients, μ = {:g}",
-    "client.ranks": lambda ranks: f"the clients train adapters of rank {_names(ranks)}, in turn",
-    "client.personal": "each client keeps a copy of the final adapter, tuned to its own data",
-    **_of_training("server", "on the server"),
-    "server.distillation.divergence": _chosen(DIVERGENCES, "distillation with {}"),
-    "server.distillation.teach_where_better": "a model is taught only where the other one knows better",
-    "server.distillation.warmup_rounds": "λ rises linearly over the first {} rounds",
-    "server.distillation.across_tokenizers": "the two models may have different tokenizers",
-    "server.layer_transfer": lambda share: (
-        f"layer transfer: the large model starts from the small model’s adapter, and {_percent(share)} of the clients’ "
-        "mean change goes into its own layers"
-    ),
-    "federation.fraction": lambda share: f"each round samples {_percent(share)} of the clients",
-    "federation.participants": lambda ids: f"the only clients are {_names(ids)}",
-    "federation.upload": "clients send their adapters in {}",
-    "federation.server_optimizer.kind": _chosen(SERVER_OPTIMIZERS, "{} as the server optimizer"),
-    "federation.server_optimizer.learning_rate": "server learning rate of {:g}",
-    "federation.server_optimizer.momentum": "server momentum of {:g}",
-    "federation.server_optimizer.decay": "the server optimizer’s second moment decays by {:g}",
-    "federation.server_optimizer.tau": "the server optimizer’s adaptivity is τ = {:g}",
-    "federation.min_clients": "a round needs the updates of at least {} clients",
-    "federation.deadlines.training": "a deployment waits {:g} s for a client’s local training",
-    "federation.deadlines.phase": "a deployment waits {:g} s for a client’s answer in secure aggregation",
-    "federation.deadlines.absence": "a deployment waits {:g} s for a client that is not connected",
-    "federation.max_update_norm": "a client’s update may have an L2 norm of at most {:g}",
-    "federation.secure_aggregation.threshold": "secure aggregation needs {} clients to open a sum",
-    "federation.secure_aggregation.value_range": "secure aggregation accepts changes of a parameter up to {:g}",
-    "federation.secure_aggregation.max_weight": "secure aggregation accepts clients with up to {} examples",
-    "federation.secure_aggregation.simulate_quantization": "updates are rounded as secure aggregation would round them",
-    "federation.privacy.clip": "differential privacy clips to an L2 norm of {:g}",
-    "federation.privacy.noise_multiplier": "the noise of differential privacy is {:g} times the clipping norm",
-    "federation.privacy.delta": "differential privacy holds with δ = {:g}",
-    "federation.privacy.sampling_rate": "an example is in a private batch with probability {:g}",
-    "control.columns": "the control’s n-grams are hashed to {} columns",
-    "control.ridge": "the control’s ridge is λ = {:g}",
-}
-
-
 def _has_clients(config: RunConfig) -> bool:
     return config.federation.participants != []
 
@@ -124,6 +43,10 @@ def _trains(config: RunConfig) -> bool:
 
 def _works_on_public_set(config: RunConfig) -> bool:
     return config.server.epochs > 0
+
+
+def _hashes(section: StatisticsConfig | None) -> bool:
+    return section is not None and section.needs_columns
 
 
 def _distils(config: RunConfig) -> bool:
@@ -161,7 +84,8 @@ EFFECT: Mapping[str, Predicate] = {
     "federation.server_optimizer.tau": lambda config: (
         config.federation.server_optimizer.kind not in ("average", "fedavgm")
     ),
-    "control.columns": lambda config: config.control is not None and config.control.features == "ngrams",
+    "control.columns": lambda config: _hashes(config.control),
+    "server.pseudo_labels.columns": lambda config: _hashes(config.server.pseudo_labels),
     "federation.min_clients": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.max_update_norm": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.deadlines.phase": lambda config: config.federation.secure_aggregation.enabled,
@@ -229,6 +153,9 @@ def everything_in_words(config: RunConfig) -> list[str]:
 def _changed(section: Section, default: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and values in which a section differs from its defaults.
 
+    A section that is null by default and could have all its own defaults is yielded too, before its keys: that it is
+    there is a setting.
+
     Args:
         section: the section.
         default: a section of the same class with the defaults; with anything else, those of the class are used.
@@ -238,6 +165,8 @@ def _changed(section: Section, default: Any, prefix: str = "") -> Iterator[tuple
         value = getattr(section, name)
         plain = getattr(default, name) if isinstance(default, type(section)) else field.get_default()
         if isinstance(value, Section):
+            if plain is None and not any(inner.is_required() for inner in type(value).model_fields.values()):
+                yield f"{prefix}{name}", value
             yield from _changed(value, plain, f"{prefix}{name}.")
         elif value != plain:
             yield f"{prefix}{name}", value
@@ -252,6 +181,8 @@ def _said(key: str, value: Any) -> str:
 
 
 def _plainly(key: str, value: Any) -> str:
+    if isinstance(value, Section):
+        return f"{key}: yes"
     return f"{key}: {'null' if value is None else value}"
 
 

@@ -41,9 +41,14 @@ def load_text(name: str) -> list[str]:
             f"heal.text: {name} is not a text. Give one of {', '.join(TEXTS)}, a .txt file, a {', '.join(SUFFIXES)} "
             f"file with a column {COLUMN!r}, or a data set of the hub (OWNER/NAME)."
         )
-    layout = f"a file with a column {COLUMN!r}"
-    rows: Any = download("heal.text", name, None, layout)["train"]
-    return [_text(row, f"{name}, row {number}") for number, row in enumerate(rows, start=1)]
+    return _of_hub(name)
+
+
+def _of_hub(name: str) -> list[str]:
+    parts: Any = download("heal.text", name, None, f"give an existing file, or one of {', '.join(TEXTS)}")
+    if "train" not in parts:
+        raise UserError(f"heal.text: the data set {name} has no split 'train'. Save its text as a file, and give that.")
+    return [_text(row, f"{name}, row {number}") for number, row in enumerate(parts["train"], start=1)]
 
 
 def _lines(path: Path) -> list[str]:

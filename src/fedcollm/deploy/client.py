@@ -18,7 +18,6 @@ from fedcollm.modalities.base import Modality
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_slm, set_matmul_precision
-from fedcollm.runs.directory import CONFIG, parse_config
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.transports.endpoint import ClientEndpoint
@@ -100,7 +99,7 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
         UserError: the directory, the data or the model is not usable.
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
-    config = parse_config(directory / CONFIG)
+    config = names.read_config(directory)
     modality = build_client_modality(config.task, config.slm, membership.facts)
     examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")

@@ -20,7 +20,9 @@ OUT is the directory that the command makes:
       adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
 """
 
+import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar
@@ -30,7 +32,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.errors import UserError
+from fedcollm.runs.directory import CONFIG, parse_config
 
 DEPLOYMENT, MEMBERSHIP = "deployment.json", "membership.json"
 CA, CERTIFICATE, SERVER_KEY, SECRET = "ca.crt", "server.crt", "server.key", "superexec.key"
@@ -123,6 +127,44 @@ def read(directory: Path, name: str, kind: type[T]) -> T:
             f"{directory / name} is malformed: {where}{first['msg']}. Take a fresh copy, and use the "
             "version of fedcollm that made the deployment."
         ) from error
+
+
+def read_config(directory: Path) -> RunConfig:
+    """Return the configuration in the directory of a server or a client.
+
+    Raises:
+        UserError: the file is missing or malformed, or the parties could not work together with it.
+    """
+    config = parse_config(directory / CONFIG)
+    refuse_healing(config)
+    return config
+
+
+def refuse_healing(config: RunConfig) -> None:
+    """Refuse a configuration that lets each party cut and heal the SLM itself: another machine gets other bits.
+
+    Raises:
+        UserError: says how to make the SLM once.
+    """
+    if config.slm.heal is not None:
+        raise UserError(
+            "slm.heal: each machine would heal an SLM of its own, with other weights than the others, so that their "
+            f"adapters do not fit together. Make it once: {_shrink_command(config.slm)}. Give the directory to every "
+            "client, and set slm.source to it, slm.layers: null, slm.heal: null."
+        )
+
+
+def _shrink_command(slm: ModelConfig) -> str:
+    """Return the command that makes the base of an SLM with `heal`."""
+    kept = slm.layers
+    layers = "all" if kept is None else str(kept)
+    if isinstance(kept, list):
+        layers = ",".join(map(str, kept)) + "," * (len(kept) == 1)
+    own = slm.model_dump(mode="json", include={"layer_choice", "mlp_share", "heal"}, exclude_defaults=True)
+    own |= {f"heal.{key}": value for key, value in own.pop("heal").items()}
+    settings = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
+    words = [word for setting in settings for word in ("--set", setting)]
+    return shlex.join(["fedcollm", "shrink", slm.source, "--layers", layers, *words, "--out", "DIR"])
 
 
 def node_key(directory: Path) -> EllipticCurvePrivateKey:

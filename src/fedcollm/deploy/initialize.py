@@ -86,6 +86,7 @@ def initialize(
     named = config.federation.participants
     clients = [str(number) for number in range(config.task.clients)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
+    names.refuse_healing(config)
     modality = _deployable(config)
     run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}

@@ -37,7 +37,7 @@ def serving(directory: Path) -> Generator[tuple[RunConfig, Remote], None, None]:
             "Linux or macOS, or in the Windows Subsystem for Linux. Clients may run on Windows."
         )
     deployment = names.read(directory, names.DEPLOYMENT, Deployment)
-    config = run_directory.parse_config(directory / run_directory.CONFIG)
+    config = names.read_config(directory)
     for name in (names.SERVER_KEY, names.SECRET):
         names.check_private(directory / name)
     with writing(directory):

@@ -148,7 +148,10 @@ class Client:
         start, settings = time.perf_counter(), self.agreement.statistics
         self._check_run(request)
         if settings is None:
-            raise RefusalError(f"client {self.id} was asked for statistics, and its configuration has no control")
+            raise RefusalError(
+                f"client {self.id} was asked for statistics, which neither control nor pseudo_labels of its "
+                "configuration names"
+            )
         if isinstance(self.agreement.privacy, ExamplePrivacy):
             raise RefusalError(f"client {self.id} hides each example by the noise of DP-SGD, and statistics have none")
         statistics.check_request(request, statistics.blank(self.modality, self.examples, settings, self.slm))

@@ -2,9 +2,10 @@
 
 Before round 1, the clients send the second moments of their examples once (`statistics.py`), which give the solution of
 ridge regression over all private examples: as in analytic federated learning (AFL, Zhuang et al., arXiv 2405.16240) and
-Fed3R (Fanì et al., arXiv 2402.01693). The teacher predicts a distribution over the choices of each unlabelled public
-example, and in every round the example gets a label drawn from it, so that the expected loss is the cross-entropy with
-the whole distribution. Both models are then trained on these labels like on any others.
+Fed3R (Fanì et al., arXiv 2402.01693). The teacher scores the choices of each unlabelled public example, which gets the
+likeliest one as its label; or, in every round, one that is drawn from the calibrated distribution, so that the expected
+loss is the cross-entropy with the whole distribution. From the second round on, both models have a say in the labels
+too. They are then trained on these labels like on any others.
 
 The labelled part of D_a, which the first solution does not use, tells how good the teacher is. It teaches only if it is
 better there than both models are before any training.
@@ -12,7 +13,7 @@ better there than both models are before any training.
 
 import random
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,40 +60,51 @@ def build_teacher(
     return _named(statistics.solve(pooled, settings.ridge / total), scale, accuracy)
 
 
-def with_pseudo_labels(
-    modality: Modality,
-    slm: nn.Module,
-    public: Sequence[Any],
-    teacher: Adapter,
-    settings: PseudoLabelConfig,
-    seed: int,
-) -> list[Any]:
-    """Return D_a with a label for every unlabelled example, drawn from the teacher's distribution.
+def teach(
+    modality: Modality, slm: nn.Module, unlabelled: Sequence[Any], teacher: Adapter, settings: PseudoLabelConfig
+) -> list[Tensor]:
+    """Return [C_i] probabilities of each example's choices, as the teacher sees them.
 
     Args:
         modality: makes regression rows of examples.
         slm: the SLM, for the features `slm`.
-        public: D_a.
+        unlabelled: any number of examples.
         teacher: from `build_teacher`.
         settings: the features.
+    """
+    scores, _ = _scores(modality, slm, unlabelled, teacher[WEIGHTS], settings) if unlabelled else ([], [])
+    return [torch.softmax(float(teacher[SCALE]) * one, 0) for one in scores]
+
+
+def with_pseudo_labels(
+    public: Sequence[Any], opinions: Sequence[Sequence[Tensor]], settings: PseudoLabelConfig, seed: int
+) -> list[Any]:
+    """Return D_a with a label for every unlabelled example.
+
+    Args:
+        public: D_a.
+        opinions: for each teacher, [C_i] probabilities of each unlabelled example's choices; their mean counts, as in
+            tri-training (Zhou and Li 2005), where what most of several learners believe labels an example.
+        settings: whether labels are drawn.
         seed: seed of the draw; another round has another one.
     """
-    unlabelled = [example for example in public if example.label is None]
-    if not unlabelled:
-        return list(public)
-    scores, _ = _scores(modality, slm, unlabelled, teacher[WEIGHTS], settings)
-    draw, scale = random.Random(seed), float(teacher[SCALE])
-    weights: list[list[float]] = [cast(Any, torch.softmax(scale * s.double(), 0)).tolist() for s in scores]
-    labels = [draw.choices(range(len(one)), one)[0] for one in weights]
-    named = iter([_labelled(example, label) for example, label in zip(unlabelled, labels, strict=True)])
-    return [next(named) if example.label is None else example for example in public]
+    draw, labelled = random.Random(seed), list[Any]()
+    beliefs = iter([torch.stack(one).double().mean(0) for one in zip(*opinions, strict=True)])
+    for example in public:
+        if example.label is not None:
+            labelled.append(example)
+            continue
+        belief: Any = next(beliefs)
+        drawn = draw.choices(range(len(belief)), belief.tolist())[0] if settings.labels == "drawn" else None
+        labelled.append(_labelled(example, int(belief.argmax()) if drawn is None else drawn))
+    return labelled
 
 
 def _labelled(example: Any, answer: int) -> Any:
     if not hasattr(example, "with_answer"):
         raise UserError(
-            f"server.pseudo_labels: {type(example).__name__} has no method with_answer(index), which returns the example "
-            "with that label. Define it, or set server.pseudo_labels: null."
+            f"server.pseudo_labels: {type(example).__name__} has no method with_answer(index), which returns the "
+            "example with that label. Define it, or set server.pseudo_labels: null."
         )
     return example.with_answer(answer)
 

@@ -6,12 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from fedcollm.config import EvaluationConfig, FederationConfig, ServerConfig, StatisticsConfig, asked_clients
+from fedcollm.config import (
+    EvaluationConfig,
+    FederationConfig,
+    PseudoLabelConfig,
+    ServerConfig,
+    StatisticsConfig,
+    asked_clients,
+)
 from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
 from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
 from fedcollm.federation.personalization import with_personal
-from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, with_pseudo_labels
+from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, teach, with_pseudo_labels
 from fedcollm.federation.server_optimizers import OptimizerState, apply_server_optimizer
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest
 from fedcollm.metrics import peak_memory_bytes
@@ -19,7 +26,7 @@ from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.progress import say
 from fedcollm.seeding import RunIdentity, derive_seed
 from fedcollm.training.distillation import ModelPair, distil
-from fedcollm.training.fine_tuning import evaluate
+from fedcollm.training.fine_tuning import evaluate, predict
 
 #: Name of the teacher among the adapters of a checkpoint.
 _TEACHER = "teacher"
@@ -57,6 +64,24 @@ def sample(ids: Sequence[str], fraction: float, seed: int, round_index: int) -> 
     count = asked_clients(len(ids), fraction)
     chosen = set(random.Random(derive_seed(seed, "sample", round_index)).sample(range(len(ids)), count))
     return [client for i, client in enumerate(ids) if i in chosen]
+
+
+def of_round(public: Sequence[Any], size: int | None, identity: RunIdentity, round_index: int) -> Sequence[Any]:
+    """Return the part of D_a that a round uses: all labelled examples, and the next ones of the unlabelled.
+
+    Args:
+        public: D_a.
+        size: number of unlabelled examples in a round; None for all.
+        identity: the run, whose seed decides their order.
+        round_index: index of the round, 1 for the first one.
+    """
+    unlabelled = [example for example in public if example.label is None]
+    if size is None or size >= len(unlabelled):
+        return public
+    random.Random(identity.derive("unlabelled")).shuffle(unlabelled)
+    first = size * (round_index - 1)
+    chosen = [unlabelled[i % len(unlabelled)] for i in range(first, first + size)]
+    return [example for example in public if example.label is not None] + chosen
 
 
 @dataclass
@@ -139,8 +164,8 @@ class Server:
             + (f"untrained models: {best:.3f}" + ("" if self.teacher else "; not used"))
         )
         seconds = {"clients": time.perf_counter() - start}
-        up, down = aggregate.bytes_up, aggregate.bytes_down
-        return RoundRecord(0, participants=aggregate.participants, bytes_up=up, bytes_down=down, seconds=seconds)
+        up, down, who = aggregate.bytes_up, aggregate.bytes_down, aggregate.participants
+        return RoundRecord(0, participants=who, lost=aggregate.lost, bytes_up=up, bytes_down=down, seconds=seconds)
 
     def run_round(self, round_index: int, score: bool = True, score_clients: bool = True) -> RoundRecord:
         """Run one round of Algorithm 1.
@@ -187,12 +212,21 @@ class Server:
         """Distill on D_a, and return the mean losses; without an LLM, do nothing."""
         if self.pair.llm is None:
             return {}
-        public, settings = self.public, self.settings.pseudo_labels
-        if settings is not None and self.teacher:
-            seed = self.identity.derive("pseudo-labels", round_index)
-            modality = self.pair.modality.of("slm")
-            public = with_pseudo_labels(modality, self.pair.slm, public, self.teacher, settings, seed)
+        public = of_round(self.public, self.settings.unlabelled_per_round, self.identity, round_index)
+        labels = self.settings.pseudo_labels
+        if labels is not None and self.teacher:
+            public = self._with_pseudo_labels(public, labels, round_index)
         return distil(self.pair, public, self.settings, self.identity.derive("server", round_index), round_index)
+
+    def _with_pseudo_labels(self, public: Sequence[Any], settings: PseudoLabelConfig, round_index: int) -> list[Any]:
+        """Return D_a with labels by the teacher and, from round 2 on, by both models."""
+        modality, slm = self.pair.modality, self.pair.slm
+        unlabelled = [example for example in public if example.label is None]
+        opinions = [teach(modality.of("slm"), slm, unlabelled, self.teacher, settings)]
+        if settings.with_models and round_index > 1:
+            size = self.evaluation.batch_size
+            opinions += [predict(modality.of(r), m, unlabelled, size) for r, m in self.pair.models().items()]
+        return with_pseudo_labels(public, opinions, settings, self.identity.derive("pseudo-labels", round_index))
 
     def _record(self, record: RoundRecord, aggregate: Aggregate | None) -> RoundRecord:
         """Add the results of the clients to the record of a round."""
@@ -242,7 +276,7 @@ class Server:
         return evaluate(modality, model, examples, self.evaluation.batch_size, f"scoring {role}")
 
     def adapters(self) -> dict[str, Adapter]:
-        """Return all that the next round depends on: θ, ω if there is an LLM, the optimizer's state, and the teacher."""
+        """Return all that the next round depends on: θ, ω if there is an LLM, the optimizer's state, the teacher."""
         llm = {} if self.pair.llm is None else {"llm": read_adapter(self.pair.llm)}
         return {"slm": self.adapter} | llm | self.state | ({_TEACHER: self.teacher} if self.teacher else {})
 

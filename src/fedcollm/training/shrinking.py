@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedcollm.modalities.base import Modality
-from fedcollm.models.pruning import edge_layers, even_layers, gated_mlps, neurons_to_keep, only_layers
+from fedcollm.models.pruning import edge_layers, even_layers, gated_mlps, layer_count, neurons_to_keep, only_layers
 from fedcollm.progress import track
 from fedcollm.training.divergences import divergence
 
 
 def even(modality: Modality, model: Any, batches: Sequence[Any], keep: int) -> list[int]:
     """Return evenly spread layers; the text does not matter."""
-    return even_layers(model.config.num_hidden_layers, keep)
+    return even_layers(layer_count(model), keep)
 
 
 def block(modality: Modality, model: Any, batches: Sequence[Any], keep: int) -> list[int]:
@@ -31,7 +31,7 @@ def block(modality: Modality, model: Any, batches: Sequence[Any], keep: int) -> 
     """
     with torch.inference_mode():
         whole = [modality.logits(model, batch) for batch in batches]
-    candidates = edge_layers(model.config.num_hidden_layers, keep)
+    candidates = edge_layers(layer_count(model), keep)
     costs: list[float] = []
     for layers in track(candidates, "choosing layers", total=len(candidates)):
         with only_layers(model, layers), torch.inference_mode():
@@ -45,7 +45,7 @@ def influence(modality: Modality, model: Any, batches: Sequence[Any], keep: int)
 
     Source: Men et al., arXiv 2403.03853, eq. 1, as a mean over tokens.
     """
-    even_layers(model.config.num_hidden_layers, keep)  # refuses a number that can't be kept
+    even_layers(layer_count(model), keep)  # refuses a number that can't be kept
     with torch.inference_mode():
         turns = torch.stack([_turns(model, batch) for batch in batches]).mean(0)
     chosen: list[int] = cast(Any, turns.topk(keep).indices).tolist()

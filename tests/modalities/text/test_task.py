@@ -340,6 +340,14 @@ def test_one_token_path_equals_the_general_path(task, model):
     torch.testing.assert_close(fast, general[:2], atol=1e-5, rtol=1e-5)
 
 
+def test_probabilities_of_choices_add_up_and_follow_their_likelihoods(task, model):
+    examples = [TextExample("1", "the cat is", ("red", "a good dog"), None, ("A", "B"))]
+    with torch.inference_mode():
+        (found,), (values,) = task.probabilities(model, examples), task.likelihoods(model, examples)
+    assert float(found.sum()) == pytest.approx(1.0)
+    assert float(found[0] / found[1]) == pytest.approx(math.exp(float(values[0] - values[1])), rel=1e-4)
+
+
 def test_log_likelihoods_are_those_of_a_plain_forward_pass(task, model):
     choices = ("red", "a bird", "the good animal")
     companion = example("the blue bird is a good dog :", "a good the cat", "bad")

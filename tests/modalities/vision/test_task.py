@@ -1,5 +1,6 @@
 """Images: one row of logits each, by hand on a model whose logits are the pixels."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -64,6 +65,11 @@ def test_score_counts_the_images_whose_largest_logit_is_their_class():
     assert score.value == pytest.approx(2 / 3)
 
 
+def test_probabilities_are_the_softmax_of_the_logits():
+    found = TASK.probabilities(PixelsAreLogits(), [image([math.log(3) / 2, 0.0, 0.0], None)])
+    torch.testing.assert_close(found[0], torch.tensor([0.6, 0.2, 0.2]))  # 3 : 1 : 1
+
+
 def test_all_images_are_of_one_size():
     assert {TASK.size(example) for example in IMAGES} == {1}
 
@@ -73,6 +79,10 @@ def test_label_and_its_removal():
     unlabelled = IMAGES[1].without_label()
     assert (unlabelled.target, unlabelled.label, unlabelled.id) == (None, None, IMAGES[1].id)
     assert unlabelled.pixels is IMAGES[1].pixels
+
+
+def test_an_image_can_get_another_class():
+    assert image([0.0, 0.0, 0.0], None).with_answer(2).label == "2"
 
 
 def test_content_tells_images_apart_and_ignores_labels():

@@ -96,7 +96,7 @@ def _file_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _hub_rows() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of the hub's data set in the format of our files, each after its place, for messages."""
-    parts = download("professions", HUB, "all", LAYOUT)
+    parts = download("task professions", HUB, "all", f"set task.path to {LAYOUT}")
     for split in ("dev", "validation", "test"):
         for i, row in enumerate(parts[split], 1):
             letters = list(LETTERS[: len(row["choices"])])

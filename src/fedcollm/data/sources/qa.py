@@ -189,7 +189,7 @@ def _prompt(name: str, question: Question) -> tuple[str, tuple[str, ...]]:
 
 def _from_hub(name: str) -> tuple[list[TextExample], list[TextExample]]:
     source = QA_TASKS[name]
-    parts = download(name, source.hub, source.config, LAYOUT)
+    parts = download(f"task {name}", source.hub, source.config, f"set task.path to {LAYOUT}")
     train, test = (
         [(f"{source.hub} {split}, row {i}", _record(source, row)) for i, row in enumerate(parts[split], 1)]
         for split in ("train", source.test)
@@ -197,14 +197,14 @@ def _from_hub(name: str) -> tuple[list[TextExample], list[TextExample]]:
     return _examples(name, train), _examples(name, test)
 
 
-def download(name: str, hub: str, config: str | None, layout: str) -> Mapping[str, Any]:
+def download(what: str, hub: str, config: str | None, instead: str) -> Mapping[str, Any]:
     """Return all splits of a data set from the Hugging Face hub or its cache.
 
     Args:
-        name: name of the task, for the message.
+        what: what the data set is for, for the message.
         hub: id of the data set on the hub.
         config: name of the data set's configuration, if it has several.
-        layout: description of what task.path may be instead, for the message.
+        instead: what the user can do without the hub, for the message.
 
     Raises:
         UserError: the hub can't be reached, and the data set is not in the cache.
@@ -213,8 +213,8 @@ def download(name: str, hub: str, config: str | None, layout: str) -> Mapping[st
         return _download(hub, config)
     except Exception as error:  # datasets, huggingface_hub, httpx and the file system raise many kinds
         raise UserError(
-            f"task {name}: can't load {hub} from the Hugging Face hub ({type(error).__name__}: "
-            f"{_first_line(error)}). Connect to the hub once, or set task.path to {layout}."
+            f"{what}: can't load {hub} from the Hugging Face hub ({type(error).__name__}: "
+            f"{_first_line(error)}). Connect to the hub once, or {instead}."
         ) from error
 
 

@@ -141,8 +141,9 @@ class TextModels:
 
     def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
         """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM."""
-        kept = getattr(load_config(slm.source), KEPT_LAYERS, None)
-        total = cast(Any, llm).config.num_hidden_layers
+        total, shape = cast(Any, llm).config.num_hidden_layers, load_config(slm.source)
+        is_cut = shape.num_hidden_layers < total  # otherwise both models may be one that was itself cut out of another
+        kept = getattr(shape, KEPT_LAYERS, None) if is_cut else None
         return kept_layers(total, slm.layers or kept or total)
 
     def footprint(self, example: TextExample | None, shape: Any, scoring: bool = False) -> tuple[int, int]:

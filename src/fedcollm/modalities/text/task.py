@@ -241,6 +241,10 @@ class TextTask(TextModels, Modality):
             outcomes[example.id] = right[self.main_metric]
         return Score(sums, len(examples), confusion, outcomes)
 
+    def probabilities(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
+        """Return [C] probabilities of the choices of each example, as if one of them had to follow the prompt."""
+        return [values.softmax(0) for values in self.likelihoods(model, examples)]
+
     def likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
         """Return [C] log-likelihoods of the choices of each example, in nats."""
         return [values for values, _ in self._likelihoods(model, examples)]

@@ -108,6 +108,10 @@ class ImageTask(ImageModels, Modality):
         """Return one row per image; see `image_evidence`."""
         return image_evidence(self, examples, features, model)
 
+    def probabilities(self, model: nn.Module, examples: Sequence[ImageExample]) -> list[Tensor]:
+        """Return [classes] probabilities of the classes of each image."""
+        return list(self.logits(model, self.collate(examples)).softmax(-1).cpu())
+
     def score(self, model: nn.Module, examples: Sequence[ImageExample]) -> Score:
         """Return the accuracy of the most likely class."""
         batch = self.collate(examples)
