@@ -33,6 +33,7 @@ from fedcollm.messages import Answer, Request, TrainRequest
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.build import Remote
 from fedcollm.runs.runner import rounds, run
+from fedcollm.runs.shrink import shrunk
 
 FEDCOLLM = Path(sys.executable).with_name("fedcollm")
 
@@ -174,6 +175,8 @@ def main() -> None:
     place = arguments.out or Path(tempfile.mkdtemp())
     changes = {"federation.rounds": arguments.rounds, "evaluation.every": arguments.rounds}
     changes |= {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in arguments.set)}
+    slm = shrunk(load_config(arguments.preset, **changes).slm, torch.device("cpu"))  # a deployment takes a directory
+    changes |= {f"slm.{key}": getattr(slm, key) for key in ("source", "layers", "layer_choice", "mlp_share", "heal")}
     config = load_config(arguments.preset, **changes)
     secure = load_config(arguments.preset, **changes, **{"federation.secure_aggregation.enabled": True})
     try:

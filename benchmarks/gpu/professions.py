@@ -40,7 +40,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "learning rate 1e-4": {"client.learning_rate": 1e-4, "server.learning_rate": 1e-4},
 }
 _SIZES = {"task.clients": 2, "task.private_size": 4, "task.public_size": 4, "task.test_size": 4}
-_FEW = _SIZES | {"task.partition.kind": "iid", "evaluation.clients": "never"}
+_FEW = _SIZES | {
+    "task.partition.kind": "iid",
+    "task.unlabelled_size": 0,
+    "slm.heal": None,
+    "evaluation.clients": "never",
+}
 _PRESETS = ("professions", "commonsense_qa", "arc_easy", "openbookqa")
 _DIRECTORIES = {"professions": "mmlu", "commonsense_qa": "csqa", "openbookqa": "obqa"}
 

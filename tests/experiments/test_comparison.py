@@ -157,7 +157,8 @@ def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path
     row = rows["FedCoLLM"]
     line = f"| FedCoLLM | {row.text('slm')} | {row.text('clients')} | {row.text('llm')} | 12 | 12 |"
     assert line in comparison.to_markdown().splitlines()
-    assert {role: set(known) for role, known in row.differences.items()} == {"slm": {"fedavg_ce"}, "llm": {"fedavg_ce"}}
+    beside = {"closed_form", "fedavg_ce"}
+    assert {role: set(known) for role, known in row.differences.items()} == {"slm": beside, "llm": beside}
     assert row.differences["slm"]["fedavg_ce"].examples == 2 * 48
 
 

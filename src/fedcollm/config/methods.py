@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedcollm.config import rules
-from fedcollm.config import FederationConfig, HealingConfig, RunConfig, TrainingConfig
+from fedcollm.config import FederationConfig, HealingConfig, RunConfig, TrainingConfig, rules
 from fedcollm.config.choices import ablations
 
 #: Settings of `federation` for a run with a single data holder, which sends nothing and hides nothing.

@@ -15,8 +15,8 @@ from fedcollm.runs import directory as directories
 
 #: Columns of scores: role to heading.
 COLUMNS = {role: ROLES[role].short for role in ("slm", "clients", "llm")}
-#: Methods that every other one is compared with: the control with the same labelled public data, and FedCoLLM itself.
-REFERENCES = ("fedavg_ce", "fedcollm")
+#: Methods that every other one is compared with: the controls with the same data, and FedCoLLM itself.
+REFERENCES = ("closed_form", "fedavg_ce", "fedavg_ce_labelled", "fedcollm")
 
 Outcomes = Mapping[str, float]
 

@@ -12,7 +12,12 @@ from fedcollm.report.scores import Difference
 from fedcollm.report.tables import Table
 
 #: Names of the reference methods in column headings.
-_SHORT = {"fedavg_ce": "FedAvg + CE", "fedcollm": "FedCoLLM"}
+_SHORT = {
+    "closed_form": "closed form",
+    "fedavg_ce": "FedAvg + CE",
+    "fedavg_ce_labelled": "FedAvg + CE on labelled",
+    "fedcollm": "FedCoLLM",
+}
 
 
 def score_table(compared: Compared) -> Table:

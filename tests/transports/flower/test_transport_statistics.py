@@ -73,6 +73,14 @@ def test_pseudo_labels_equal_those_in_this_process_bit_for_bit(make, tmp_path, s
     assert times_asked(small) == dict.fromkeys(ALL, 1)
 
 
+def test_features_of_the_slm_are_the_same_at_the_clients_and_on_the_server(make, tmp_path):
+    small = make(**LABELS | {"server.pseudo_labels": {"features": "ngrams_slm", "columns": 64, "always": True}})
+    first, *_ = small.run(tmp_path / "network")
+    assert first.bytes_up == 4 * (80 * 81 // 2 + 80 * 2)  # 64 columns and 16 hidden units
+    run(small.config, tmp_path / "local")
+    assert same(tmp_path / "network", tmp_path / "local")
+
+
 @either_way
 def test_server_that_restarts_after_round_0_asks_nobody_again(make, tmp_path, monkeypatch, secure):
     small, out = make(**LABELS, **secure), tmp_path / "run"
