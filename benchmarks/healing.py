@@ -28,14 +28,14 @@ CHOICES: dict[str, dict[str, Any]] = {
     "block": {"layers": 10, "layer_choice": "block"},
     "influence": {"layers": 10, "layer_choice": "influence"},
 }
-#: Pieces of text per healing; 0 stands for one piece, which moves no weight far: a single step at the lowest rate.
+#: Pieces of text per healing; 0 only cuts.
 SIZES = (0, 480, 1920, 9600)
 
 
 def cell(config: RunConfig, choice: str, size: int) -> RunConfig:
     """Return a configuration with one choice of layers and one size of healing."""
     slm = config.slm.model_dump()
-    heal = (slm["heal"] or {}) | ({"size": size} if size else {"size": 1, "learning_rate": 1e-12})
+    heal = (slm["heal"] or {}) | ({"size": size} if size else {"epochs": 0})
     return changed(config, {"slm": slm | {"layer_choice": "even"} | CHOICES[choice] | {"heal": heal}})
 
 

@@ -106,7 +106,7 @@ def fedavg_ce_text(config: RunConfig) -> dict[str, RunConfig]:
     heal = config.slm.heal or HealingConfig()
     rate = heal.learning_rate / 8
     text = heal.model_copy(update={"objective": "next_token", "learning_rate": rate})
-    return {"": changed(fedavg_ce(config)[""], {"llm.heal": text.model_dump()})}
+    return {"": changed(fedavg_ce_labelled(config)[""], {"llm.heal": text.model_dump()})}
 
 
 def standalone(config: RunConfig) -> dict[str, RunConfig]:
@@ -221,7 +221,7 @@ PAPER: Mapping[str, Method] = {
 #: Further controls, which are not in the default set of a comparison.
 FURTHER: Mapping[str, Method] = {
     "fedavg_ce_labelled": Method("FedAvg + CE on labelled D_a (LLM: labelled D_a only)", fedavg_ce_labelled),
-    "fedavg_ce_text": Method("FedAvg + CE on D_a, LLM first trained on the healing text", fedavg_ce_text),
+    "fedavg_ce_text": Method("FedAvg + CE on labelled D_a, LLM first trained on the healing text", fedavg_ce_text),
 }
 
 _BETTER = {"server.distillation.teach_where_better": True}
