@@ -210,3 +210,14 @@ def test_what_it_cannot_be_combined_with_is_refused(tiny_config, change, message
 def test_controls_have_no_labels_from_the_clients(tiny_config, method):
     for config in METHODS[method].configure(changed(tiny_config, ON)).values():
         assert config.server.pseudo_labels is None
+
+
+def test_the_whole_of_plus_runs_on_sums_alone(tiny_config, model_directories, tmp_path):
+    cut = {"slm.source": model_directories["llm"], "slm.layers": 2, "task.clients": 3}
+    plain = changed(tiny_config, ON | cut | {"federation.secure_aggregation.simulate_quantization": True})
+    secure = changed(tiny_config, ON | cut | {"federation.secure_aggregation": {"enabled": True}})
+    one, other = (METHODS["fedcollm_plus"].configure(config)[""] for config in (plain, secure))
+    assert other.server.layer_transfer == 1
+    records = [fedcollm.run(config, tmp_path / name).records for config, name in ((one, "a"), (other, "b"))]
+    assert [r.scores for r in records[0]] == [r.scores for r in records[1]]
+    assert [r.losses for r in records[0]] == [r.losses for r in records[1]]
