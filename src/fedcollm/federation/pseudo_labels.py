@@ -47,17 +47,14 @@ def build_teacher(
         clients: the mean of the clients' statistics, and their number of examples.
         settings: the features and the ridge.
     """
-    mean, count = clients
+    alone = statistics.solve_together([clients], settings.ridge)
     if not labelled:
-        return _named(statistics.solve(mean, settings.ridge / count), 1.0, 1.0)
-    alone = statistics.solve(mean, settings.ridge / count)
+        return _named(alone, 1.0, 1.0)
     scores, right = _scores(modality, slm, labelled, alone, settings)
     accuracy = sum(int(s.argmax()) == r for s, r in zip(scores, right, strict=True)) / len(right)
     scale = min(_SCALES, key=lambda factor: _loss(scores, right, factor))
     own = statistics.moments(modality, labelled, settings, slm)
-    total = count + len(labelled)
-    pooled = statistics.pooled([(mean, count), (own, len(labelled))])
-    return _named(statistics.solve(pooled, settings.ridge / total), scale, accuracy)
+    return _named(statistics.solve_together([clients, (own, len(labelled))], settings.ridge), scale, accuracy)
 
 
 def teach(

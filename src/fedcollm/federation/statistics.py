@@ -170,6 +170,16 @@ def solve(statistics: Adapter, ridge: float) -> Tensor:
     return solution.float().contiguous()
 
 
+def solve_together(parts: Sequence[tuple[Adapter, int]], ridge: float) -> Tensor:
+    """Return W, [d, C] float32, of several parts together; see `solve`.
+
+    Args:
+        parts: the statistics of each part, and its number of examples.
+        ridge: λ, for sums over all examples.
+    """
+    return solve(pooled(parts), ridge / sum(count for _, count in parts))
+
+
 def scores(weights: Tensor, part: Evidence) -> list[Tensor]:
     """Return [C_i] scores of each example's labels or choices, of which the highest is the prediction.
 

@@ -57,8 +57,7 @@ class Control:
         if aggregate is not None:
             examples = aggregate.examples or len(aggregate.participants) * self.private_size
             parts.append((aggregate.adapter, examples))
-        total = sum(count for _, count in parts)
-        return statistics.solve(statistics.pooled(parts), self.settings.ridge / total), aggregate
+        return statistics.solve_together(parts, self.settings.ridge), aggregate
 
     def score(self, weights: Tensor) -> Score:
         """Return the accuracy on the test examples, with a confusion table if the examples share their labels."""

@@ -33,7 +33,7 @@ from fedcollm.models.pretrained import (
     load_causal_lm,
     stem,
 )
-from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, prune_layers, prune_neurons
+from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons
 from fedcollm.progress import say
 from fedcollm.storage import one_at_a_time, write_atomically, writing
 from fedcollm.training.healing import Checkpoint, Fit, heal, measure, text_batches
@@ -190,7 +190,8 @@ def _cut(
         The indices of the kept layers, and the number of neurons that each MLP has left; None if it has all.
     """
     whole, cut = models
-    layers = kept_layers(int(whole.config.num_hidden_layers), section.layers or int(whole.config.num_hidden_layers))
+    total = layer_count(whole)
+    layers = kept_layers(total, section.layers or total)
     if isinstance(section.layers, int):
         layers = LAYER_CHOICES[section.layer_choice](modality, whole, batches, section.layers)
     prune_layers(cut, layers)
