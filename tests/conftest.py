@@ -176,6 +176,14 @@ def word_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def healing_text(tmp_path: Path) -> Path:
+    """A file with 216 distinct texts of three words."""
+    path, words = tmp_path / "text.txt", WORDS[2:8]
+    path.write_text("\n".join(f"{a} {b} {c}" for a in words for b in words for c in words), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
 def tiny_config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
     """Two rounds of two clients on the tiny models: under a second."""
     return load_config(

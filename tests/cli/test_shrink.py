@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.conftest import WORDS, wait_for
+from tests.conftest import wait_for
 from transformers import BertConfig, BertModel, LlamaForCausalLM, ViTConfig, ViTModel
 
 from fedcollm.cli import app as cli
@@ -27,11 +27,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def text(tmp_path) -> Path:
-    """216 distinct texts of three words."""
-    path, words = tmp_path / "text.txt", WORDS[2:8]
-    path.write_text("\n".join(f"{a} {b} {c}" for a in words for b in words for c in words), encoding="utf-8")
-    return path
+def text(healing_text) -> Path:
+    return healing_text
 
 
 @pytest.fixture

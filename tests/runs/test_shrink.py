@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import WORDS, tiny_llama
+from tests.conftest import tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedcollm.config import ModelConfig
@@ -30,12 +30,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def text(tmp_path) -> str:
-    """216 distinct texts of three words."""
-    path = tmp_path / "text.txt"
-    words = WORDS[2:8]
-    path.write_text("\n".join(f"{a} {b} {c}" for a in words for b in words for c in words), encoding="utf-8")
-    return str(path)
+def text(healing_text) -> str:
+    return str(healing_text)
 
 
 @pytest.fixture
