@@ -14,7 +14,8 @@ from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
-from fedcollm.config.methods import METHODS, changed
+from fedcollm.config.baselines import changed
+from fedcollm.config.methods import METHODS
 from fedcollm.models.adapters import resolve_device
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Inputs

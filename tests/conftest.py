@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedcollm.config import RunConfig
+from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
-from fedcollm.config.methods import changed
 
 WORDS = [
     "<pad>",

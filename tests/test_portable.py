@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.deploy import directories
 from fedcollm.deploy import server as deploy_server
 from fedcollm.errors import UserError

@@ -24,7 +24,7 @@ from tests.snapshot import FOLDER, Snapshot
 
 from fedcollm.cli.app import main
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.runs.runner import run
 
 TITLE = (

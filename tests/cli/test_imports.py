@@ -8,7 +8,7 @@ import sys
 import pytest
 from tests.transports.small_federation import small_config
 
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.deploy.initialize import Site, initialize
 from fedcollm.deploy.status import default_out
 

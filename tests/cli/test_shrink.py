@@ -14,7 +14,7 @@ from tests.conftest import wait_for
 from transformers import BertConfig, BertModel, LlamaForCausalLM, ViTConfig, ViTModel
 
 from fedcollm.cli import app as cli
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.models.pretrained import load_config
 from fedcollm.runs import shrink, shrink_scores
 from fedcollm.runs.runner import evaluate_run, run

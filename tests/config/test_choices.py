@@ -46,7 +46,7 @@ def load_with(monkeypatch) -> Iterator[Callable[[Mapping[str, Choice], Choice], 
 @pytest.mark.parametrize("key", TABLES)
 def test_new_row_is_known_everywhere(load_with, key):
     load = load_with(TABLES[key], ROW)
-    config = load("config.methods").changed(load("config").RunConfig(), {key: "own"})
+    config = load("config.baselines").changed(load("config").RunConfig(), {key: "own"})
     assert ROW.phrase in load("report.content").settings(config)
     sink = io.StringIO()
     Console(file=sink, width=200).print(load("cli.tables").settings_table(config))
@@ -66,6 +66,6 @@ def test_new_row_is_known_everywhere(load_with, key):
 @pytest.mark.parametrize("key", TABLES)
 def test_new_row_without_words_is_said_by_its_name(load_with, key):
     load = load_with(TABLES[key], Choice("does this and that"))
-    config = load("config.methods").changed(load("config").RunConfig(), {key: "own"})
+    config = load("config.baselines").changed(load("config").RunConfig(), {key: "own"})
     assert f"{key}: own" in load("report.content").settings(config)
     assert "own" not in load("config.methods").METHODS

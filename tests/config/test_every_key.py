@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedcollm.cli.tables import settings_table
 from fedcollm.config import RunConfig, Section
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.config.phrases import PHRASES
 from fedcollm.config.words import EFFECT, FACTS, everything_in_words, facts_in_words, settings_in_words
 from fedcollm.messages import RoundRecord
@@ -141,7 +141,7 @@ METHOD = {
     "server.pseudo_labels.columns": Change(64, LABELS),
     "server.pseudo_labels.ridge": Change(1.0, LABELS),
     "server.pseudo_labels.labels": Change("drawn", LABELS),
-    "server.pseudo_labels.with_models": Change(False, LABELS),
+    "server.pseudo_labels.teachers": Change(["regression"], LABELS),
     "server.pseudo_labels.always": Change(True, LABELS),
     "server.distillation.weight": Change(0.5),
     "server.distillation.llm_weight": Change(0.5),

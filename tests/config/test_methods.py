@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from fedcollm.config import ControlConfig, RunConfig
+from fedcollm.config.baselines import changed
 from fedcollm.config.choices import TABLES
-from fedcollm.config.methods import CONTROLS, FURTHER, METHODS, PAPER, changed, fits
+from fedcollm.config.methods import CONTROLS, FURTHER, METHODS, PAPER, fits
 
 #: With two clients and some unlabelled public examples, so that every ablation is one.
 BASE = RunConfig.model_validate({"task": {"clients": 2, "unlabelled_size": 10}})

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.deploy.conftest import example_rows
 from tests.transports.small_federation import shared_slm, small_config
 
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import client, directories, server, status

@@ -9,7 +9,7 @@ import torch
 from tests.deploy.conftest import Deploy, Deployed, needs_nginx
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import fedcollm
-from fedcollm.config.methods import CONTROLS, PAPER, changed
+from fedcollm.config.baselines import changed
+from fedcollm.config.methods import CONTROLS, PAPER
 from fedcollm.errors import UserError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_modality.py"

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 import fedcollm
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import CONTROLS, PAPER, changed
+from fedcollm.config.baselines import changed
+from fedcollm.config.methods import CONTROLS, PAPER
 from fedcollm.errors import UserError
 from fedcollm.experiments.comparison import Plan, default_methods, plan
 from fedcollm.federation.client import Client

@@ -8,8 +8,10 @@ from torch import nn
 
 import fedcollm
 from fedcollm.config import PseudoLabelConfig
-from fedcollm.config.methods import METHODS, changed
+from fedcollm.config.baselines import changed
+from fedcollm.config.methods import METHODS
 from fedcollm.errors import UserError
+from fedcollm.federation import server
 from fedcollm.federation.pseudo_labels import ACCURACY, SCALE, WEIGHTS, build_teacher, teach
 from fedcollm.federation.pseudo_labels import with_pseudo_labels as label
 from fedcollm.federation.statistics import GRAM, TARGETS
@@ -18,6 +20,7 @@ from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import Inputs, rounds
+from fedcollm.training.fine_tuning import predict
 
 SETTINGS = PseudoLabelConfig(ridge=1.0)
 DRAWN = PseudoLabelConfig(ridge=1.0, labels="drawn")
@@ -122,10 +125,43 @@ def test_the_mean_of_all_opinions_decides():
     assert [e.answer for e in label(public, [one, other], SETTINGS, 0)] == [1, 0, 1]
 
 
-def test_the_models_have_a_say_from_round_2_on(tiny_config, tmp_path):
+def test_the_models_have_a_say_from_round_2_on(tiny_config, tmp_path, monkeypatch):
+    def wrong(modality, model, examples, size):
+        return [3 - 6 * p for p in predict(modality, model, examples, size)]
+
+    monkeypatch.setattr(server, "predict", wrong)
+    alone = {"server.pseudo_labels.teachers": ["regression"]}
     one = fedcollm.run(changed(tiny_config, ON), tmp_path / "one")
-    other = fedcollm.run(changed(tiny_config, ON | {"server.pseudo_labels.with_models": False}), tmp_path / "other")
+    other = fedcollm.run(changed(tiny_config, ON | alone), tmp_path / "other")
     assert one.records[1].losses == other.records[1].losses
+    assert one.records[2].losses != other.records[2].losses
+
+
+def test_without_clients_the_models_label_from_round_2_on(tiny_config, tmp_path):
+    two = changed(tiny_config, ON | {"server.pseudo_labels": None})
+    none, own = (METHODS[name].configure(two)[""] for name in ("no_clients", "plus_without_clients"))
+    own = changed(own, {f"{side}.max_grad_norm": None for side in ("client", "server")})
+    own = changed(own, {"server.distillation.teach_where_better": False})
+    one, other = (fedcollm.run(config, tmp_path / name) for config, name in ((none, "one"), (own, "other")))
+    assert one.records[1].losses == other.records[1].losses
+    assert one.records[2].losses != other.records[2].losses
+    assert {r.bytes_up for r in (*one.records, *other.records)} == {0}
+
+
+def test_teachers_other_than_the_regression_need_no_clients_and_no_sums(tiny_config):
+    models = ON | {"server.pseudo_labels": {"teachers": ["llm", "slm"]}}
+    for change in ({"federation.participants": []}, {"federation.upload": "float16"}):
+        assert changed(tiny_config, models | change).statistics is None
+    config = changed(tiny_config, ON)
+    assert config.statistics == config.server.pseudo_labels
+
+
+@pytest.mark.parametrize(
+    ("teachers", "message"), [([], "at least 1"), (["slm", "slm"], "'slm' stands there twice"), (["sml"], "choose one")]
+)
+def test_teachers_are_named_once_each(teachers, message):
+    with pytest.raises(ValueError, match=message):
+        PseudoLabelConfig(teachers=teachers)
 
 
 # --- in a run ---
@@ -172,8 +208,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_asks_once(tiny_config, tm
 
 
 def test_a_teacher_that_is_worse_than_the_models_is_not_used(tiny_config, tmp_path, monkeypatch):
-    from fedcollm.federation import server
-
     monkeypatch.setattr(server, "build_teacher", lambda *_: {WEIGHTS: torch.ones(64, 2), ACCURACY: torch.tensor(0.0)})
     one = fedcollm.run(changed(tiny_config, ON), tmp_path / "one")
     other = fedcollm.run(changed(tiny_config, ON | {"server.pseudo_labels": None}), tmp_path / "other")

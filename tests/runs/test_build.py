@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import base_models
 from fedcollm.models.adapters import read_adapter
 from fedcollm.runs.build import build_federation

@@ -14,8 +14,9 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 import fedcollm
 from fedcollm.config import RunConfig
+from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
-from fedcollm.config.methods import METHODS, changed
+from fedcollm.config.methods import METHODS
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.data.pool import Pool

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
-from fedcollm.config.methods import changed
 from fedcollm.data.pool import Pool, Split
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.examples import TextExample

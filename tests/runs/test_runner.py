@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import fedcollm
 from fedcollm.config import RunConfig
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.errors import NonFiniteError, UserError
 from fedcollm.federation.server import Server
 from fedcollm.runs import directory as run_directory

@@ -11,7 +11,7 @@ from tests.conftest import tiny_llama
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fedcollm.config import ModelConfig
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.pretrained import load_causal_lm, load_config, load_tokenizer, start_tokens

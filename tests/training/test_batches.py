@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedcollm.config import TrainingConfig
-from fedcollm.config.methods import changed
+from fedcollm.config.baselines import changed
 from fedcollm.runs.runner import run
 from fedcollm.training.batches import minibatches, step_count
 

@@ -119,6 +119,13 @@ FEATURES: Mapping[str, Choice] = {
     ),
 }
 
+#: Options of `server.pseudo_labels.teachers`; `Server` asks each of them.
+TEACHERS: Mapping[str, Choice] = {
+    "regression": Choice("ridge regression on sums over the clients", phrase="a regression on sums over the clients"),
+    "llm": Choice("the large model, from round 2 on", phrase="the large model"),
+    "slm": Choice("the small model after the clients' round, from round 2 on", phrase="the small model"),
+}
+
 #: Last part of a dotted key to its table. A name has the same table in every section.
 TABLES: Mapping[str, Mapping[str, Choice]] = {
     "divergence": DIVERGENCES,
@@ -127,6 +134,7 @@ TABLES: Mapping[str, Mapping[str, Choice]] = {
     "schedule": SCHEDULES,
     "layer_choice": LAYER_CHOICES,
     "features": FEATURES,
+    "teachers": TEACHERS,
 }
 
 #: Last part of a dotted key to the sections in which `fedcollm compare` sets it.

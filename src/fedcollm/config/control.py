@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedcollm.config.base import Positive, PositiveFloat, Section, one_of
-from fedcollm.config.choices import FEATURES, comment
+from fedcollm.config.choices import FEATURES, TEACHERS, comment
 
 
 class StatisticsConfig(Section):
@@ -34,12 +34,30 @@ class ControlConfig(StatisticsConfig):
 
 
 class PseudoLabelConfig(ControlConfig):
-    """Labels for the unlabelled part of D_a, from a ridge regression on sums over the clients, sent once."""
+    """Labels for the unlabelled part of D_a: by ridge regression on sums that clients send once, and by both models."""
 
     features: Annotated[str, one_of(FEATURES), Field(description=comment("features"))] = "ngrams"
     labels: Literal["likeliest", "drawn"] = "likeliest"
     """likeliest: the likeliest label; drawn: in every round, a label drawn from the calibrated distribution"""
-    with_models: bool = True
-    """from round 2 on, average the regression's probabilities with those of the LLM and the SLM"""
+    teachers: Annotated[
+        list[Annotated[str, one_of(TEACHERS)]],
+        Field(
+            default_factory=lambda: ["regression", "llm", "slm"],
+            min_length=1,
+            description="whose mean opinion labels an example. " + comment("teachers"),
+        ),
+    ]
     always: bool = False
     """true: label even if the regression is no better on the labelled part of D_a than the untrained models"""
+
+    @field_validator("teachers")
+    @classmethod
+    def _each_once(cls, teachers: list[str]) -> list[str]:
+        if repeated := [name for name in teachers if teachers.count(name) > 1]:
+            raise ValueError(f"{repeated[0]!r} stands there twice; name each teacher once")
+        return teachers
+
+    @property
+    def asks_clients(self) -> bool:
+        """Whether a teacher needs the clients' statistics."""
+        return "regression" in self.teachers

@@ -6,7 +6,7 @@ The phrases of options come from `choices.py`; `words.py` puts the phrases toget
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedcollm.config.choices import DIVERGENCES, FEATURES, SCHEDULES, SERVER_OPTIMIZERS, Choice
+from fedcollm.config.choices import DIVERGENCES, FEATURES, SCHEDULES, SERVER_OPTIMIZERS, TEACHERS, Choice
 from fedcollm.config.roles import ROLES
 
 #: A format string for the value, or a function of it. If the function returns "", the key is stated as `key: value`.
@@ -24,6 +24,11 @@ def _names(value: list[Any] | str) -> str:
 def _chosen(table: Mapping[str, Choice], phrase: str) -> Callable[[str], str]:
     """Return a phrase that inserts the words of an option into `phrase`, or returns "" for an option without words."""
     return lambda name: phrase.format(table[name].phrase) if table[name].phrase else ""
+
+
+def _all(table: Mapping[str, Choice], names: list[str]) -> str:
+    """Return the words of several options as one phrase."""
+    return " and ".join(table[name].phrase for name in names)
 
 
 def _of_adapter(role: str) -> dict[str, Phrase]:
@@ -66,12 +71,12 @@ PHRASES: Mapping[str, Phrase] = {
     "server.distillation.teach_where_better": "a model is taught only where the other one knows better",
     "server.distillation.warmup_rounds": "λ rises linearly over the first {} rounds",
     "server.distillation.across_tokenizers": "the two models may have different tokenizers",
-    "server.pseudo_labels": "the unlabelled public examples get labels from sums over the clients",
+    "server.pseudo_labels": "the unlabelled public examples get labels",
     "server.pseudo_labels.features": _chosen(FEATURES, "these labels come from {}"),
     "server.pseudo_labels.columns": "n-grams for these labels are hashed to {} columns",
     "server.pseudo_labels.ridge": "the ridge for these labels is λ = {:g}",
     "server.pseudo_labels.labels": lambda how: {"drawn": "these labels are drawn anew in every round"}.get(how, ""),
-    "server.pseudo_labels.with_models": lambda on: "" if on else "these labels are those of the regression alone",
+    "server.pseudo_labels.teachers": lambda names: f"these labels are by {_all(TEACHERS, names)}",
     "server.pseudo_labels.always": "these labels are used even if the untrained models know better",
     "server.layer_transfer": lambda share: (
         f"layer transfer: the large model starts from the small model’s adapter, and {_percent(share)} of the clients’ "

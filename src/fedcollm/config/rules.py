@@ -251,14 +251,25 @@ def _control_sums(federation: FederationConfig) -> Iterator[str]:
 
 def _pseudo_labels(config: "RunConfig") -> Iterator[str]:
     """Yield what labels for the public examples, from the clients' statistics, can't be combined with."""
-    federation, key = config.federation, "server.pseudo_labels"
-    if config.server.pseudo_labels is None:
+    key, labels = "server.pseudo_labels", config.server.pseudo_labels
+    if labels is None:
         return
-    if not config.server.epochs or not config.task.unlabelled_size or federation.participants == []:
+    if not config.server.epochs or not config.task.unlabelled_size:
         yield (
-            f"{key} needs clients, unlabelled public examples, and training on them. Set task.unlabelled_size, "
-            f"server.epochs and federation.participants accordingly, or {key}: null"
+            f"{key} needs unlabelled public examples, and training on them. Set task.unlabelled_size and server.epochs "
+            f"accordingly, or {key}: null"
         )
+    if config.task.format is not None and config.task.format.choices is None:
+        yield f"{key} needs choices, but task.format.choices is null. Set {key}: null"
+    if labels.asks_clients:
+        yield from _label_sums(config, key)
+
+
+def _label_sums(config: "RunConfig", key: str) -> Iterator[str]:
+    """Yield what keeps the clients' statistics from being summed beside their adapters."""
+    federation = config.federation
+    if federation.participants == []:
+        yield f"{key} needs clients for its regression. Set federation.participants: null"
     for other, value, needed, reason in (
         ("federation.privacy", federation.privacy is not None, False, "clients' statistics would need noise too"),
         ("federation.upload", federation.upload, "float32", "statistics would be rounded"),
@@ -267,8 +278,6 @@ def _pseudo_labels(config: "RunConfig") -> Iterator[str]:
     ):
         if value != needed:
             yield f"{key} can't be combined with {other}: {reason}. Set {key}: null"
-    if config.task.format is not None and config.task.format.choices is None:
-        yield f"{key} needs choices, but task.format.choices is null. Set {key}: null"
     secure = federation.secure_aggregation
     if (secure.enabled or secure.simulate_quantization) and secure.value_range < 1:
         yield (

@@ -42,7 +42,8 @@ class RunConfig(Section):
     @property
     def statistics(self) -> StatisticsConfig | None:
         """The statistics that clients send once; None if they send none."""
-        return self.control or self.server.pseudo_labels
+        labels = self.server.pseudo_labels
+        return self.control or (labels if labels and labels.asks_clients else None)
 
     @model_validator(mode="before")
     @classmethod

@@ -85,7 +85,7 @@ EFFECT: Mapping[str, Predicate] = {
         config.federation.server_optimizer.kind not in ("average", "fedavgm")
     ),
     "control.columns": lambda config: _hashes(config.control),
-    "server.pseudo_labels.columns": lambda config: _hashes(config.server.pseudo_labels),
+    "server.pseudo_labels.columns": lambda config: _hashes(config.statistics),
     "federation.min_clients": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.max_update_norm": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.deadlines.phase": lambda config: config.federation.secure_aggregation.enabled,

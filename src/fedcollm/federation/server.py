@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from fedcollm.config import (
     EvaluationConfig,
     FederationConfig,
-    PseudoLabelConfig,
     ServerConfig,
     StatisticsConfig,
     asked_clients,
@@ -148,7 +149,8 @@ class Server:
             RoundFailedError: as in `ask_statistics`.
         """
         settings, slm, start = self.settings.pseudo_labels, self.pair.slm, time.perf_counter()
-        aggregate = self.ask_statistics(settings) if settings and self.pair.llm is not None else None
+        asks = settings is not None and settings.asks_clients and self.pair.llm is not None
+        aggregate = self.ask_statistics(settings) if settings and asks else None
         if settings is None or aggregate is None:
             return RoundRecord(0)
         labelled = [example for example in self.public if example.label is not None]
@@ -213,19 +215,23 @@ class Server:
         if self.pair.llm is None:
             return {}
         public = of_round(self.public, self.settings.unlabelled_per_round, self.identity, round_index)
-        labels = self.settings.pseudo_labels
-        if labels is not None and self.teacher:
-            public = self._with_pseudo_labels(public, labels, round_index)
+        public = self._with_pseudo_labels(public, round_index)
         return distil(self.pair, public, self.settings, self.identity.derive("server", round_index), round_index)
 
-    def _with_pseudo_labels(self, public: Sequence[Any], settings: PseudoLabelConfig, round_index: int) -> list[Any]:
-        """Return D_a with labels by the teacher and, from round 2 on, by both models."""
-        modality, slm = self.pair.modality, self.pair.slm
+    def _with_pseudo_labels(self, public: Sequence[Any], round_index: int) -> Sequence[Any]:
+        """Return D_a with labels by `pseudo_labels.teachers`; as it is if none of them has an opinion in this round."""
+        settings, modality, slm = self.settings.pseudo_labels, self.pair.modality, self.pair.slm
+        if settings is None or (settings.asks_clients and not self.teacher):
+            return public
         unlabelled = [example for example in public if example.label is None]
-        opinions = [teach(modality.of("slm"), slm, unlabelled, self.teacher, settings)]
-        if settings.with_models and round_index > 1:
-            size = self.evaluation.batch_size
-            opinions += [predict(modality.of(r), m, unlabelled, size) for r, m in self.pair.models().items()]
+        opinions: list[list[Tensor]] = []
+        if self.teacher:
+            opinions.append(teach(modality.of("slm"), slm, unlabelled, self.teacher, settings))
+        for role, model in self.pair.models().items() if round_index > 1 else ():
+            if role in settings.teachers:
+                opinions.append(predict(modality.of(role), model, unlabelled, self.evaluation.batch_size))
+        if not opinions:
+            return public
         return with_pseudo_labels(public, opinions, settings, self.identity.derive("pseudo-labels", round_index))
 
     def _record(self, record: RoundRecord, aggregate: Aggregate | None) -> RoundRecord:

@@ -223,7 +223,7 @@ class Modality(ABC):
         """
         raise UserError(
             f"server.pseudo_labels: {self.name} does not say how likely the labels of an example are. Define "
-            f"{type(self).__name__}.probabilities, or set server.pseudo_labels.with_models: false."
+            f"{type(self).__name__}.probabilities, or set server.pseudo_labels.teachers: [regression]."
         )
 
     def show(self, example: Any, prediction: Any = None) -> str:
