@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import RunConfig
-from fedcollm.config.loading import load_config
 from fedcollm.config.baselines import changed
+from fedcollm.config.loading import load_config
 from fedcollm.config.methods import METHODS
 from fedcollm.models.adapters import resolve_device
 from fedcollm.runs import directory as directories
