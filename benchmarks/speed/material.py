@@ -25,7 +25,7 @@ from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, write_adapter
 from fedcollm.models.fused.patch import unfused
 from fedcollm.models.pretrained import SHIPPED, base_directory
-from fedcollm.runs.build_models import build_model, set_matmul_precision
+from fedcollm.runs.build_models import build_model, set_backends
 from fedcollm.seeding import derive_seed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def task_of(config: RunConfig) -> TextTask:
 
 def our_model(config: RunConfig, role: str, task: TextTask) -> Any:
     """A role's model exactly as `fedcollm run` builds it."""
-    set_matmul_precision(config)
+    set_backends(config)
     return build_model(config, role, task, [], Path(tempfile.gettempdir()) / "no-base-of-the-benchmark")
 
 

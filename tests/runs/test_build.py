@@ -8,7 +8,7 @@ from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import base_models
 from fedcollm.models.adapters import read_adapter
 from fedcollm.runs.build import build_federation
-from fedcollm.runs.build_models import build_model
+from fedcollm.runs.build_models import build_model, set_backends
 
 CHANGES = {
     "client.proximal": 0.25,
@@ -83,3 +83,27 @@ def test_parties_that_build_the_slm_apart_have_the_same_frozen_a(tiny_config, tm
     assert len(one) == 14
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_attention_of_cudnn_is_off_as_its_gradients_may_be_nan(tiny_config):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        set_backends(tiny_config)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("columns", [64, 192])
+def test_gradients_of_padded_attention_are_finite_on_a_gpu(tiny_config, columns):
+    set_backends(changed(tiny_config, {"device": "cuda"}))
+    query, key, value = (torch.randn(4, 4, columns, 64, device="cuda", dtype=torch.bfloat16) * 8 for _ in range(3))
+    query.requires_grad_()
+    mask = torch.ones(columns, columns, device="cuda", dtype=torch.bool).tril().expand(4, 1, -1, -1).clone()
+    mask[0, :, :, :4] = False
+    mask[0, :, :4, :4] = torch.eye(4, device="cuda", dtype=torch.bool)
+    torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).float().sum().backward()
+    assert query.grad is not None and query.grad.isfinite().all()

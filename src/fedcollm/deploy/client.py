@@ -17,7 +17,7 @@ from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
-from fedcollm.runs.build_models import build_slm, set_matmul_precision
+from fedcollm.runs.build_models import build_slm, set_backends
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.transports.endpoint import ClientEndpoint
@@ -104,7 +104,7 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")
     state, roster = directory / "state", names.public_keys(membership.roster)
-    set_matmul_precision(config)
+    set_backends(config)
     slm = build_slm(config, modality, [], state / "base")
     spent: Remembered[int] = Remembered(state / "spent.json")
     part = ClientData(modality, slm, examples, test, directory / "adapter", spent)

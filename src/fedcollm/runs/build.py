@@ -34,7 +34,7 @@ from fedcollm.runs.build_clients import (
     secure_client,
     secured,
 )
-from fedcollm.runs.build_models import build_model, build_slm, set_matmul_precision
+from fedcollm.runs.build_models import build_model, build_slm, set_backends
 from fedcollm.runs.sharing import with_cache
 from fedcollm.runs.shrink import with_shrunk_models
 from fedcollm.seeding import RunIdentity
@@ -115,7 +115,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     split = split_pool(pool, config.task, config.seed, private=inputs.remote is None)
     across = config.server.distillation.across_tokenizers
     modality = inputs.modality or build_modality(config.task, config.slm, config.llm, across)
-    set_matmul_precision(config)
+    set_backends(config)
     pair = _build_pair(config, modality, split, base)
     identity = RunIdentity(inputs.remote.run if inputs.remote else f"{config.name}/{config.seed}", config.seed)
     if inputs.remote is None:

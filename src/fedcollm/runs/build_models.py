@@ -22,11 +22,17 @@ from fedcollm.training.fine_tuning import fit
 _WEIGHTS = "weights.safetensors"
 
 
-def set_matmul_precision(config: RunConfig) -> None:
-    """Allow float32 matrix products in bfloat16 if a base is in bfloat16: adapters then compute 2 to 4 times faster."""
+def set_backends(config: RunConfig) -> None:
+    """Set torch's global switches for a run.
+
+    If a base is in bfloat16, float32 matrix products may be computed in bfloat16 too: adapters are then 2 to 4 times
+    faster. cuDNN's attention is off, because its backward pass with a mask gives NaN for some lengths (pytorch issue
+    196678); flash and memory-efficient attention take its place.
+    """
     device = resolve_device(config.device)
     dtypes = {resolve_dtype(model.dtype, device) for model in (config.slm, config.llm)}
     torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
+    cast(Any, torch.backends.cuda).enable_cudnn_sdp(False)
 
 
 def build_slm(config: RunConfig, modality: Modality, public: Sequence[Any], base: Path) -> peft.PeftModel:

@@ -11,7 +11,7 @@ from fedcollm.errors import UserError
 from fedcollm.models.adapters import add_adapter, resolve_device
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.pruning import prune_layers
-from fedcollm.runs.build_models import set_matmul_precision
+from fedcollm.runs.build_models import set_backends
 from fedcollm.runs.shrink import shrink_report
 from fedcollm.training.fine_tuning import evaluate
 
@@ -45,7 +45,7 @@ def zero_shot(config: RunConfig, examples: Sequence[Any], source: str, made: Pat
     device, report = resolve_device(config.device), shrink_report(made)
     same = ModelConfig(source=str(made))
     modality = build_modality(config.task, same, same, across_tokenizers=False).of("slm")
-    set_matmul_precision(config)
+    set_backends(config)
 
     def score(place: str, layers: Sequence[int] | None = None) -> float:
         section = ModelConfig(source=place, dtype=config.slm.dtype)
