@@ -91,7 +91,8 @@ def test_attention_of_cudnn_is_off_as_its_gradients_may_be_nan(tiny_config):
         torch.backends.cuda.enable_cudnn_sdp(True)
         set_backends(tiny_config)
         assert not torch.backends.cuda.cudnn_sdp_enabled()
-        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
@@ -106,4 +107,5 @@ def test_gradients_of_padded_attention_are_finite_on_a_gpu(tiny_config, columns)
     mask[0, :, :, :4] = False
     mask[0, :, :4, :4] = torch.eye(4, device="cuda", dtype=torch.bool)
     torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).float().sum().backward()
-    assert query.grad is not None and query.grad.isfinite().all()
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
