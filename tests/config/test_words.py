@@ -144,7 +144,8 @@ def test_facts_are_those_of_the_run(values, key_word):
 
 
 def test_run_without_clients_says_nothing_of_updates():
-    assert len(facts_in_words(config(federation=NO_CLIENTS))) == 4  # rounds, no clients, the server's training, λ
+    # rounds, no clients, what the SLM is, the server's training, λ
+    assert len(facts_in_words(config(federation=NO_CLIENTS))) == 5
 
 
 def test_key_without_a_phrase_is_said_all_the_same(monkeypatch):
@@ -156,3 +157,21 @@ def test_key_without_a_phrase_is_said_all_the_same(monkeypatch):
 def test_everything_is_all_of_it():
     one = config(seed=3, client={"proximal": 0.5})
     assert everything_in_words(one) == facts_in_words(one) + settings_in_words(one) + inputs_in_words(one)
+
+
+@pytest.mark.parametrize(
+    ("slm", "words"),
+    [
+        ({"layers": 10}, "the small model is 10 layers of smollm2-135m, not healed"),
+        ({"layers": [0, 3], "heal": {}}, "the small model is 2 layers of smollm2-135m, healed on the text icd10"),
+        ({"layers": [0, 3], "heal": {"epochs": 0}}, "the small model is 2 layers of smollm2-135m, not healed"),
+        (
+            {"layers": None, "mlp_share": 0.5, "heal": {"text": "a.txt"}},
+            "the small model is 50% of each MLP of smollm2-135m, healed on the text a.txt",
+        ),
+        ({"layers": None}, None),
+    ],
+)
+def test_facts_say_what_was_cut_and_whether_it_was_healed(slm, words):
+    said = [fact for fact in facts_in_words(config(slm=slm)) if "model is" in fact]
+    assert said == ([words] if words else [])

@@ -237,3 +237,41 @@ def test_an_error_in_the_test_file_names_it(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROWS)
     write(tmp_path / "test.jsonl", [{**ROWS[0], "answer": "pox"}])
     assert f"{tmp_path / 'test.jsonl'}, line 1: answer 'pox'" in message_of(tmp_path, LABELS)
+
+
+def test_public_and_unlabelled_files_become_parts_of_their_own(tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "public.jsonl", [ROWS[0] | {"text": "rash"}])
+    write(tmp_path / "unlabelled.csv", [{"text": "ache", "age": 1, "ward": "east", "answer": ""}])
+    pool = load_custom(tmp_path, LABELS)
+    assert pool.test is None
+    assert list(pool.public or ()) == [TextExample("1", "rash (7):", ("flu", "cold"), 0, ("flu", "cold"), "north")]
+    assert list(pool.unlabelled or ()) == [
+        TextExample("1", "ache (1):", ("flu", "cold"), None, ("flu", "cold"), "east")
+    ]
+
+
+@pytest.mark.parametrize("row", [{"text": "ache"}, {"text": "ache", "answer": None}, {"text": "ache", "answer": "x"}])
+def test_the_answer_of_an_unlabelled_row_does_not_matter(tmp_path, row):
+    choices = LABELS.model_copy(update={"prompt": "{text}", "group": None})
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "unlabelled.jsonl", [row])
+    (example,) = load_custom(tmp_path, choices).unlabelled or ()
+    assert (example.prompt, example.answer, example.label) == ("ache", None, None)
+
+
+def test_unlabelled_rows_with_choices_of_their_own_keep_them(tmp_path):
+    write(
+        tmp_path / "train.jsonl",
+        [{"text": "a", "options": "x|y", "answer": "x"}, {"text": "b", "options": "x|y", "answer": "y"}],
+    )
+    write(tmp_path / "unlabelled.jsonl", [{"text": "c", "options": ["p", "q", "r"]}])
+    (example,) = load_custom(tmp_path, COLUMN).unlabelled or ()
+    assert (example.choices, example.labels, example.answer) == (("p", "q", "r"), ("A", "B", "C"), None)
+
+
+def test_an_unlabelled_file_without_choices_is_refused(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "unlabelled.jsonl", [{"text": "c"}])
+    with pytest.raises(UserError, match="unlabelled.jsonl.*nothing to distill"):
+        load_custom(tmp_path, FREE)

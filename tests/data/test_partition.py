@@ -421,3 +421,23 @@ def test_the_papers_openbookqa() -> None:
     assert parts.duplicates_removed == 151
     assert sum(map(len, parts.private.values())) == 3600
     assert not {e.content for e in parts.test} & {e.content for e in parts.public + parts.private["0"]}
+
+
+def test_unlabelled_examples_of_their_own_leave_the_rest_to_the_others() -> None:
+    own = [example(i, i % 3).without_label() for i in range(200, 210)]
+    parts = split(Pool(examples(20), unlabelled=own), config(), 0)
+    assert [e.label is None for e in parts.public] == [False] * 4 + [True] * 3
+    assert set(ids(parts.public[4:])) < set(ids(own))
+    assert sorted(
+        ids(parts.public[:4]) + ids(parts.test) + [i for p in parts.private.values() for i in ids(p)]
+    ) == sorted(ids(examples(20)))
+    labelled = split(Pool(examples(20)), config(unlabelled_size=0), 0)
+    assert (parts.public[:4], parts.private, parts.test) == (labelled.public, labelled.private, labelled.test)
+
+
+def test_unlabelled_examples_that_stand_elsewhere_are_dropped_and_too_few_are_refused() -> None:
+    own = [example(90, prompt="Text  3"), *[example(i) for i in range(200, 203)]]
+    parts = split(Pool(examples(20), unlabelled=[e.without_label() for e in own]), config(), 0)
+    assert sorted(ids(parts.public[4:])) == ["200", "201", "202"]
+    with pytest.raises(UserError, match=r"4 unlabelled examples are needed \(task.unlabelled_size 4\)"):
+        split(Pool(examples(20), unlabelled=own), config(unlabelled_size=4), 0)

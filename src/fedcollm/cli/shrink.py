@@ -58,7 +58,7 @@ def shrink(
         print(json.dumps(dataclasses.asdict(report) | {"scores": scores, "directory": str(out)}))
     elif not quiet:
         output().print(shrink_table(report, scores))
-        print(f"use it with: --set slm.source={out.resolve()} --set slm.layers=null")
+        print(f"use it with: --set slm.source={out.resolve()} --set slm.layers=null --set slm.heal=null")
 
 
 def _check_new(out: Path) -> None:

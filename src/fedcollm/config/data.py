@@ -46,7 +46,7 @@ class TaskConfig(Section):
     name: str = "icd10"
     """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, professions, digits, or custom (your own files)"""
     path: Path | None = None
-    """your file, or a directory with train, dev or test files; null: load from the hub or an installed package"""
+    """your file, or a directory with a train file and, if you like, test (or dev), public and unlabelled files"""
     format: FormatConfig | None = None
     """custom only: prompt, answer, choices and group, which say how rows become examples"""
     clients: Positive = 4
@@ -57,6 +57,6 @@ class TaskConfig(Section):
     public_size: NonNegative = 320
     """labelled examples in the server's public set D_a"""
     unlabelled_size: NonNegative = 0
-    """unlabelled examples in D_a, which only distillation can use"""
+    """unlabelled examples in D_a, for distillation, and for training too if pseudo_labels label them"""
     test_size: Positive = 300
     """examples for evaluation, which nobody trains on"""

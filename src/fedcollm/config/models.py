@@ -95,3 +95,14 @@ class ModelConfig(Section):
         if self.layer_choice != "even" and not isinstance(self.layers, int):
             raise ValueError(f"layer_choice {self.layer_choice} needs layers to be the number of layers to keep")
         return self
+
+    @property
+    def cut(self) -> str:
+        """What a run keeps of the base, in words; empty if all of it."""
+        kept = (
+            []
+            if self.layers is None
+            else [f"{self.layers if isinstance(self.layers, int) else len(self.layers)} layers"]
+        )
+        kept += [f"{100 * self.mlp_share:g}% of each MLP"] * (self.mlp_share < 1)
+        return " and ".join(kept)

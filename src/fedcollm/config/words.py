@@ -12,8 +12,9 @@ from typing import Any
 from fedcollm.config.base import Section
 from fedcollm.config.choices import AGGREGATIONS, FEATURES
 from fedcollm.config.control import StatisticsConfig
+from fedcollm.config.models import ModelConfig
 from fedcollm.config.phrases import PHRASES
-from fedcollm.config.roles import MODELS
+from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.config.run import RunConfig
 from fedcollm.config.training import TrainingConfig
 
@@ -111,6 +112,7 @@ def facts_in_words(config: RunConfig) -> list[str]:
         return [f"no training, but a control in closed form: {phrase}", *who]
     facts = [_counted(config.federation.rounds, "round")]
     facts += [_of_clients(config)] if _has_clients(config) else ["no clients"]
+    facts += [_of_base(role, getattr(config, role)) for role in MODELS if getattr(config, role).cut]
     if _works_on_public_set(config):
         facts += [f"the server trains {_training(config.server, ' on the public set')}", _weights(config)]
     else:
@@ -193,6 +195,12 @@ def _counted(number: int, noun: str) -> str:
 def _training(section: TrainingConfig, where: str = "", batches: str = "batches of {}") -> str:
     epochs, batches = _counted(section.epochs, "epoch"), batches.format(section.batch_size)
     return f"{epochs} per round{where} ({batches}, learning rate {section.learning_rate:g})"
+
+
+def _of_base(role: str, section: ModelConfig) -> str:
+    """Say what was cut from a base, and whether it was healed. Without that it predicts next to nothing at first."""
+    words = f"the {ROLES[role].label.lower()} is {section.cut} of {section.source}, "
+    return words + (f"healed on the text {section.heal.text}" if section.heal and section.heal.epochs else "not healed")
 
 
 def _of_clients(config: RunConfig) -> str:

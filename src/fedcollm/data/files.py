@@ -37,7 +37,7 @@ def find_part(directory: Path, part: str, suffixes: Sequence[str] = SUFFIXES) ->
 
     Args:
         directory: the directory to search.
-        part: name of the file without its suffix: `train`, `dev` or `test`.
+        part: name of the file without its suffix, such as `train`.
         suffixes: the suffixes that the file may have.
 
     Raises:
@@ -72,8 +72,9 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
     """Return the examples in the user's own JSONL, CSV or Parquet files.
 
     Args:
-        path: a single file, or a directory with a `train` file and possibly a `test` or `dev` file. Without a test
-            file, the test set is cut from the training data.
+        path: a single file, or a directory with a `train` file and possibly others. Without a `test` or `dev` file, the
+            test set is cut from the training data; without a `public` file, D_a is too. In an `unlabelled` file, which
+            becomes the unlabelled part of D_a, answers may be empty, and the column of the answer may be missing.
         format: which columns are the prompt, the choices and the answer.
         several_classes: whether to refuse training data with a single answer. The data of one client may have one.
 
@@ -93,18 +94,27 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
             f"task.path: {path} has no train file. Name the training file one of "
             f"{', '.join('train' + suffix for suffix in SUFFIXES)}."
         )
-    test_path = (find_part(path, "test") or find_part(path, "dev")) if path.is_dir() else None
     train = _load(train_path, format, fields)
     if format.choices is not None and several_classes:
         check_classes(train, str(train_path))
-    return Pool(train, _load(test_path, format, fields) if test_path else None)
+    found = {part: find_part(path, part) if path.is_dir() else None for part in ("test", "dev", "public", "unlabelled")}
+    if found["unlabelled"] and format.choices is None:
+        raise UserError(
+            f"{found['unlabelled']}: without task.format.choices, an example without an answer has nothing to distill. "
+            "Give the choices, or remove the file."
+        )
+    others = {
+        part: _load(file, format, fields, with_answers=part != "unlabelled") if file else None
+        for part, file in (("test", found["test"] or found["dev"]), *list(found.items())[2:])
+    }
+    return Pool(train, **others)
 
 
-def _load(path: Path, format: FormatConfig, fields: list[_Field]) -> list[TextExample]:
+def _load(path: Path, format: FormatConfig, fields: list[_Field], with_answers: bool = True) -> list[TextExample]:
     examples: list[TextExample] = []
     places: list[str] = []
     for position, (place, row) in enumerate(file_rows(path), start=1):
-        answer, choices, labels = _answer(row, format, place)
+        answer, choices, labels = (_answer if with_answers else _no_answer)(row, format, place)
         examples.append(
             TextExample(
                 id=_scalar(row, "id", place, "id") if "id" in row else str(position),
@@ -233,18 +243,27 @@ def _scalar(row: dict[str, Any], column: str, place: str, key: str) -> str:
     return str(value).strip()
 
 
+def _no_answer(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[None, tuple[str, ...], tuple[str, ...]]:
+    """Return the choices of an unlabelled row and their labels."""
+    return None, *_labelled_choices(row, format, place)
+
+
+def _labelled_choices(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the choices of a row and their labels: themselves if all rows share them, or else letters."""
+    if isinstance(format.choices, list):
+        choices = tuple(choice.strip() for choice in format.choices)
+        return choices, choices
+    column = str(format.choices)
+    choices = _choices(_value(row, column, place, "task.format.choices"), f"{place}: column {column!r}")
+    return choices, tuple(LETTERS[: len(choices)])
+
+
 def _answer(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Return the index of the right choice, the choices and their labels."""
     answer = _scalar(row, format.answer, place, "task.format.answer")
     if format.choices is None:
         return 0, (answer,), (answer,)
-    if isinstance(format.choices, list):
-        choices = labels = tuple(choice.strip() for choice in format.choices)
-    else:
-        choices = _choices(
-            _value(row, format.choices, place, "task.format.choices"), f"{place}: column {format.choices!r}"
-        )
-        labels = tuple(LETTERS[: len(choices)])
+    choices, labels = _labelled_choices(row, format, place)
     found = [i for i, choice in enumerate(choices) if choice == answer]
     if not found and answer in labels:
         found = [labels.index(answer)]

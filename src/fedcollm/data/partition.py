@@ -10,7 +10,7 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedcollm.config import PartitionConfig, TaskConfig
 from fedcollm.data.pool import Pool, Split
@@ -46,10 +46,12 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
     """Split a pool into disjoint test, public and private parts that depend only on the pool, the sizes and the seed.
 
     Only one of several examples with equal content is kept: the first one in the test set, or else in the training
-    data, or else among the pool's own public examples. The public part comes from the pool's own public examples if it
-    has any, or else from the front of the shuffled training data. The private part comes from the end of the shuffled
-    training data. So neither part changes with the size of the other, and the private part does not depend on the kind
-    of partition.
+    data, or else among the pool's own public examples, or else among its unlabelled ones.
+
+    The public part comes from the pool's own public examples if it has any, or else from the front of the shuffled
+    training data. Its unlabelled part comes from the pool's unlabelled examples if it has any, or else follows the
+    labelled part, without its labels. The private part comes from the end of the shuffled training data. So neither
+    part changes with the size of the other, and the private part does not depend on the kind of partition.
 
     Args:
         pool: the examples as their source delivers them.
@@ -60,21 +62,16 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
     Raises:
         UserError: there are not enough examples, or the partition is impossible.
     """
-    test, train, public, removed = _without_duplicates(pool)
+    kept, removed = _without_duplicates(pool)
+    test, train = list(kept.test or ()), list(kept.train)
     random.Random(derive_seed(seed, "split")).shuffle(train)
     clients = config.clients if private else 0
-    _check_sizes(len(train), None if public is None else len(public), removed, config, clients, pool.test is None)
+    _check_sizes(kept, removed, config, clients)
     if pool.test is None:
         test, train, notes = train[: config.test_size], train[config.test_size :], []
     else:
         test, notes = _sampled(test, config, seed)
-    if public is None:
-        public = train
-    else:
-        random.Random(derive_seed(seed, "public")).shuffle(public)
-    labelled = public[: config.public_size]
-    unlabelled = public[config.public_size : config.public_size + config.unlabelled_size]
-    public = labelled + [example.without_label() for example in unlabelled]
+    public, labelled = _public(kept, train, config, seed)
     if not private:
         return Split(public, {}, test, removed, notes)
     parts = partition(train[-clients * config.private_size :], clients, config.partition, seed)
@@ -83,6 +80,28 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
     if config.partition.with_public:
         parts["0"] = parts["0"] + labelled
     return Split(public, parts, test, removed, notes)
+
+
+def _public(pool: Pool, train: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any], list[Any]]:
+    """Return D_a, and its labelled part.
+
+    Args:
+        pool: the examples without duplicates.
+        train: the shuffled training data without the test set, whose front is public if the pool has no public part.
+        config: the sizes.
+        seed: the run's seed.
+    """
+    public = train if pool.public is None else _shuffled(pool.public, seed, "public")
+    labelled, rest = public[: config.public_size], public[config.public_size :]
+    if pool.unlabelled is not None:
+        rest = _shuffled(pool.unlabelled, seed, "unlabelled")
+    return labelled + [example.without_label() for example in rest[: config.unlabelled_size]], labelled
+
+
+def _shuffled(examples: Sequence[Any], seed: int, what: str) -> list[Any]:
+    shuffled = list(examples)
+    random.Random(derive_seed(seed, what)).shuffle(shuffled)
+    return shuffled
 
 
 def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any], list[str]]:
@@ -99,12 +118,12 @@ def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any],
     return [test[i] for i in sorted(chosen)], []
 
 
-def _without_duplicates(pool: Pool) -> tuple[list[Any], list[Any], list[Any] | None, int]:
-    """Return test, train and public examples with distinct contents, and the number of examples dropped."""
+def _without_duplicates(pool: Pool) -> tuple[Pool, int]:
+    """Return a pool of examples with distinct contents, and the number of examples dropped."""
     seen: set[str] = set()
-    test, train, public = (_unseen(examples or (), seen) for examples in (pool.test, pool.train, pool.public))
-    removed = sum(map(len, (pool.test or (), pool.train, pool.public or ()))) - len(seen)
-    return test, train, None if pool.public is None else public, removed
+    parts = {"test": pool.test, "train": pool.train, "public": pool.public, "unlabelled": pool.unlabelled}
+    kept = {name: None if part is None else _unseen(part, seen) for name, part in parts.items()}
+    return Pool(**cast(Any, kept)), sum(len(part or ()) for part in parts.values()) - len(seen)
 
 
 def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
@@ -117,19 +136,21 @@ def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
     return kept
 
 
-def _check_sizes(
-    train: int, public: int | None, removed: int, config: TaskConfig, clients: int, test_from_train: bool
-) -> None:
-    """Check that there are enough examples. `public` is None if the public ones come from the training data too."""
-    needed = clients * config.private_size
-    private = {f"task.clients {clients} × task.private_size {config.private_size}": needed} if clients else {}
-    shared = {f"task.{key} {getattr(config, key)}": getattr(config, key) for key in ("public_size", "unlabelled_size")}
-    test = {f"task.test_size {config.test_size}": config.test_size} if test_from_train else {}
-    if public is None:
-        _check_size("training", train, private | shared | test, removed, config.name)
-    else:
-        _check_size("training", train, private | test, removed, config.name)
-        _check_size("public", public, shared, removed, config.name)
+def _check_sizes(pool: Pool, removed: int, config: TaskConfig, clients: int) -> None:
+    """Check that each part of a pool has enough examples; `clients` is 0 if their data is elsewhere."""
+    needs: dict[str, dict[str, int]] = {"training": {}, "public": {}, "unlabelled": {}}
+    if clients:
+        name = f"task.clients {clients} × task.private_size {config.private_size}"
+        needs["training"][name] = clients * config.private_size
+    public = "training" if pool.public is None else "public"
+    needs[public][f"task.public_size {config.public_size}"] = config.public_size
+    unlabelled = public if pool.unlabelled is None else "unlabelled"
+    needs[unlabelled][f"task.unlabelled_size {config.unlabelled_size}"] = config.unlabelled_size
+    if pool.test is None:
+        needs["training"][f"task.test_size {config.test_size}"] = config.test_size
+    for kind, part in (("training", pool.train), ("public", pool.public), ("unlabelled", pool.unlabelled)):
+        if part is not None:
+            _check_size(kind, len(part), needs[kind], removed, config.name)
 
 
 def _check_size(kind: str, available: int, parts: dict[str, int], removed: int, name: str) -> None:

@@ -13,11 +13,13 @@ class Pool:
         train: examples for the private parts, and for the public set unless `public` is given.
         test: examples for scoring, or None to take them from `train`.
         public: examples for the public set D_a, or None to take them from `train`.
+        unlabelled: examples for the unlabelled part of D_a, or None to take it from `public`, without its labels.
     """
 
     train: Sequence[Any]
     test: Sequence[Any] | None = None
     public: Sequence[Any] | None = None
+    unlabelled: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True)

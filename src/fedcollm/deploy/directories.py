@@ -150,7 +150,8 @@ def refuse_healing(config: RunConfig) -> None:
         raise UserError(
             "slm.heal: each machine would heal an SLM of its own, with other weights than the others, so that their "
             f"adapters do not fit together. Make it once: {_shrink_command(config.slm)}. Give the directory to every "
-            "client, and set slm.source to it, slm.layers: null, slm.heal: null."
+            "client, and set slm.source to it, slm.layers: null, slm.heal: null"
+            + (", and server.layer_transfer: 0." if config.server.layer_transfer else ".")
         )
 
 
