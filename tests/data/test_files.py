@@ -273,5 +273,5 @@ def test_unlabelled_rows_with_choices_of_their_own_keep_them(tmp_path):
 def test_an_unlabelled_file_without_choices_is_refused(tmp_path):
     write(tmp_path / "train.jsonl", ROWS)
     write(tmp_path / "unlabelled.jsonl", [{"text": "c"}])
-    with pytest.raises(UserError, match="unlabelled.jsonl.*nothing to distill"):
+    with pytest.raises(UserError, match=r"unlabelled\.jsonl.*nothing to distill"):
         load_custom(tmp_path, FREE)
