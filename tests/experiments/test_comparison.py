@@ -148,7 +148,7 @@ def test_compare_tabulates_all_methods_and_repeats_nothing(tiny_config, tmp_path
     comparison = fedcollm.compare(tiny_config, tmp_path, seeds=[0, 1])
     rows = {row.name.split()[0]: row for row in comparison.rows}
     assert set(rows) == {
-        "zero-shot", "majority", "no", "standalone", "FedAvg", "LLM2SLM", "FedCoLLM", "centralized"
+        "zero-shot", "majority", "closed", "standalone", "FedAvg", "LLM2SLM", "FedCoLLM", "centralized"
     }  # fmt: skip
     assert len(comparison.rows) == 10
     assert all(len(row.values["slm"]) == 2 for row in comparison.rows if "LLM (" not in row.name)

@@ -126,7 +126,7 @@ def test_control_stands_in_the_columns_of_both_models_and_is_paired_with_both(wi
     rows = {row.method: row for row in tabulate(with_controls, "toy", list(METHODS), [0]).rows}
     assert list(rows) == ["", "closed_form", "standalone", "fedavg_ce", "fedcollm", "centralized_llm"]
     row = rows["closed_form"]
-    assert row.name == "no neural network (ridge, sums over clients)"
+    assert row.name == "closed form: n-grams"
     assert row.values == {"slm": [0.75], "clients": [], "llm": [0.75]}
     assert row.steps == Steps(0, 0)
     assert row.differences["slm"]["fedcollm"].mean == 0.0  # [0, 1, 1, 1] - [1, 1, 1, 0]
@@ -144,7 +144,7 @@ def test_report_of_a_comparison_shows_a_control_as_both_models(with_controls, tm
     (control,) = (method for method in read_methods([with_controls])[0] if method.name == "closed_form")
     assert finals(control, "slm") == finals(control, "llm") == {0: 0.75}
     page = write_report([with_controls], tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "no neural network (ridge, sums over clients)" in page
+    assert "closed form: n-grams" in page
 
 
 def test_comparison_from_disk(compared):

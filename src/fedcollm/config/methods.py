@@ -40,10 +40,10 @@ class Method:
 #: Controls without federated co-tuning, which are solved in closed form, in the order of our tables.
 CONTROLS: Mapping[str, Method] = {
     "majority": Method("majority label", baselines.majority),
-    "closed_form_public": Method("no neural network (ridge, D_a only)", baselines.closed_form_public),
-    "closed_form": Method("no neural network (ridge, sums over clients)", baselines.closed_form),
-    "closed_form_slm": Method("frozen SLM (ridge, sums over clients)", baselines.closed_form_slm),
-    "closed_form_both": Method("n-grams and frozen SLM (ridge, sums over clients)", baselines.closed_form_both),
+    "closed_form_public": Method("closed form: n-grams, labelled D_a only", baselines.closed_form_public),
+    "closed_form": Method("closed form: n-grams", baselines.closed_form),
+    "closed_form_slm": Method("closed form: SLM features", baselines.closed_form_slm),
+    "closed_form_both": Method("closed form: n-grams and SLM features", baselines.closed_form_both),
 }
 
 #: The methods of the paper's table and the controls that it lacks, in the order of our tables.

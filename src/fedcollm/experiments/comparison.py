@@ -1,6 +1,7 @@
 """Reproduce the paper's tables: every task, method and seed is one run, a configuration of the same loop."""
 
 import contextlib
+import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,9 @@ class Plan:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"two configurations have the name {twice!r}. Change `name` in one of them.")
         if unknown := [method for method in self.methods if method not in METHODS]:
-            raise UserError(f"--methods: unknown method {unknown[0]!r}. Choose from {', '.join(METHODS)}.")
+            near = difflib.get_close_matches(unknown[0], METHODS, 3)
+            hint = f"Did you mean {' or '.join(near)}? All methods" if near else "The methods"
+            raise UserError(f"--methods: unknown method {unknown[0]!r}. {hint}: {', '.join(METHODS)}.")
 
     def home(self, config: RunConfig) -> Path:
         """Return the directory of one task's runs."""
