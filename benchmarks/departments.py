@@ -4,7 +4,8 @@
 
 DATA is a folder with `dev.jsonl.gz` of MedMCQA, whose ids begin with the department (`medmcqa-Anatomy-00012`). Writes
 OUT/train.jsonl, and OUT/departments.yaml, a configuration with the sizes of the preset `icd10`. Departments with fewer
-than 50 questions are left out. The choices of a question are not shown, only the question.
+than 50 questions are left out, and so are questions of more than 12 words, which would take several times as long. The
+choices of a question are not shown, only the question.
 """
 
 import gzip
@@ -13,8 +14,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-#: Fewest questions of a department.
+#: Fewest questions of a department, after long ones are left out.
 FEWEST = 50
+
+#: Longest question, in words.
+LONGEST = 12
 
 CONFIGURATION = """\
 name: departments
@@ -39,6 +43,7 @@ def rows(file: Path) -> list[dict[str, str]]:
     """Return the question and the department of each row."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         found = list(map(json.loads, lines))
+    found = [row for row in found if len(str(row["question"]).split()) <= LONGEST]
     names = [str(row["id"]).split("-")[1].replace("_", " ") for row in found]
     count = Counter(names)
     return [
