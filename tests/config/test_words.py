@@ -4,7 +4,13 @@ import pytest
 
 from fedcollm.config import RunConfig
 from fedcollm.config import words as module
-from fedcollm.config.words import everything_in_words, facts_in_words, inputs_in_words, settings_in_words
+from fedcollm.config.words import (
+    changes_in_words,
+    everything_in_words,
+    facts_in_words,
+    inputs_in_words,
+    settings_in_words,
+)
 
 TAUGHT = {"divergence": "jensen_shannon", "teach_where_better": True, "warmup_rounds": 4}
 ADAM = {"kind": "fedadam", "learning_rate": 0.02, "momentum": 0.5, "decay": 0.5, "tau": 0.5}
@@ -175,3 +181,21 @@ def test_everything_is_all_of_it():
 def test_facts_say_what_was_cut_and_whether_it_was_healed(slm, words):
     said = [fact for fact in facts_in_words(config(slm=slm)) if "model is" in fact]
     assert said == ([words] if words else [])
+
+
+def test_changes_name_every_key_with_both_values():
+    healed = config(client={"learning_rate": 1e-4}, slm={"layers": [0, 3], "heal": {"size": 7}})
+    assert changes_in_words(healed, config()) == [
+        "slm.layers: [0, 3], was 10",
+        "slm.heal: yes, was null",
+        "slm.heal.size: 7, was null",
+        "client.learning_rate: 0.0001, was 0.001",
+    ]
+    back = changes_in_words(config(), healed)
+    assert back[0] == "slm.layers: 10, was [0, 3]"
+    assert set(back[1:]) == {
+        "slm.heal: null, was yes",
+        "slm.heal.size: null, was 7",
+        "client.learning_rate: 0.001, was 0.0001",
+    }
+    assert changes_in_words(healed, healed) == []

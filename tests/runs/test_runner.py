@@ -190,7 +190,7 @@ def test_resume_may_add_rounds_but_nothing_else(tiny_config, tmp_path):
     fedcollm.run(tiny_config, tmp_path / "run")
     longer = fedcollm.run(with_rounds(tiny_config, 3), tmp_path / "run", resume=True)
     assert longer.records[-1].round == 3
-    with pytest.raises(UserError, match=r"different configuration \(different keys: seed\)"):
+    with pytest.raises(UserError, match=r"different configuration \(seed: 7, was 0\)"):
         fedcollm.run(tiny_config.model_copy(update={"seed": 7}), tmp_path / "run", resume=True)
 
 

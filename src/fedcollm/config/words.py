@@ -152,6 +152,16 @@ def everything_in_words(config: RunConfig) -> list[str]:
     return [*facts_in_words(config), *settings_in_words(config), *inputs_in_words(config)]
 
 
+def changes_in_words(config: RunConfig, before: RunConfig) -> list[str]:
+    """Return each key in which a configuration differs from an earlier one, with both values.
+
+    >>> changes_in_words(RunConfig(seed=3), RunConfig())
+    ['seed: 3, was 0']
+    """
+    new, old = dict(_changed(config, before)), dict(_changed(before, config))
+    return [f"{_plainly(key, new.get(key))}, was {_value(old.get(key))}" for key in {**new, **old}]
+
+
 def _changed(section: Section, default: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys and values in which a section differs from its defaults.
 
@@ -183,9 +193,11 @@ def _said(key: str, value: Any) -> str:
 
 
 def _plainly(key: str, value: Any) -> str:
-    if isinstance(value, Section):
-        return f"{key}: yes"
-    return f"{key}: {'null' if value is None else value}"
+    return f"{key}: {_value(value)}"
+
+
+def _value(value: Any) -> str:
+    return "yes" if isinstance(value, Section) else "null" if value is None else str(value)
 
 
 def _counted(number: int, noun: str) -> str:

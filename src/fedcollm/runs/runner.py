@@ -14,6 +14,7 @@ import torch
 
 from fedcollm import metrics
 from fedcollm.config import RunConfig
+from fedcollm.config.words import changes_in_words
 from fedcollm.data.partition import describe
 from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
@@ -258,10 +259,8 @@ def _resumed_config(config: RunConfig | None, directory: Path) -> RunConfig:
     rounds = config.federation.rounds
     extended = stored.model_copy(update={"federation": stored.federation.model_copy(update={"rounds": rounds})})
     if extended != config:
-        wanted, there = config.model_dump(), extended.model_dump()
-        keys = ", ".join(name for name in wanted if wanted[name] != there[name])
         raise UserError(
-            f"{directory} was run with a different configuration (different keys: {keys}). "
+            f"{directory} was run with a different configuration ({'; '.join(changes_in_words(config, extended))}). "
             "Resume it without naming a configuration, or choose another --out."
         )
     return extended
