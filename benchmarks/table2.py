@@ -17,7 +17,8 @@ from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import ClientUpdate
 from fedcollm.modalities.text.models import TextModels
 from fedcollm.models.adapters import trainable
-from fedcollm.runs.estimate import RoleCost, outline, role_cost
+from fedcollm.runs.estimate import RoleCost, role_cost
+from fedcollm.runs.outlines import Outline, network_outline
 from fedcollm.transports.wire import encode
 
 #: Preset to the paper's numbers: parameters of the SLM and parameters sent a round, in millions.
@@ -53,14 +54,14 @@ VARIANTS: Sequence[Variant] = (
 def cost(preset: str, variant: Variant) -> RoleCost:
     """The SLM's size, its base in float32."""
     config = load_config(preset, **{"slm.adapter.freeze_a": variant.freeze_a})
-    network = outline(config.slm, TextModels())
-    return role_cost(config.slm, network, torch.float32, {"0": UploadFormat(variant.dtype)})
+    network = network_outline(config.slm, TextModels())
+    return role_cost(config.slm, Outline.of(network), torch.float32, {"0": UploadFormat(variant.dtype)})
 
 
 def message_bytes(preset: str, variant: Variant) -> int:
     """Length of the whole update as it travels, of a client with 440 examples."""
     config = load_config(preset, **{"slm.adapter.freeze_a": variant.freeze_a})
-    adapter = trainable(outline(config.slm, TextModels()))
+    adapter = trainable(network_outline(config.slm, TextModels()))
     values = {name: torch.zeros(tensor.shape, dtype=variant.dtype) for name, tensor in adapter.items()}
     return len(encode(ClientUpdate("0", 1, values, 440, 1.0)))
 

@@ -21,6 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
+from fedcollm.models.fused.attention import register
+
+register()  # for models that a test builds without `load_causal_lm`
 
 WORDS = [
     "<pad>",

@@ -3,9 +3,20 @@
 import json
 import math
 
+import pytest
 import torch
 
-from fedcollm.messages import RoundRecord, Score, adapter_bytes
+from fedcollm.messages import (
+    RoundRecord,
+    Score,
+    TrainRequest,
+    adapter_bytes,
+    all_finite,
+    distance,
+    misfit,
+    misshapen,
+    not_finite,
+)
 
 
 def test_adapter_bytes_counts_values_in_their_own_dtype():
@@ -76,3 +87,29 @@ def test_record_is_one_line_with_the_documented_keys():
         "lost": {},
         "epsilon": None,
     }
+
+
+def test_distance_is_the_norm_over_all_tensors():
+    one = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[4.0]], dtype=torch.bfloat16)}
+    other = {"b": torch.tensor([[0.0]]), "a": torch.tensor([1.0, -1.0])}
+    assert distance(one, other) == 5.0  # (0, 3) and 4
+    assert distance({}, {}) == 0.0
+    assert math.isnan(distance({"a": torch.tensor([math.nan])}, {"a": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_found(odd):
+    adapter = {"a": torch.zeros(3), "b": torch.tensor([0.0, odd])}
+    assert not all_finite(adapter.values())
+    assert not_finite(adapter) == "b"
+    assert misshapen(adapter, adapter) is None
+    assert misfit(adapter, adapter) == "tensor b is not finite"
+    assert not TrainRequest(1, adapter).finite
+
+
+def test_values_whose_squares_overflow_are_finite():
+    adapter = {"a": torch.tensor([3e38, -3e38]), "b": torch.tensor([60000.0], dtype=torch.float16)}
+    assert all_finite(adapter.values())
+    assert misfit(adapter, adapter) is None
+    assert TrainRequest(1, adapter).finite
+    assert all_finite([])

@@ -12,7 +12,7 @@ from tests.conftest import PATIENCE_SECONDS
 
 from fedcollm import storage
 from fedcollm.errors import UserError
-from fedcollm.storage import locked, one_at_a_time, remove_leftovers, replacing, write_atomically, writing
+from fedcollm.storage import cached_json, locked, one_at_a_time, remove_leftovers, replacing, write_atomically, writing
 
 
 def full_disk(*args, **kwargs):
@@ -194,3 +194,50 @@ def test_a_file_is_made_once_and_found_by_those_who_waited(tmp_path, kind):
         thread.join()
     assert len(made) == 1
     assert file.read_text() == "whole"
+
+
+# --- the cache ---
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def never():
+    raise AssertionError("made again")
+
+
+def test_a_value_is_made_once(cache):
+    assert cached_json("a", [1], lambda: {"ε": (1, "x")}) == {"ε": [1, "x"]}
+    assert cached_json("a", [1], never) == {"ε": [1, "x"]}
+    assert len(names(cache)) == 1
+
+
+def test_a_value_made_of_something_else_is_made_again(cache):
+    assert [cached_json("a", [made_of], lambda made_of=made_of: made_of) for made_of in (1, 2)] == [1, 2]
+    assert [cached_json("a", [made_of], never) for made_of in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-1], lambda data: data.replace(b"7", b"8")])
+def test_a_damaged_value_is_made_again(cache, damage):
+    cached_json("a", None, lambda: ["x", "77"])
+    [file] = cache.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert cached_json("a", None, lambda: ["x", "77"]) == ["x", "77"]
+    assert file.read_bytes() == whole
+
+
+def test_bytes_that_are_no_text_are_made_again(cache):
+    cached_json("a", None, lambda: 1)
+    [file] = cache.iterdir()
+    file.write_bytes(b"\xff\xfe")
+    assert cached_json("a", None, lambda: 1) == 1
+
+
+def test_where_the_cache_cannot_be_written_the_value_is_made_each_time(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "file" / "cache"))
+    assert [cached_json("a", None, lambda n=n: n) for n in (1, 2)] == [1, 2]

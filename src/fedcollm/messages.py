@@ -36,19 +36,48 @@ def norm(tensor: "Tensor") -> float:
     return float(linalg.vector_norm(tensor, dtype=torch.float64))
 
 
+def distance(one: Adapter, other: Adapter) -> float:
+    """Return the L2 norm of the difference of two adapters with the same names and shapes, as precise as float32."""
+    import torch
+
+    norms = [torch.dist(tensor, other[name]) for name, tensor in one.items()]
+    return norm(torch.stack(norms)) if norms else 0.0
+
+
+def all_finite(tensors: Iterable["Tensor"]) -> bool:
+    """Return whether every value is finite."""
+    import torch
+
+    linalg: Any = torch.linalg
+    kept = [tensor.detach() for tensor in tensors]
+    norms = torch.stack([linalg.vector_norm(tensor) for tensor in kept]) if kept else torch.zeros(0)
+    if math.isfinite(float(norms.sum())):
+        return True
+    return all(bool(tensor.isfinite().all()) for tensor in kept)  # the squares of finite values can overflow
+
+
 def misfit(adapter: Mapping[str, "Tensor"], expected: Mapping[str, "Tensor"]) -> str | None:
     """Return how a received adapter differs from the expected names, shapes and dtypes, or None if it is valid.
 
     An adapter with a NaN or infinite value is not valid either.
     """
+    reason = misshapen(adapter, expected)
+    return reason or (None if all_finite(adapter.values()) else f"tensor {not_finite(adapter)} is not finite")
+
+
+def not_finite(adapter: Mapping[str, "Tensor"]) -> str | None:
+    """Return the name of a tensor that has a NaN or infinite value; None if there is none."""
+    return next((name for name, tensor in adapter.items() if not tensor.isfinite().all()), None)
+
+
+def misshapen(adapter: Mapping[str, "Tensor"], expected: Mapping[str, "Tensor"]) -> str | None:
+    """Return how an adapter differs from the expected names, shapes and dtypes, or None if it does not."""
     if odd := sorted(adapter.keys() ^ expected.keys()):
         return f"tensor {odd[0]} is {'missing' if odd[0] in expected else 'unknown'}"
     for name, tensor in adapter.items():
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             here, there = ([tuple(t.shape), str(t.dtype)] for t in (tensor, expected[name]))
             return f"tensor {name} is {here}, not {there}"
-        if not math.isfinite(norm(tensor)):
-            return f"tensor {name} is not finite"
     return None
 
 
@@ -191,6 +220,11 @@ class TrainRequest:
     session: Session | None = None
     run: str = ""
     keep: bool = False
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether all values of the adapter are finite, found out once for all clients of this process."""
+        return all_finite(self.adapter.values())
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
-"""Atomic file writes and locks between processes, with the same behavior on every platform."""
+"""Atomic file writes, locks between processes, and the cache, with the same behavior on every platform."""
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -151,3 +154,36 @@ def one_at_a_time(file: Path, message: str = OUTPUT) -> Generator[None, None, No
 def _lock(file: Path) -> FileLock:
     """Return a lock that any thread may release, since a generator can finish in another thread than it started in."""
     return FileLock(file, thread_local=False)
+
+
+def cache_directory() -> Path:
+    """Return the directory of what is made once per machine, such as converted models (`FEDCOLLM_CACHE`)."""
+    return Path(os.environ.get("FEDCOLLM_CACHE") or Path.home() / ".cache" / "fedcollm")
+
+
+def cached_json(name: str, made_of: object, make: Callable[[], Any]) -> Any:
+    """Return a JSON value from the cache, and make it if it is missing, damaged, or made of something else.
+
+    The first line of its file is the SHA-256 digest of the rest. Where the cache can't be read or written, the value is
+    made each time.
+
+    Args:
+        name: start of the file's name.
+        made_of: all that the value depends on, as a JSON value.
+        make: returns the value. What comes back from the cache went through JSON, so that its tuples are lists.
+    """
+    key = _sha256(json.dumps(made_of, sort_keys=True))[:16]
+    file = cache_directory() / f"{name}-{key}.json"
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, text = file.read_text(encoding="utf-8").partition("\n")
+        if digest == _sha256(text):
+            return json.loads(text)
+    text = json.dumps(make())
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, f"{_sha256(text)}\n{text}")
+    return json.loads(text)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from tests.transports.small_federation import small_config
 
 from fedcollm.config.baselines import changed
@@ -76,3 +77,12 @@ def test_deploy_status_reads_the_last_round_without_torch(server):
 @pytest.mark.parametrize("place", ["", "missing"])
 def test_directory_that_is_no_servers_is_refused_at_once(tmp_path, name, place):
     assert imported("deploy", name, tmp_path / place) == (2, [], "")
+
+
+def test_a_second_check_needs_torch_and_numpy_alone(model_directories, word_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(small_config(model_directories, word_data).model_dump(mode="json")))
+    (code, first, out), (_, heavy, again) = imported("check", config), imported("check", config)
+    assert (code, first[:3]) == (0, ["torch", "transformers", "peft"])
+    assert (heavy, again) == (["torch", "numpy"], out)

@@ -5,8 +5,9 @@ import json
 
 from rich.console import Console
 
+from fedcollm.cli.check_tables import cost_table
 from fedcollm.cli.run import check
-from fedcollm.cli.tables import cost_table, round_line, summary_table
+from fedcollm.cli.tables import round_line, summary_table
 from fedcollm.config import RunConfig
 from fedcollm.messages import RoundRecord
 from fedcollm.runs import directory as directories

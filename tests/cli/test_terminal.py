@@ -11,7 +11,8 @@ from rich.console import Console
 from fedcollm.cli import app as cli
 from fedcollm.cli import deploy as cli_deploy
 from fedcollm.cli import terminal
-from fedcollm.cli.tables import cost_table, measured_table, parity_table, round_line
+from fedcollm.cli.check_tables import cost_table, measured_table
+from fedcollm.cli.tables import parity_table, round_line
 from fedcollm.deploy.status import Status
 from fedcollm.messages import RoundRecord
 from fedcollm.progress import say, shown, track

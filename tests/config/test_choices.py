@@ -49,7 +49,7 @@ def test_new_row_is_known_everywhere(load_with, key):
     config = load("config.baselines").changed(load("config").RunConfig(), {key: "own"})
     assert ROW.phrase in load("report.content").settings(config)
     sink = io.StringIO()
-    Console(file=sink, width=200).print(load("cli.tables").settings_table(config))
+    Console(file=sink, width=200).print(load("cli.check_tables").settings_table(config))
     assert ROW.phrase in sink.getvalue()
     lines = [line for line in load("config.loading").commented_yaml(config).splitlines() if "own: does this" in line]
     assert f"{key.split('.')[-1]}: own" in "".join(lines)

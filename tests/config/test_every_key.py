@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fedcollm.cli.tables import settings_table
+from fedcollm.cli.check_tables import settings_table
 from fedcollm.config import RunConfig, Section
 from fedcollm.config.baselines import changed
 from fedcollm.config.phrases import PHRASES

@@ -255,6 +255,23 @@ def test_written_adapter_is_read_back_bit_for_bit(llama, kind):
     assert equal(read_adapter(model), adapter)
 
 
+def test_a_frozen_parameter_is_no_part_of_the_adapter_while_it_is_frozen(llama):
+    model = adapted(llama)
+    names = list(read_adapter(model))
+    first = next(p for name, p in model.named_parameters() if name.replace(".default", "") == names[0])
+    first.requires_grad_(False)
+    assert list(read_adapter(model)) == names[1:]
+    first.requires_grad_(True)
+    assert list(read_adapter(model)) == names
+
+
+def test_a_copied_model_has_parameters_of_its_own(llama):
+    model = adapted(llama)
+    before = read_adapter(model)
+    write_adapter(copy.deepcopy(model), shaken(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in read_adapter(model).items())
+
+
 def test_read_adapter_is_a_copy(llama):
     model = adapted(llama)
     before = read_adapter(model)

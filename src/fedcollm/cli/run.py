@@ -43,17 +43,18 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Validate a configuration, and print its sizes and settings. Train nothing, unless --measure is given."""
-    from fedcollm.cli.tables import cost_table, measured_table, settings_table
+    from fedcollm.cli.check_tables import cost_table, measured_table, settings_table
     from fedcollm.cli.terminal import interruptible, output, screen
     from fedcollm.config.loading import load_config, parse_settings
     from fedcollm.config.words import everything_in_words
     from fedcollm.progress import shown
     from fedcollm.runs.estimate import check as check_config
-    from fedcollm.runs.profile import measure
 
     config, taken = load_config(source, **parse_settings(settings or [])), None
     cost = check_config(config)
     if measured:
+        from fedcollm.runs.profile import measure
+
         with shown(screen(as_json)), interruptible("the same command", "Nothing was kept"):
             taken = measure(config)
     if as_json:

@@ -6,24 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from fedcollm.config import RunConfig
 from fedcollm.config.roles import MODELS, PARTS, ROLES
-from fedcollm.config.words import facts_in_words, inputs_in_words, settings_in_words
 from fedcollm.messages import RoundRecord
 from fedcollm.report import tables
 from fedcollm.report.compared_tables import all_tables
-from fedcollm.report.formats import byte_count, duration
+from fedcollm.report.formats import byte_count
 from fedcollm.report.tables import full_model_bytes
 from fedcollm.runs import directory as directories
 
 if TYPE_CHECKING:
     from fedcollm.experiments.comparison import Comparison
-    from fedcollm.runs.estimate import Cost
     from fedcollm.runs.harness import Parity
-    from fedcollm.runs.profile import Measured
     from fedcollm.runs.shrink import ShrinkReport
-
-NOT_COVERED = "not covered"
 
 #: All roles, with the LLM last.
 _LLM_LAST = sorted(ROLES, key=lambda role: role == "llm")
@@ -113,89 +107,6 @@ def parity_table(role: str, parity: "Parity") -> Table:
     table.caption = "\n".join(lines)
     table.caption_justify = "left"
     return table
-
-
-def cost_table(cost: "Cost", trained: bool = False) -> Table:
-    """Return the parameters, bytes and memory that a configuration takes; `trained` if a measurement was made too."""
-    nothing = "" if trained else "; nothing was trained"
-    table = Table(title=f"the configuration is valid{nothing}", title_justify="left")
-    table.add_column("")
-    for role in cost.roles.values():
-        table.add_column(role.source, justify="right", overflow="fold")
-    roles = list(cost.roles.values())
-    table.add_row("role", *(name.upper() for name in cost.roles))
-    table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
-    table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
-    table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
-    slm = cost.roles["slm"]
-    others = ["none"] * (len(roles) - 1)
-    table.add_row("bytes down, per client and round", byte_count(slm.adapter_bytes), *others)
-    table.add_row("bytes up, per client and round", byte_count(slm.upload_bytes), *others)
-    table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
-    table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
-    lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", _data_line(cost)]
-    if cost.statistics_bytes:
-        lines.append(f"pseudo-labels: each client gets and sends {byte_count(cost.statistics_bytes)} once, in round 0")
-    if cost.epsilon is not None:
-        lines.append(f"privacy: the whole run spends ε = {cost.epsilon:.3g} at δ = {cost.delta:g}")
-    table.caption = "\n".join(lines)
-    table.caption_justify = "left"
-    return table
-
-
-def settings_table(config: RunConfig) -> Table:
-    """Return a configuration in words: main settings, ablations, and data and models that are not the default."""
-    table = Table(title="settings", title_justify="left", show_header=False)
-    table.add_column("")
-    table.add_column("", overflow="fold")
-    rows = {
-        "settings": facts_in_words(config),
-        "ablations": settings_in_words(config),
-        "inputs": inputs_in_words(config),
-    }
-    for name, phrases in rows.items():
-        if phrases:
-            table.add_row(name, "\n".join(phrases), end_section=True)
-    return table
-
-
-def measured_table(measured: "Measured") -> Table:
-    """Return the seconds, memory and bytes that a run would take, as predicted by a measurement."""
-    table = Table(title="prediction for a run, measured on a few batches", title_justify="left")
-    for column in ("", "mean of a round", "whole run"):
-        table.add_column(column, justify="right" if column else "left")
-    parts = measured.round_seconds
-    for part in PARTS:
-        table.add_row(f"time: {part}", duration(parts[part]) if part in parts else NOT_COVERED, "")
-    whole = measured.run_seconds
-    table.add_row("time: loading and round 0", "", duration(measured.start_seconds))
-    table.add_row(
-        "time: total",
-        NOT_COVERED if whole is None else duration(sum(parts.values())),
-        NOT_COVERED if whole is None else duration(whole),
-    )
-    up, down = (_covered_bytes(count) for count in (measured.bytes_up, measured.bytes_down))
-    table.add_row("bytes up / down, per client", f"{up} / {down}", "")
-    table.add_row("bytes, all clients", "", _covered_bytes(measured.run_bytes))
-    table.add_row("peak memory", "", byte_count(measured.peak_memory_bytes))
-    table.caption = "\n".join(measured.notes) or None
-    table.caption_justify = "left"
-    return table
-
-
-def _covered_bytes(count: int | None) -> str:
-    return NOT_COVERED if count is None else byte_count(count)
-
-
-def _data_line(cost: "Cost") -> str:
-    if cost.data is None:
-        return f"data: not checked. {cost.data_note}"
-    sizes = {name: sum(labels.values()) for name, labels in cost.data["clients"].items()}
-    public = sum(cost.data["public"].values())
-    rest = ", ".join(
-        f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
-    )
-    return "; ".join([f"data: private {sizes}, public {public}, {rest}", *cost.data["notes"]])
 
 
 def shrink_table(report: "ShrinkReport", scores: Mapping[str, float]) -> Table:

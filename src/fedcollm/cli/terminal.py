@@ -58,13 +58,14 @@ def show_rounds(records: Iterable["RoundRecord"], directory: Path, again: str, q
     """
     from fedcollm.cli.tables import round_line, summary_table
     from fedcollm.progress import shown
-    from fedcollm.report import write_report
     from fedcollm.runs.directory import REPORT
 
     record = None
     with shown(screen(quiet or as_json)) as live, interruptible(again):
         for record in records:
             live.print(round_line(record), soft_wrap=True)
+    from fedcollm.report import write_report  # its plots take a while to import
+
     write_report([directory], directory / REPORT)
     if as_json and record is not None:
         print(record.to_json())

@@ -1,24 +1,19 @@
 """Split a pool into public, private and test parts, and the private part among the clients.
 
-Only the label, the group and the content of an example are read. The partitioners come from flwr-datasets and see
-positions and integer codes, never the examples.
+Only the label, the group and the content of an example are read. The functions of `partitioners` see positions and
+integer codes, never the examples.
 """
 
-import contextlib
-import io
 import random
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from fedcollm.config import PartitionConfig, TaskConfig
+from fedcollm.data.partitioners import dirichlet_parts, even_parts, group_parts, linear_parts, shard_parts
 from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError
 from fedcollm.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner  # pyright: ignore[reportMissingTypeStubs]
 
 #: Free-text labels are treated as classes only if there are at most this many distinct ones.
 MOST_CLASSES = 30
@@ -212,27 +207,22 @@ def partition(examples: Sequence[Any], clients: int, config: PartitionConfig, se
 
 def _parts(examples: Sequence[Any], clients: int, config: PartitionConfig, seed: int) -> list[list[int]]:
     """Return the positions in `examples` of each client's part."""
-    import flwr_datasets.partitioner as flower  # pyright: ignore[reportMissingTypeStubs] # takes 3 s
-
     if config.kind == "natural":
-        groups = _run(flower.NaturalIdPartitioner("code"), _codes(examples, "group", clients, config))
-        return _deal(groups, clients)
+        return _deal(group_parts(_codes(examples, "group", clients, config)), clients)
     if config.kind in ("dirichlet", "shards"):
         codes = _codes(examples, "label", clients, config)
     else:
         codes = [0] * len(examples)
     makers = {
-        "iid": lambda: flower.IidPartitioner(clients),
-        "quantity": lambda: flower.LinearPartitioner(clients),
-        "dirichlet": lambda: flower.DirichletPartitioner(
-            clients, "code", config.alpha, min_partition_size=1, self_balancing=False, seed=seed
-        ),
-        "shards": lambda: flower.ShardPartitioner(clients, "code", config.shards, seed=seed),
+        "iid": lambda: even_parts(len(codes), clients),
+        "quantity": lambda: linear_parts(len(codes), clients),
+        "dirichlet": lambda: dirichlet_parts(codes, clients, config.alpha, seed),
+        "shards": lambda: shard_parts(codes, clients, config.shards, seed),
     }
     try:
-        parts = _run(makers[config.kind](), codes)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UserError(_failed(config, len(examples), clients, str(error).split(".")[0])) from None
+        parts = makers[config.kind]()
+    except ValueError as error:
+        raise UserError(_failed(config, len(examples), clients, str(error))) from None
     used = {i for part in parts for i in part}
     spare = sorted((i for i in range(len(examples)) if i not in used), key=lambda i: codes[i])
     for turn, i in enumerate(spare):  # only shards leave examples over
@@ -263,18 +253,6 @@ def _codes(examples: Sequence[Any], attribute: str, clients: int, config: Partit
         )
     codes = {name: code for code, name in enumerate(distinct)}
     return [codes[name] for name in names]
-
-
-def _run(partitioner: "Partitioner", codes: list[int]) -> list[list[int]]:
-    """Return the positions of each partition, with the partitioner's progress bars and warnings suppressed."""
-    import datasets  # pyright: ignore[reportMissingTypeStubs]
-
-    dataset_class: Any = datasets.Dataset
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        partitioner.dataset = dataset_class.from_dict({"position": range(len(codes)), "code": codes})
-        parts: list[Any] = [partitioner.load_partition(i) for i in range(partitioner.num_partitions)]
-        return [list(part["position"]) for part in parts]
 
 
 def _deal(groups: list[list[int]], clients: int) -> list[list[int]]:

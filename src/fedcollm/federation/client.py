@@ -167,7 +167,7 @@ class Client:
         """Check that a request is of this client's run, and write its adapter, cut to the client's rank, to the SLM."""
         self._check_run(request)
         try:
-            write_adapter(self.slm, request.adapter)
+            write_adapter(self.slm, request.adapter, request.finite)
         except ValueError as error:
             raise RefusalError(f"client {self.id}: {error}") from error
         if self.agreement.upload.rank is not None:

@@ -44,13 +44,15 @@ class UploadFormat:
         return part if self.dtype is None else rounded(part, self.dtype)
 
     def expected(self, theta: Adapter) -> Adapter:
-        """Return the shapes and dtypes of what the client sends, as tensors without storage.
+        """Return tensors of the shapes and dtypes of what the client sends; their values mean nothing.
 
         Args:
             theta: θ, the adapter that the client received.
         """
-        dtype, part = self.dtype, self.part(theta)
-        return {name: torch.empty(t.shape, dtype=dtype or t.dtype, device="meta") for name, t in part.items()}
+        part = self.part(theta)
+        if self.dtype is None:
+            return part
+        return {name: torch.empty(t.shape, dtype=self.dtype, device="meta") for name, t in part.items()}
 
 
 #: The whole adapter, as it was trained.

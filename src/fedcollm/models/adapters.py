@@ -3,23 +3,23 @@
 import contextlib
 import shutil
 import warnings
+import weakref
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import peft
 import safetensors.torch
 import torch
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
 
 from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
-from fedcollm.messages import Adapter, misfit
+from fedcollm.messages import Adapter, misfit, misshapen
 
-_peft: Any = peft  # has no complete type annotations
+if TYPE_CHECKING:
+    import peft
+
 _HEADS = ("head", "classifier", "lm_head", "score")  # names of output layers, which get no adapter
 _ACTIVE = ".default"  # PEFT's name of the adapter within parameter names; adapter files leave it out
 
@@ -64,7 +64,7 @@ def add_adapter(
     seed: int = 0,
     causal_lm: bool = True,
     base_name: str | None = None,
-) -> peft.PeftModel:
+) -> "peft.PeftModel":
     """Freeze a base model and give it a trainable adapter.
 
     With `freeze_a`, LoRA's A keeps its random initial values, and only B is trained and sent (FFA-LoRA, Sun et al.,
@@ -85,6 +85,9 @@ def add_adapter(
     Raises:
         UserError: the method, an option or a target module does not exist, or `freeze_a` does not fit the method.
     """
+    import peft  # takes seconds, as transformers does
+    from transformers import PreTrainedModel
+
     _check_freeze_a(section)
     config = _peft_config(section)
     if getattr(config, "target_modules", None) == "all-linear" and not isinstance(base, PreTrainedModel):
@@ -95,7 +98,7 @@ def add_adapter(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # raised by transformers for a name that PEFT uses
             warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT corrects this for GPT-2 by itself
-            model: Any = _peft.get_peft_model(base, config)
+            model: Any = cast(Any, peft).get_peft_model(base, config)
     except ValueError as error:
         raise UserError(
             f"adapter.targets: {section.targets!r} does not fit this model ({error}). "
@@ -123,6 +126,8 @@ def _check_freeze_a(section: AdapterConfig) -> None:
 
 def _peft_config(section: AdapterConfig) -> Any:
     """Return the PEFT configuration of a method: the common keys of our section that it has, and `options`."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
     kind, options = section.kind, section.options
     method = "LORA" if kind.lower() == "dora" else kind.upper()
     factories: dict[str, Any] = cast(Any, PEFT_TYPE_TO_CONFIG_MAPPING)
@@ -185,22 +190,42 @@ def _linear_names(base: nn.Module) -> list[str]:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters themselves, under the names that PEFT's adapter files use."""
-    return {name.replace(_ACTIVE, ""): p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p for name, p in _named_parameters(model) if p.requires_grad}
+
+
+#: The parameters of each model by name. A round asks for them twice per client, and to collect them takes 1 ms.
+_NAMED: "weakref.WeakKeyDictionary[nn.Module, list[tuple[str, nn.Parameter]]]" = weakref.WeakKeyDictionary()
+
+
+def _named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return all parameters under the names that PEFT's adapter files use, collected once per model with an adapter."""
+    import peft
+
+    if not isinstance(model, peft.PeftModel):  # such a model may still change
+        return [(name.replace(_ACTIVE, ""), p) for name, p in model.named_parameters()]
+    if model not in _NAMED:
+        _NAMED[model] = [(name.replace(_ACTIVE, ""), p) for name, p in model.named_parameters()]
+    return _NAMED[model]
 
 
 def read_adapter(model: nn.Module) -> Adapter:
     """Return copies of the trainable parameters, on the CPU, under the names that PEFT's adapter files use."""
-    return {name: p.detach().cpu().clone() for name, p in trainable(model).items()}
+    return {name: p.detach().to("cpu", copy=True) for name, p in trainable(model).items()}
 
 
-def write_adapter(model: nn.Module, adapter: Adapter) -> None:
+def write_adapter(model: nn.Module, adapter: Adapter, finite: bool = False) -> None:
     """Set the values of all trainable parameters.
+
+    Args:
+        model: the model whose parameters are set.
+        adapter: the values.
+        finite: whether all values are already known to be finite.
 
     Raises:
         ValueError: a tensor is missing, unknown or not finite, or has another shape or dtype. The model is unchanged.
     """
     parameters = trainable(model)
-    if reason := misfit(adapter, parameters):
+    if reason := (misshapen if finite else misfit)(adapter, parameters):
         raise ValueError(f"the adapter does not fit the model: {reason}")
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -210,6 +235,8 @@ def write_adapter(model: nn.Module, adapter: Adapter) -> None:
 @contextlib.contextmanager
 def without_adapter(model: nn.Module) -> Generator[None, None, None]:
     """Let a model compute as its base alone; without an adapter, it does so anyway."""
+    import peft
+
     if not isinstance(model, peft.PeftModel):
         yield
         return
@@ -222,7 +249,7 @@ def without_adapter(model: nn.Module) -> Generator[None, None, None]:
             parameter.requires_grad_(requires_grad)
 
 
-def save_adapter(model: peft.PeftModel, adapter: Adapter, directory: Path) -> None:
+def save_adapter(model: "peft.PeftModel", adapter: Adapter, directory: Path) -> None:
     """Write an adapter in PEFT's own format, and replace the directory as a whole.
 
     Args:
@@ -238,13 +265,15 @@ def save_adapter(model: peft.PeftModel, adapter: Adapter, directory: Path) -> No
     temporary.rename(directory)
 
 
-def load_adapter(model: peft.PeftModel, directory: Path) -> None:
+def load_adapter(model: "peft.PeftModel", directory: Path) -> None:
     """Set a model's adapter to that of a directory in PEFT's format.
 
     Raises:
         UserError: the file is missing or broken, or it does not fit the model.
     """
-    file = directory / "adapter_model.safetensors"
+    import peft
+
+    file, library = directory / "adapter_model.safetensors", cast(Any, peft)  # has no complete type annotations
     if not file.is_file():
         raise UserError(
             f"no adapter at {directory}: {file.name} is missing. Give a run directory with at least one finished round."
@@ -253,7 +282,7 @@ def load_adapter(model: peft.PeftModel, directory: Path) -> None:
         state: Adapter = cast(Any, safetensors.torch).load_file(file)
     except SafetensorError as error:
         raise UserError(f"the adapter at {directory} can't be read: {error}. Restore it from a copy.") from error
-    expected: Adapter = _peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected: Adapter = library.get_peft_model_state_dict(model, save_embedding_layers=False)
     shapes, wanted = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (state, expected))
     if odd := sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name)):
         there, here = shapes.get(odd[0], "missing"), wanted.get(odd[0], "missing")
@@ -261,7 +290,7 @@ def load_adapter(model: peft.PeftModel, directory: Path) -> None:
             f"the adapter at {directory} does not fit the model: tensor {odd[0]} is {there} in the file and {here} in "
             "the model. Give the adapter and the model of the same run."
         )
-    _peft.set_peft_model_state_dict(model, state)
+    library.set_peft_model_state_dict(model, state)
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

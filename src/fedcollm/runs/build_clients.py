@@ -4,9 +4,8 @@ import functools
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
@@ -27,6 +26,9 @@ from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import writing
 
+if TYPE_CHECKING:
+    import peft
+
 
 @dataclass(frozen=True)
 class ClientData:
@@ -42,7 +44,7 @@ class ClientData:
     """
 
     modality: Modality
-    slm: peft.PeftModel = field(repr=False)
+    slm: "peft.PeftModel" = field(repr=False)
     examples: Sequence[Any] = field(repr=False)
     test: Sequence[Any] = field(repr=False)
     own: Path | None = None
@@ -80,7 +82,7 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
     )
 
 
-def _store(slm: peft.PeftModel, directory: Path, adapter: Adapter) -> None:
+def _store(slm: "peft.PeftModel", directory: Path, adapter: Adapter) -> None:
     """Save the adapter that a client keeps for itself, in PEFT's format."""
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)

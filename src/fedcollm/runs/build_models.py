@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import peft
 import safetensors.torch
 import torch
 from torch import nn
@@ -17,6 +16,9 @@ from fedcollm.models.fused.patch import fuse
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
 from fedcollm.training.fine_tuning import fit
+
+if TYPE_CHECKING:
+    import peft
 
 #: Weights of a pretrained network that has no format of its own, such as that of transformers.
 _WEIGHTS = "weights.safetensors"
@@ -35,7 +37,7 @@ def set_backends(config: RunConfig) -> None:
     cast(Any, torch.backends.cuda).enable_cudnn_sdp(False)
 
 
-def build_slm(config: RunConfig, modality: Modality, public: Sequence[Any], base: Path) -> peft.PeftModel:
+def build_slm(config: RunConfig, modality: Modality, public: Sequence[Any], base: Path) -> "peft.PeftModel":
     """Return the SLM; a module without parameters if all that the run does is a control that needs no model.
 
     Args:
@@ -48,12 +50,14 @@ def build_slm(config: RunConfig, modality: Modality, public: Sequence[Any], base
         UserError: as in `build_model`.
     """
     if config.control is not None and not config.control.needs_model:
-        return cast(peft.PeftModel, nn.Module())
+        return cast("peft.PeftModel", nn.Module())
     say(f"loading {config.slm.source}")
     return build_model(config, "slm", modality, public, base)
 
 
-def build_model(config: RunConfig, role: str, modality: Modality, public: Sequence[Any], base: Path) -> peft.PeftModel:
+def build_model(
+    config: RunConfig, role: str, modality: Modality, public: Sequence[Any], base: Path
+) -> "peft.PeftModel":
     """Return a role's frozen base with its adapter, on its device, in evaluation mode.
 
     Args:

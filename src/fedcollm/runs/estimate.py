@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import peft
 import torch
-from torch import nn
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels, base_models, build_modality, load_pool
@@ -16,8 +14,9 @@ from fedcollm.errors import UserError
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
+from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.runs.build_clients import build_privacy, build_uploads
+from fedcollm.runs.outlines import Outline, outline
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
 _ADAM_COPIES = 4
@@ -102,7 +101,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     itemsizes: dict[str, int] = {}
     for role, model in models.items():
         dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
-        shapes[role], itemsizes[role] = getattr(network, "config", None), dtype.itemsize
+        shapes[role], itemsizes[role] = network.shape, dtype.itemsize
         roles[role] = role_cost(model, network, dtype, uploads)
     parts, note = _data(config, pool)
     once = _statistics_bytes(config, modality, parts, shapes["slm"])
@@ -145,33 +144,20 @@ def _statistics_bytes(config: RunConfig, modality: BaseModels | None, parts: Spl
     return 4 * (features * (features + 1) // 2 + features * labels)
 
 
-def outline(model: ModelConfig, known: BaseModels) -> peft.PeftModel:
-    """Return a role's network with its adapter on torch's `meta` device, where weights take no memory.
-
-    Args:
-        model: configuration of the base and the adapter.
-        known: the modality's knowledge of base models.
-    """
-    return add_adapter(known.outline(model), model.adapter, causal_lm=known.causal_lm)
-
-
-def role_cost(
-    model: ModelConfig, network: nn.Module, dtype: torch.dtype, uploads: Mapping[str, UploadFormat]
-) -> RoleCost:
+def role_cost(model: ModelConfig, known: Outline, dtype: torch.dtype, uploads: Mapping[str, UploadFormat]) -> RoleCost:
     """Return the sizes of one role's model.
 
     Args:
         model: configuration of the base and the adapter.
-        network: the network that `outline` returns for it.
+        known: the outline of its network.
         dtype: dtype of the base.
         uploads: client id to the format in which it sends its adapter.
     """
-    frozen = parameter_counts(network)[1]
-    adapter = {name: tensor.detach() for name, tensor in trainable(network).items()}
-    count = sum(tensor.numel() for tensor in adapter.values())
-    sent = [adapter_bytes(upload.expected(adapter)) for upload in uploads.values()] or [0]
+    count = sum(tensor.numel() for tensor in known.adapter.values())
+    sent = [adapter_bytes(upload.expected(known.adapter)) for upload in uploads.values()] or [0]
     mean = sum(sent) // len(sent)
-    return RoleCost(model.source, frozen, count, adapter_bytes(adapter), frozen * dtype.itemsize, mean)
+    base_bytes = known.frozen * dtype.itemsize
+    return RoleCost(model.source, known.frozen, count, adapter_bytes(known.adapter), base_bytes, mean)
 
 
 def activation_bytes(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels, base_models
@@ -27,15 +26,15 @@ from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.models.pretrained import (
     CACHE,
     base_directory,
-    cache_directory,
     cached,
     from_pretrained,
     load_causal_lm,
     stem,
+    transformers_class,
 )
 from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons
 from fedcollm.progress import say
-from fedcollm.storage import one_at_a_time, write_atomically, writing
+from fedcollm.storage import cache_directory, one_at_a_time, write_atomically, writing
 from fedcollm.training.healing import Checkpoint, Fit, heal, measure, text_batches
 from fedcollm.training.shrinking import LAYER_CHOICES, neurons
 
@@ -176,7 +175,7 @@ def _make(
     report = ShrinkReport(layers, count, sizes, rows, whole, cut, measure(modality, student, teacher, held))
     setattr(student.config, KEPT_LAYERS, layers)
     student.save_pretrained(target)
-    from_pretrained(AutoTokenizer, place).save_pretrained(target)
+    from_pretrained(transformers_class("AutoTokenizer"), place).save_pretrained(target)
     save_report(target, report)
     say(f"healed: KL per token {report.cut.kl:.2f} -> {report.healed.kl:.2f} nats")
 

@@ -15,10 +15,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from fedcollm.config import DistillationConfig, ServerConfig
@@ -28,6 +27,9 @@ from fedcollm.training.batches import step_batches, step_count
 from fedcollm.training.divergences import divergence, uncertainty
 from fedcollm.training.fine_tuning import check_finite, check_finite_weights, check_loss
 from fedcollm.training.optimizers import Stepper
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class ModelPair:
     """
 
     modality: Modality
-    slm: PeftModel
-    llm: PeftModel | None = None
+    slm: "PeftModel"
+    llm: "PeftModel | None" = None
 
-    def models(self) -> dict[str, PeftModel]:
+    def models(self) -> "dict[str, PeftModel]":
         """Return each model by its role, `slm` or `llm`; a missing LLM is left out."""
         return {"slm": self.slm} | ({"llm": self.llm} if self.llm is not None else {})
 

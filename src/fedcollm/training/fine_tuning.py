@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedcollm.config import ClientConfig
 from fedcollm.errors import NonFiniteError
-from fedcollm.messages import Score
+from fedcollm.messages import Score, all_finite
 from fedcollm.modalities.base import Modality, outputs
 from fedcollm.progress import track
 from fedcollm.training.batches import like_sized, step_batches, step_count
@@ -59,7 +59,7 @@ def check_finite_weights(where: str, model: nn.Module) -> None:
     Raises:
         NonFiniteError: a weight is not finite.
     """
-    if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+    if not all_finite(p for p in model.parameters() if p.requires_grad):
         raise NonFiniteError(
             f"{where}: the adapter is no longer finite; the last good state is kept. Lower the learning rate."
         )

@@ -1,4 +1,8 @@
+import sys
 from collections import Counter
+from pathlib import Path
+
+import pytest
 
 from fedcollm.data.sources import icd10
 from fedcollm.data.sources.icd10 import CHAPTERS, load_icd10
@@ -60,3 +64,14 @@ def test_a_larger_draw_keeps_the_smaller_one() -> None:
 def test_the_package_is_read_once() -> None:
     load_icd10(2, seed=0)
     assert icd10._texts_by_chapter() is icd10._texts_by_chapter()
+
+
+def test_texts_come_from_the_cache_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path))
+    icd10._texts_by_chapter.cache_clear()
+    first, others = load_icd10(30, seed=1), icd10.other_descriptions()
+    icd10._texts_by_chapter.cache_clear()
+    monkeypatch.setitem(sys.modules, "simple_icd_10_cm", None)  # importing it would fail
+    assert load_icd10(30, seed=1) == first
+    assert icd10.other_descriptions() == others
+    assert sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()) == ["icd10-chapters", "icd10-other"]

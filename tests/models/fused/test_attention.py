@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_the_definition(heads, key_heads):
 def test_long_inputs_and_dropout_are_left_to_torch(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "fedcollm.models.fused.attention.sdpa_attention_forward",
+        "fedcollm.models.fused.attention._fused_attention",
         lambda *args, dropout, **kwargs: calls.append((args[1].shape[2], dropout)) or (None, None),
     )
     module = torch.nn.Module()

@@ -4,12 +4,16 @@ The data comes from the package `simple-icd-10-cm`, which ships the classificati
 """
 
 import functools
+import hashlib
+import importlib.util
 import random
+from pathlib import Path
 
 from fedcollm.data.partition import check_classes
 from fedcollm.data.pool import Pool
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.seeding import derive_seed
+from fedcollm.storage import cached_json
 
 #: One word for each of the chapters 1 to 21. Chapter 22 (codes for special purposes) is left out.
 CHAPTERS = (
@@ -38,6 +42,9 @@ CHAPTERS = (
 
 #: Limits in characters. Longer codes only add laterality and encounter, and longer descriptions only take more time.
 LONGEST_CODE, LONGEST_TEXT = 6, 60
+
+#: Version of the way in which texts are read out of the package, part of the key of the cache.
+_VERSION = 1
 
 
 def load_icd10(per_class: int, seed: int) -> Pool:
@@ -68,6 +75,27 @@ def _example(code: str, description: str, chapter: int) -> TextExample:
 
 def other_descriptions() -> list[str]:
     """Return the descriptions that the task never uses, because the description or its code is too long, sorted."""
+    return cached_json("icd10-other", _made_of(), _other_descriptions)
+
+
+@functools.cache
+def _texts_by_chapter() -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Return (code, description) pairs by chapter, with distinct descriptions."""
+    chapters: list[list[list[str]]] = cached_json("icd10-chapters", _made_of(), _read_chapters)
+    return tuple(tuple((code, description) for code, description in texts) for texts in chapters)
+
+
+@functools.cache
+def _made_of() -> list[object]:
+    """Return what the texts depend on: digests of the package's files, and the limits above."""
+    spec = importlib.util.find_spec("simple_icd_10_cm")  # does not import the package
+    places = [Path(place) for place in (spec and spec.submodule_search_locations) or []]
+    files = sorted(file for place in places for kind in ("*.py", "data/*.*") for file in place.glob(kind))
+    digests = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
+    return [_VERSION, digests, len(CHAPTERS), LONGEST_CODE, LONGEST_TEXT]
+
+
+def _other_descriptions() -> list[str]:
     import simple_icd_10_cm as cm  # pyright: ignore[reportMissingTypeStubs]
 
     codes = {code: cm.get_description(code) for code in cm.get_all_codes(with_dots=True)}
@@ -76,9 +104,7 @@ def other_descriptions() -> list[str]:
     return sorted(long - used)
 
 
-@functools.cache
-def _texts_by_chapter() -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Return (code, description) pairs by chapter, with distinct descriptions."""
+def _read_chapters() -> list[list[tuple[str, str]]]:
     import simple_icd_10_cm as cm  # pyright: ignore[reportMissingTypeStubs] # reads 98,505 codes, which takes 2 s
 
     chapters: list[list[tuple[str, str]]] = [[] for _ in CHAPTERS]
@@ -91,4 +117,4 @@ def _texts_by_chapter() -> tuple[tuple[tuple[str, str], ...], ...]:
         if chapter < len(CHAPTERS) and len(description) <= LONGEST_TEXT and folded not in seen:
             seen.add(folded)
             chapters[chapter].append((code, description))
-    return tuple(tuple(texts) for texts in chapters)
+    return chapters

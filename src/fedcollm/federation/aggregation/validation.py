@@ -7,7 +7,17 @@ from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
-from fedcollm.messages import Answer, ClientUpdate, Failure, Score, TrainRequest, misfit, norm, readable
+from fedcollm.messages import (
+    Answer,
+    ClientUpdate,
+    Failure,
+    Score,
+    TrainRequest,
+    distance,
+    misshapen,
+    not_finite,
+    readable,
+)
 
 #: What no honest client exceeds: a larger number would outweigh all others, or overflow.
 _MOST_EXAMPLES, _LARGEST_LOSS, _MOST_SECONDS = 2**31, 1e6, 1e9
@@ -79,10 +89,11 @@ def _objection(answer: Answer, expected: Expected, waited_for: Collection[str]) 
         return "not an update"
     if answer.round_index != request.round_index:
         return f"an update for round {answer.round_index}, not {request.round_index}"
-    if reason := _odd_numbers(answer, expected.private) or misfit(answer.adapter, form.expected(request.adapter)):
+    if reason := _odd_numbers(answer, expected.private) or misshapen(answer.adapter, form.expected(request.adapter)):
         return reason
-    start = form.part(request.adapter)
-    change = math.hypot(*(norm(tensor - start[name]) for name, tensor in answer.adapter.items()))
+    change = distance(answer.adapter, form.part(request.adapter))  # finite only if every value is
+    if not math.isfinite(change) and (name := not_finite(answer.adapter)):
+        return f"tensor {name} is not finite"
     if change > expected.max_update_norm:
         return f"the adapter changed by {change:.4g} (L2 norm), more than {expected.max_update_norm:g}"
     return None

@@ -3,11 +3,11 @@
 import json
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
@@ -19,6 +19,7 @@ from fedcollm.models.pretrained import (
     load_config,
     load_tokenizer,
     start_tokens,
+    transformers_class,
 )
 from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, neuron_count
 
@@ -135,7 +136,7 @@ class TextModels:
         Raises:
             UserError: the source does not exist or has too few layers.
         """
-        shape, auto_class = _shape(section), cast(Any, AutoModelForCausalLM)
+        shape, auto_class = _shape(section), transformers_class("AutoModelForCausalLM")
         with torch.device("meta"):
             return auto_class.from_config(shape)
 
@@ -158,12 +159,28 @@ class TextModels:
         return prompt + (sum(choices) if scoring else max(choices)), max(choices)
 
 
+def shape_text(source: str) -> str | None:
+    """Return the configuration of a source's base model as text; None if it is on the hub, where it may change.
+
+    Raises:
+        UserError: the source does not exist or can't be read.
+    """
+    known = _architectures()
+    if source in known:
+        return json.dumps(known[source])
+    file = Path(base_directory(source, None)) / "config.json"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def _architectures() -> dict[str, Any]:
+    architectures = resources.files("fedcollm.config") / "presets" / "architectures.json"
+    return json.loads(architectures.read_text(encoding="utf-8"))
+
+
 def _shape(section: ModelConfig) -> Any:
     """Return the configuration of the base network after layers are cut."""
-    architectures = resources.files("fedcollm.config") / "presets" / "architectures.json"
-    known = json.loads(architectures.read_text(encoding="utf-8"))
-    source = section.source
-    shape = cast(Any, AutoConfig).for_model(**known[source]) if source in known else load_config(source)
+    known, source = _architectures(), section.source
+    shape = transformers_class("AutoConfig").for_model(**known[source]) if source in known else load_config(source)
     if section.layers is not None:
         kept = kept_layers(shape.num_hidden_layers, section.layers)
         if getattr(shape, "layer_types", None):

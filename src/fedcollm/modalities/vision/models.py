@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.models.adapters import resolve_dtype
-from fedcollm.models.pretrained import from_pretrained
+from fedcollm.models.pretrained import from_pretrained, transformers_class
+
+if TYPE_CHECKING:
+    from transformers import ViTConfig
 
 #: Options common to all `VISION_MODELS`, which classify gray images of 8 x 8 pixels into ten classes.
 VISION_SHAPE: Mapping[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
@@ -23,9 +25,9 @@ VISION_MODELS: Mapping[str, Mapping[str, int]] = {
 }
 
 
-def vision_config(source: str) -> ViTConfig:
+def vision_config(source: str) -> "ViTConfig":
     """Return the configuration of one of `VISION_MODELS`."""
-    return cast(Any, ViTConfig)(**VISION_SHAPE, **VISION_MODELS[source])
+    return transformers_class("ViTConfig")(**VISION_SHAPE, **VISION_MODELS[source])
 
 
 class ImageModels:
@@ -49,9 +51,9 @@ class ImageModels:
         dtype = resolve_dtype(section.dtype, device)
         if section.source in VISION_MODELS:
             cast(Any, torch).manual_seed(seed)
-            network = cast(nn.Module, ViTForImageClassification(vision_config(section.source)))
+            network = transformers_class("ViTForImageClassification")(vision_config(section.source))
             return network.to(dtype).to(device)
-        return _from_directory(AutoModelForImageClassification, section.source, dtype=dtype).to(device)
+        return _from_directory("AutoModelForImageClassification", section.source, dtype=dtype).to(device)
 
     def prepare(self, section: ModelConfig) -> None:
         """Do nothing, because these models are neither converted nor cut."""
@@ -63,9 +65,9 @@ class ImageModels:
             UserError: the source is neither a key of `VISION_MODELS` nor a directory, or can't be read.
         """
         known = section.source in VISION_MODELS
-        shape = vision_config(section.source) if known else _from_directory(AutoConfig, section.source)
+        shape = vision_config(section.source) if known else _from_directory("AutoConfig", section.source)
         with torch.device("meta"):
-            return cast(Any, AutoModelForImageClassification).from_config(shape)
+            return transformers_class("AutoModelForImageClassification").from_config(shape)
 
     def is_pretrained(self, section: ModelConfig) -> bool:
         """Return False for `VISION_MODELS`, whose random weights depend on the run's seed."""
@@ -76,10 +78,12 @@ class ImageModels:
         return (shape.image_size // shape.patch_size) ** 2 + 1, 1
 
 
-def _from_directory(loader: Any, source: str, **options: Any) -> Any:
+def _from_directory(loader: str, source: str, **options: Any) -> Any:
     if not Path(source).is_dir():
         raise UserError(
             f"model source {source!r} is neither a shipped image classifier ({', '.join(VISION_MODELS)}) nor a "
             "directory. Give one of these."
         )
-    return from_pretrained(loader, source, "Give the directory of an image classifier of transformers.", **options)
+    return from_pretrained(
+        transformers_class(loader), source, "Give the directory of an image classifier of transformers.", **options
+    )

@@ -6,13 +6,11 @@ of torch's fused attention takes 3 times as long. In return, it never stores an 
 of more than `LONGEST` columns.
 """
 
+import functools
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, masking_utils
-from transformers.integrations import sdpa_attention
-from transformers.masking_utils import AttentionMaskInterface
 
 #: The name of this implementation among those of transformers.
 GROUPED = "grouped"
@@ -22,9 +20,6 @@ LONGEST = 1024
 
 #: The model types whose attention consists of a mask, a scale and grouped heads, and nothing else.
 SUPPORTED = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
-
-#: Torch's fused attention, which transformers leaves without complete types.
-sdpa_attention_forward: Any = cast(Any, sdpa_attention).sdpa_attention_forward
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -113,13 +108,24 @@ def grouped_attention(  # its parameters are those that transformers passes to e
         The output, [B, N, H, d], and None in place of the attention weights.
     """
     if key.shape[2] > LONGEST or dropout > 0:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return _fused_attention(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output: Tensor = cast(Any, _Grouped).apply(query, key, value, attention_mask, scale)
     return output.transpose(1, 2), None
 
 
-cast(Any, AttentionInterface).register(GROUPED, grouped_attention)
-cast(Any, AttentionMaskInterface).register(GROUPED, cast(Any, masking_utils).eager_mask)
+def _fused_attention(*arguments: Any, **keywords: Any) -> tuple[Tensor, None]:
+    """Compute torch's fused attention as transformers does."""
+    from transformers.integrations import sdpa_attention
+
+    return cast(Any, sdpa_attention).sdpa_attention_forward(*arguments, **keywords)
+
+
+@functools.cache
+def register() -> None:
+    """Make `attention: grouped` known to transformers, which is imported only here because that takes seconds."""
+    from transformers import AttentionInterface, masking_utils
+    from transformers.masking_utils import AttentionMaskInterface
+
+    cast(Any, AttentionInterface).register(GROUPED, grouped_attention)
+    cast(Any, AttentionMaskInterface).register(GROUPED, cast(Any, masking_utils).eager_mask)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from fedcollm.models.fused.layers import AttentionHalf, MlpHalf, normalize, normalize_backward
@@ -95,6 +94,8 @@ def _groups(parent: nn.Module) -> Iterable[list[Any]]:
 
 
 def _qualifies(layer: Any) -> bool:
+    from peft.tuners.lora.layer import Linear as LoraLinear  # takes seconds
+
     if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
         return False
     lora = cast(Any, layer)
