@@ -8,7 +8,7 @@ from tests.parties import add_adapter
 from fedcollm.config import StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
-from fedcollm.modalities.text.evidence import choice_texts, shares_labels
+from fedcollm.modalities.text.evidence import choice_texts
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import read_adapter, write_adapter
@@ -30,20 +30,28 @@ def task(tokenizer) -> TextTask:
     return TextTask("toy", tokenizer, 16, 32)
 
 
-LETTERED = TextExample("1", "Question: A. or B.?\nA. red one\nB. cat\nAnswer:", ("A", "B"), 1, ("A", "B"))
+AB = ("A", "B")
+LETTERED = TextExample("1", "Question: A. or B.?\nA. red one\nB. cat\nAnswer:", AB, 1, AB, own_choices=True)
 
 
-def test_labels_are_shared_unless_they_are_letters_or_not_the_choices():
-    assert shares_labels(labelled("cat"))
-    assert not shares_labels(own("the cat is", "red", "blue"))
-    assert not shares_labels(LETTERED)
-    assert shares_labels(TextExample("1", "grade:", ("A", "B", "F"), 0, ("A", "B", "F")))
+def test_labels_are_shared_unless_the_choices_are_an_examples_own():
+    assert labelled("cat").shares_labels
+    assert not own("the cat is", "red", "blue").shares_labels
+    assert not LETTERED.shares_labels
+    assert TextExample("1", "grade:", AB, 0, AB).shares_labels
+
+
+def test_grades_that_are_letters_are_labels_of_all_examples(task):
+    grades = [TextExample(prompt, prompt, AB, answer, AB) for answer, prompt in enumerate(["red", "a blue A. B. cat"])]
+    evidence = task.evidence(grades, NGRAMS)
+    assert (evidence.counts, evidence.labels) == ((1, 1), AB)
+    assert evidence.targets.tolist() == [[1.0, -1.0], [-1.0, 1.0]]
 
 
 def test_choices_that_are_letters_have_the_texts_that_the_prompt_lists():
     assert choice_texts(LETTERED) == ("red one", "cat")
     assert choice_texts(own("the cat is", "red", "blue")) == ("red", "blue")
-    assert choice_texts(TextExample("1", "which letter?", ("A", "B"), 0, ("A", "B"))) == ("A", "B")
+    assert choice_texts(TextExample("1", "which letter?", AB, 0, AB, own_choices=True)) == AB
 
 
 def test_prompt_with_shared_labels_is_a_row_and_its_n_grams_depend_on_nothing_else(task):

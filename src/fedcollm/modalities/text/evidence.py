@@ -1,6 +1,5 @@
 """Prompts and choices as the rows of a regression: hashed n-grams, or the last hidden state of a language model."""
 
-import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from fedcollm.config import StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.evidence import Evidence, head_inputs, joined, normalized, places, with_choices, with_labels
-from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.examples import TextExample, listed_choices
 from fedcollm.modalities.text.forward import Tokens, logits_of, pad_left
 from fedcollm.models.adapters import without_adapter
 
@@ -42,7 +41,7 @@ def text_evidence(
     """
     _check(task.name, examples)
     constant, answers = features.features == "constant", [example.answer for example in examples]
-    if shares_labels(examples[0]):
+    if examples[0].shares_labels:
         texts: list[Text] = [(example.prompt, "") for example in examples]
         rows = torch.ones(len(texts), 1) if constant else _FEATURES[features.features](task, texts, features, model)
         return with_labels(rows, examples[0].labels, answers)
@@ -59,39 +58,23 @@ def _check(name: str, examples: Sequence[TextExample]) -> None:
             "Leave out control, and the methods majority and closed_form."
         )
     first = examples[0]
-    shared = shares_labels(first)
-    odd = (e for e in examples if shares_labels(e) != shared or (shared and e.labels != first.labels))
+    shared = first.shares_labels
+    odd = (e for e in examples if e.shares_labels != shared or (shared and e.labels != first.labels))
     if example := next(odd, None):
         raise UserError(
             f"control: the labels of example {example.id!r} of {name} are not those of {first.id!r}. Give all examples "
-            "the same choices, or give choices of an example's own the labels A, B, C, ..."
+            "the same choices, or give all of them choices of their own, with the labels A, B, C, ..."
         )
-
-
-def shares_labels(example: TextExample) -> bool:
-    """Return whether an example's choices are labels that all examples of its task have.
-
-    If instead each example has choices of its own, their labels are letters, or at least not their texts.
-
-    >>> shares_labels(TextExample("1", "roses are", ("red", "blue"), 0, ("red", "blue")))
-    True
-    >>> shares_labels(TextExample("1", "roses are", ("red", "blue"), 0, ("A", "B")))
-    False
-    """
-    letters = tuple(string.ascii_uppercase[: len(example.labels)])
-    return example.choices == example.labels != letters
 
 
 def choice_texts(example: TextExample) -> tuple[str, ...]:
     r"""Return the texts of an example's own choices. If these are letters, the texts are those listed in the prompt.
 
-    >>> choice_texts(TextExample("1", "Roses are\nA. red\nB. blue", ("A", "B"), 0, ("A", "B")))
+    >>> choice_texts(TextExample("1", "Roses are\nA. red\nB. blue", ("A", "B"), 0, ("A", "B"), own_choices=True))
     ('red', 'blue')
     """
-    if example.choices != example.labels:
-        return example.choices
-    listed = dict(line.split(". ", 1) for line in example.prompt.splitlines() if ". " in line)
-    return tuple(listed.get(choice, choice) for choice in example.choices)
+    listed = listed_choices(example.prompt, example.labels) if example.choices == example.labels else None
+    return listed or example.choices
 
 
 def _ngrams(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig, model: nn.Module | None) -> Tensor:
