@@ -1,5 +1,6 @@
 """Prompts and choices as the rows of a regression: hashed n-grams, or the last hidden state of a language model."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 #: Texts per forward pass.
 _TEXTS_AT_ONCE = 32
+
+#: Weight of the pairs of a prompt word and a choice word beside the n-grams of the choice, both with a norm of 1. With
+#: equal weights, four question answering tasks were 1 to 7 points lower.
+_PAIR_WEIGHT = 0.25
 
 #: A prompt and one of its choices; the choice is empty if all examples share their labels.
 Text = tuple[str, str]
@@ -78,12 +83,32 @@ def choice_texts(example: TextExample) -> tuple[str, ...]:
 
 
 def _ngrams(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig, model: nn.Module | None) -> Tensor:
-    """Return [R, columns], the signed counts of hashed character 3- to 5-grams within words, with an L2 norm of 1."""
+    """Return [R, columns], the signed counts of hashed n-grams, with an L2 norm of 1.
+
+    They are the character 3- to 5-grams within the words of a prompt. A choice of an example's own has its own n-grams
+    and the pairs of a word of the prompt and a word of the choice: the prompt's n-grams would be the same for all
+    choices of an example, so that they could not tell which one is right.
+    """
     from sklearn.feature_extraction import text  # pyright: ignore[reportMissingTypeStubs] # takes 100 MB of memory
 
     hashing: Any = text.HashingVectorizer
     vectorizer = hashing(n_features=features.columns, analyzer="char_wb", ngram_range=(3, 5), dtype=np.float32)
-    return torch.as_tensor(vectorizer.transform([" ".join(pair) for pair in texts]).toarray())
+    prompts, choices = ([text[i] for text in texts] for i in (0, 1))
+    if not any(choices):
+        return torch.as_tensor(vectorizer.transform([f"{prompt} " for prompt in prompts]).toarray())
+    pairing = hashing(n_features=features.columns, analyzer=_word_pairs, dtype=np.float32)
+    own, pairs = vectorizer.transform(choices), pairing.transform(texts)
+    return normalized(torch.as_tensor((own + _PAIR_WEIGHT * pairs).toarray()))
+
+
+def _word_pairs(text: Text) -> list[str]:
+    r"""Return each pair of a distinct word of the prompt and one of the choice, with a tab between them.
+
+    >>> _word_pairs(("A cat, a dog?", "Animals"))
+    ['a\tanimals', 'cat\tanimals', 'dog\tanimals']
+    """
+    first, second = (dict.fromkeys(re.findall(r"\w+", part.lower())) for part in text)
+    return [f"{one}\t{other}" for one in first for other in second]
 
 
 def _hidden(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig, model: nn.Module | None) -> Tensor:
