@@ -244,7 +244,7 @@ def test_client_level_privacy_clips_noises_and_counts_statistics_like_an_update(
     assert 0 < difference.abs().max() < 10 * clip * 1e-3  # ten standard deviations of the noise in the sum
     assert aggregate.examples is None
     members = transport._clients.values()
-    assert all(member.client.spent == {"rounds": 1} for member in members if isinstance(member, SecureClient))
+    assert all(member.client.spent["rounds"] == 1 for member in members if isinstance(member, SecureClient))
     with pytest.raises(UserError, match="has spent its privacy in 1 rounds"):
         aggregator.aggregate(transport.ask, request(), list(PARTS))
 
@@ -268,6 +268,8 @@ def changed(**tensors) -> TrainRequest:
         ({"privacy": ExamplePrivacy(1.0, 1.0, 1e-4, 0.5, 2)}, request(), "DP-SGD"),
         ({}, request(run="theirs"), "a request of run 'theirs'"),
         ({}, request(round_index=1), "only round 0"),
+        ({}, request(round_index=False), "round is False, which is not an integer"),
+        ({}, request(round_index=0.0), "round is 0.0, which is not an integer"),
         ({}, changed(**{GRAM: torch.zeros(9)}), "statistics/gram"),
         ({}, changed(**{TARGETS: torch.full((4, 2), 0.1)}), "other values than zeros"),
         ({}, changed(w=torch.zeros(1)), "tensor w is unknown"),
@@ -276,7 +278,29 @@ def changed(**tensors) -> TrainRequest:
     ],
 )
 def test_client_sends_no_statistics_that_its_own_configuration_does_not_name(agreed, asked, reason):
-    one = agreeing(CLIENTS["a"], **agreed)
+    one = agreeing(client("a"), **agreed)
     with pytest.raises(RefusalError, match=reason):
         one.train(asked)
     assert one.spent == {}
+
+
+def test_client_sends_the_same_statistics_again_and_never_others_in_one_run():
+    one = client("d")
+    sent = one.answer(request())
+    assert list(one.spent) == ["statistics/run"]
+    assert all(torch.equal(tensor, sent.adapter[name]) for name, tensor in one.answer(request()).adapter.items())
+    grown = dataclasses.replace(one, examples=[*PARTS["d"], *some(99, 1)])
+    with pytest.raises(RefusalError, match="client d has sent other statistics in this run"):
+        grown.answer(request())
+    twice = dataclasses.replace(one, examples=[*PARTS["d"], *PARTS["d"]])  # the same means of twice as many examples
+    with pytest.raises(RefusalError, match="other statistics"):
+        twice.answer(request())
+
+
+@pytest.mark.parametrize("index", [False, 0.0])
+def test_opening_of_round_zero_has_one_name_only(index):
+    transport, aggregator = secured()
+    with pytest.raises(UserError, match="a plain update was asked for"):
+        aggregator.aggregate(transport.ask, request(round_index=index), list(PARTS))
+    members = transport._clients.values()
+    assert all(member.opened == {} for member in members if isinstance(member, SecureClient))

@@ -38,7 +38,7 @@ class ClientData:
         examples: D_k, the client's private examples.
         test: examples that the client scores its tuned SLM on.
         own: directory for the adapter that the client keeps (`client.personal`); None if it keeps none.
-        spent: counter, under the key `rounds`, of the rounds that the client has spent privacy on.
+        spent: the rounds that the client has spent privacy on, and a digest of the statistics that it sent; see `Client`.
     """
 
     modality: Modality
@@ -46,7 +46,7 @@ class ClientData:
     examples: Sequence[Any] = field(repr=False)
     test: Sequence[Any] = field(repr=False)
     own: Path | None = None
-    spent: MutableMapping[str, int] = field(default_factory=dict[str, int], repr=False)
+    spent: MutableMapping[str, int | str] = field(default_factory=dict[str, int | str], repr=False)
 
 
 def build_client(config: RunConfig, identity: RunIdentity, name: str, data: ClientData, ids: Sequence[str]) -> Client:
