@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 32
 
 #: Weight of the pairs of a prompt word and a choice word beside the n-grams of the choice, both with a norm of 1. With
-#: equal weights, four question answering tasks were 1 to 7 points lower.
+#: equal weights, four question answering tasks were 1 to 5 points lower.
 _PAIR_WEIGHT = 0.25
 
 #: A prompt and one of its choices; the choice is empty if all examples share their labels.
