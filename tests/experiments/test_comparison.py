@@ -9,6 +9,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.methods import CONTROLS, PAPER
 from fedcollm.errors import UserError
+from fedcollm.experiments import comparison
 from fedcollm.experiments.comparison import Plan, default_methods, plan
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server
@@ -260,3 +261,13 @@ def test_what_a_client_does_otherwise_is_not_shared(tiny_config, tmp_path, monke
         before = len(trained)
         list(rounds(changed(base, values | {"name": name}), tmp_path / name, Inputs(shared=tmp_path / "shared")))
         assert len(trained) - before == (0 if name == "again" else 2), name
+
+
+def test_runs_at_the_same_time_are_sized_by_the_statistics_of_the_methods_too(tiny_config, tmp_path, monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(comparison, "fitting_jobs", lambda needs, cuda: sizes.extend(needs) or 1)
+    monkeypatch.setattr(comparison, "in_this_process", lambda jobs, failed: iter(()))
+    wanted = Plan(tmp_path, [tiny_config], ["majority", "closed_form"], [0, 1])
+    assert list(comparison.comparing(wanted, [], "auto")) == []
+    assert len(sizes) == 3  # of the base configuration and of either method, once for both seeds
+    assert max(sizes) > 40 * 2048**2 > min(sizes)

@@ -140,6 +140,17 @@ def test_negative_eigenvalues_of_noise_count_as_zero():
     assert solve(noisy, ridge=0.25)[:, 0].tolist() == pytest.approx([0.8, 4.0])  # 1 / (1 + λ), 1 / λ
 
 
+def test_a_ridge_below_the_rounding_of_float32_counts_as_that():
+    blank_part = {GRAM: torch.tensor([1.0, 0.0, 0.0]), TARGETS: torch.tensor([[1.0], [2.0**-23]])}
+    assert solve(blank_part, ridge=1e-300)[:, 0].tolist() == [pytest.approx(1.0), pytest.approx(1.0)]
+
+
+def test_a_solution_that_is_not_finite_is_refused():
+    huge = {GRAM: torch.tensor([0.0]), TARGETS: torch.tensor([[3e38]])}
+    with pytest.raises(RoundFailedError, match="no finite solution with a ridge of 0.1 per example"):
+        solve(huge, ridge=0.1)
+
+
 def test_parts_are_pooled_by_their_numbers_of_examples():
     one, other = ({GRAM: torch.tensor([x]), TARGETS: torch.tensor([[-x]])} for x in (1.0, 0.5))
     assert pooled([(one, 1), (other, 3)])[GRAM].tolist() == [0.625]

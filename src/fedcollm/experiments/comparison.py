@@ -186,7 +186,7 @@ def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tu
             open_jobs.append(job)
     if wanted.inputs != Inputs() and jobs != 1:
         raise UserError(f"jobs {jobs!r}: runs with your own modality or data must be in this process. Set jobs=1.")
-    count = min(_job_count(wanted.configs, jobs), len(open_jobs))
+    count = min(_job_count([*wanted.configs, *(job.config for job in open_jobs)], jobs), len(open_jobs))
     if count > 1:
         _prepare_bases([job.config for job in open_jobs])
         yield from in_processes(open_jobs, count, failed)
@@ -208,7 +208,10 @@ def _job_count(configs: Sequence[RunConfig], jobs: Jobs) -> int:
     if jobs != "auto":
         return jobs
     cuda = any(resolve_device(config.device).type == "cuda" for config in configs)
-    return fitting_jobs([check(config).memory_bytes for config in configs], cuda)
+    distinct = {
+        str((config.task, config.statistics)): config for config in reversed(configs)
+    }  # the rest differs little
+    return fitting_jobs([check(config).memory_bytes for config in distinct.values()], cuda)
 
 
 def _prepare_bases(configs: Sequence[RunConfig]) -> None:

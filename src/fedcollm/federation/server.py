@@ -127,12 +127,12 @@ class Server:
             write_adapter(self.pair.llm, init_from_slm(read_adapter(self.pair.llm), self.adapter, self.slm_layers))
 
     def ask_statistics(self, settings: StatisticsConfig) -> Aggregate | None:
-        """Return the mean of the clients' statistics; None if there are no clients.
+        """Return the mean of all clients' statistics, whatever fraction a round samples; None if there are no clients.
 
         Raises:
             RoundFailedError: too few clients sent statistics, or their mean can't be that of honest clients.
         """
-        clients = sample(self.transport.clients(), self.federation.fraction, self.identity.seed, 1)
+        clients = self.transport.clients()
         if not clients:
             return None
         blank = statistics.blank(self.pair.modality.of("slm"), self.test, settings, self.pair.slm)

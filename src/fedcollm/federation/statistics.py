@@ -176,19 +176,31 @@ def solve(statistics: Adapter, ridge: float) -> Tensor:
 
     Args:
         statistics: XᵀX / n and XᵀY / n by name.
-        ridge: λ / n, where n is the number of examples.
+        ridge: λ / n, where n is the number of examples. It counts as at least 2⁻²³, the rounding of float32, below which
+            that would decide.
+
+    Raises:
+        RoundFailedError: the solution is not finite.
     """
+    ridge = max(ridge, torch.finfo(torch.float32).eps)
     targets = statistics[TARGETS].double()
     size = len(targets)
     upper = torch.triu_indices(size, size)
     gram = torch.zeros(size, size, dtype=torch.float64)
     gram[upper[0], upper[1]] = gram[upper[1], upper[0]] = statistics[GRAM].double()
     factor, failed = _linalg.cholesky_ex(gram + ridge * torch.eye(size, dtype=torch.float64))
-    if not failed:
-        return torch.cholesky_solve(targets, factor).float().contiguous()
-    values, vectors = _linalg.eigh(gram)
-    solution = vectors @ ((vectors.T @ targets) / (values.clamp(min=0.0) + ridge)[:, None])
-    return solution.float().contiguous()
+    if failed:
+        values, vectors = _linalg.eigh(gram)
+        solution = vectors @ ((vectors.T @ targets) / (values.clamp(min=0.0) + ridge)[:, None])
+    else:
+        solution = torch.cholesky_solve(targets, factor)
+    weights = solution.float().contiguous()
+    if not bool(weights.isfinite().all()):
+        raise RoundFailedError(
+            f"the regression on the statistics has no finite solution with a ridge of {ridge:.4g} per example, so one "
+            "of the clients is faulty."
+        )
+    return weights
 
 
 def solve_together(parts: Sequence[tuple[Adapter, int]], ridge: float) -> Tensor:
