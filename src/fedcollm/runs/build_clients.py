@@ -28,6 +28,9 @@ from fedcollm.seeding import RunIdentity
 from fedcollm.storage import writing
 
 
+_LABELS = "server.pseudo_labels"
+
+
 @dataclass(frozen=True)
 class ClientData:
     """The model and the data of one client.
@@ -85,6 +88,33 @@ def _store(slm: peft.PeftModel, directory: Path, adapter: Adapter) -> None:
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         save_adapter(slm, adapter, directory)
+
+
+def check_statistics(config: RunConfig, modality: Modality, example: Any) -> None:
+    """Check, before anything is asked of clients, that a modality has what `control` or `server.pseudo_labels` needs.
+
+    Args:
+        config: the run's configuration.
+        modality: the modality, which may be the user's own.
+        example: one example of the task.
+
+    Raises:
+        UserError: names the key, and all that is missing.
+    """
+    labels = None if config.control is not None else config.server.pseudo_labels
+    if config.control is None and labels is None:
+        return
+    key, instead = ("control", "leave out control") if labels is None else (_LABELS, f"set {_LABELS}: null")
+    asks = labels is None or labels.asks_clients
+    missing = ["evidence"] if asks and type(modality.of("slm")).evidence is Modality.evidence else []
+    roles = [role for role in ("slm", "llm") if labels is not None and role in labels.teachers]
+    if any(type(modality.of(role)).probabilities is Modality.probabilities for role in roles):
+        missing.append("probabilities")
+    missing = [f"{type(modality).__name__}.{name}" for name in missing]
+    if labels is not None and not hasattr(example, "with_answer"):
+        missing.append(f"{type(example).__name__}.with_answer")
+    if missing:
+        raise UserError(f"{key} needs {', '.join(missing)}, which this modality lacks. Define them, or {instead}.")
 
 
 def broadcast_form(config: RunConfig, modality: Modality, slm: nn.Module, examples: Sequence[Any]) -> Adapter:

@@ -17,7 +17,7 @@ from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
-from fedcollm.runs.build_clients import build_privacy, build_uploads
+from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
 _ADAM_COPIES = 4
@@ -143,6 +143,7 @@ def _statistics_size(
         known = (
             modality if isinstance(modality, Modality) else build_modality(config.task, config.slm, config.llm, True)
         )
+        check_statistics(config, known, parts.test[0])
         without = {"slm": "constant", "ngrams_slm": "ngrams"}.get(settings.features, settings.features)
         kind = settings.model_copy(update={"features": without})
         (features, labels) = known.evidence(parts.test[:1], kind).size
