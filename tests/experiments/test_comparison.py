@@ -271,3 +271,15 @@ def test_runs_at_the_same_time_are_sized_by_the_statistics_of_the_methods_too(ti
     assert list(comparison.comparing(wanted, [], "auto")) == []
     assert len(sizes) == 3  # of the base configuration and of either method, once for both seeds
     assert max(sizes) > 40 * 2048**2 > min(sizes)
+
+
+def test_what_a_method_is_known_for_and_runs_without_is_said_with_the_reason(tiny_config):
+    cut = {"slm.source": tiny_config.llm.source, "slm.layers": 1, "slm.adapter": tiny_config.llm.adapter.model_dump()}
+    with_all = changed(tiny_config, cut | {"task.unlabelled_size": 8})
+    assert comparison.unused("fedcollm_plus", with_all) == []
+    assert comparison.unused("fedprox", with_all) == comparison.unused("closed_form", with_all) == []
+    (labels,) = comparison.unused("fedcollm_plus", changed(with_all, {"task.unlabelled_size": 0}))
+    assert labels.startswith("fedcollm_plus runs without server.pseudo_labels, because ")
+    assert "task.unlabelled_size is 0" in labels
+    (transfer,) = comparison.unused("plus_without_labels", tiny_config)
+    assert transfer.startswith("plus_without_labels runs without server.layer_transfer, because ")

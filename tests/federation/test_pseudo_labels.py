@@ -1,6 +1,7 @@
 """Labels for unlabelled public examples, from sums over the clients."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from fedcollm.config.baselines import changed
 from fedcollm.config.methods import METHODS
 from fedcollm.errors import UserError
 from fedcollm.federation import server
-from fedcollm.federation.pseudo_labels import ACCURACY, SCALE, WEIGHTS, build_teacher, teach
+from fedcollm.federation.pseudo_labels import ACCURACY, SCALE, WEIGHTS, build_teacher, teach, verdict
 from fedcollm.federation.pseudo_labels import with_pseudo_labels as label
 from fedcollm.federation.statistics import GRAM, TARGETS
 from fedcollm.modalities.evidence import Evidence, with_labels
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
+from fedcollm.report.runs import read_run
 from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import Inputs, rounds
 from fedcollm.training.fine_tuning import predict
@@ -227,6 +229,16 @@ def test_a_teacher_that_is_worse_than_the_models_is_not_used(tiny_config, tmp_pa
     other = fedcollm.run(changed(tiny_config, ON | {"server.pseudo_labels": None}), tmp_path / "other")
     assert [r.losses for r in one.records] == [r.losses for r in other.records]
     assert "teacher" not in directories.load_round(tmp_path / "one")[1]
+    (note,) = one.records[0].notes
+    assert re.fullmatch(r"pseudo-labels: the regression labels 0\.0 % .* model \d+\.\d %: not used", note)
+    assert read_run(tmp_path / "one").data["notes"][-1] == note
+    assert other.records[0].notes == ()
+
+
+def test_a_teacher_that_is_always_used_is_used_however_bad_it_is():
+    told = "pseudo-labels: the regression labels 0.0 % of labelled D_a correctly: used"
+    assert verdict(0.0, None) == (True, told)
+    assert verdict(0.5, 0.5)[0] is False
 
 
 @pytest.mark.parametrize(

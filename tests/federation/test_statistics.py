@@ -147,7 +147,7 @@ def test_a_ridge_below_the_rounding_of_float32_counts_as_that():
 
 def test_a_solution_that_is_not_finite_is_refused():
     huge = {GRAM: torch.tensor([0.0]), TARGETS: torch.tensor([[3e38]])}
-    with pytest.raises(RoundFailedError, match="no finite solution with a ridge of 0.1 per example"):
+    with pytest.raises(RoundFailedError, match=r"no finite solution with a ridge of 0\.1 per example"):
         solve(huge, ridge=0.1)
 
 
@@ -385,5 +385,5 @@ def test_statistics_of_real_examples_are_possible():
 
 def test_statistics_beyond_the_largest_norm_are_called_statistics():
     aggregator = PlainAggregator(FederationConfig(max_update_norm=0.5))
-    with pytest.raises(RoundFailedError, match="the statistics have an L2 norm of .*federation.max_update_norm 0.5"):
+    with pytest.raises(RoundFailedError, match=r"the statistics have an L2 norm of .*federation\.max_update_norm 0\.5"):
         aggregator.aggregate(LocalTransport(CLIENTS).ask, request(), list(PARTS))

@@ -217,7 +217,7 @@ def test_statistics_that_no_honest_client_can_have_are_refused(tiny_config, tmp_
         return {name: tensor * factor for name, tensor in moments(modality, examples, *rest).items()}
 
     monkeypatch.setattr(controls.statistics, "moments", large)
-    with pytest.raises(UserError, match="client 0: XᵀX has a trace of 20, .* client 1: XᵀX has a trace of 20"):
+    with pytest.raises(UserError, match=r"client 0: XᵀX has a trace of 20, .* client 1: XᵀX has a trace of 20"):
         fedcollm.run(control(tiny_config), tmp_path)
     secure = {"federation.secure_aggregation.enabled": True, "federation.secure_aggregation.value_range": 32.0}
     with pytest.raises(UserError, match=r"in the mean .* trace of 20, .* one of the clients is faulty"):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from fedcollm.config import RunConfig
+from fedcollm.config.baselines import changed
 from fedcollm.config.loading import explain
 from fedcollm.config.methods import CONTROLS, METHODS, PAPER, fits
 from fedcollm.data.catalogue import base_models
@@ -19,6 +20,7 @@ from fedcollm.experiments.workers import Failed, Job, in_processes, in_this_proc
 from fedcollm.messages import RoundRecord
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device
+from fedcollm.progress import say
 from fedcollm.report.compared import Compared, Row, tabulate
 from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.markup import to_latex, to_markdown
@@ -121,6 +123,15 @@ class Plan:
                 found.append(Job(name, run_config, path, inputs))
         return found
 
+    def left_out(self) -> list[str]:
+        """Return a sentence for each key that a method is known for and has no use for in a task's configuration."""
+        return [
+            f"{config.name}: {told}"
+            for config in self.configs
+            for name in self.methods
+            for told in unused(name, config)
+        ]
+
     def tabulate(self) -> Comparison:
         """Return the tables of all finished runs."""
         tasks = [tabulate(self.home(config), config.name, self.methods, self.seeds) for config in self.configs]
@@ -146,6 +157,20 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
                 raise UserError(f"--methods: {method} does not fit this configuration: {explain(error)}") from error
             runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in parts.items()]
     return runs
+
+
+def unused(name: str, config: RunConfig) -> list[str]:
+    """Return a sentence for each of a method's changes that is not in effect in the configuration that it gives."""
+    sentences: list[str] = []
+    for key, value in METHODS[name].changes.items():
+        for given in METHODS[name].configure(config).values():
+            try:
+                if changed(given, {key: value}) != given:
+                    sentences.append(f"{name} runs without {key} {value}")
+            except ValidationError as error:
+                reasons = explain(error).splitlines()[1:]
+                sentences.append(f"{name} runs without {key}, because {'; '.join(map(str.strip, reasons))}")
+    return sentences
 
 
 def default_methods(configs: Sequence[RunConfig], modality: Modality | None = None) -> list[str]:
@@ -179,7 +204,10 @@ def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tu
         The name of a run and the record of its round, after each round; of a finished run, its last record.
     """
     open_jobs: list[Job] = []
-    for job in wanted.jobs():
+    jobs_of_all = wanted.jobs()
+    for sentence in wanted.left_out():
+        say(sentence)
+    for job in jobs_of_all:
         if finished(job):
             yield job.place, directories.read_records(job.directory)[-1]
         else:

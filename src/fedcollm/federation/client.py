@@ -60,9 +60,9 @@ class Client:
         settings: settings of local fine-tuning.
         evaluation: settings of scoring.
         agreement: what the client agreed to with the federation.
-        spent: what can't be given twice: under privacy, `rounds` maps to the number of rounds that the client has trained
-            for; `statistics/RUN` maps to a digest of the statistics that it has sent in a run. Whoever builds the client
-            keeps it for as long as the run goes on or the private data is the same.
+        spent: what can't be given twice. Under privacy, `rounds` maps to the number of rounds that the client has
+            trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run. Whoever builds
+            the client keeps it for as long as the run goes on and the private data is the same.
         store: saves the adapter that the client keeps after the last round; None if it keeps none.
     """
 
@@ -168,7 +168,8 @@ class Client:
         if self.spent.setdefault(name, digest) != digest:
             raise RefusalError(
                 f"client {self.id} has sent other statistics in this run, and the difference would show which examples "
-                "were added, removed or changed. Give the client the examples and the SLM that it had, or start a new run"
+                "were added, removed or changed. Give the client the examples and the SLM that it had, or start a new "
+                "run"
             )
 
     def _check_run(self, request: TrainRequest) -> None:

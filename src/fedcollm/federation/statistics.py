@@ -176,8 +176,8 @@ def solve(statistics: Adapter, ridge: float) -> Tensor:
 
     Args:
         statistics: XᵀX / n and XᵀY / n by name.
-        ridge: λ / n, where n is the number of examples. It counts as at least 2⁻²³, the rounding of float32, below which
-            that would decide.
+        ridge: λ / n, where n is the number of examples. It counts as at least 2⁻²³, the rounding of float32, which
+            would decide below.
 
     Raises:
         RoundFailedError: the solution is not finite.

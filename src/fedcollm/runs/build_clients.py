@@ -27,7 +27,6 @@ from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import writing
 
-
 _LABELS = "server.pseudo_labels"
 
 
@@ -41,7 +40,7 @@ class ClientData:
         examples: D_k, the client's private examples.
         test: examples that the client scores its tuned SLM on.
         own: directory for the adapter that the client keeps (`client.personal`); None if it keeps none.
-        spent: the rounds that the client has spent privacy on, and a digest of the statistics that it sent; see `Client`.
+        spent: the rounds that the client has spent privacy on, and a digest of the statistics that it sent.
     """
 
     modality: Modality

@@ -27,7 +27,7 @@ _KEPT = 30  # activations per position and layer that are kept for the backward 
 _PASSING = 60  # activations per position of the layer being computed when none are kept (scoring), in the same unit
 _LOGITS = 4.5  # float32 copies of each row of logits
 
-#: Bytes per d² that the regression on d features takes: XᵀX and its factor in float64, with copies (measured: 39 to 40).
+#: Bytes per d² that the regression on d features takes: XᵀX and its factor in float64, with copies (measured).
 _SOLVING = 40
 
 
@@ -134,7 +134,7 @@ def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
 def _statistics_size(
     config: RunConfig, modality: BaseModels | None, parts: Split | None, shape: Any
 ) -> tuple[int, int]:
-    """Return the numbers of features d and of labels C of clients' statistics, 0 without; C counts as 1 without data."""
+    """Return the numbers of features d and of labels C of statistics, 0 without any; C is 1 without data."""
     settings = config.statistics
     if settings is None:
         return 0, 0
