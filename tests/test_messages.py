@@ -86,6 +86,7 @@ def test_record_is_one_line_with_the_documented_keys():
         "peak_memory_bytes": 0,
         "lost": {},
         "epsilon": None,
+        "notes": [],
     }
 
 

@@ -311,6 +311,7 @@ class RoundRecord:
         peak_memory_bytes: peak resident memory of the process so far.
         lost: client id to the phase in which the client was lost, or to the reason why its answer was rejected.
         epsilon: ε spent so far at the configured δ; None without differential privacy.
+        notes: sentences that a reader of the results should know, which the report shows.
     """
 
     round: int
@@ -323,6 +324,7 @@ class RoundRecord:
     peak_memory_bytes: int = 0
     lost: Mapping[str, str] = field(default_factory=dict[str, str])
     epsilon: float | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
@@ -332,5 +334,5 @@ class RoundRecord:
     def from_json(cls, line: str) -> "RoundRecord":
         """Return the record that `to_json` wrote."""
         values: dict[str, Any] = json.loads(line)
-        values["participants"] = tuple(values["participants"])
+        values |= {name: tuple(values.get(name, ())) for name in ("participants", "notes")}
         return cls(**values)

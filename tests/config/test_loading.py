@@ -398,7 +398,7 @@ def test_secure_aggregation_of_three_clients_is_allowed():
 def test_distillation_without_public_data_is_refused():
     message = refused(task={"public_size": 0, "unlabelled_size": 0})
     assert "server.epochs 1 needs public data" in message
-    assert "or server.epochs: 0" in message
+    assert "task.unlabelled_size is 0. Raise one of them, or set server.epochs: 0" in message
     assert load_config("icd10", task={"public_size": 0}, server={"epochs": 0}).task.public_size == 0
     assert load_config("icd10", task={"public_size": 0, "unlabelled_size": 1}).server.epochs == 1
 

@@ -114,7 +114,14 @@ def test_ablation_differs_in_the_keys_that_it_names_and_no_other(method):
     assert all(key.startswith(tuple(changes)) for key in differing(config, HEALED))
 
 
-@pytest.mark.parametrize("values", [{"task.unlabelled_size": 0}, {"task.name": "custom", "task.format": FREE}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"task.unlabelled_size": 0},
+        {"server.unlabelled_per_round": 0},
+        {"task.name": "custom", "task.format": FREE},
+    ],
+)
 def test_plus_has_no_pseudo_labels_where_nothing_could_get_them(values):
     config = METHODS["fedcollm_plus"].configure(changed(BASE, values))[""]
     assert config.server.pseudo_labels is None

@@ -66,6 +66,23 @@ def test_free_completion(tmp_path: Path) -> None:
     assert pool.train[0] == TextExample("1", "fever", ("flu",), 0, ("flu",))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "choices", "own"),
+    [
+        ("{text}", ["A", "B"], False),
+        ("{text}\nA. {age}\nB. {ward}\nAnswer:", ["A", "B"], True),
+        ("{text}\nA. {age}\nB. {ward}\nAnswer:", ["B", "A"], False),
+        ("{text}", "options", True),
+        ("{text}", None, False),
+    ],
+)
+def test_letters_are_shared_labels_unless_the_template_lists_what_they_stand_for(tmp_path, prompt, choices, own):
+    row = {"text": "a note:\nA. or\nB. or", "age": 7, "ward": "north", "options": "A|B"}
+    path = write(tmp_path / "x.jsonl", [{**row, "answer": "A"}, {**row, "answer": "B"}])
+    columns = FormatConfig(prompt=prompt, answer="answer", choices=choices)
+    assert [e.own_choices for e in load_custom(path, columns, several_classes=False).train] == [own, own]
+
+
 def test_free_completion_may_have_one_answer_only(tmp_path: Path) -> None:
     assert len(load_custom(write(tmp_path / "x.jsonl", ROWS[:1]), FREE).train) == 1
 

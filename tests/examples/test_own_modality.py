@@ -92,8 +92,28 @@ def test_gradients_of_single_examples_need_a_loss_by_rows(tones, config, pool, t
 
 def test_control_needs_features_of_the_modality(tones, config, pool, tmp_path):
     given = fedcollm.Inputs(tones.Tones(), pool)
-    with pytest.raises(UserError, match=r"Define Tones\.evidence"):
+    with pytest.raises(UserError, match=r"control needs Tones\.evidence"):
         fedcollm.compare(config, tmp_path, methods=["majority"], inputs=given)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "server.pseudo_labels needs Tones.evidence, Tones.probabilities, Tune.with_answer, "),
+        ({"teachers": ["regression"]}, "server.pseudo_labels needs Tones.evidence, Tune.with_answer, "),
+        (
+            {"teachers": ["llm"], "features": "constant"},
+            "server.pseudo_labels needs Tones.probabilities, Tune.with_answer, ",
+        ),
+    ],
+)
+def test_pseudo_labels_say_all_that_the_modality_lacks_before_a_model_is_loaded(
+    tones, config, pool, tmp_path, monkeypatch, labels, message
+):
+    monkeypatch.setattr(tones.Tones, "load_model", None)
+    labelled = changed(config, {"server.pseudo_labels": labels, "task.unlabelled_size": 8})
+    with pytest.raises(UserError, match=f"^{message}.*server.pseudo_labels: null"):
+        fedcollm.run(labelled, tmp_path / "run", modality=tones.Tones(), pool=pool)
 
 
 def test_own_modality_is_not_for_other_processes(tones, config, pool, tmp_path):

@@ -9,6 +9,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.methods import CONTROLS, PAPER
 from fedcollm.errors import UserError
+from fedcollm.experiments import comparison
 from fedcollm.experiments.comparison import Plan, default_methods, plan
 from fedcollm.federation.client import Client
 from fedcollm.federation.server import Server
@@ -260,3 +261,25 @@ def test_what_a_client_does_otherwise_is_not_shared(tiny_config, tmp_path, monke
         before = len(trained)
         list(rounds(changed(base, values | {"name": name}), tmp_path / name, Inputs(shared=tmp_path / "shared")))
         assert len(trained) - before == (0 if name == "again" else 2), name
+
+
+def test_runs_at_the_same_time_are_sized_by_the_statistics_of_the_methods_too(tiny_config, tmp_path, monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr(comparison, "fitting_jobs", lambda needs, cuda: sizes.extend(needs) or 1)
+    monkeypatch.setattr(comparison, "in_this_process", lambda jobs, failed: iter(()))
+    wanted = Plan(tmp_path, [tiny_config], ["majority", "closed_form"], [0, 1])
+    assert list(comparison.comparing(wanted, [], "auto")) == []
+    assert len(sizes) == 3  # of the base configuration and of either method, once for both seeds
+    assert max(sizes) > 40 * 2048**2 > min(sizes)
+
+
+def test_what_a_method_is_known_for_and_runs_without_is_said_with_the_reason(tiny_config):
+    cut = {"slm.source": tiny_config.llm.source, "slm.layers": 1, "slm.adapter": tiny_config.llm.adapter.model_dump()}
+    with_all = changed(tiny_config, cut | {"task.unlabelled_size": 8})
+    assert comparison.unused("fedcollm_plus", with_all) == []
+    assert comparison.unused("fedprox", with_all) == comparison.unused("closed_form", with_all) == []
+    (labels,) = comparison.unused("fedcollm_plus", changed(with_all, {"task.unlabelled_size": 0}))
+    assert labels.startswith("fedcollm_plus runs without server.pseudo_labels, because ")
+    assert "task.unlabelled_size is 0" in labels
+    (transfer,) = comparison.unused("plus_without_labels", tiny_config)
+    assert transfer.startswith("plus_without_labels runs without server.layer_transfer, because ")

@@ -1,6 +1,7 @@
 """Labels for unlabelled public examples, from sums over the clients."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from fedcollm.config.baselines import changed
 from fedcollm.config.methods import METHODS
 from fedcollm.errors import UserError
 from fedcollm.federation import server
-from fedcollm.federation.pseudo_labels import ACCURACY, SCALE, WEIGHTS, build_teacher, teach
+from fedcollm.federation.pseudo_labels import ACCURACY, SCALE, WEIGHTS, build_teacher, teach, verdict
 from fedcollm.federation.pseudo_labels import with_pseudo_labels as label
 from fedcollm.federation.statistics import GRAM, TARGETS
 from fedcollm.modalities.evidence import Evidence, with_labels
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
+from fedcollm.report.runs import read_run
 from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import Inputs, rounds
 from fedcollm.training.fine_tuning import predict
@@ -178,6 +180,20 @@ def test_record_0_has_the_bytes_of_the_statistics(tiny_config, tmp_path):
     assert first.scores.keys() == {"slm", "llm"}
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_every_client_is_asked_once_whatever_fraction_a_round_samples(tiny_config, tmp_path, secure):
+    values = {
+        "task.clients": 5,
+        "task.private_size": 16,
+        "federation.fraction": 0.6,
+        "server.pseudo_labels.always": True,
+    }
+    config = changed(tiny_config, ON | values | {"federation.secure_aggregation.enabled": secure})
+    first, *others = fedcollm.run(config, tmp_path).records
+    assert first.participants == ("0", "1", "2", "3", "4")
+    assert {len(record.participants) for record in others} == {3}
+
+
 def test_labels_change_what_is_learned_and_the_supervised_loss_has_more_rows(tiny_config, tmp_path):
     one = fedcollm.run(changed(tiny_config, ON), tmp_path / "one")
     other = fedcollm.run(changed(tiny_config, ON | {"server.pseudo_labels": None}), tmp_path / "other")
@@ -213,13 +229,35 @@ def test_a_teacher_that_is_worse_than_the_models_is_not_used(tiny_config, tmp_pa
     other = fedcollm.run(changed(tiny_config, ON | {"server.pseudo_labels": None}), tmp_path / "other")
     assert [r.losses for r in one.records] == [r.losses for r in other.records]
     assert "teacher" not in directories.load_round(tmp_path / "one")[1]
+    (note,) = one.records[0].notes
+    assert re.fullmatch(r"pseudo-labels: the regression labels 0\.0 % .* model \d+\.\d %: not used", note)
+    assert read_run(tmp_path / "one").data["notes"][-1] == note
+    assert other.records[0].notes == ()
+
+
+def test_a_teacher_that_is_always_used_is_used_however_bad_it_is():
+    told = "pseudo-labels: the regression labels 0.0 % of labelled D_a correctly: used"
+    assert verdict(0.0, None) == (True, told)
+    assert verdict(0.5, 0.5)[0] is False
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task.unlabelled_size": 0}, "unlabelled"),
-        ({"server.epochs": 0}, "server.epochs"),
+        ({"task.unlabelled_size": 0}, "task.unlabelled_size is 0"),
+        ({"server.unlabelled_per_round": 0}, "server.unlabelled_per_round is 0"),
+        ({"server.epochs": 0}, "server.epochs is 0"),
+        ({"server.pseudo_labels": {"columns": 16385}}, "less than or equal to 16384"),
+        ({"server.pseudo_labels": {"ridge": 9e-5}}, "greater than or equal to 0.0001"),
+        ({"server.pseudo_labels": {"ridge": 1.1e6}}, "less than or equal to 1000000"),
+        (
+            {
+                "task.clients": 5,
+                "federation.fraction": 0.6,
+                "federation.secure_aggregation": {"enabled": True, "threshold": 3},
+            },
+            "threshold 3 is not more than 2/3",
+        ),
         ({"federation.participants": []}, "clients"),
         ({"federation.upload": "float16"}, "federation.upload"),
         ({"client.ranks": [4, 8]}, "client.ranks"),

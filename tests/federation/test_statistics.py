@@ -11,7 +11,7 @@ from tests.parties import agreeing
 from torch import Tensor, nn
 
 from fedcollm.config import FederationConfig, StatisticsConfig
-from fedcollm.errors import RefusalError, UserError
+from fedcollm.errors import RefusalError, RoundFailedError, UserError
 from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.client import Client
@@ -20,8 +20,19 @@ from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint
 from fedcollm.federation.secagg.noise import private_fixed_point
 from fedcollm.federation.secagg.settings import SecureSettings
-from fedcollm.federation.statistics import GRAM, ROUND, TARGETS, blank, moments, pooled, scores, solve
-from fedcollm.messages import TrainRequest, adapter_bytes
+from fedcollm.federation.statistics import (
+    GRAM,
+    ROUND,
+    TARGETS,
+    blank,
+    check_mean,
+    impossible,
+    moments,
+    pooled,
+    scores,
+    solve,
+)
+from fedcollm.messages import ClientUpdate, TrainRequest, adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.evidence import Evidence, with_choices, with_labels
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy
@@ -127,6 +138,17 @@ def test_unlabelled_examples_tell_about_features_only():
 def test_negative_eigenvalues_of_noise_count_as_zero():
     noisy = {GRAM: torch.tensor([1.0, 0.0, -0.5]), TARGETS: torch.tensor([[1.0], [1.0]])}
     assert solve(noisy, ridge=0.25)[:, 0].tolist() == pytest.approx([0.8, 4.0])  # 1 / (1 + λ), 1 / λ
+
+
+def test_a_ridge_below_the_rounding_of_float32_counts_as_that():
+    blank_part = {GRAM: torch.tensor([1.0, 0.0, 0.0]), TARGETS: torch.tensor([[1.0], [2.0**-23]])}
+    assert solve(blank_part, ridge=1e-300)[:, 0].tolist() == [pytest.approx(1.0), pytest.approx(1.0)]
+
+
+def test_a_solution_that_is_not_finite_is_refused():
+    huge = {GRAM: torch.tensor([0.0]), TARGETS: torch.tensor([[3e38]])}
+    with pytest.raises(RoundFailedError, match=r"no finite solution with a ridge of 0\.1 per example"):
+        solve(huge, ridge=0.1)
 
 
 def test_parts_are_pooled_by_their_numbers_of_examples():
@@ -244,7 +266,7 @@ def test_client_level_privacy_clips_noises_and_counts_statistics_like_an_update(
     assert 0 < difference.abs().max() < 10 * clip * 1e-3  # ten standard deviations of the noise in the sum
     assert aggregate.examples is None
     members = transport._clients.values()
-    assert all(member.client.spent == {"rounds": 1} for member in members if isinstance(member, SecureClient))
+    assert all(member.client.spent["rounds"] == 1 for member in members if isinstance(member, SecureClient))
     with pytest.raises(UserError, match="has spent its privacy in 1 rounds"):
         aggregator.aggregate(transport.ask, request(), list(PARTS))
 
@@ -268,6 +290,8 @@ def changed(**tensors) -> TrainRequest:
         ({"privacy": ExamplePrivacy(1.0, 1.0, 1e-4, 0.5, 2)}, request(), "DP-SGD"),
         ({}, request(run="theirs"), "a request of run 'theirs'"),
         ({}, request(round_index=1), "only round 0"),
+        ({}, request(round_index=False), "round is False, which is not an integer"),
+        ({}, request(round_index=0.0), "round is 0.0, which is not an integer"),
         ({}, changed(**{GRAM: torch.zeros(9)}), "statistics/gram"),
         ({}, changed(**{TARGETS: torch.full((4, 2), 0.1)}), "other values than zeros"),
         ({}, changed(w=torch.zeros(1)), "tensor w is unknown"),
@@ -276,7 +300,90 @@ def changed(**tensors) -> TrainRequest:
     ],
 )
 def test_client_sends_no_statistics_that_its_own_configuration_does_not_name(agreed, asked, reason):
-    one = agreeing(CLIENTS["a"], **agreed)
+    one = agreeing(client("a"), **agreed)
     with pytest.raises(RefusalError, match=reason):
         one.train(asked)
     assert one.spent == {}
+
+
+def test_client_sends_the_same_statistics_again_and_never_others_in_one_run():
+    one = client("d")
+    sent = one.answer(request())
+    assert list(one.spent) == ["statistics/run"]
+    assert all(torch.equal(tensor, sent.adapter[name]) for name, tensor in one.answer(request()).adapter.items())
+    grown = dataclasses.replace(one, examples=[*PARTS["d"], *some(99, 1)])
+    with pytest.raises(RefusalError, match="client d has sent other statistics in this run"):
+        grown.answer(request())
+    twice = dataclasses.replace(one, examples=[*PARTS["d"], *PARTS["d"]])  # the same means of twice as many examples
+    with pytest.raises(RefusalError, match="other statistics"):
+        twice.answer(request())
+
+
+@pytest.mark.parametrize("index", [False, 0.0])
+def test_opening_of_round_zero_has_one_name_only(index):
+    transport, aggregator = secured()
+    with pytest.raises(UserError, match="a plain update was asked for"):
+        aggregator.aggregate(transport.ask, request(round_index=index), list(PARTS))
+    members = transport._clients.values()
+    assert all(member.opened == {} for member in members if isinstance(member, SecureClient))
+
+
+# --- what the server refuses ---
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A client that answers with other statistics than its own."""
+
+    client: Client
+    values: dict[str, list]
+    examples: int = 1
+
+    def answer(self, request: TrainRequest) -> ClientUpdate:
+        sent = {name: torch.tensor(values) for name, values in self.values.items()}
+        return ClientUpdate(self.client.id, ROUND, sent, self.examples, 0.0)
+
+
+GOOD = {GRAM: [0.68, 0.24, 0.32], TARGETS: [[0.2, -0.2], [-0.4, 0.4]]}  # those of `TWO`, by hand above
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({GRAM: [-0.1, 0.0, 0.9]}, "-0.1 on its diagonal"),
+        ({GRAM: [0.7, 0.0, 0.5]}, "trace of 1.2"),
+        ({GRAM: [0.36, 0.5, 0.25]}, "XᵀX is 0.2 larger"),  # √(0.36 · 0.25) = 0.3
+        ({GRAM: [0.36, -0.5, 0.25]}, "XᵀX is 0.2 larger"),
+        ({GRAM: [0.36, 0.0, 0.25], TARGETS: [[0.0, -0.7], [0.0, 0.0]]}, "XᵀY is 0.1 larger"),  # √0.36 = 0.6
+        ({GRAM: [0.36, 0.0, 0.25], TARGETS: [[0.0, 0.0], [1.5, 0.0]]}, "XᵀY is 1 larger"),
+    ],
+)
+def test_statistics_that_no_examples_have_are_refused_by_the_name_of_their_client(values, reason):
+    assert impossible({name: torch.tensor(found) for name, found in GOOD.items()}) is None
+    asked = request(adapter={name: torch.zeros_like(torch.tensor(found)) for name, found in GOOD.items()})
+    parties_of = {"a": Hostile(CLIENTS["a"], GOOD, 2), "b": Hostile(CLIENTS["b"], GOOD | values, 2)}
+    aggregate = PlainAggregator().aggregate(LocalTransport(parties_of).ask, asked, ["a", "b"])
+    assert aggregate.participants == ("a",)
+    assert reason in aggregate.lost["b"]
+    with pytest.raises(RoundFailedError, match=r"in the mean .* faulty"):
+        check_mean({name: torch.tensor(found) for name, found in (GOOD | values).items()})
+
+
+def test_no_client_claims_a_number_of_examples_that_outweighs_all_others():
+    asked = request(adapter={name: torch.zeros_like(torch.tensor(found)) for name, found in GOOD.items()})
+    parties_of = {"a": Hostile(CLIENTS["a"], GOOD, 2), "b": Hostile(CLIENTS["b"], GOOD, 2**31)}
+    aggregate = PlainAggregator().aggregate(LocalTransport(parties_of).ask, asked, ["a", "b"])
+    assert (aggregate.participants, aggregate.examples) == (("a",), 2)
+    assert "2147483648 examples (at most 1048576)" in aggregate.lost["b"]
+
+
+def test_statistics_of_real_examples_are_possible():
+    own = [Point(((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)), 1, own=True), Point(((1.0, 0.0), (-1.0, 0.0)), 0, own=True)]
+    for examples in (TWO, TWO[:1], ALL, own, own[1:]):
+        assert impossible(of(examples)) is None
+
+
+def test_statistics_beyond_the_largest_norm_are_called_statistics():
+    aggregator = PlainAggregator(FederationConfig(max_update_norm=0.5))
+    with pytest.raises(RoundFailedError, match=r"the statistics have an L2 norm of .*federation\.max_update_norm 0\.5"):
+        aggregator.aggregate(LocalTransport(CLIENTS).ask, request(), list(PARTS))

@@ -193,5 +193,7 @@ def test_rows_of_different_shapes_are_refused(shape):
 
 
 def test_modality_has_no_features_for_controls_unless_it_defines_them():
-    with pytest.raises(UserError, match=r"points has no features .* Define Points\.evidence"):
+    with pytest.raises(
+        UserError, match=r"control and server\.pseudo_labels: points has no features .* Define Points\.evidence"
+    ):
         Points().evidence([Point("a", (0.0, 1.0))], StatisticsConfig(features="ngrams"))

@@ -65,6 +65,8 @@ def test_what_a_head_reads_is_seen_and_nothing_stays_hooked(shape):
         (Evidence(torch.ones(1, 1), torch.ones(1, 1), (1,), ("a", "b")), r"targets \[1, 1\]"),
         (Evidence(torch.full((1, 4), 0.6), torch.ones(1, 1), (1,)), "an L2 norm of 1.2"),
         (Evidence(torch.full((1, 1), float("nan")), torch.ones(1, 1), (1,)), "an L2 norm of nan"),
+        (Evidence(torch.ones(1, 1), torch.full((1, 1), -50.0), (1,)), "a target of magnitude 50"),
+        (Evidence(torch.ones(1, 1), torch.full((1, 1), float("nan")), (1,)), "a target of magnitude nan"),
     ],
 )
 def test_rows_that_do_not_fit_are_the_users_error(evidence, message):

@@ -217,8 +217,11 @@ def test_statistics_that_no_honest_client_can_have_are_refused(tiny_config, tmp_
         return {name: tensor * factor for name, tensor in moments(modality, examples, *rest).items()}
 
     monkeypatch.setattr(controls.statistics, "moments", large)
-    with pytest.raises(UserError, match="one of the clients is faulty"):
+    with pytest.raises(UserError, match=r"client 0: XᵀX has a trace of 20, .* client 1: XᵀX has a trace of 20"):
         fedcollm.run(control(tiny_config), tmp_path)
+    secure = {"federation.secure_aggregation.enabled": True, "federation.secure_aggregation.value_range": 32.0}
+    with pytest.raises(UserError, match=r"in the mean .* trace of 20, .* one of the clients is faulty"):
+        fedcollm.run(control(tiny_config, **secure, **{"task.clients": 3}), tmp_path / "secure")
 
 
 # --- evaluation ---
@@ -250,6 +253,13 @@ def test_check_tells_what_pseudo_labels_send_once(tiny_config):
     assert (cost.statistics_bytes, plain.statistics_bytes) == (4 * (COLUMNS * (COLUMNS + 1) // 2 + 2 * COLUMNS), 0)
     assert cost.roles["slm"].upload_bytes == plain.roles["slm"].upload_bytes
     assert check(control(tiny_config)).statistics_bytes == 0
+
+
+def test_check_counts_the_memory_of_the_regression(tiny_config):
+    one, other = (changed(control(tiny_config), {"control.columns": columns}) for columns in (8000, 16000))
+    assert check(other).memory_bytes - check(one).memory_bytes == 40 * (16000**2 - 8000**2)
+    labels = {"server.pseudo_labels": {"columns": 8000}, "task.unlabelled_size": 48, "task.public_size": 32}
+    assert check(changed(tiny_config, labels)).memory_bytes > 40 * 8000**2
 
 
 def test_nothing_is_measured_where_nothing_is_trained(tiny_config):

@@ -76,17 +76,19 @@ class Small:
 
     def __post_init__(self) -> None:
         parts = split(load_pool(self.config.task, self.config.seed), self.config.task, self.config.seed)
-        self._parts, self._test = parts.private, parts.test
-        self._keys = {name: Ed25519PrivateKey.generate() for name in self._parts}
+        self.parts, self._test = parts.private, parts.test
+        self._keys = {name: Ed25519PrivateKey.generate() for name in self.parts}
         self.roster = {name: key.public_key() for name, key in self._keys.items()}
-        self.link = MemoryLink({name: functools.partial(self.answering, name) for name in self._parts})
+        self.link = MemoryLink({name: functools.partial(self.answering, name) for name in self.parts})
 
     def client(self, name: str) -> Client:
         """A client as it is without a network."""
         task = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
         slm, _ = shared_slm(self.config.slm.source)
-        data = ClientData(task, slm, self._parts[name], self._test, self.own(name))
-        return build_client(self.config, RunIdentity(RUN, self.config.seed), name, data, list(self._parts))
+        self.disk.mkdir(exist_ok=True)
+        spent: Remembered[int | str] = Remembered(self.disk / f"{name}-spent.json")
+        data = ClientData(task, slm, self.parts[name], self._test, self.own(name), spent)
+        return build_client(self.config, RunIdentity(RUN, self.config.seed), name, data, list(self.parts))
 
     def answering(self, name: str) -> ClientEndpoint:
         """A client's process: nothing in its memory, and what was opened on its disk."""
@@ -94,7 +96,6 @@ class Small:
         form = broadcast_form(self.config, client.modality, client.slm, client.examples)
         settings = secured(self.config, self.roster)
         if settings is not None:
-            self.disk.mkdir(exist_ok=True)
             opened: Remembered[list[str]] = Remembered(self.disk / f"{name}-opened.json")
             client = secure_client(self.config, client, settings, self._keys[name], opened)
         return ClientEndpoint(name, client, longest_message(adapter_bytes(form)))

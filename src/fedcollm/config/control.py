@@ -4,15 +4,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from fedcollm.config.base import Positive, PositiveFloat, Section, one_of
+from fedcollm.config.base import Section, one_of
 from fedcollm.config.choices import FEATURES, TEACHERS, comment
+
+#: Largest number of columns: d²/2 numbers in float32 are then 512 MiB, and solving takes 10 GiB.
+MOST_COLUMNS = 16384
+
+#: Bounds of the ridge. Below, the rounding of statistics decides, and not the examples; above, nothing is learned.
+SMALLEST_RIDGE, LARGEST_RIDGE = 1e-4, 1e6
 
 
 class StatisticsConfig(Section):
     """The features whose second moments clients send in place of a tuned adapter. All parties must use the same."""
 
     features: Annotated[str, one_of(FEATURES), Field(description=comment("features"))]
-    columns: Positive = 2048
+    columns: Annotated[int, Field(ge=1, le=MOST_COLUMNS)] = 2048
     """n-grams of text only: number of columns d that they are hashed to; a client sends about d²/2 numbers"""
 
     @property
@@ -29,7 +35,7 @@ class StatisticsConfig(Section):
 class ControlConfig(StatisticsConfig):
     """A control without federated co-tuning: ridge regression, solved once from sums over the clients."""
 
-    ridge: PositiveFloat = 0.3
+    ridge: Annotated[float, Field(ge=SMALLEST_RIDGE, le=LARGEST_RIDGE)] = 0.3
     """ridge λ, added to the diagonal of XᵀX, which is a sum over examples that weigh 1 each"""
 
 

@@ -3,13 +3,13 @@
 A check that needs only one section is in that section's class. The rules here compare several sections.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
+from fedcollm.config.rules_statistics import control, pseudo_labels
 from fedcollm.config.training import ClientConfig
 
 if TYPE_CHECKING:
@@ -192,97 +192,20 @@ def _layer_transfer(config: "RunConfig") -> Iterator[str]:
 
 
 def _something_to_train(config: "RunConfig") -> Iterator[str]:
-    if config.server.epochs and not config.task.public_size + config.task.unlabelled_size:
+    unlabelled = {
+        "task.unlabelled_size": config.task.unlabelled_size,
+        "server.unlabelled_per_round": config.server.unlabelled_per_round,
+    }
+    none = next((name for name, value in unlabelled.items() if value == 0), None)
+    if config.server.epochs and not config.task.public_size and none:
         yield (
-            f"server.epochs {config.server.epochs} needs public data. Set task.public_size or task.unlabelled_size, "
-            "or server.epochs: 0 (FedAvg)"
+            f"server.epochs {config.server.epochs} needs public data, but task.public_size is 0 and {none} is 0. Raise "
+            "one of them, or set server.epochs: 0 (FedAvg)"
         )
     if config.federation.participants == [] and not config.server.epochs and config.control is None:
         yield (
             "federation.participants: [] with server.epochs: 0 trains nothing. "
             "Set participants: null, or raise server.epochs"
-        )
-
-
-def _control(config: "RunConfig") -> Iterator[str]:
-    """Yield what a run that trains nothing can't be combined with."""
-    federation = config.federation
-    if config.control is None:
-        return
-    for key, value, needed, reason in (
-        ("server.epochs", config.server.epochs, 0, "trains nothing"),
-        ("federation.rounds", federation.rounds, 1, "asks the clients once"),
-        ("federation.upload", federation.upload, "float32", "needs sums without rounding"),
-        ("client.ranks", config.client.ranks, None, "has no adapter"),
-        ("client.personal", config.client.personal, False, "trains nothing"),
-    ):
-        if value != needed:
-            given, wanted = (json.dumps(one).strip('"') for one in (value, needed))
-            yield f"control {reason}, so {key} can't be {given}. Set {key}: {wanted}"
-    if config.task.format is not None and config.task.format.choices is None:
-        yield (
-            "control needs choices, but task.format.choices is null: free answers have no solution in closed form. "
-            "Leave out control, and the methods majority and closed_form"
-        )
-    if federation.participants == [] and not config.task.public_size:
-        yield "control needs labelled examples. Set federation.participants: null, or task.public_size"
-    yield from _control_sums(federation)
-
-
-def _control_sums(federation: FederationConfig) -> Iterator[str]:
-    """Yield what keeps the clients' statistics from becoming one sum of all examples."""
-    secure, privacy = federation.secure_aggregation, federation.privacy
-    if federation.aggregation not in ("mean", "uniform"):
-        yield (
-            f"control is solved from means of the clients' statistics, which federation.aggregation "
-            f"{federation.aggregation} does not give. Set federation.aggregation: mean or uniform"
-        )
-    if privacy is not None and privacy.level == "example":
-        yield (
-            "control can't be combined with federation.privacy of level example, whose noise is part of DP-SGD, and a "
-            "control has no training steps. Set federation.privacy.level: client, or federation.privacy: null"
-        )
-    if (secure.enabled or secure.simulate_quantization) and privacy is None and secure.value_range < 1:
-        yield (
-            f"control sends numbers from -1 to 1, which federation.secure_aggregation.value_range "
-            f"{secure.value_range:g} excludes. Set federation.secure_aggregation.value_range: 1"
-        )
-
-
-def _pseudo_labels(config: "RunConfig") -> Iterator[str]:
-    """Yield what labels for the public examples, from the clients' statistics, can't be combined with."""
-    key, labels = "server.pseudo_labels", config.server.pseudo_labels
-    if labels is None:
-        return
-    if not config.server.epochs or not config.task.unlabelled_size:
-        yield (
-            f"{key} needs unlabelled public examples, and training on them. Set task.unlabelled_size and server.epochs "
-            f"accordingly, or {key}: null"
-        )
-    if config.task.format is not None and config.task.format.choices is None:
-        yield f"{key} needs choices, but task.format.choices is null. Set {key}: null"
-    if labels.asks_clients:
-        yield from _label_sums(config, key)
-
-
-def _label_sums(config: "RunConfig", key: str) -> Iterator[str]:
-    """Yield what keeps the clients' statistics from being summed beside their adapters."""
-    federation = config.federation
-    if federation.participants == []:
-        yield f"{key} needs clients for its regression. Set federation.participants: null"
-    for other, value, needed, reason in (
-        ("federation.privacy", federation.privacy is not None, False, "clients' statistics would need noise too"),
-        ("federation.upload", federation.upload, "float32", "statistics would be rounded"),
-        ("client.ranks", config.client.ranks, None, "statistics have no rank"),
-        ("federation.aggregation", federation.aggregation == "median", False, "a median of statistics is no sum"),
-    ):
-        if value != needed:
-            yield f"{key} can't be combined with {other}: {reason}. Set {key}: null"
-    secure = federation.secure_aggregation
-    if (secure.enabled or secure.simulate_quantization) and secure.value_range < 1:
-        yield (
-            f"{key} sends numbers from -1 to 1, which federation.secure_aggregation.value_range "
-            f"{secure.value_range:g} excludes. Set federation.secure_aggregation.value_range: 1"
         )
 
 
@@ -294,6 +217,6 @@ RULES: tuple[Rule, ...] = (
     _uploads,
     _layer_transfer,
     _something_to_train,
-    _control,
-    _pseudo_labels,
+    control,
+    pseudo_labels,
 )

@@ -13,7 +13,7 @@ from fedcollm.data.partition import check_classes
 from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import read_jsonl, shorten
-from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.examples import TextExample, listed_choices
 
 JSONL = (".jsonl", ".jsonl.gz")
 SUFFIXES = (*JSONL, ".json", ".csv", ".parquet")
@@ -123,6 +123,7 @@ def _load(path: Path, format: FormatConfig, fields: list[_Field], with_answers: 
                 answer=answer,
                 labels=labels,
                 group=None if format.group is None else _scalar(row, format.group, place, "task.format.group"),
+                own_choices=_own_choices(format),
             )
         )
         places.append(place)
@@ -256,6 +257,13 @@ def _labelled_choices(row: dict[str, Any], format: FormatConfig, place: str) -> 
     column = str(format.choices)
     choices = _choices(_value(row, column, place, "task.format.choices"), f"{place}: column {column!r}")
     return choices, tuple(LETTERS[: len(choices)])
+
+
+def _own_choices(format: FormatConfig) -> bool:
+    """Return whether choices are an example's own: from a column, or letters whose texts the template lists."""
+    if isinstance(format.choices, list):
+        return listed_choices(format.prompt, format.choices) is not None
+    return format.choices is not None
 
 
 def _answer(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:

@@ -106,7 +106,7 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     state, roster = directory / "state", names.public_keys(membership.roster)
     set_backends(config)
     slm = build_slm(config, modality, [], state / "base")
-    spent: Remembered[int] = Remembered(state / "spent.json")
+    spent: Remembered[int | str] = Remembered(state / "spent.json")
     part = ClientData(modality, slm, examples, test, directory / "adapter", spent)
     identity = RunIdentity(membership.run, config.seed)
     client: Any = build_client(config, identity, membership.client, part, list(roster))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from fedcollm.config import RunConfig
+from fedcollm.config.baselines import changed
 from fedcollm.config.loading import explain
 from fedcollm.config.methods import CONTROLS, METHODS, PAPER, fits
 from fedcollm.data.catalogue import base_models
@@ -20,6 +21,7 @@ from fedcollm.experiments.workers import Failed, Job, in_processes, in_this_proc
 from fedcollm.messages import RoundRecord
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device
+from fedcollm.progress import say
 from fedcollm.report.compared import Compared, Row, tabulate
 from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.markup import to_latex, to_markdown
@@ -124,6 +126,15 @@ class Plan:
                 found.append(Job(name, run_config, path, inputs))
         return found
 
+    def left_out(self) -> list[str]:
+        """Return a sentence for each key that a method is known for and has no use for in a task's configuration."""
+        return [
+            f"{config.name}: {told}"
+            for config in self.configs
+            for name in self.methods
+            for told in unused(name, config)
+        ]
+
     def tabulate(self) -> Comparison:
         """Return the tables of all finished runs."""
         tasks = [tabulate(self.home(config), config.name, self.methods, self.seeds) for config in self.configs]
@@ -149,6 +160,20 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
                 raise UserError(f"--methods: {method} does not fit this configuration: {explain(error)}") from error
             runs += [(f"{method}/seed-{seed}/{part}".rstrip("/"), c) for part, c in parts.items()]
     return runs
+
+
+def unused(name: str, config: RunConfig) -> list[str]:
+    """Return a sentence for each of a method's changes that is not in effect in the configuration that it gives."""
+    sentences: list[str] = []
+    for key, value in METHODS[name].changes.items():
+        for given in METHODS[name].configure(config).values():
+            try:
+                if changed(given, {key: value}) != given:
+                    sentences.append(f"{name} runs without {key} {value}")
+            except ValidationError as error:
+                reasons = explain(error).splitlines()[1:]
+                sentences.append(f"{name} runs without {key}, because {'; '.join(map(str.strip, reasons))}")
+    return sentences
 
 
 def default_methods(configs: Sequence[RunConfig], modality: Modality | None = None) -> list[str]:
@@ -182,14 +207,17 @@ def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tu
         The name of a run and the record of its round, after each round; of a finished run, its last record.
     """
     open_jobs: list[Job] = []
-    for job in wanted.jobs():
+    jobs_of_all = wanted.jobs()
+    for sentence in wanted.left_out():
+        say(sentence)
+    for job in jobs_of_all:
         if finished(job):
             yield job.place, directories.read_records(job.directory)[-1]
         else:
             open_jobs.append(job)
     if wanted.inputs != Inputs() and jobs != 1:
         raise UserError(f"jobs {jobs!r}: runs with your own modality or data must be in this process. Set jobs=1.")
-    count = min(_job_count(wanted.configs, jobs), len(open_jobs))
+    count = min(_job_count([*wanted.configs, *(job.config for job in open_jobs)], jobs), len(open_jobs))
     if count > 1:
         _prepare_bases([job.config for job in open_jobs])
         yield from in_processes(open_jobs, count, failed)
@@ -211,7 +239,10 @@ def _job_count(configs: Sequence[RunConfig], jobs: Jobs) -> int:
     if jobs != "auto":
         return jobs
     cuda = any(resolve_device(config.device).type == "cuda" for config in configs)
-    return fitting_jobs([check(config).memory_bytes for config in configs], cuda)
+    distinct = {
+        str((config.task, config.statistics)): config for config in reversed(configs)
+    }  # the rest differs little
+    return fitting_jobs([check(config).memory_bytes for config in distinct.values()], cuda)
 
 
 def _prepare_bases(configs: Sequence[RunConfig]) -> None:

@@ -1,6 +1,7 @@
 """A client: it fine-tunes the global adapter on its private examples.
 
-It keeps no state between rounds except, under privacy, the number of rounds that it has trained for.
+It keeps no state between rounds except a digest of the statistics that it sent and, under privacy, the number of rounds
+that it has trained for.
 """
 
 import time
@@ -14,7 +15,7 @@ from fedcollm.config import ClientConfig, EvaluationConfig, StatisticsConfig
 from fedcollm.errors import RefusalError
 from fedcollm.federation import statistics
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, truncated
-from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
+from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest, payload_digest
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
@@ -59,8 +60,9 @@ class Client:
         settings: settings of local fine-tuning.
         evaluation: settings of scoring.
         agreement: what the client agreed to with the federation.
-        spent: under privacy, `rounds` maps to the number of rounds that the client has trained for. Whoever builds the
-            client keeps it for as long as the private data is the same.
+        spent: what can't be given twice. Under privacy, `rounds` maps to the number of rounds that the client has
+            trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run. Whoever builds
+            the client keeps it for as long as the run goes on and the private data is the same.
         store: saves the adapter that the client keeps after the last round; None if it keeps none.
     """
 
@@ -72,7 +74,7 @@ class Client:
     settings: ClientConfig = ClientConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     agreement: Agreement = Agreement()
-    spent: MutableMapping[str, int] = field(repr=False, default_factory=dict[str, int])
+    spent: MutableMapping[str, int | str] = field(repr=False, default_factory=dict[str, int | str])
     store: Callable[[Adapter], None] | None = field(default=None, repr=False)
 
     @property
@@ -155,11 +157,24 @@ class Client:
         if isinstance(self.agreement.privacy, ExamplePrivacy):
             raise RefusalError(f"client {self.id} hides each example by the noise of DP-SGD, and statistics have none")
         statistics.check_request(request, statistics.blank(self.modality, self.examples, settings, self.slm))
-        self._spend_round()
         adapter = statistics.moments(self.modality, self.examples, settings, self.slm)
+        self._spend_statistics(adapter)
+        self._spend_round()
         return self._update(replace(request, evaluate=False), adapter, 0.0, start, "")
 
+    def _spend_statistics(self, adapter: Adapter) -> None:
+        """Remember the statistics of this run before any part of them can leave, and refuse to send different ones."""
+        name, digest = f"statistics/{self.run}", payload_digest(adapter, {"examples": len(self.examples)})
+        if self.spent.setdefault(name, digest) != digest:
+            raise RefusalError(
+                f"client {self.id} has sent other statistics in this run, and the difference would show which examples "
+                "were added, removed or changed. Give the client the examples and the SLM that it had, or start a new "
+                "run"
+            )
+
     def _check_run(self, request: TrainRequest) -> None:
+        if type(request.round_index) is not int:  # False and 0.0 are equal to 0, but have other names on the disk
+            raise RefusalError(f"the index of a round is {request.round_index!r}, which is not an integer")
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
 
@@ -193,7 +208,7 @@ class Client:
         """
         if self.agreement.privacy is None:
             return
-        spent = self.spent.get("rounds", 0)
+        spent = int(self.spent.get("rounds", 0))
         if self.agreement.rounds is not None and spent >= self.agreement.rounds:
             raise RefusalError(f"client {self.id} has spent its privacy in {spent} rounds, all that it agreed to")
         self.spent["rounds"] = spent + 1

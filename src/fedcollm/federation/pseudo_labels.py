@@ -57,6 +57,22 @@ def build_teacher(
     return _named(statistics.solve_together([clients, (own, len(labelled))], settings.ridge), scale, accuracy)
 
 
+def verdict(accuracy: float, untrained: float | None) -> tuple[bool, str]:
+    """Return whether the regression labels the unlabelled examples, and a sentence that says so.
+
+    Args:
+        accuracy: the share of labelled D_a that the regression on the clients' sums labels correctly.
+        untrained: that of the better untrained model; None if it labels in any case.
+
+    >>> verdict(0.82, 0.72)[1]
+    'pseudo-labels: the regression labels 82.0 % of labelled D_a correctly, the better untrained model 72.0 %: used'
+    """
+    used = untrained is None or accuracy > untrained
+    beside = "" if untrained is None else f", the better untrained model {100 * untrained:.1f} %"
+    said = f"pseudo-labels: the regression labels {100 * accuracy:.1f} % of labelled D_a correctly{beside}"
+    return used, f"{said}: {'used' if used else 'not used'}"
+
+
 def teach(
     modality: Modality, slm: nn.Module, unlabelled: Sequence[Any], teacher: Adapter, settings: PseudoLabelConfig
 ) -> list[Tensor]:

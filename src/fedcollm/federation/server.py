@@ -19,7 +19,7 @@ from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
 from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
 from fedcollm.federation.personalization import with_personal
-from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, teach, with_pseudo_labels
+from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, teach, verdict, with_pseudo_labels
 from fedcollm.federation.server_optimizers import OptimizerState, apply_server_optimizer
 from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest
 from fedcollm.metrics import peak_memory_bytes
@@ -127,12 +127,12 @@ class Server:
             write_adapter(self.pair.llm, init_from_slm(read_adapter(self.pair.llm), self.adapter, self.slm_layers))
 
     def ask_statistics(self, settings: StatisticsConfig) -> Aggregate | None:
-        """Return the mean of the clients' statistics; None if there are no clients.
+        """Return the mean of all clients' statistics, whatever fraction a round samples; None if there are no clients.
 
         Raises:
             RoundFailedError: too few clients sent statistics, or their mean can't be that of honest clients.
         """
-        clients = sample(self.transport.clients(), self.federation.fraction, self.identity.seed, 1)
+        clients = self.transport.clients()
         if not clients:
             return None
         blank = statistics.blank(self.pair.modality.of("slm"), self.test, settings, self.pair.slm)
@@ -157,17 +157,16 @@ class Server:
         clients = aggregate.adapter, aggregate.examples or 1
         self.teacher = build_teacher(self.pair.modality.of("slm"), slm, labelled, clients, settings)
         compared = self.pair.models() if labelled and not settings.always else ()
-        best = max((self.score(role, labelled).value for role in compared), default=0.0)
-        accuracy = float(self.teacher[ACCURACY])
-        if accuracy <= best:
-            self.teacher = {}
-        say(
-            f"pseudo-labels: {accuracy:.3f} of labelled D_a are right, "
-            + (f"untrained models: {best:.3f}" + ("" if self.teacher else "; not used"))
-        )
+        best = max((self.score(role, labelled).value for role in compared), default=None)
+        used, note = verdict(float(self.teacher[ACCURACY]), best)
+        if not labelled:
+            note = "pseudo-labels: without labelled examples in D_a, nothing tells how good the regression is: used"
+        self.teacher = self.teacher if used else {}
+        say(note)
         seconds = {"clients": time.perf_counter() - start}
         up, down, who = aggregate.bytes_up, aggregate.bytes_down, aggregate.participants
-        return RoundRecord(0, participants=who, lost=aggregate.lost, bytes_up=up, bytes_down=down, seconds=seconds)
+        record = RoundRecord(0, participants=who, lost=aggregate.lost, bytes_up=up, bytes_down=down, notes=(note,))
+        return replace(record, seconds=seconds)
 
     def run_round(self, round_index: int, score: bool = True, score_clients: bool = True) -> RoundRecord:
         """Run one round of Algorithm 1.

@@ -30,8 +30,8 @@ GRAM, TARGETS = "statistics/gram", "statistics/targets"
 #: the sum of a round for one set of survivors only; another set would give one client's statistics as a difference.
 ROUND = 0
 
-#: Room above 1 for the rounding of sums.
-_ROUNDING = 1e-3
+#: Room for rounding above what statistics can be: of a client's own, and of a mean that secure aggregation rounded.
+_ROUNDING, _MEAN_ROUNDING = 1e-3, 1e-2
 
 _EXAMPLES_AT_ONCE = 1024
 _linalg: Any = torch.linalg  # has no type annotations
@@ -121,17 +121,38 @@ def check_request(request: TrainRequest, expected: Adapter) -> None:
 
 
 def check_mean(mean: Adapter) -> None:
-    """Check that a mean of statistics without noise can be that of honest clients, whose entries are at most 1.
+    """Check that a mean of statistics without noise can be that of honest clients.
 
     Raises:
-        RoundFailedError: an entry is larger.
+        RoundFailedError: it can't.
     """
-    largest = max(float(tensor.abs().max()) for tensor in mean.values())
-    if largest > 1 + _ROUNDING:
-        raise RoundFailedError(
-            f"the mean of the clients' statistics has an entry of {largest:.4g}, and honest ones are at most 1, so "
-            "one of the clients is faulty."
-        )
+    if reason := impossible(mean, _MEAN_ROUNDING):
+        raise RoundFailedError(f"in the mean of the clients' statistics, {reason}, so one of the clients is faulty.")
+
+
+def impossible(statistics: Adapter, room: float = _ROUNDING) -> str | None:
+    """Return why no examples have these statistics, or None if some may have them.
+
+    A row of X is no longer than 1 and a target is from -1 to 1. So the trace of XᵀX / n is at most 1, and by the
+    inequality of Cauchy and Schwarz |XᵀX_ij|² ≤ XᵀX_ii XᵀX_jj and |XᵀY_ic|² ≤ XᵀX_ii, all of them divided by n.
+
+    Args:
+        statistics: XᵀX / n and XᵀY / n by name, finite and without noise.
+        room: by how much a value may exceed its bound, for rounding.
+    """
+    gram, targets = statistics[GRAM].double(), statistics[TARGETS].double()
+    rows = torch.split(gram, list(range(len(targets), 0, -1)))  # row i of the upper triangle starts at the diagonal
+    diagonal = torch.stack([row[0] for row in rows])
+    if float(diagonal.min()) < -room:
+        return f"XᵀX has {float(diagonal.min()):.4g} on its diagonal, and squares are not negative"
+    if float(diagonal.sum()) > 1 + room:
+        return f"XᵀX has a trace of {float(diagonal.sum()):.4g}, and that of rows no longer than 1 is at most 1"
+    lengths = diagonal.clamp(min=0).sqrt()
+    excess = max(float((row.abs() - lengths[i] * lengths[i:]).max()) for i, row in enumerate(rows))
+    if excess > room:
+        return f"an entry of XᵀX is {excess:.4g} larger than those on the diagonal allow"
+    excess = float((targets.abs() - lengths[:, None]).max())
+    return f"an entry of XᵀY is {excess:.4g} larger than XᵀX allows" if excess > room else None
 
 
 def pooled(parts: Sequence[tuple[Adapter, int]]) -> Adapter:
@@ -155,19 +176,31 @@ def solve(statistics: Adapter, ridge: float) -> Tensor:
 
     Args:
         statistics: XᵀX / n and XᵀY / n by name.
-        ridge: λ / n, where n is the number of examples.
+        ridge: λ / n, where n is the number of examples. It counts as at least 2⁻²³, the rounding of float32, which
+            would decide below.
+
+    Raises:
+        RoundFailedError: the solution is not finite.
     """
+    ridge = max(ridge, torch.finfo(torch.float32).eps)
     targets = statistics[TARGETS].double()
     size = len(targets)
     upper = torch.triu_indices(size, size)
     gram = torch.zeros(size, size, dtype=torch.float64)
     gram[upper[0], upper[1]] = gram[upper[1], upper[0]] = statistics[GRAM].double()
     factor, failed = _linalg.cholesky_ex(gram + ridge * torch.eye(size, dtype=torch.float64))
-    if not failed:
-        return torch.cholesky_solve(targets, factor).float().contiguous()
-    values, vectors = _linalg.eigh(gram)
-    solution = vectors @ ((vectors.T @ targets) / (values.clamp(min=0.0) + ridge)[:, None])
-    return solution.float().contiguous()
+    if failed:
+        values, vectors = _linalg.eigh(gram)
+        solution = vectors @ ((vectors.T @ targets) / (values.clamp(min=0.0) + ridge)[:, None])
+    else:
+        solution = torch.cholesky_solve(targets, factor)
+    weights = solution.float().contiguous()
+    if not bool(weights.isfinite().all()):
+        raise RoundFailedError(
+            f"the regression on the statistics has no finite solution with a ridge of {ridge:.4g} per example, so one "
+            "of the clients is faulty."
+        )
+    return weights
 
 
 def solve_together(parts: Sequence[tuple[Adapter, int]], ridge: float) -> Tensor:

@@ -211,8 +211,8 @@ class Modality(ABC):
             UserError: the examples have no choices, or this modality has no such features.
         """
         raise UserError(
-            f"control: {self.name} has no features for a control in closed form. Define {type(self).__name__}"
-            ".evidence, or leave out control and the methods majority and closed_form."
+            f"control and server.pseudo_labels: {self.name} has no features for a regression. Define "
+            f"{type(self).__name__}.evidence, or leave out both keys and the methods majority and closed_form."
         )
 
     def probabilities(self, model: nn.Module, examples: Sequence[Any]) -> list[Tensor]:

@@ -124,7 +124,8 @@ def checked(evidence: Evidence, examples: Sequence[Any], modality: object) -> Ev
     """Return evidence as it is, checked.
 
     Raises:
-        UserError: a modality of one's own returns rows that do not fit its examples, or rows that are too long.
+        UserError: a modality of one's own returns rows that do not fit its examples, rows that are too long, or targets
+            that are not from -1 to 1.
     """
     rows, targets, counts = evidence.rows, evidence.targets, evidence.counts
     columns = len(evidence.labels) or 1
@@ -139,5 +140,11 @@ def checked(evidence: Evidence, examples: Sequence[Any], modality: object) -> Ev
         raise UserError(
             f"{type(modality).__name__}.evidence returned a row with an L2 norm of {longest:.4g}. Divide each row by "
             "its norm."
+        )
+    largest = float(targets.abs().max())
+    if not largest <= 1 + _ROUNDING:
+        raise UserError(
+            f"{type(modality).__name__}.evidence returned a target of magnitude {largest:.4g}. Return 1 for the right "
+            "label or choice, -1 for the others, and 0 for an unlabelled example."
         )
     return evidence

@@ -97,6 +97,8 @@ def read_run(directory: Path) -> Run:
         values: dict[str, dict[str, Any]] = {}
         for name in (ENVIRONMENT, DATA, CONFUSION):
             values[name] = read_json(directory, name) or {}
+        told = [note for record in records for note in record.notes]
+        values[DATA]["notes"] = [*values[DATA].get("notes", ()), *told]
         confusion = {role: [(str(t), str(p), int(n)) for t, p, n in rows] for role, rows in values[CONFUSION].items()}
     except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]

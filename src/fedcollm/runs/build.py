@@ -30,6 +30,7 @@ from fedcollm.runs.build_clients import (
     build_client,
     build_privacy,
     build_uploads,
+    check_statistics,
     fixed_point,
     secure_client,
     secured,
@@ -115,6 +116,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     split = split_pool(pool, config.task, config.seed, private=inputs.remote is None)
     across = config.server.distillation.across_tokenizers
     modality = inputs.modality or build_modality(config.task, config.slm, config.llm, across)
+    check_statistics(config, modality, split.test[0])
     set_backends(config)
     pair = _build_pair(config, modality, split, base)
     identity = RunIdentity(inputs.remote.run if inputs.remote else f"{config.name}/{config.seed}", config.seed)

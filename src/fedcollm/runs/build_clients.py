@@ -29,6 +29,8 @@ from fedcollm.storage import writing
 if TYPE_CHECKING:
     import peft
 
+_LABELS = "server.pseudo_labels"
+
 
 @dataclass(frozen=True)
 class ClientData:
@@ -40,7 +42,7 @@ class ClientData:
         examples: D_k, the client's private examples.
         test: examples that the client scores its tuned SLM on.
         own: directory for the adapter that the client keeps (`client.personal`); None if it keeps none.
-        spent: counter, under the key `rounds`, of the rounds that the client has spent privacy on.
+        spent: the rounds that the client has spent privacy on, and a digest of the statistics that it sent.
     """
 
     modality: Modality
@@ -48,7 +50,7 @@ class ClientData:
     examples: Sequence[Any] = field(repr=False)
     test: Sequence[Any] = field(repr=False)
     own: Path | None = None
-    spent: MutableMapping[str, int] = field(default_factory=dict[str, int], repr=False)
+    spent: MutableMapping[str, int | str] = field(default_factory=dict[str, int | str], repr=False)
 
 
 def build_client(config: RunConfig, identity: RunIdentity, name: str, data: ClientData, ids: Sequence[str]) -> Client:
@@ -87,6 +89,33 @@ def _store(slm: "peft.PeftModel", directory: Path, adapter: Adapter) -> None:
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         save_adapter(slm, adapter, directory)
+
+
+def check_statistics(config: RunConfig, modality: Modality, example: Any) -> None:
+    """Check, before anything is asked of clients, that a modality has what `control` or `server.pseudo_labels` needs.
+
+    Args:
+        config: the run's configuration.
+        modality: the modality, which may be the user's own.
+        example: one example of the task.
+
+    Raises:
+        UserError: names the key, and all that is missing.
+    """
+    labels = None if config.control is not None else config.server.pseudo_labels
+    if config.control is None and labels is None:
+        return
+    key, instead = ("control", "leave out control") if labels is None else (_LABELS, f"set {_LABELS}: null")
+    asks = labels is None or labels.asks_clients
+    missing = ["evidence"] if asks and type(modality.of("slm")).evidence is Modality.evidence else []
+    roles = [role for role in ("slm", "llm") if labels is not None and role in labels.teachers]
+    if any(type(modality.of(role)).probabilities is Modality.probabilities for role in roles):
+        missing.append("probabilities")
+    missing = [f"{type(modality).__name__}.{name}" for name in missing]
+    if labels is not None and not hasattr(example, "with_answer"):
+        missing.append(f"{type(example).__name__}.with_answer")
+    if missing:
+        raise UserError(f"{key} needs {', '.join(missing)}, which this modality lacks. Define them, or {instead}.")
 
 
 def broadcast_form(config: RunConfig, modality: Modality, slm: nn.Module, examples: Sequence[Any]) -> Adapter:

@@ -15,7 +15,7 @@ from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.runs.build_clients import build_privacy, build_uploads
+from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 from fedcollm.runs.outlines import Outline, outline
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
@@ -25,6 +25,9 @@ _ADAM_COPIES = 4
 _KEPT = 30  # activations per position and layer that are kept for the backward pass, in multiples of the hidden size
 _PASSING = 60  # activations per position of the layer being computed when none are kept (scoring), in the same unit
 _LOGITS = 4.5  # float32 copies of each row of logits
+
+#: Bytes per d² that the regression on d features takes: XᵀX and its factor in float64, with copies (measured).
+_SOLVING = 40
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,14 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
         shapes[role], itemsizes[role] = network.shape, dtype.itemsize
         roles[role] = role_cost(model, network, dtype, uploads)
     parts, note = _data(config, pool)
-    once = _statistics_bytes(config, modality, parts, shapes["slm"])
+    features, labels = _statistics_size(config, modality, parts, shapes["slm"])
+    once = 4 * (features * (features + 1) // 2 + features * labels)
     if config.control is not None:
         roles["slm"] = replace(roles["slm"], adapter_bytes=once, upload_bytes=once if uploads else 0)
         once = 0
     data = None if parts is None else describe(parts)
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
-    memory += activation_bytes(config, known, shapes, itemsizes, parts)
+    memory += max(activation_bytes(config, known, shapes, itemsizes, parts), _SOLVING * features**2)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
     return Cost(roles, memory, data, note, epsilon, delta, once)
@@ -126,22 +130,25 @@ def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
         return None, str(error)
 
 
-def _statistics_bytes(config: RunConfig, modality: BaseModels | None, parts: Split | None, shape: Any) -> int:
-    """Return the bytes of a client's statistics, for d features and C labels; C counts as 1 without data."""
+def _statistics_size(
+    config: RunConfig, modality: BaseModels | None, parts: Split | None, shape: Any
+) -> tuple[int, int]:
+    """Return the numbers of features d and of labels C of statistics, 0 without any; C is 1 without data."""
     settings = config.statistics
     if settings is None:
-        return 0
+        return 0, 0
     features, labels = settings.columns, 1
     if parts is not None:
         known = (
             modality if isinstance(modality, Modality) else build_modality(config.task, config.slm, config.llm, True)
         )
+        check_statistics(config, known, parts.test[0])
         without = {"slm": "constant", "ngrams_slm": "ngrams"}.get(settings.features, settings.features)
         kind = settings.model_copy(update={"features": without})
         (features, labels) = known.evidence(parts.test[:1], kind).size
     if settings.needs_model:
         features = _of(shape, "hidden_size") + (0 if settings.features == "slm" else features)
-    return 4 * (features * (features + 1) // 2 + features * labels)
+    return features, labels
 
 
 def role_cost(model: ModelConfig, known: Outline, dtype: torch.dtype, uploads: Mapping[str, UploadFormat]) -> RoleCost:

@@ -72,6 +72,7 @@ def test_prompt_is_that_of_lm_evaluation_harness(tmp_path: Path) -> None:
         "Tort?\nA. 1\nB. 2\nAnswer:"
     )
     assert (third.choices, third.labels, third.label) == (("A", "B"), ("A", "B"), "A")
+    assert third.own_choices
     assert last.prompt.startswith(
         "The following are multiple choice questions (with answers) about high school physics."
     )

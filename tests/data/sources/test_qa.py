@@ -55,6 +55,7 @@ def test_commonsense_qa_prompt_lists_lettered_choices(tmp_path: Path) -> None:
     second = load_qa("commonsense_qa", tmp_path).train[1]
     assert second.prompt == "Question: Grass?\nA. blue\nB. green\nC. red\nAnswer:"
     assert second.choices == second.labels == ("A", "B", "C")
+    assert second.own_choices
     assert second.answer == 1
 
 

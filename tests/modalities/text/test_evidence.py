@@ -7,8 +7,9 @@ from tests.parties import add_adapter
 
 from fedcollm.config import StatisticsConfig
 from fedcollm.errors import UserError
+from fedcollm.federation.statistics import moments, scores, solve
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
-from fedcollm.modalities.text.evidence import choice_texts, shares_labels
+from fedcollm.modalities.text.evidence import choice_texts
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import read_adapter, write_adapter
@@ -30,20 +31,28 @@ def task(tokenizer) -> TextTask:
     return TextTask("toy", tokenizer, 16, 32)
 
 
-LETTERED = TextExample("1", "Question: A. or B.?\nA. red one\nB. cat\nAnswer:", ("A", "B"), 1, ("A", "B"))
+AB = ("A", "B")
+LETTERED = TextExample("1", "Question: A. or B.?\nA. red one\nB. cat\nAnswer:", AB, 1, AB, own_choices=True)
 
 
-def test_labels_are_shared_unless_they_are_letters_or_not_the_choices():
-    assert shares_labels(labelled("cat"))
-    assert not shares_labels(own("the cat is", "red", "blue"))
-    assert not shares_labels(LETTERED)
-    assert shares_labels(TextExample("1", "grade:", ("A", "B", "F"), 0, ("A", "B", "F")))
+def test_labels_are_shared_unless_the_choices_are_an_examples_own():
+    assert labelled("cat").shares_labels
+    assert not own("the cat is", "red", "blue").shares_labels
+    assert not LETTERED.shares_labels
+    assert TextExample("1", "grade:", AB, 0, AB).shares_labels
+
+
+def test_grades_that_are_letters_are_labels_of_all_examples(task):
+    grades = [TextExample(prompt, prompt, AB, answer, AB) for answer, prompt in enumerate(["red", "a blue A. B. cat"])]
+    evidence = task.evidence(grades, NGRAMS)
+    assert (evidence.counts, evidence.labels) == ((1, 1), AB)
+    assert evidence.targets.tolist() == [[1.0, -1.0], [-1.0, 1.0]]
 
 
 def test_choices_that_are_letters_have_the_texts_that_the_prompt_lists():
     assert choice_texts(LETTERED) == ("red one", "cat")
     assert choice_texts(own("the cat is", "red", "blue")) == ("red", "blue")
-    assert choice_texts(TextExample("1", "which letter?", ("A", "B"), 0, ("A", "B"))) == ("A", "B")
+    assert choice_texts(TextExample("1", "which letter?", AB, 0, AB, own_choices=True)) == AB
 
 
 def test_prompt_with_shared_labels_is_a_row_and_its_n_grams_depend_on_nothing_else(task):
@@ -67,8 +76,27 @@ def test_choice_of_an_examples_own_is_a_row(task):
     evidence = task.evidence([own("the cat is", "red", "blue", answer=1), own("a dog", "red", "good", "bad")], NGRAMS)
     assert (evidence.counts, evidence.labels, evidence.size) == ((2, 3), (), (64, 1))
     assert evidence.targets[:, 0].tolist() == [-1.0, 1.0, 1.0, -1.0, -1.0]
-    alone = task.evidence([labelled("x"), TextExample("1", "the cat is blue", ("x", "y"), 0, ("x", "y"))][1:], NGRAMS)
-    assert torch.equal(evidence.rows[1], alone.rows[0])  # the row of "prompt choice"
+    assert evidence.rows.norm(dim=1).tolist() == [pytest.approx(1.0)] * 5
+
+
+def test_pairs_of_a_prompt_word_and_a_choice_word_by_hand(task):
+    # the choice "b" has one n-gram, " b "; the prompt's two distinct words make two pairs with it, each 1/√2 of their
+    # part, which weighs 1/4; the norm of both parts together is √(1 + 1/16)
+    wide = StatisticsConfig(features="ngrams", columns=2**20)
+    values = task.evidence([own("A c, a", "b", "d")], wide).rows[0].abs()
+    found = sorted(values[values != 0].tolist())
+    assert found == [pytest.approx(0.25 / 2.125**0.5)] * 2 + [pytest.approx(1 / 1.0625**0.5)]
+
+
+def test_a_task_that_the_prompt_decides_is_learned(task):
+    # in either order of the choices, "cat" is an animal and "red" a colour: the choices alone tell nothing
+    kinds = [("animal", "colour"), ("colour", "animal")]
+    examples = [
+        own(f"the {w} is a", *k, answer=k.index(a)) for w, a in (("cat", "animal"), ("red", "colour")) for k in kinds
+    ]
+    weights = solve(moments(task, examples, NGRAMS, None), 0.01)
+    found = [int(values.argmax()) for values in scores(weights, task.evidence(examples, NGRAMS))]
+    assert found == [example.answer for example in examples] == [0, 1, 1, 0]
 
 
 def test_constant_features_tell_only_the_place_of_a_choice(task):

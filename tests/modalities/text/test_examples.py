@@ -39,6 +39,30 @@ def test_gzipped_file_and_blank_lines(tmp_path):
     assert read_examples(file) == EXAMPLES
 
 
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({"prompt": "Red?\nA. yes\nB. no\nAnswer:"}, True),
+        ({"prompt": "Red?\nA. yes\nB. no\nAnswer:", "own_choices": False}, False),
+        ({"prompt": "grade of the essay:"}, False),
+        ({"prompt": "grade of the essay:", "own_choices": True}, True),
+        ({"prompt": "Red?\nyes. or\nno. or", "choices": ["yes", "no"], "labels": ["yes", "no"]}, False),
+    ],
+)
+def test_letters_are_an_examples_own_choices_if_the_file_says_so_or_the_prompt_lists_them(tmp_path, changes, own):
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps(GOOD | {"choices": ["A", "B"], "labels": ["A", "B"]} | changes))
+    (example,) = read_examples(file)
+    assert example.own_choices is own
+    assert read_again(tmp_path, example) == example
+
+
+def read_again(folder, example):
+    file = folder / "again.jsonl"
+    file.write_text(example_lines([example]))
+    return read_examples(file)[0]
+
+
 def test_group_may_be_left_out(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text(json.dumps(GOOD))

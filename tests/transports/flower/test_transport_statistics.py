@@ -10,7 +10,7 @@ from tests.transports.small_federation import RUN, Small, identical, small_confi
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.secagg.aggregator import SecureAggregator
 from fedcollm.federation.statistics import asked_for
-from fedcollm.messages import Adapter, Failure, TrainRequest, adapter_bytes
+from fedcollm.messages import Adapter, ClientUpdate, Failure, TrainRequest, adapter_bytes
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.build import Inputs, Remote
 from fedcollm.runs.build_clients import secured
@@ -175,3 +175,12 @@ def test_statistics_are_opened_for_one_set_of_survivors_only(make, monkeypatch):
     small.link.fault("3", "training", Fault.DIES)
     with pytest.raises(RoundFailedError, match="opened"):
         SecureAggregator(settings).aggregate(ask, request, ALL)
+
+
+def test_client_that_restarts_with_other_examples_sends_no_other_statistics(make, monkeypatch):
+    small = make(**LABELS)
+    request, ask = TrainRequest(0, ZEROS, evaluate=False, run=RUN), small.link.transport(monkeypatch).ask
+    assert all(isinstance(answer, ClientUpdate) for answer in ask({"3": request}))
+    small.parts["3"] = [*small.parts["3"], small.parts["2"][0]]
+    small.restart_clients()
+    assert all(_says(answer, "other statistics in this run") for answer in ask({"3": request}))

@@ -116,4 +116,5 @@ def _example(question: Question, place: str) -> TextExample:
         f"{question.lettered}"
     )
     letters = question.letters
-    return SubjectExample(question.id, prompt, letters, question.answer, letters, _PROFESSION_OF.get(subject))
+    group = _PROFESSION_OF.get(subject)
+    return SubjectExample(question.id, prompt, letters, question.answer, letters, group, own_choices=True)

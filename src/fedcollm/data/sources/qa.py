@@ -87,7 +87,7 @@ def _read(name: str, path: Path) -> list[TextExample]:
 def _examples(name: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[TextExample]:
     def example(question: Question, place: str) -> TextExample:
         prompt, continuations = _prompt(name, question)
-        return TextExample(question.id, prompt, continuations, question.answer, question.letters)
+        return TextExample(question.id, prompt, continuations, question.answer, question.letters, own_choices=True)
 
     return read_questions(rows, example)
 

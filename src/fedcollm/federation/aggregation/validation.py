@@ -6,6 +6,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError
+from fedcollm.federation.statistics import asked_for, impossible
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
 from fedcollm.messages import (
     Answer,
@@ -19,8 +20,8 @@ from fedcollm.messages import (
     readable,
 )
 
-#: What no honest client exceeds: a larger number would outweigh all others, or overflow.
-_MOST_EXAMPLES, _LARGEST_LOSS, _MOST_SECONDS = 2**31, 1e6, 1e9
+#: What no honest client exceeds: a larger number would outweigh all others. Nothing shows that a smaller one is true.
+_MOST_EXAMPLES, _LARGEST_LOSS, _MOST_SECONDS = 2**20, 1e6, 1e9
 
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
@@ -91,12 +92,20 @@ def _objection(answer: Answer, expected: Expected, waited_for: Collection[str]) 
         return f"an update for round {answer.round_index}, not {request.round_index}"
     if reason := _odd_numbers(answer, expected.private) or misshapen(answer.adapter, form.expected(request.adapter)):
         return reason
-    change = distance(answer.adapter, form.part(request.adapter))  # finite only if every value is
-    if not math.isfinite(change) and (name := not_finite(answer.adapter)):
+    return _odd_values(answer, expected, form)
+
+
+def _odd_values(update: ClientUpdate, expected: Expected, form: UploadFormat) -> str | None:
+    """Return why the values of an adapter or of statistics are rejected; None if they are valid."""
+    start, told = form.part(expected.request.adapter), asked_for(expected.request)
+    change = distance(update.adapter, start)  # finite only if every value is
+    if not math.isfinite(change) and (name := not_finite(update.adapter)):
         return f"tensor {name} is not finite"
     if change > expected.max_update_norm:
-        return f"the adapter changed by {change:.4g} (L2 norm), more than {expected.max_update_norm:g}"
-    return None
+        what = "the statistics have an L2 norm of" if told else "the adapter changed by"
+        unit = "" if told else " (L2 norm)"
+        return f"{what} {change:.4g}{unit}, more than federation.max_update_norm {expected.max_update_norm:g}"
+    return impossible(update.adapter) if told and not expected.private else None
 
 
 def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
@@ -106,7 +115,7 @@ def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
         sent = (examples, loss, update.score) != (None, None, None) or update.seconds
         return "numbers of private data beside the adapter" if sent else None
     if examples is None or loss is None or not (1 <= examples <= _MOST_EXAMPLES and 0 <= loss <= _LARGEST_LOSS):
-        return f"{str(examples)[:20]} examples with a loss of {loss}"
+        return f"{str(examples)[:20]} examples (at most {_MOST_EXAMPLES}) with a loss of {loss}"
     if any(not 0 <= value <= _MOST_SECONDS for value in update.seconds.values()):
         return "seconds that no round can take"
     return odd_score(update.score)

@@ -82,7 +82,7 @@ class SecureClient:
             RefusalError: this client must not join the session.
         """
         session = request.session
-        if session is None or session.round_index != request.round_index:
+        if session is None or (type(session.round_index), session.round_index) != (int, request.round_index):
             raise RefusalError("a plain update was asked for, and this client takes part in secure aggregation only")
         check_invitation(self.client.id, session, self.settings.roster)
         if session.run != self.client.run:

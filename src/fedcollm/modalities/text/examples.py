@@ -1,7 +1,8 @@
 """Text examples, which are a prompt and its possible continuations, and their form as JSON lines."""
 
 import json
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class TextExample:
         answer: index of the correct choice, or None if unlabelled.
         labels: short names of the choices, for partitions and confusion tables.
         group: natural client of the example, if the data has one.
+        own_choices: whether the choices are this example's own although they are its labels, as letters whose texts the
+            prompt lists. The loader knows it: letters can as well be labels that all examples share, such as grades.
     """
 
     id: str
@@ -31,6 +34,7 @@ class TextExample:
     answer: int | None
     labels: tuple[str, ...]
     group: str | None = None
+    own_choices: bool = False
 
     @property
     def label(self) -> str | None:
@@ -47,6 +51,17 @@ class TextExample:
         """Whether the label is free text instead of one of several choices."""
         return len(self.choices) == 1
 
+    @property
+    def shares_labels(self) -> bool:
+        """Whether the choices are labels that all examples of the task have, instead of choices of its own.
+
+        >>> TextExample("1", "roses are", ("red", "blue"), 0, ("red", "blue")).shares_labels
+        True
+        >>> TextExample("1", "roses are", ("red", "blue"), 0, ("A", "B")).shares_labels
+        False
+        """
+        return self.choices == self.labels and not self.own_choices
+
     def without_label(self) -> "TextExample":
         """Return the same example without its answer."""
         return replace(self, answer=None)
@@ -54,6 +69,17 @@ class TextExample:
     def with_answer(self, answer: int) -> "TextExample":
         """Return the same example with the choice of this index as its answer."""
         return replace(self, answer=answer)
+
+
+def listed_choices(prompt: str, labels: Sequence[str]) -> tuple[str, ...] | None:
+    r"""Return the texts of choices that are letters, if a prompt lists all of them on lines of their own; else None.
+
+    >>> listed_choices("Roses are\nA. red\nB. blue", ("A", "B"))
+    ('red', 'blue')
+    """
+    lines = dict(line.split(". ", 1) for line in prompt.splitlines() if ". " in line)
+    lettered = tuple(labels) == tuple(string.ascii_uppercase[: len(labels)])
+    return tuple(lines[label] for label in labels) if lettered and lines.keys() >= set(labels) else None
 
 
 _EXAMPLE = TypeAdapter(TextExample)
@@ -66,6 +92,9 @@ def example_lines(examples: Iterable[TextExample]) -> str:
 
 def read_examples(path: Path) -> list[TextExample]:
     """Return the examples that `example_lines` wrote.
+
+    Where a line does not say whether choices that equal their labels are the example's own, they are if the prompt
+    lists their texts.
 
     Raises:
         UserError: the file can't be read, or a line is not an example.
@@ -92,4 +121,6 @@ def _example(row: dict[str, object], place: str) -> TextExample:
         raise UserError(
             f"{place}: {len(example.labels)} labels for {len(example.choices)} choices. Give each choice one label."
         )
-    return example
+    if "own_choices" in row or example.choices != example.labels:
+        return example
+    return replace(example, own_choices=listed_choices(example.prompt, example.labels) is not None)
