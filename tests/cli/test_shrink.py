@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM, ViTConfig, ViT
 from fedcollm.cli import app as cli
 from fedcollm.config.baselines import changed
 from fedcollm.models.pretrained import load_config
-from fedcollm.runs import shrink, shrink_scores
+from fedcollm.runs import shrink, shrink_plan, shrink_scores
 from fedcollm.runs.runner import evaluate_run, run
 
 
@@ -184,7 +184,7 @@ def test_text_that_is_not_utf_8_is_named(command, no_work, tmp_path):
 
 def test_directory_that_exists_is_refused(command, no_work, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(shrink, "load_text", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr(shrink_plan, "load_text", lambda *_: pytest.fail("the text was read"))
     assert command()[::2] == (2, f"error: --out: {tmp_path / 'out'} exists already. Choose another directory.\n")
 
 

@@ -1,6 +1,7 @@
 """Models that are cut and healed before a run: made once, found again, refused clearly."""
 
 import copy
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,8 @@ from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.pretrained import load_causal_lm, load_config, load_tokenizer, start_tokens
 from fedcollm.runs import shrink
 from fedcollm.runs.build import Inputs, build_federation
-from fedcollm.runs.runner import rounds
+from fedcollm.runs.directory import read_json
+from fedcollm.runs.runner import evaluate_run, restore, rounds
 from fedcollm.runs.shrink import ShrinkReport, shrink_report, shrunk, with_shrunk_models
 
 CPU = torch.device("cpu")
@@ -243,17 +245,45 @@ def test_scores_before_training_are_not_shared_with_a_base_of_another_text(tiny_
     assert len(list((tmp_path / "shared" / "round-0").glob("*.json"))) > entries
 
 
-def test_a_run_is_not_continued_on_a_base_of_another_text(tiny_config, section, text, tmp_path):
+def change(text: str) -> None:
+    """Replace a word of the text, so that another base would be made of it."""
+    Path(text).write_text(Path(text).read_text(encoding="utf-8").replace("red", "good"), encoding="utf-8")
+
+
+def test_a_run_is_not_continued_on_a_base_of_another_text(tiny_config, section, text, tmp_path, monkeypatch):
     config = changed(tiny_config, {"slm": section.model_dump()})
     begun = rounds(config, tmp_path / "run")
     next(begun)
     begun.close()
     before = Path(text).read_text(encoding="utf-8")
-    Path(text).write_text(before.replace("red", "good"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"slm\.heal.* began with the base llm-.*the text"):
-        list(rounds(None, tmp_path / "run", resume=True))
+    change(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(shrink, "heal", lambda *_: pytest.fail("the other base was healed"))
+        with pytest.raises(UserError, match=r"slm\.heal.* began with the base llm-.*the text"):
+            list(rounds(None, tmp_path / "run", resume=True))
     Path(text).write_text(before, encoding="utf-8")
     assert [record.round for record in rounds(None, tmp_path / "run", resume=True)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("spoil", [change, os.remove], ids=["changed", "removed"])
+def test_a_finished_run_is_scored_on_the_base_that_it_had(tiny_config, section, text, tmp_path, spoil):
+    config = changed(tiny_config, {"slm": section.model_dump(), "federation.rounds": 1})
+    last = list(rounds(config, tmp_path / "run"))[-1]
+    spoil(text)
+    slm = restore(tmp_path / "run", "slm")[1].server.pair.slm
+    assert Path(slm.name_or_path).name == read_json(tmp_path / "run", "environment.json")["healed"]["slm"]
+    assert evaluate_run(tmp_path / "run", "slm").value == last.scores["slm"]
+
+
+def test_a_run_is_not_scored_on_a_base_of_another_text(tiny_config, section, text, tmp_path, cache):
+    config = changed(tiny_config, {"slm": section.model_dump(), "federation.rounds": 1})
+    list(rounds(config, tmp_path / "run"))
+    shutil.rmtree(next(cache.glob("llm-*-healed-*")))
+    assert evaluate_run(tmp_path / "run", "slm").count == 48  # the same base is made again
+    shutil.rmtree(next(cache.glob("llm-*-healed-*")))
+    change(text)
+    with pytest.raises(UserError, match=r"slm\.heal.* began with the base llm-.*the text"):
+        evaluate_run(tmp_path / "run", "slm")
 
 
 def test_only_language_models_are_healed(tmp_path):

@@ -5,7 +5,6 @@ is that directory.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,34 +16,22 @@ import torch
 from transformers import AutoTokenizer
 
 from fedcollm.config import ModelConfig, RunConfig
-from fedcollm.data.catalogue import BaseModels, base_models
-from fedcollm.data.texts import load_text, pieces
-from fedcollm.errors import UserError
-from fedcollm.modalities.text.examples import TextExample
+from fedcollm.data.catalogue import BaseModels
 from fedcollm.modalities.text.models import pair_facts
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.pretrained import (
-    CACHE,
-    base_directory,
-    cache_directory,
-    cached,
-    from_pretrained,
-    load_causal_lm,
-    stem,
-)
+from fedcollm.models.pretrained import CACHE, cache_directory, cached, from_pretrained, load_causal_lm
 from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons
 from fedcollm.progress import say
+from fedcollm.runs.shrink_plan import HELD_OUT, Plan, as_directory, plan_base, plan_bases
 from fedcollm.storage import one_at_a_time, write_atomically, writing
 from fedcollm.training.healing import Checkpoint, Fit, heal, measure, text_batches
 from fedcollm.training.shrinking import LAYER_CHOICES, neurons
 
 #: File of a shrunk model that says how it was made and how well it fits.
 REPORT = "shrink.json"
-#: Pieces of text that are held out to measure the fit, and pieces on which layers and neurons are ranked.
-HELD_OUT, RANKING = 96, 48
-#: Version of the way in which models are shrunk, part of the key of the cache.
-_VERSION = 1
+#: Pieces of text on which layers and neurons are ranked.
+RANKING = 48
 
 
 @dataclass(frozen=True)
@@ -84,26 +71,15 @@ class ShrinkReport:
 def with_shrunk_models(config: RunConfig, modality: BaseModels | None = None) -> RunConfig:
     """Return a configuration in which the models that are cut and healed are directories; make them if necessary.
 
-    A control that needs no model gets its configuration back as it is. The LLM of a run without distillation stays as
-    it is too, since nothing uses it.
-
     Args:
         config: the run's configuration.
         modality: the user's own modality; by default the one of the task.
 
     Raises:
-        UserError: a model or its text can't be read, or the task's models are not language models.
+        UserError: as in `plan_bases`, or a base can't be cut.
     """
-    if config.control is not None and not config.control.needs_model:
-        return config
-    roles, device = ["slm", "llm"] if config.server.epochs else ["slm"], resolve_device(config.device)
-    for role in roles:
-        if getattr(config, role).heal is not None and not (modality or base_models(config.task)).causal_lm:
-            raise UserError(
-                f"{role}.heal: the models of {config.task.name} are no language models, so they can't be healed on "
-                f"text. Set {role}.heal: null."
-            )
-    return config.model_copy(update={role: shrunk(getattr(config, role), device) for role in roles})
+    plans, device = plan_bases(config, modality), resolve_device(config.device)
+    return config.model_copy(update={role: _made(getattr(config, role), plan, device) for role, plan in plans.items()})
 
 
 def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
@@ -115,24 +91,16 @@ def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
     Raises:
         UserError: the model or the text can't be read, or the text is too short.
     """
-    if section.heal is None:
-        return section
-    texts = pieces(load_text(section.heal.text), section.heal.words, section.heal.seed)
-    needed = section.heal.size + HELD_OUT
-    if len(texts) < needed:
-        raise UserError(
-            f"heal.text: {section.heal.text} has {len(texts)} pieces of 2 to {section.heal.words} words, and heal.size "
-            f"{section.heal.size} needs {needed} ({HELD_OUT} are held out). Lower heal.size, or give a longer text."
-        )
-    place = base_directory(section.source, None)
-    key = f"{stem(section.source, Path(place))}-healed-{_digest(section, texts[:needed], device)}"
-    unfinished = cache_directory() / f".unfinished-{key}"
-    with one_at_a_time(cache_directory() / key, CACHE):
-        made = cached(key, lambda target: _make(section, texts[:needed], device, target, unfinished))
+    return section if section.heal is None else _made(section, plan_base(section, device), device)
+
+
+def _made(section: ModelConfig, plan: Plan, device: torch.device) -> ModelConfig:
+    """Make a planned base unless the cache holds it, and return the section with it as its source."""
+    unfinished = cache_directory() / f".unfinished-{plan.key}"
+    with one_at_a_time(plan.entry, CACHE):
+        made = cached(plan.key, lambda target: _make(section, plan, device, target, unfinished))
     shutil.rmtree(unfinished, ignore_errors=True)
-    return section.model_copy(
-        update={"source": str(made), "layers": None, "layer_choice": "even", "mlp_share": 1.0, "heal": None}
-    )
+    return as_directory(section, made)
 
 
 def shrink_report(directory: Path) -> ShrinkReport:
@@ -145,18 +113,9 @@ def save_report(directory: Path, report: ShrinkReport) -> None:
     write_atomically(directory / REPORT, report.to_json() + "\n")
 
 
-def _digest(section: ModelConfig, texts: Sequence[TextExample], device: torch.device) -> str:
-    settings = section.model_dump(mode="json", include={"layers", "layer_choice", "mlp_share", "heal"})
-    settings["heal"] |= {"text": [[text.prompt, text.choices[0]] for text in texts]}
-    made_of = [_VERSION, settings, str(resolve_dtype("auto", device)), device.type]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _make(
-    section: ModelConfig, texts: Sequence[TextExample], device: torch.device, target: Path, unfinished: Path
-) -> None:
+def _make(section: ModelConfig, plan: Plan, device: torch.device, target: Path, unfinished: Path) -> None:
     """Cut and heal a model, and save it with its tokenizer and a report."""
-    settings, place = section.heal, base_directory(section.source, None)
+    settings, place, texts = section.heal, plan.place, plan.texts
     assert settings is not None
     teacher = load_causal_lm(place, resolve_dtype("auto", device), "default").to(device).eval()
     student = load_causal_lm(place, torch.float32, "default").to(device)
