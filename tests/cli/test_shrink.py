@@ -91,7 +91,7 @@ def test_quiet_prints_nothing(command):
     [
         (["--layers", "1,3"], [1, 3]),
         (["--layers", "2,"], [2]),
-        (["--layers", "all"], [0, 1, 2, 3]),
+        (["--layers", "all", "--set", "mlp_share=0.5"], [0, 1, 2, 3]),
         (["--layers", "2", "--set", "layer_choice=influence"], None),
     ],
 )
@@ -157,6 +157,7 @@ def test_what_was_cut_is_not_scored_if_neurons_went(command, tiny_config, tmp_pa
         (["--set", "heal=null"], "set heal.epochs=0"),
         (["--set", "heal.words=1"], "heal.words: 1 is not allowed"),
         (["--set", "heal.size=300"], "216 pieces of 2 to 32 words, and heal.size 300 needs 396"),
+        (["--layers", "all"], "nothing is cut from"),
         (["--set", "adapter.rank=2"], "shrink has no such setting"),
         (["--set", "mlp_share=2"], "mlp_share: 2 is not allowed"),
         (["--set", "layer_choice=best"], "choose one of even, block, influence"),

@@ -21,6 +21,7 @@ from fedcollm.runs.build import Inputs, build_federation
 from fedcollm.runs.directory import read_json
 from fedcollm.runs.runner import evaluate_run, restore, rounds
 from fedcollm.runs.shrink import ShrinkReport, shrink_report, shrunk, with_shrunk_models
+from fedcollm.training.healing import Fit
 
 CPU = torch.device("cpu")
 
@@ -183,8 +184,63 @@ def test_fewer_neurons(section):
 
 def test_a_text_that_is_too_short_is_the_users_error(section):
     more = ModelConfig.model_validate(section.model_dump() | {"heal": section.heal.model_dump() | {"size": 500}})
-    with pytest.raises(UserError, match=r"heal.text.* 216 pieces .*heal.size 500 needs 596"):
+    with pytest.raises(UserError, match=r"^heal.text.* 216 pieces .*heal.size 500 needs 596.*Lower heal.size to 120 "):
         shrunk(more, CPU)
+
+
+def test_a_text_of_few_long_lines_can_be_cut_into_more_pieces(section, text):
+    words = Path(text).read_text(encoding="utf-8").split()  # 648
+    Path(text).write_text(" ".join(words), encoding="utf-8")
+    with pytest.raises(UserError, match=r"has 21 pieces .*at least 97 are needed.*heal\.words") as error:
+        shrunk(section, CPU)
+    assert "heal.size" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"), [({"heal": {"size": 500}}, r"llm\.heal\.size to 120"), ({"layers": 9}, r"llm\.layers: 9 of a")]
+)
+def test_messages_of_a_run_name_the_section(tiny_config, section, settings, key, tmp_path):
+    heal = section.heal.model_dump() | settings.pop("heal", {})
+    config = changed(tiny_config, {"llm": section.model_dump() | settings | {"heal": heal}})
+    with pytest.raises(UserError, match=key):
+        build_federation(config, tmp_path)
+
+
+@pytest.mark.parametrize("role", ["slm", "llm"])
+def test_messages_about_layers_that_are_only_cut_name_the_section(tiny_config, role, tmp_path):
+    with pytest.raises(UserError, match=rf"^{role}\.layers: 9 of a model"):
+        build_federation(changed(tiny_config, {f"{role}.layers": 9}), tmp_path)
+
+
+# --- nothing is cut ---
+
+
+@pytest.mark.parametrize(
+    "kept", [{"layers": None}, {"layers": 4}, {"layers": [0, 1, 2, 3]}, {"layers": None, "mlp_share": 0.95}], ids=str
+)
+def test_a_model_from_which_nothing_is_cut_is_not_healed(section, kept, monkeypatch):
+    monkeypatch.setattr(shrink, "heal", lambda *_: pytest.fail("it was healed"))  # 0.95 of 64 neurons are rounded up
+    with pytest.raises(UserError, match=r"nothing is cut .*nothing to heal.*heal: null.*layers"):
+        shrunk(section.model_copy(update=kept), CPU)
+
+
+def test_a_whole_model_may_learn_to_predict_a_text(section):
+    heal = section.heal.model_copy(update={"objective": "next_token"})
+    report = shrink_report(Path(shrunk(section.model_copy(update={"layers": None, "heal": heal}), CPU).source))
+    assert report.layers == [0, 1, 2, 3]
+    assert report.healed.perplexity < report.cut.perplexity
+
+
+def fit_of(section: ModelConfig, cut: float, healed: float) -> str:
+    sizes = {"whole": 2, "cut": 1}
+    return shrink._outcome(section, ShrinkReport([0], None, sizes, 1, Fit(2.0), Fit(3.0, cut), Fit(3.0, healed)))
+
+
+def test_healing_that_did_harm_is_said_plainly(section):
+    assert fit_of(section, 0.5, 0.25) == "healed: KL per token 0.50 -> 0.25 nats"
+    assert fit_of(section, 0.25, 0.5).startswith("healing did harm: KL per token 0.25 -> 0.50 nats")
+    text = section.model_copy(update={"heal": section.heal.model_copy(update={"objective": "next_token"})})
+    assert "harm" not in fit_of(text, 0.25, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +278,8 @@ def test_a_healed_model_of_both_roles_gives_every_layer_to_itself(tiny_config, s
 
 
 def test_an_llm_that_nothing_uses_is_not_healed(tiny_config, section):
-    config = changed(tiny_config, {"llm": section.model_dump() | {"layers": None}})
+    heal = section.heal.model_dump() | {"objective": "next_token"}
+    config = changed(tiny_config, {"llm": section.model_dump() | {"layers": None, "heal": heal}})
     assert with_shrunk_models(changed(config, {"server.epochs": 0})).llm == config.llm
     assert with_shrunk_models(config).llm.heal is None
 

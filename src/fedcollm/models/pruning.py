@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedcollm.errors import UserError
+from fedcollm.errors import SECTION, UserError
 
 #: A number of layers, or their indices.
 Layers = int | Sequence[int]
@@ -16,7 +16,7 @@ Layers = int | Sequence[int]
 KEPT_LAYERS = "kept_layers"
 
 #: The advice for a model whose layers can't be cut.
-_WHOLE = "Set layers: null, or choose another model."
+_WHOLE = f"Set {SECTION}layers: null and {SECTION}heal: null, or choose another model."
 
 #: Names of the linear layers of a gated MLP: two into its neurons, one out of them.
 _INTO, _OUT = ("gate_proj", "up_proj"), "down_proj"
@@ -33,7 +33,7 @@ def even_layers(total: int, keep: int) -> list[int]:
     """
     if not 1 <= keep <= total:
         raise UserError(
-            f"layers: {keep} of a model with {total} layers can't be kept; give a number from 1 to {total}."
+            f"{SECTION}layers: {keep} of a model with {total} layers can't be kept; give a number from 1 to {total}."
         )
     return [0] if keep == 1 else [round(i * (total - 1) / (keep - 1)) for i in range(keep)]
 
@@ -51,8 +51,8 @@ def kept_layers(total: int, layers: Layers) -> list[int]:
         return even_layers(total, layers)
     if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < total:
         raise UserError(
-            f"layers: {list(layers)} of a model with {total} layers can't be kept. Give indices from 0 to {total - 1} "
-            "in ascending order, each once, or the number of layers to keep."
+            f"{SECTION}layers: {list(layers)} of a model with {total} layers can't be kept. Give indices from 0 to "
+            f"{total - 1} in ascending order, each once, or the number of layers to keep."
         )
     return list(layers)
 
@@ -75,8 +75,8 @@ def layer_count(model: Any) -> int:
     count = getattr(model.config, "num_hidden_layers", None)
     if not isinstance(count, int):
         raise UserError(
-            f"layers: the configuration of {type(model).__name__} does not say how many layers it has, so none can be "
-            f"cut. {_WHOLE}"
+            f"{SECTION}layers: the configuration of {type(model).__name__} does not say how many layers it has, so "
+            f"none can be cut. {_WHOLE}"
         )
     return count
 
@@ -138,7 +138,7 @@ def _layer_lists(model: Any) -> dict[str, nn.ModuleList]:
             found[name] = module
     if not found:
         raise UserError(
-            f"layers: {type(model).__name__} has no list of its {total} layers, so none can be cut. {_WHOLE}"
+            f"{SECTION}layers: {type(model).__name__} has no list of its {total} layers, so none can be cut. {_WHOLE}"
         )
     return found
 
@@ -165,7 +165,7 @@ def _check_configuration(model: Any) -> None:
         same = False
     if not same:
         raise UserError(
-            f"layers: {type(model).__name__} can't be loaded again without some of its layers, because its "
+            f"{SECTION}layers: {type(model).__name__} can't be loaded again without some of its layers, because its "
             f"configuration does not describe what is left. {_WHOLE}"
         )
 
@@ -186,8 +186,8 @@ def gated_mlps(model: nn.Module) -> list[Any]:
     ]
     if not found:
         raise UserError(
-            f"mlp_share: the MLPs of {type(model).__name__} do not consist of {', '.join(names)}, so their neurons "
-            "can't be ranked. Set mlp_share: 1."
+            f"{SECTION}mlp_share: the MLPs of {type(model).__name__} do not consist of {', '.join(names)}, so their "
+            f"neurons can't be ranked. Set {SECTION}mlp_share: 1."
         )
     return found
 

@@ -12,7 +12,7 @@ from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels, base_models, build_modality, load_pool
 from fedcollm.data.partition import describe, split
 from fedcollm.data.pool import Pool, Split
-from fedcollm.errors import UserError
+from fedcollm.errors import UserError, in_section
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
@@ -101,7 +101,8 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     shapes: dict[str, Any] = {}
     itemsizes: dict[str, int] = {}
     for role, model in models.items():
-        dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
+        with in_section(role):
+            dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
         shapes[role], itemsizes[role] = getattr(network, "config", None), dtype.itemsize
         roles[role] = role_cost(model, network, dtype, uploads)
     parts, note = _data(config, pool)

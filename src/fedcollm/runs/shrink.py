@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels
+from fedcollm.errors import in_section
 from fedcollm.modalities.text.models import pair_facts
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, resolve_dtype
@@ -78,8 +79,11 @@ def with_shrunk_models(config: RunConfig, modality: BaseModels | None = None) ->
     Raises:
         UserError: as in `plan_bases`, or a base can't be cut.
     """
-    plans, device = plan_bases(config, modality), resolve_device(config.device)
-    return config.model_copy(update={role: _made(getattr(config, role), plan, device) for role, plan in plans.items()})
+    device, sections = resolve_device(config.device), dict[str, ModelConfig]()
+    for role, plan in plan_bases(config, modality).items():
+        with in_section(role):
+            sections[role] = _made(getattr(config, role), plan, device)
+    return config.model_copy(update=sections)
 
 
 def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
@@ -89,7 +93,7 @@ def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
     the text. A section without `heal` is returned as it is.
 
     Raises:
-        UserError: the model or the text can't be read, or the text is too short.
+        UserError: the model or the text can't be read, the text is too short, or nothing is cut.
     """
     return section if section.heal is None else _made(section, plan_base(section, device), device)
 
@@ -137,7 +141,7 @@ def _make(section: ModelConfig, plan: Plan, device: torch.device, target: Path, 
     student.save_pretrained(target)
     from_pretrained(AutoTokenizer, place).save_pretrained(target)
     save_report(target, report)
-    say(f"healed: KL per token {report.cut.kl:.2f} -> {report.healed.kl:.2f} nats")
+    say(_outcome(section, report))
 
 
 def _cut(
@@ -164,6 +168,18 @@ def _cut(
 def _described(section: ModelConfig) -> str:
     layers = "all layers" if section.layers is None else f"layers: {section.layers} ({section.layer_choice})"
     return layers + (f", {section.mlp_share:g} of the neurons" if section.mlp_share < 1 else "")
+
+
+def _outcome(section: ModelConfig, report: ShrinkReport) -> str:
+    """Say what healing did, and plainly so if it did harm. To predict the text instead may raise the KL."""
+    cut, healed, settings = report.cut.kl or 0.0, report.healed.kl or 0.0, section.heal
+    nats = f"KL per token {cut:.2f} -> {healed:.2f} nats"
+    if settings is None or settings.objective != "distillation" or healed <= cut:
+        return f"healed: {nats}"
+    return (
+        f"healing did harm: {nats} on text that was held out. Set another heal.learning_rate (now "
+        f"{settings.learning_rate:g}), more text (heal.size, now {settings.size}), or heal.epochs: 0 to only cut."
+    )
 
 
 def _size(model: Any) -> int:

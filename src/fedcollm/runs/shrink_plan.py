@@ -5,16 +5,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.config import HealingConfig, ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels, base_models
 from fedcollm.data.texts import load_text, pieces
-from fedcollm.errors import UserError
+from fedcollm.errors import SECTION, UserError, in_section
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.pretrained import base_directory, cache_directory, stem
+from fedcollm.models.pretrained import base_directory, cache_directory, load_config, stem
+from fedcollm.models.pruning import kept_layers, neuron_count
 from fedcollm.runs.directory import check_healed, recorded_bases
 
 #: Pieces of text that are held out to measure the fit.
@@ -51,20 +53,66 @@ def plan_base(section: ModelConfig, device: torch.device) -> Plan:
         device: the device on which the base is healed, since its arithmetic decides the last bits.
 
     Raises:
-        UserError: the model or the text can't be read, or the text is too short.
+        UserError: the model or the text can't be read, the text is too short, or nothing is cut.
     """
     settings = section.heal
     assert settings is not None
+    refuse_uncut(section)
+    texts, place = _texts(settings), base_directory(section.source, None)
+    _check_cut(section, load_config(section.source).get_text_config())
+    key = f"{stem(section.source, Path(place))}-healed-{_digest(section, texts, device)}"
+    return Plan(key, place, texts)
+
+
+def _texts(settings: HealingConfig) -> list[TextExample]:
+    """Return as many pieces of the text as healing takes, with those that are held out.
+
+    Raises:
+        UserError: the text can't be read, or is too short.
+    """
     texts = pieces(load_text(settings.text), settings.words, settings.seed)
-    needed = settings.size + HELD_OUT
-    if len(texts) < needed:
+    needed, most = settings.size + HELD_OUT, len(texts) - HELD_OUT
+    if most >= settings.size:
+        return texts[:needed]
+    need = f"{SECTION}heal.size {settings.size} needs {needed}" if most > 0 else f"at least {HELD_OUT + 1} are needed"
+    lower = f"Lower {SECTION}heal.size to {most} or less, give" if most > 0 else "Give"
+    raise UserError(
+        f"{SECTION}heal.text: {settings.text} has {len(texts)} pieces of 2 to {settings.words} words, and {need} "
+        f"({HELD_OUT} are held out). {lower} a longer text, or lower {SECTION}heal.words, which cuts long paragraphs "
+        "into more pieces."
+    )
+
+
+def refuse_uncut(section: ModelConfig, cut: bool | None = None) -> None:
+    """Refuse to distill a whole model into itself, which would only disturb its weights.
+
+    Args:
+        section: a model's section with `heal`.
+        cut: whether something is cut from the base; by default, whether the section says that something may be.
+
+    Raises:
+        UserError: nothing is cut.
+    """
+    assert section.heal is not None
+    if section.heal.objective == "distillation" and not (bool(section.cut) if cut is None else cut):
         raise UserError(
-            f"heal.text: {settings.text} has {len(texts)} pieces of 2 to {settings.words} words, and heal.size "
-            f"{settings.size} needs {needed} ({HELD_OUT} are held out). Lower heal.size, or give a longer text."
+            f"{SECTION}heal: nothing is cut from {section.source}, so there is nothing to heal. Set {SECTION}heal: "
+            f"null, or cut it: set {SECTION}layers to some of its layers, or {SECTION}mlp_share to less than 1."
         )
-    place = base_directory(section.source, None)
-    key = f"{stem(section.source, Path(place))}-healed-{_digest(section, texts[:needed], device)}"
-    return Plan(key, place, texts[:needed])
+
+
+def _check_cut(section: ModelConfig, shape: Any) -> None:
+    """Refuse layers that the base does not have, and layers and neurons that are all of those that it has.
+
+    Raises:
+        UserError: as above.
+    """
+    total, width = (getattr(shape, name, None) for name in ("num_hidden_layers", "intermediate_size"))
+    fewer = section.layers is not None
+    if isinstance(total, int) and section.layers is not None:
+        fewer = len(kept_layers(total, section.layers)) < total
+    all_neurons = section.mlp_share == 1 or (isinstance(width, int) and neuron_count(width, section.mlp_share) == width)
+    refuse_uncut(section, fewer or not all_neurons)
 
 
 def plan_bases(config: RunConfig, modality: BaseModels | None = None) -> dict[str, Plan]:
@@ -91,7 +139,8 @@ def plan_bases(config: RunConfig, modality: BaseModels | None = None) -> dict[st
                 f"{role}.heal: the models of {config.task.name} are no language models, so they can't be healed on "
                 f"text. Set {role}.heal: null."
             )
-        plans[role] = plan_base(section, device)
+        with in_section(role):
+            plans[role] = plan_base(section, device)
     return plans
 
 
