@@ -1,7 +1,7 @@
 """Estimate what a run would cost from the models' configurations alone, without training or downloading anything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import peft
@@ -18,6 +18,7 @@ from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.runs.build_clients import build_privacy, build_uploads
+from fedcollm.runs.shrink_plan import plan_bases
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
 _ADAM_COPIES = 4
@@ -71,6 +72,7 @@ class Cost:
         epsilon: ε that the whole run would spend; None without differential privacy.
         delta: δ of the same guarantee; None without differential privacy.
         statistics_bytes: size of what each client sends once before round 1, for pseudo-labels; 0 without them.
+        healed: role to whether the cache holds its healed base already, for bases that the run needs healed.
     """
 
     roles: dict[str, RoleCost]
@@ -80,6 +82,7 @@ class Cost:
     epsilon: float | None = None
     delta: float | None = None
     statistics_bytes: int = 0
+    healed: Mapping[str, bool] = field(default_factory=dict[str, bool])
 
 
 def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | None = None) -> Cost:
@@ -105,6 +108,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
             dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
         shapes[role], itemsizes[role] = getattr(network, "config", None), dtype.itemsize
         roles[role] = role_cost(model, network, dtype, uploads)
+    healed = {role: plan.entry.is_dir() for role, plan in plan_bases(config, modality).items()}
     parts, note = _data(config, pool)
     once = _statistics_bytes(config, modality, parts, shapes["slm"])
     if config.control is not None:
@@ -115,7 +119,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     memory += activation_bytes(config, known, shapes, itemsizes, parts)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
-    return Cost(roles, memory, data, note, epsilon, delta, once)
+    return Cost(roles, memory, data, note, epsilon, delta, once, healed)
 
 
 def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
