@@ -21,11 +21,12 @@ from fedcollm.errors import in_section
 from fedcollm.modalities.text.models import pair_facts
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.pretrained import CACHE, cache_directory, cached, from_pretrained, load_causal_lm
+from fedcollm.models.cache import CACHE, cache_directory, cached
+from fedcollm.models.pretrained import from_pretrained, load_causal_lm
 from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons
 from fedcollm.progress import say
 from fedcollm.runs.shrink_plan import HELD_OUT, Plan, as_directory, plan_base, plan_bases
-from fedcollm.storage import one_at_a_time, write_atomically, writing
+from fedcollm.storage import write_atomically, writing
 from fedcollm.training.healing import Checkpoint, Fit, heal, measure, text_batches
 from fedcollm.training.shrinking import LAYER_CHOICES, neurons
 
@@ -101,8 +102,7 @@ def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
 def _made(section: ModelConfig, plan: Plan, device: torch.device) -> ModelConfig:
     """Make a planned base unless the cache holds it, and return the section with it as its source."""
     unfinished = cache_directory() / f".unfinished-{plan.key}"
-    with one_at_a_time(plan.entry, CACHE):
-        made = cached(plan.key, lambda target: _make(section, plan, device, target, unfinished))
+    made = cached(plan.key, lambda target: _make(section, plan, device, target, unfinished))
     shutil.rmtree(unfinished, ignore_errors=True)
     return as_directory(section, made)
 

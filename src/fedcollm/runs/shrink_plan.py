@@ -15,7 +15,8 @@ from fedcollm.data.texts import load_text, pieces
 from fedcollm.errors import SECTION, UserError, in_section
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.pretrained import base_directory, cache_directory, load_config, stem
+from fedcollm.models.cache import cache_directory
+from fedcollm.models.pretrained import base_directory, load_config, stem
 from fedcollm.models.pruning import kept_layers, neuron_count
 from fedcollm.runs.directory import check_healed, recorded_bases
 
