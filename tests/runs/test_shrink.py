@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import tiny_llama
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from fedcollm.config import ModelConfig
 from fedcollm.config.baselines import changed
@@ -154,9 +154,11 @@ def test_a_tokenizer_without_special_tokens_is_enough(section, tokenizer, tmp_pa
     assert shrink_report(Path(made.source)).healed.kl < shrink_report(Path(made.source)).cut.kl
 
 
-def test_a_model_without_our_attention_is_healed(section, tokenizer, tmp_path):
+@pytest.mark.parametrize("by_index", [False, True])
+def test_a_model_without_our_attention_is_healed(section, tokenizer, tmp_path, by_index):
     shape = GPT2Config(vocab_size=16, n_embd=16, n_head=2, n_layer=4, n_positions=32, initializer_range=0.2)
     shape.bos_token_id = shape.eos_token_id = 1
+    shape.scale_attn_by_inverse_layer_idx = by_index
     source = str(tmp_path / "gpt2")
     torch.manual_seed(0)
     GPT2LMHeadModel(shape).save_pretrained(source)
@@ -164,6 +166,20 @@ def test_a_model_without_our_attention_is_healed(section, tokenizer, tmp_path):
     report = shrink_report(Path(shrunk(section.model_copy(update={"source": source}), CPU).source))
     assert report.layers == [0, 3]
     assert report.healed.kl < report.cut.kl
+
+
+def test_a_model_that_is_another_one_once_it_is_loaded_is_refused(section, monkeypatch, cache):
+    real = LlamaForCausalLM.save_pretrained
+
+    def spoiled(self, place):
+        copied = copy.deepcopy(self)
+        copied.model.norm.weight.data.neg_()
+        real(copied, place)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", spoiled)
+    with pytest.raises(UserError, match=r"can't be shrunk: once .* loaded again.*KL per token"):
+        shrunk(section, CPU)
+    assert not list(cache.glob("llm-*"))
 
 
 def test_a_model_can_be_cut_by_measurement_without_training(section):

@@ -18,6 +18,9 @@ KEPT_LAYERS = "kept_layers"
 #: The advice for a model whose layers can't be cut.
 _WHOLE = f"Set {SECTION}layers: null and {SECTION}heal: null, or choose another model."
 
+#: What to do if the configuration does not describe what is left, by the key that asked for the cut.
+_REMEDIES = {"layers": _WHOLE, "mlp_share": f"Set {SECTION}mlp_share: 1, or choose another model."}
+
 #: Names of the linear layers of a gated MLP: two into its neurons, one out of them.
 _INTO, _OUT = ("gate_proj", "up_proj"), "down_proj"
 
@@ -95,8 +98,24 @@ def prune_layers(model: Any, layers: Layers) -> Any:
         UserError: the model has no such layers, or can't be loaded again without the others.
     """
     _keep(model, kept_layers(layer_count(model), layers))
-    _check_configuration(model)
+    _check_configuration(model, "layers")
     return model
+
+
+def rebuilt(model: Any) -> Any:
+    """Return a cut transformer as it will be after it is saved and loaded again, in evaluation mode.
+
+    A layer that computes by its index, such as in GPT-2 with `scale_attn_by_inverse_layer_idx`, has the index that it
+    had in the whole model until then.
+    """
+    config = cast(Any, type(model.config)).from_dict(model.config.to_dict())
+    config._attn_implementation = model.config._attn_implementation  # which is not saved
+    with torch.device(model.device):
+        built = type(model)(config).to(model.dtype)
+    built.load_state_dict(model.state_dict())
+    built.tie_weights()
+    built.name_or_path = model.name_or_path
+    return built.eval()
 
 
 @contextlib.contextmanager
@@ -150,7 +169,7 @@ def _per_layer(config: Any, total: int) -> dict[str, list[Any]]:
     return {name: value for name, value in lists.items() if "layer" in name and len(value) == total}
 
 
-def _check_configuration(model: Any) -> None:
+def _check_configuration(model: Any, key: str) -> None:
     """Refuse a cut model that its own configuration does not describe: loading it would change or invent weights.
 
     Raises:
@@ -165,8 +184,8 @@ def _check_configuration(model: Any) -> None:
         same = False
     if not same:
         raise UserError(
-            f"{SECTION}layers: {type(model).__name__} can't be loaded again without some of its layers, because its "
-            f"configuration does not describe what is left. {_WHOLE}"
+            f"{SECTION}{key}: {type(model).__name__} can't be loaded again without what is cut, because its "
+            f"configuration does not describe what is left. {_REMEDIES[key]}"
         )
 
 
@@ -187,7 +206,7 @@ def gated_mlps(model: nn.Module) -> list[Any]:
     if not found:
         raise UserError(
             f"{SECTION}mlp_share: the MLPs of {type(model).__name__} do not consist of {', '.join(names)}, so their "
-            f"neurons can't be ranked. Set {SECTION}mlp_share: 1."
+            f"neurons can't be ranked. {_REMEDIES['mlp_share']}"
         )
     return found
 
@@ -198,6 +217,10 @@ def prune_neurons(model: Any, kept: Sequence[Tensor]) -> None:
     Args:
         model: a transformers model with gated MLPs.
         kept: for each MLP, the indices of its neurons to keep, [m] int64, the same number for all.
+
+    Raises:
+        UserError: the model has MLPs of several kinds, such as shared experts, whose sizes its configuration then does
+            not describe.
     """
     for mlp, neurons in zip(gated_mlps(model), kept, strict=True):
         for name in _INTO:
@@ -208,6 +231,7 @@ def prune_neurons(model: Any, kept: Sequence[Tensor]) -> None:
         if hasattr(mlp, "intermediate_size"):
             mlp.intermediate_size = len(neurons)
     model.config.intermediate_size = len(kept[0])
+    _check_configuration(model, "mlp_share")
 
 
 def _keep_outputs(layer: nn.Linear, rows: Tensor) -> None:

@@ -17,13 +17,13 @@ from transformers import AutoTokenizer
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels
-from fedcollm.errors import in_section
+from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.text.models import pair_facts
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.models.cache import CACHE, cache_directory, cached
 from fedcollm.models.pretrained import from_pretrained, load_causal_lm
-from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons
+from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons, rebuilt
 from fedcollm.progress import say
 from fedcollm.runs.shrink_plan import HELD_OUT, Plan, as_directory, plan_base, plan_bases
 from fedcollm.storage import write_atomically, writing
@@ -32,6 +32,8 @@ from fedcollm.training.shrinking import LAYER_CHOICES, neurons
 
 #: File of a shrunk model that says how it was made and how well it fits.
 REPORT = "shrink.json"
+#: KL per token, in nats, below which two models are one: float32 rounds to about 1e-7.
+_ROUNDING = 1e-4
 #: Pieces of text on which layers and neurons are ranked.
 RANKING = 48
 
@@ -129,6 +131,7 @@ def _make(section: ModelConfig, plan: Plan, device: torch.device, target: Path, 
     before = _size(student)
     ranking = text_batches(modality, texts[HELD_OUT : HELD_OUT + RANKING], settings.batch_size)
     layers, count = _cut(section, modality, (teacher, student), ranking)
+    student = rebuilt(student)
     whole, cut = measure(modality, teacher, None, held), measure(modality, student, teacher, held)
     say(f"healing {section.source} ({_described(section)}) once on {settings.size} pieces of {settings.text}")
     with writing(cache_directory(), CACHE):
@@ -139,6 +142,7 @@ def _make(section: ModelConfig, plan: Plan, device: torch.device, target: Path, 
     report = ShrinkReport(layers, count, sizes, rows, whole, cut, measure(modality, student, teacher, held))
     setattr(student.config, KEPT_LAYERS, layers)
     student.save_pretrained(target)
+    _check_saved(section, modality, student, ranking[:1], target)
     from_pretrained(AutoTokenizer, place).save_pretrained(target)
     save_report(target, report)
     say(_outcome(section, report))
@@ -168,6 +172,21 @@ def _cut(
 def _described(section: ModelConfig) -> str:
     layers = "all layers" if section.layers is None else f"layers: {section.layers} ({section.layer_choice})"
     return layers + (f", {section.mlp_share:g} of the neurons" if section.mlp_share < 1 else "")
+
+
+def _check_saved(section: ModelConfig, modality: TextTask, model: Any, batches: Sequence[Any], target: Path) -> None:
+    """Refuse a model that predicts something else once it is loaded again: what is saved is not what was measured.
+
+    Raises:
+        UserError: the predictions differ by more than rounding.
+    """
+    again = load_causal_lm(str(target), torch.float32, "default").to(model.device).eval()
+    kl = measure(modality, again, model, batches).kl
+    if kl is None or not kl < _ROUNDING:
+        raise UserError(
+            f"model source {section.source!r} can't be shrunk: once the healed model is saved and loaded again, it "
+            f"predicts something else (KL per token {kl:.2g} nats). Choose another model."
+        )
 
 
 def _outcome(section: ModelConfig, report: ShrinkReport) -> str:
