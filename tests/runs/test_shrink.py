@@ -123,6 +123,14 @@ def test_cache_that_cannot_be_written_is_named(section, tmp_path, monkeypatch):
         shrunk(section, CPU)
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"whole": 1}'])
+def test_a_damaged_report_is_named_with_what_to_do(tmp_path, content):
+    if content is not None:
+        (tmp_path / "shrink.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"shrink.json can't be read .*Delete {tmp_path}"):
+        shrink_report(tmp_path)
+
+
 @pytest.mark.parametrize("moved", [False, True], ids=["in the cache", "elsewhere"])
 def test_a_healed_model_can_be_shrunk_again(section, tmp_path, moved):
     first = shrunk(section.model_copy(update={"layers": 3}), CPU).source

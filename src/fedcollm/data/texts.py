@@ -1,5 +1,6 @@
 """Public text without labels, for healing a cut model: from an installed package, from a file, or from the hub."""
 
+import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,12 +32,12 @@ def load_text(name: str) -> list[str]:
     """
     if name in TEXTS:
         return TEXTS[name]()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # leaves a user that does not exist as it is
     if path.suffix == ".txt":
         return _lines(path)
     if path.name.endswith(SUFFIXES):
         return [_text(row, place) for place, row in file_rows(path)]
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
             f"{SECTION}heal.text: {name} is not a text. Give one of {', '.join(TEXTS)}, a .txt file, a "
             f"{', '.join(SUFFIXES)} file with a column {COLUMN!r}, or a data set of the hub (OWNER/NAME)."

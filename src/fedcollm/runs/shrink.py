@@ -110,8 +110,18 @@ def _made(section: ModelConfig, plan: Plan, device: torch.device) -> ModelConfig
 
 
 def shrink_report(directory: Path) -> ShrinkReport:
-    """Return the report of a model that `shrunk` made."""
-    return ShrinkReport.from_json((directory / REPORT).read_text(encoding="utf-8"))
+    """Return the report of a model that `shrunk` made.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return ShrinkReport.from_json((directory / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory / REPORT} can't be read ({error}), so {directory} is no complete shrunk model. Delete "
+            f"{directory}, and it is made again."
+        ) from error
 
 
 def save_report(directory: Path, report: ShrinkReport) -> None:
