@@ -283,7 +283,11 @@ DEPLOYMENT = [
          both(with_deployment, lines("test.jsonl", good_row(1)))),
     Case("client's key that others may read", "deploy client ROOT/out/clients/a --data ROOT",
          both(with_deployment, lambda place: (place.root / "out/clients/a/node.key").chmod(0o644))),
-    Case("SLM that each party would heal", f"{INIT} --clients a,b,c --set {SECURE} --set slm.heal.size=100"),
+    Case(
+        "SLM that each party would heal",
+        f"{INIT} --clients a,b,c --set {SECURE} --set slm.layers=1 --set slm.heal.size=100",
+    ),
+    Case("SLM that is whole and healed", f"{INIT} --clients a,b,c --set {SECURE} --set slm.heal.size=100"),
     Case("client's key that is missing", "deploy client ROOT/out/clients/a --data ROOT",
          both(with_deployment, lambda place: (place.root / "out/clients/a/node.key").unlink())),
 ]  # fmt: skip

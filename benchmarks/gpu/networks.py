@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from benchmarks.gpu.device import device
-from fedcollm.models.pretrained import cache_directory, load_tokenizer
+from fedcollm.models.cache import cache_directory
+from fedcollm.models.pretrained import load_tokenizer
 
 SMOLLM2 = "smollm2-135m"
 

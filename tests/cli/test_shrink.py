@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, LlamaForCausalLM, ViTConfig, ViT
 from fedcollm.cli import app as cli
 from fedcollm.config.baselines import changed
 from fedcollm.models.pretrained import load_config
-from fedcollm.runs import shrink, shrink_scores
+from fedcollm.runs import shrink, shrink_plan, shrink_scores
 from fedcollm.runs.runner import evaluate_run, run
 
 
@@ -91,7 +91,7 @@ def test_quiet_prints_nothing(command):
     [
         (["--layers", "1,3"], [1, 3]),
         (["--layers", "2,"], [2]),
-        (["--layers", "all"], [0, 1, 2, 3]),
+        (["--layers", "all", "--set", "mlp_share=0.5"], [0, 1, 2, 3]),
         (["--layers", "2", "--set", "layer_choice=influence"], None),
     ],
 )
@@ -157,6 +157,7 @@ def test_what_was_cut_is_not_scored_if_neurons_went(command, tiny_config, tmp_pa
         (["--set", "heal=null"], "set heal.epochs=0"),
         (["--set", "heal.words=1"], "heal.words: 1 is not allowed"),
         (["--set", "heal.size=300"], "216 pieces of 2 to 32 words, and heal.size 300 needs 396"),
+        (["--layers", "all"], "nothing is cut from"),
         (["--set", "adapter.rank=2"], "shrink has no such setting"),
         (["--set", "mlp_share=2"], "mlp_share: 2 is not allowed"),
         (["--set", "layer_choice=best"], "choose one of even, block, influence"),
@@ -184,7 +185,7 @@ def test_text_that_is_not_utf_8_is_named(command, no_work, tmp_path):
 
 def test_directory_that_exists_is_refused(command, no_work, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(shrink, "load_text", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr(shrink_plan, "load_text", lambda *_: pytest.fail("the text was read"))
     assert command()[::2] == (2, f"error: --out: {tmp_path / 'out'} exists already. Choose another directory.\n")
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from fedcollm.cli.check_tables import cost_table
@@ -81,3 +82,11 @@ def test_a_check_says_every_setting(capsys, monkeypatch):
     shown = " ".join(capsys.readouterr().out.split())
     assert "FedProx" in shown
     assert "seed: 3" in shown
+
+
+@pytest.mark.parametrize(
+    ("made", "words"), [(True, "is in the cache"), (False, "is not in the cache: the run heals it first")]
+)
+def test_a_check_says_whether_the_base_is_healed_already(made, words):
+    cost = Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, None, healed={"slm": made})
+    assert f"slm.heal: the healed base {words}" in str(cost_table(cost).caption)

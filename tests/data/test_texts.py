@@ -60,3 +60,9 @@ def test_the_order_depends_on_the_seed_only():
     words = [f"w{i} x" for i in range(20)]
     assert pieces(words, 2, 1) == pieces(list(reversed(words)), 2, 1)
     assert pieces(words, 2, 1) != pieces(words, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x.txt", "~nosuchuser/x", "~nosuchuser/x.jsonl", "a/" + "b" * 300])
+def test_a_path_that_can_be_none_is_the_users_error(name):
+    with pytest.raises(UserError, match=r"b{300}|nosuchuser"):
+        load_text(name)

@@ -290,7 +290,7 @@ def test_client_answers_a_request_for_statistics_that_is_longer_than_any_adapter
 
 def test_client_that_would_heal_its_own_slm_does_not_start(out, config):
     place = out / "clients" / "1"
-    (place / CONFIG).write_text(config_text(changed(config, {"slm.heal": {"size": 100}})))
+    (place / CONFIG).write_text(config_text(changed(config, {"slm.layers": 1, "slm.heal": {"size": 100}})))
     with pytest.raises(
         UserError, match=r"slm\.heal: each machine .* fedcollm shrink .* --set heal\.size=100 --out DIR"
     ):
@@ -301,7 +301,7 @@ def test_client_that_would_heal_its_own_slm_does_not_start(out, config):
 
 
 def test_server_that_would_heal_its_own_slm_does_not_start(out, config):
-    (out / "server" / CONFIG).write_text(config_text(changed(config, {"slm.heal": {}})))
+    (out / "server" / CONFIG).write_text(config_text(changed(config, {"slm.layers": 1, "slm.heal": {}})))
     with pytest.raises(UserError, match=r"slm\.heal: each machine"), server.serving(out / "server"):
         pass
 

@@ -14,7 +14,6 @@ from fedcollm.errors import UserError
 from fedcollm.models import pretrained
 from fedcollm.models.pretrained import (
     base_directory,
-    cache_directory,
     hub_reachable,
     load_causal_lm,
     load_config,
@@ -22,6 +21,7 @@ from fedcollm.models.pretrained import (
     start_tokens,
 )
 from fedcollm.models.pruning import prune_layers
+from fedcollm.storage import cache_directory
 
 TOKENS = torch.tensor([[2, 8, 11, 5, 9]])
 
@@ -53,7 +53,7 @@ def test_pruned_directory_is_made_in_the_cache(model_directories, cache):
     expected = prune_layers(load_causal_lm(model_directories["llm"], torch.float32), 2)
     assert torch.equal(logits(pruned), logits(expected))
     assert load_tokenizer(place)("red cat").input_ids == [2, 5]
-    assert [path.name for path in cache.iterdir()] == [os.path.basename(place)]
+    assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == [os.path.basename(place)]
 
 
 def test_pruned_directory_is_made_once(model_directories, monkeypatch):
@@ -100,7 +100,7 @@ def test_pruned_copy_follows_a_directory_whose_weights_were_replaced(model_direc
 def test_failed_build_leaves_nothing_in_the_cache(model_directories, cache):
     with pytest.raises(UserError, match=r"layers: 9 .*4"):
         base_directory(model_directories["llm"], 9)
-    assert list(cache.iterdir()) == []
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_cache_is_in_the_home_directory_by_default(monkeypatch, tmp_path):
@@ -192,7 +192,7 @@ def test_file_that_is_no_gguf_is_the_users_error(tmp_path, cache):
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"broken\.gguf"):
         base_directory(str(tmp_path / "broken.gguf"), None)
-    assert list(cache.iterdir()) == []
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_shipped_model_whose_package_is_missing_says_how_to_get_it(monkeypatch):
@@ -275,7 +275,7 @@ def test_gguf_file_is_converted_once_into_safetensors(tmp_path, cache, monkeypat
     place = base_directory(str(file), None)
     monkeypatch.setattr(pretrained, "_convert_gguf", lambda *_: pytest.fail("converted again"))
     assert base_directory(str(file), None) == place
-    assert [str(path) for path in cache.iterdir()] == [place]
+    assert [str(path) for path in cache.iterdir() if path.suffix != ".lock"] == [place]
     assert os.path.basename(place).startswith("tiny-")
     assert (Path(place) / "model.safetensors").is_file()
     loaded = load_causal_lm(place, torch.float32)

@@ -9,12 +9,16 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    DeepseekV3Config,
+    DiffLlamaConfig,
     GPT2Config,
     GPTNeoXConfig,
     JambaConfig,
+    Llama4TextConfig,
     LlamaConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     SmolLM3Config,
 )
 
@@ -28,6 +32,7 @@ from fedcollm.models.pruning import (
     only_layers,
     prune_layers,
     prune_neurons,
+    rebuilt,
 )
 
 TOKENS = torch.tensor([[2, 8, 11, 5, 9]])
@@ -230,3 +235,57 @@ def test_the_most_important_neurons_stay_in_their_order():
 def test_a_model_without_gated_mlps_cannot_lose_neurons():
     with pytest.raises(UserError, match="mlp_share"):
         gated_mlps(family("gpt2"))
+
+
+# --- as it will be loaded again ---
+
+BY_INDEX = {
+    "gpt2 by index": GPT2Config(
+        vocab_size=16, n_embd=16, n_head=2, n_layer=5, n_positions=32, scale_attn_by_inverse_layer_idx=True,
+        initializer_range=0.5, **TOKEN_IDS,
+    ),
+    "diffllama": DiffLlamaConfig(**SHAPE, intermediate_size=32, num_key_value_heads=2, initializer_range=0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*BY_INDEX, *FAMILIES])
+def test_a_rebuilt_model_is_the_one_that_is_loaded_again(name, tmp_path):
+    torch.manual_seed(0)
+    model = prune_layers(AutoModelForCausalLM.from_config(copy.deepcopy((BY_INDEX | FAMILIES)[name])).eval(), [0, 3])
+    built = rebuilt(model)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(built), logits(load_causal_lm(str(tmp_path), torch.float32, "default")))
+    assert torch.allclose(logits(built), logits(model)) == (name not in BY_INDEX)
+
+
+def test_a_rebuilt_model_keeps_its_dtype_attention_and_place(llama):
+    llama.config._attn_implementation, llama.name_or_path = "eager", "somewhere"
+    built = rebuilt(prune_layers(llama.to(torch.bfloat16), 1))
+    assert (built.dtype, built.config._attn_implementation, built.name_or_path) == (
+        torch.bfloat16,
+        "eager",
+        "somewhere",
+    )
+    assert built.get_output_embeddings().weight is built.get_input_embeddings().weight
+
+
+EXPERTS = SHAPE | {"intermediate_size": 32, "num_key_value_heads": 2, "pad_token_id": 0}
+SEVERAL_KINDS = {
+    "shared experts of Qwen2-MoE": Qwen2MoeConfig(
+        **EXPERTS, moe_intermediate_size=16, shared_expert_intermediate_size=48, num_experts=4, num_experts_per_tok=2
+    ),
+    "dense and shared experts of DeepSeek": DeepseekV3Config(
+        **EXPERTS, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+    ),
+    "shared experts of Llama 4": Llama4TextConfig(
+        **EXPERTS, head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=8
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEVERAL_KINDS)
+def test_neurons_of_several_kinds_of_mlps_are_not_cut(name):
+    model = AutoModelForCausalLM.from_config(SEVERAL_KINDS[name])
+    with pytest.raises(UserError, match=r"mlp_share: .* does not describe what is left. Set mlp_share: 1"):
+        prune_neurons(model, [torch.arange(8)] * len(gated_mlps(model)))

@@ -8,11 +8,14 @@ from torch import nn
 from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
 from fedcollm.data.pool import Pool, Split
+from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.models import TextModels
 from fedcollm.modalities.vision.models import ImageModels
+from fedcollm.runs.build import build_federation
 from fedcollm.runs.estimate import activation_bytes, check
+from fedcollm.runs.shrink import with_shrunk_models
 
 CONFIG = load_config(
     "icd10", **{"client.batch_size": 1, "server.batch_size": 1, "evaluation.batch_size": 1, "federation.rounds": 1}
@@ -92,3 +95,32 @@ def test_own_modality_is_estimated_by_its_outline_and_its_examples(tiny_config):
     assert (cost.roles["slm"].base_parameters, cost.roles["slm"].adapter_parameters) == (44, 8 * (4 + 6))
     assert cost.roles["slm"].base_bytes == 176
     assert cost.data["test"] == 2
+
+
+# --- healed bases ---
+
+
+@pytest.fixture
+def healed(tiny_config, model_directories, healing_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
+    heal = {"text": str(healing_text), "size": 96, "batch_size": 16}
+    return changed(tiny_config, {"slm.source": model_directories["llm"], "slm.layers": 2, "slm.heal": heal})
+
+
+def test_check_says_whether_the_healed_base_is_in_the_cache(healed, tiny_config):
+    assert check(healed).healed == {"slm": False}
+    with_shrunk_models(healed)
+    assert check(healed).healed == {"slm": True}
+    assert check(tiny_config).healed == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"text": "/no/such.txt"}, {"size": 121}, {"text": "/no/such"}, {"text": "no/such"}], ids=str
+)
+def test_check_refuses_a_healing_text_as_a_run_does(healed, change, tmp_path):
+    config = changed(healed, {f"slm.heal.{key}": value for key, value in change.items()})
+    with pytest.raises(UserError, match=r"^slm\.heal\.text") as checked:
+        check(config)
+    with pytest.raises(UserError) as ran:
+        build_federation(config, tmp_path)
+    assert str(checked.value) == str(ran.value)

@@ -1,6 +1,7 @@
 """Models that are cut and healed before a run: made once, found again, refused clearly."""
 
 import copy
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import tiny_llama
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from fedcollm.config import ModelConfig
 from fedcollm.config.baselines import changed
@@ -17,8 +18,10 @@ from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.pretrained import load_causal_lm, load_config, load_tokenizer, start_tokens
 from fedcollm.runs import shrink
 from fedcollm.runs.build import Inputs, build_federation
-from fedcollm.runs.runner import rounds
+from fedcollm.runs.directory import read_json
+from fedcollm.runs.runner import evaluate_run, restore, rounds
 from fedcollm.runs.shrink import ShrinkReport, shrink_report, shrunk, with_shrunk_models
+from fedcollm.training.healing import Fit
 
 CPU = torch.device("cpu")
 
@@ -120,6 +123,14 @@ def test_cache_that_cannot_be_written_is_named(section, tmp_path, monkeypatch):
         shrunk(section, CPU)
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"whole": 1}'])
+def test_a_damaged_report_is_named_with_what_to_do(tmp_path, content):
+    if content is not None:
+        (tmp_path / "shrink.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"shrink.json can't be read .*Delete {tmp_path}"):
+        shrink_report(tmp_path)
+
+
 @pytest.mark.parametrize("moved", [False, True], ids=["in the cache", "elsewhere"])
 def test_a_healed_model_can_be_shrunk_again(section, tmp_path, moved):
     first = shrunk(section.model_copy(update={"layers": 3}), CPU).source
@@ -151,9 +162,11 @@ def test_a_tokenizer_without_special_tokens_is_enough(section, tokenizer, tmp_pa
     assert shrink_report(Path(made.source)).healed.kl < shrink_report(Path(made.source)).cut.kl
 
 
-def test_a_model_without_our_attention_is_healed(section, tokenizer, tmp_path):
+@pytest.mark.parametrize("by_index", [False, True])
+def test_a_model_without_our_attention_is_healed(section, tokenizer, tmp_path, by_index):
     shape = GPT2Config(vocab_size=16, n_embd=16, n_head=2, n_layer=4, n_positions=32, initializer_range=0.2)
     shape.bos_token_id = shape.eos_token_id = 1
+    shape.scale_attn_by_inverse_layer_idx = by_index
     source = str(tmp_path / "gpt2")
     torch.manual_seed(0)
     GPT2LMHeadModel(shape).save_pretrained(source)
@@ -161,6 +174,20 @@ def test_a_model_without_our_attention_is_healed(section, tokenizer, tmp_path):
     report = shrink_report(Path(shrunk(section.model_copy(update={"source": source}), CPU).source))
     assert report.layers == [0, 3]
     assert report.healed.kl < report.cut.kl
+
+
+def test_a_model_that_is_another_one_once_it_is_loaded_is_refused(section, monkeypatch, cache):
+    real = LlamaForCausalLM.save_pretrained
+
+    def spoiled(self, place):
+        copied = copy.deepcopy(self)
+        copied.model.norm.weight.data.neg_()
+        real(copied, place)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", spoiled)
+    with pytest.raises(UserError, match=r"can't be shrunk: once .* loaded again.*KL per token"):
+        shrunk(section, CPU)
+    assert not list(cache.glob("llm-*"))
 
 
 def test_a_model_can_be_cut_by_measurement_without_training(section):
@@ -181,8 +208,63 @@ def test_fewer_neurons(section):
 
 def test_a_text_that_is_too_short_is_the_users_error(section):
     more = ModelConfig.model_validate(section.model_dump() | {"heal": section.heal.model_dump() | {"size": 500}})
-    with pytest.raises(UserError, match=r"heal.text.* 216 pieces .*heal.size 500 needs 596"):
+    with pytest.raises(UserError, match=r"^heal.text.* 216 pieces .*heal.size 500 needs 596.*Lower heal.size to 120 "):
         shrunk(more, CPU)
+
+
+def test_a_text_of_few_long_lines_can_be_cut_into_more_pieces(section, text):
+    words = Path(text).read_text(encoding="utf-8").split()  # 648
+    Path(text).write_text(" ".join(words), encoding="utf-8")
+    with pytest.raises(UserError, match=r"has 21 pieces .*at least 97 are needed.*heal\.words") as error:
+        shrunk(section, CPU)
+    assert "heal.size" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"), [({"heal": {"size": 500}}, r"llm\.heal\.size to 120"), ({"layers": 9}, r"llm\.layers: 9 of a")]
+)
+def test_messages_of_a_run_name_the_section(tiny_config, section, settings, key, tmp_path):
+    heal = section.heal.model_dump() | settings.pop("heal", {})
+    config = changed(tiny_config, {"llm": section.model_dump() | settings | {"heal": heal}})
+    with pytest.raises(UserError, match=key):
+        build_federation(config, tmp_path)
+
+
+@pytest.mark.parametrize("role", ["slm", "llm"])
+def test_messages_about_layers_that_are_only_cut_name_the_section(tiny_config, role, tmp_path):
+    with pytest.raises(UserError, match=rf"^{role}\.layers: 9 of a model"):
+        build_federation(changed(tiny_config, {f"{role}.layers": 9}), tmp_path)
+
+
+# --- nothing is cut ---
+
+
+@pytest.mark.parametrize(
+    "kept", [{"layers": None}, {"layers": 4}, {"layers": [0, 1, 2, 3]}, {"layers": None, "mlp_share": 0.95}], ids=str
+)
+def test_a_model_from_which_nothing_is_cut_is_not_healed(section, kept, monkeypatch):
+    monkeypatch.setattr(shrink, "heal", lambda *_: pytest.fail("it was healed"))  # 0.95 of 64 neurons are rounded up
+    with pytest.raises(UserError, match=r"nothing is cut .*nothing to heal.*heal: null.*layers"):
+        shrunk(section.model_copy(update=kept), CPU)
+
+
+def test_a_whole_model_may_learn_to_predict_a_text(section):
+    heal = section.heal.model_copy(update={"objective": "next_token"})
+    report = shrink_report(Path(shrunk(section.model_copy(update={"layers": None, "heal": heal}), CPU).source))
+    assert report.layers == [0, 1, 2, 3]
+    assert report.healed.perplexity < report.cut.perplexity
+
+
+def fit_of(section: ModelConfig, cut: float, healed: float) -> str:
+    sizes = {"whole": 2, "cut": 1}
+    return shrink._outcome(section, ShrinkReport([0], None, sizes, 1, Fit(2.0), Fit(3.0, cut), Fit(3.0, healed)))
+
+
+def test_healing_that_did_harm_is_said_plainly(section):
+    assert fit_of(section, 0.5, 0.25) == "healed: KL per token 0.50 -> 0.25 nats"
+    assert fit_of(section, 0.25, 0.5).startswith("healing did harm: KL per token 0.25 -> 0.50 nats")
+    text = section.model_copy(update={"heal": section.heal.model_copy(update={"objective": "next_token"})})
+    assert "harm" not in fit_of(text, 0.25, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +302,8 @@ def test_a_healed_model_of_both_roles_gives_every_layer_to_itself(tiny_config, s
 
 
 def test_an_llm_that_nothing_uses_is_not_healed(tiny_config, section):
-    config = changed(tiny_config, {"llm": section.model_dump() | {"layers": None}})
+    heal = section.heal.model_dump() | {"objective": "next_token"}
+    config = changed(tiny_config, {"llm": section.model_dump() | {"layers": None, "heal": heal}})
     assert with_shrunk_models(changed(config, {"server.epochs": 0})).llm == config.llm
     assert with_shrunk_models(config).llm.heal is None
 
@@ -243,17 +326,45 @@ def test_scores_before_training_are_not_shared_with_a_base_of_another_text(tiny_
     assert len(list((tmp_path / "shared" / "round-0").glob("*.json"))) > entries
 
 
-def test_a_run_is_not_continued_on_a_base_of_another_text(tiny_config, section, text, tmp_path):
+def change(text: str) -> None:
+    """Replace a word of the text, so that another base would be made of it."""
+    Path(text).write_text(Path(text).read_text(encoding="utf-8").replace("red", "good"), encoding="utf-8")
+
+
+def test_a_run_is_not_continued_on_a_base_of_another_text(tiny_config, section, text, tmp_path, monkeypatch):
     config = changed(tiny_config, {"slm": section.model_dump()})
     begun = rounds(config, tmp_path / "run")
     next(begun)
     begun.close()
     before = Path(text).read_text(encoding="utf-8")
-    Path(text).write_text(before.replace("red", "good"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"slm\.heal.* began with the base llm-.*the text"):
-        list(rounds(None, tmp_path / "run", resume=True))
+    change(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(shrink, "heal", lambda *_: pytest.fail("the other base was healed"))
+        with pytest.raises(UserError, match=r"slm\.heal.* began with the base llm-.*the text"):
+            list(rounds(None, tmp_path / "run", resume=True))
     Path(text).write_text(before, encoding="utf-8")
     assert [record.round for record in rounds(None, tmp_path / "run", resume=True)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("spoil", [change, os.remove], ids=["changed", "removed"])
+def test_a_finished_run_is_scored_on_the_base_that_it_had(tiny_config, section, text, tmp_path, spoil):
+    config = changed(tiny_config, {"slm": section.model_dump(), "federation.rounds": 1})
+    last = list(rounds(config, tmp_path / "run"))[-1]
+    spoil(text)
+    slm = restore(tmp_path / "run", "slm")[1].server.pair.slm
+    assert Path(slm.name_or_path).name == read_json(tmp_path / "run", "environment.json")["healed"]["slm"]
+    assert evaluate_run(tmp_path / "run", "slm").value == last.scores["slm"]
+
+
+def test_a_run_is_not_scored_on_a_base_of_another_text(tiny_config, section, text, tmp_path, cache):
+    config = changed(tiny_config, {"slm": section.model_dump(), "federation.rounds": 1})
+    list(rounds(config, tmp_path / "run"))
+    shutil.rmtree(next(cache.glob("llm-*-healed-*")))
+    assert evaluate_run(tmp_path / "run", "slm").count == 48  # the same base is made again
+    shutil.rmtree(next(cache.glob("llm-*-healed-*")))
+    change(text)
+    with pytest.raises(UserError, match=r"slm\.heal.* began with the base llm-.*the text"):
+        evaluate_run(tmp_path / "run", "slm")
 
 
 def test_only_language_models_are_healed(tmp_path):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.conftest import WORDS, tiny_llama
 from torch import nn
 
@@ -133,3 +134,34 @@ def test_a_narrower_teacher_makes_the_student_multiply_in_its_dtype(task, studen
     heal(task, student, teacher.to(torch.bfloat16), PIECES, SETTINGS)
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert measure(task, student, teacher, text_batches(task, PIECES, 8)).kl < 1.0
+
+
+def cut_off(file) -> None:
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def of_another_model(file) -> None:
+    save_file({"weights/other": torch.zeros(1)}, file)
+
+
+def without_moments(file) -> None:
+    save_file({name: tensor for name, tensor in load_file(file).items() if "exp_avg_sq" not in name}, file)
+
+
+def of_other_shapes(file) -> None:
+    tensors = load_file(file)
+    save_file(tensors | {name: torch.zeros(3) for name in tensors if name.startswith("weights/")}, file)
+
+
+@pytest.mark.parametrize(
+    "spoil", [cut_off, lambda file: file.write_bytes(b""), of_another_model, without_moments, of_other_shapes]
+)
+def test_a_damaged_checkpoint_counts_as_absent_and_is_replaced(task, student, teacher, tmp_path, spoil):
+    checkpoint, other = Checkpoint(tmp_path / "state", every=5), copy.deepcopy(student)
+    heal(task, copy.deepcopy(student), teacher, PIECES, SETTINGS, checkpoint)
+    whole = checkpoint.file.read_bytes()
+    spoil(checkpoint.file)
+    heal(task, student, teacher, PIECES, SETTINGS, checkpoint)
+    heal(task, other, teacher, PIECES, SETTINGS)
+    assert same(weights(student), weights(other))
+    assert checkpoint.file.read_bytes() == whole

@@ -1,10 +1,12 @@
 """Which layers and neurons a text shows to matter."""
 
+import pytest
 from tests.conftest import tiny_llama
 from tests.training.test_healing import PIECES
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from fedcollm.config import choices
+from fedcollm.errors import UserError
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.pruning import gated_mlps
 from fedcollm.training.healing import text_batches
@@ -66,3 +68,14 @@ def test_ranking_neurons_leaves_no_hook_behind(tokenizer):
 
 def test_the_table_has_every_choice_of_the_configuration():
     assert choices.LAYER_CHOICES.keys() == LAYER_CHOICES.keys()
+
+
+def test_influence_of_layers_whose_states_have_several_forms_is_refused(tokenizer):
+    shape = OPTConfig(
+        vocab_size=16, hidden_size=16, ffn_dim=32, num_hidden_layers=4, num_attention_heads=2,
+        max_position_embeddings=32, word_embed_proj_dim=8,
+    )  # fmt: skip
+    model = OPTForCausalLM(shape).eval()
+    with pytest.raises(UserError, match=r"layer_choice: influence .*OPTForCausalLM.*block, or even"):
+        LAYER_CHOICES["influence"](task(tokenizer), model, batches(tokenizer), 2)
+    assert len(LAYER_CHOICES["block"](task(tokenizer), model, batches(tokenizer), 2)) == 2

@@ -37,6 +37,9 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", _data_line(cost)]
     if cost.statistics_bytes:
         lines.append(f"pseudo-labels: each client gets and sends {byte_count(cost.statistics_bytes)} once, in round 0")
+    for role, made in cost.healed.items():
+        state = "is in the cache already" if made else "is not in the cache: the run heals it first, once"
+        lines.append(f"{role}.heal: the healed base {state}")
     if cost.epsilon is not None:
         lines.append(f"privacy: the whole run spends ε = {cost.epsilon:.3g} at δ = {cost.delta:g}")
     table.caption = "\n".join(lines)

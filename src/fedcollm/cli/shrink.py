@@ -50,10 +50,10 @@ def shrink(
     with shown(screen(quiet or as_json)), interruptible("the same command", "The finished steps are saved"):
         examples = load_examples(config) if task else None
         made = Path(shrunk(section, resolve_device(config.device)).source)
+        report = shrink_report(made)
         scores = {} if examples is None else zero_shot(config, examples, source, made)
     with writing(out, _OUT):
         _copy(made, out)
-    report = shrink_report(out)
     if as_json:
         print(json.dumps(dataclasses.asdict(report) | {"scores": scores, "directory": str(out)}))
     elif not quiet:

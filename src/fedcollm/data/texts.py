@@ -1,5 +1,6 @@
 """Public text without labels, for healing a cut model: from an installed package, from a file, or from the hub."""
 
+import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from fedcollm.data.files import SUFFIXES, file_rows
 from fedcollm.data.sources.icd10 import other_descriptions
 from fedcollm.data.sources.qa import download
-from fedcollm.errors import UserError
+from fedcollm.errors import SECTION, UserError
 from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.text.examples import TextExample
 
@@ -31,23 +32,25 @@ def load_text(name: str) -> list[str]:
     """
     if name in TEXTS:
         return TEXTS[name]()
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # leaves a user that does not exist as it is
     if path.suffix == ".txt":
         return _lines(path)
     if path.name.endswith(SUFFIXES):
         return [_text(row, place) for place, row in file_rows(path)]
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
-            f"heal.text: {name} is not a text. Give one of {', '.join(TEXTS)}, a .txt file, a {', '.join(SUFFIXES)} "
-            f"file with a column {COLUMN!r}, or a data set of the hub (OWNER/NAME)."
+            f"{SECTION}heal.text: {name} is not a text. Give one of {', '.join(TEXTS)}, a .txt file, a "
+            f"{', '.join(SUFFIXES)} file with a column {COLUMN!r}, or a data set of the hub (OWNER/NAME)."
         )
     return _of_hub(name)
 
 
 def _of_hub(name: str) -> list[str]:
-    parts: Any = download("heal.text", name, None, f"give an existing file, or one of {', '.join(TEXTS)}")
+    parts: Any = download(f"{SECTION}heal.text", name, None, f"give an existing file, or one of {', '.join(TEXTS)}")
     if "train" not in parts:
-        raise UserError(f"heal.text: the data set {name} has no split 'train'. Save its text as a file, and give that.")
+        raise UserError(
+            f"{SECTION}heal.text: the data set {name} has no split 'train'. Save its text as a file, and give that."
+        )
     return [_text(row, f"{name}, row {number}") for number, row in enumerate(parts["train"], start=1)]
 
 
@@ -55,7 +58,9 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"heal.text: {path} can't be read ({error}). Give an existing file in UTF-8.") from None
+        raise UserError(
+            f"{SECTION}heal.text: {path} can't be read ({error}). Give an existing file in UTF-8."
+        ) from None
 
 
 def _text(row: Mapping[str, Any], place: str) -> str:

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedcollm.config import ModelConfig, RunConfig
-from fedcollm.errors import UserError
+from fedcollm.errors import UserError, in_section
 from fedcollm.runs.directory import CONFIG, parse_config
 
 DEPLOYMENT, MEMBERSHIP = "deployment.json", "membership.json"
@@ -147,6 +147,10 @@ def refuse_healing(config: RunConfig) -> None:
         UserError: says how to make the SLM once.
     """
     if config.slm.heal is not None:
+        from fedcollm.runs.shrink_plan import refuse_uncut  # imported here because it loads torch
+
+        with in_section("slm"):
+            refuse_uncut(config.slm)
         raise UserError(
             "slm.heal: each machine would heal an SLM of its own, with other weights than the others, so that their "
             f"adapters do not fit together. Make it once: {_shrink_command(config.slm)}. Give the directory to every "

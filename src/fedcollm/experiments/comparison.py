@@ -16,6 +16,7 @@ from fedcollm.config.loading import explain
 from fedcollm.config.methods import CONTROLS, METHODS, PAPER, fits
 from fedcollm.data.catalogue import base_models
 from fedcollm.errors import UserError
+from fedcollm.experiments.bases import refuse_other_bases
 from fedcollm.experiments.hardware import fitting_jobs
 from fedcollm.experiments.workers import Failed, Job, in_processes, in_this_process, raise_for
 from fedcollm.messages import RoundRecord
@@ -205,16 +206,18 @@ def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tu
 
     Yields:
         The name of a run and the record of its round, after each round; of a finished run, its last record.
+
+    Raises:
+        UserError: as in `refuse_other_bases`, or runs with the user's own modality or data would need processes.
     """
-    open_jobs: list[Job] = []
-    jobs_of_all = wanted.jobs()
     for sentence in wanted.left_out():
         say(sentence)
-    for job in jobs_of_all:
-        if finished(job):
-            yield job.place, directories.read_records(job.directory)[-1]
-        else:
-            open_jobs.append(job)
+    done, open_jobs = list[Job](), list[Job]()
+    for job in wanted.jobs():
+        (done if finished(job) else open_jobs).append(job)
+    refuse_other_bases(done, open_jobs)
+    for job in done:
+        yield job.place, directories.read_records(job.directory)[-1]
     if wanted.inputs != Inputs() and jobs != 1:
         raise UserError(f"jobs {jobs!r}: runs with your own modality or data must be in this process. Set jobs=1.")
     count = min(_job_count([*wanted.configs, *(job.config for job in open_jobs)], jobs), len(open_jobs))

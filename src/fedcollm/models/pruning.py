@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedcollm.errors import UserError
+from fedcollm.errors import SECTION, UserError
 
 #: A number of layers, or their indices.
 Layers = int | Sequence[int]
@@ -16,7 +16,10 @@ Layers = int | Sequence[int]
 KEPT_LAYERS = "kept_layers"
 
 #: The advice for a model whose layers can't be cut.
-_WHOLE = "Set layers: null, or choose another model."
+_WHOLE = f"Set {SECTION}layers: null and {SECTION}heal: null, or choose another model."
+
+#: What to do if the configuration does not describe what is left, by the key that asked for the cut.
+_REMEDIES = {"layers": _WHOLE, "mlp_share": f"Set {SECTION}mlp_share: 1, or choose another model."}
 
 #: Names of the linear layers of a gated MLP: two into its neurons, one out of them.
 _INTO, _OUT = ("gate_proj", "up_proj"), "down_proj"
@@ -33,7 +36,7 @@ def even_layers(total: int, keep: int) -> list[int]:
     """
     if not 1 <= keep <= total:
         raise UserError(
-            f"layers: {keep} of a model with {total} layers can't be kept; give a number from 1 to {total}."
+            f"{SECTION}layers: {keep} of a model with {total} layers can't be kept; give a number from 1 to {total}."
         )
     return [0] if keep == 1 else [round(i * (total - 1) / (keep - 1)) for i in range(keep)]
 
@@ -51,8 +54,8 @@ def kept_layers(total: int, layers: Layers) -> list[int]:
         return even_layers(total, layers)
     if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < total:
         raise UserError(
-            f"layers: {list(layers)} of a model with {total} layers can't be kept. Give indices from 0 to {total - 1} "
-            "in ascending order, each once, or the number of layers to keep."
+            f"{SECTION}layers: {list(layers)} of a model with {total} layers can't be kept. Give indices from 0 to "
+            f"{total - 1} in ascending order, each once, or the number of layers to keep."
         )
     return list(layers)
 
@@ -75,8 +78,8 @@ def layer_count(model: Any) -> int:
     count = getattr(model.config, "num_hidden_layers", None)
     if not isinstance(count, int):
         raise UserError(
-            f"layers: the configuration of {type(model).__name__} does not say how many layers it has, so none can be "
-            f"cut. {_WHOLE}"
+            f"{SECTION}layers: the configuration of {type(model).__name__} does not say how many layers it has, so "
+            f"none can be cut. {_WHOLE}"
         )
     return count
 
@@ -95,8 +98,24 @@ def prune_layers(model: Any, layers: Layers) -> Any:
         UserError: the model has no such layers, or can't be loaded again without the others.
     """
     _keep(model, kept_layers(layer_count(model), layers))
-    _check_configuration(model)
+    _check_configuration(model, "layers")
     return model
+
+
+def rebuilt(model: Any) -> Any:
+    """Return a cut transformer as it will be after it is saved and loaded again, in evaluation mode.
+
+    A layer that computes by its index, such as in GPT-2 with `scale_attn_by_inverse_layer_idx`, has the index that it
+    had in the whole model until then.
+    """
+    config = cast(Any, type(model.config)).from_dict(model.config.to_dict())
+    config._attn_implementation = model.config._attn_implementation  # which is not saved
+    with torch.device(model.device):
+        built = type(model)(config).to(model.dtype)
+    built.load_state_dict(model.state_dict())
+    built.tie_weights()
+    built.name_or_path = model.name_or_path
+    return built.eval()
 
 
 @contextlib.contextmanager
@@ -138,7 +157,7 @@ def _layer_lists(model: Any) -> dict[str, nn.ModuleList]:
             found[name] = module
     if not found:
         raise UserError(
-            f"layers: {type(model).__name__} has no list of its {total} layers, so none can be cut. {_WHOLE}"
+            f"{SECTION}layers: {type(model).__name__} has no list of its {total} layers, so none can be cut. {_WHOLE}"
         )
     return found
 
@@ -150,7 +169,7 @@ def _per_layer(config: Any, total: int) -> dict[str, list[Any]]:
     return {name: value for name, value in lists.items() if "layer" in name and len(value) == total}
 
 
-def _check_configuration(model: Any) -> None:
+def _check_configuration(model: Any, key: str) -> None:
     """Refuse a cut model that its own configuration does not describe: loading it would change or invent weights.
 
     Raises:
@@ -165,8 +184,8 @@ def _check_configuration(model: Any) -> None:
         same = False
     if not same:
         raise UserError(
-            f"layers: {type(model).__name__} can't be loaded again without some of its layers, because its "
-            f"configuration does not describe what is left. {_WHOLE}"
+            f"{SECTION}{key}: {type(model).__name__} can't be loaded again without what is cut, because its "
+            f"configuration does not describe what is left. {_REMEDIES[key]}"
         )
 
 
@@ -186,8 +205,8 @@ def gated_mlps(model: nn.Module) -> list[Any]:
     ]
     if not found:
         raise UserError(
-            f"mlp_share: the MLPs of {type(model).__name__} do not consist of {', '.join(names)}, so their neurons "
-            "can't be ranked. Set mlp_share: 1."
+            f"{SECTION}mlp_share: the MLPs of {type(model).__name__} do not consist of {', '.join(names)}, so their "
+            f"neurons can't be ranked. {_REMEDIES['mlp_share']}"
         )
     return found
 
@@ -198,6 +217,10 @@ def prune_neurons(model: Any, kept: Sequence[Tensor]) -> None:
     Args:
         model: a transformers model with gated MLPs.
         kept: for each MLP, the indices of its neurons to keep, [m] int64, the same number for all.
+
+    Raises:
+        UserError: the model has MLPs of several kinds, such as shared experts, whose sizes its configuration then does
+            not describe.
     """
     for mlp, neurons in zip(gated_mlps(model), kept, strict=True):
         for name in _INTO:
@@ -208,6 +231,7 @@ def prune_neurons(model: Any, kept: Sequence[Tensor]) -> None:
         if hasattr(mlp, "intermediate_size"):
             mlp.intermediate_size = len(neurons)
     model.config.intermediate_size = len(kept[0])
+    _check_configuration(model, "mlp_share")
 
 
 def _keep_outputs(layer: nn.Linear, rows: Tensor) -> None:

@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from fedcollm.config import ClientConfig, RunConfig
-from fedcollm.errors import UserError
+from fedcollm.config import ClientConfig, ModelConfig, RunConfig
+from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
 from fedcollm.models.fused.patch import fuse
@@ -74,13 +74,13 @@ def build_model(
     device, pretrained = resolve_device(config.device), base / role
     seed = derive_seed(config.seed, "base", role)
     if section.pretrain_epochs and not pretrained.is_dir():
-        network = modality.load_model(section, role, device, seed).to(device)
+        network = _load(modality, section, role, device, seed)
         say(f"pretraining {role} ({section.source}) on the public part: {section.pretrain_epochs} epochs")
         _pretrain(config, role, modality, network, public)
         _save(network, pretrained)
     if (pretrained / "config.json").is_file():  # load it from there, as a resumed run will
         section = section.model_copy(update={"source": str(pretrained), "layers": None})
-    network = modality.load_model(section, role, device, seed).to(device)
+    network = _load(modality, section, role, device, seed)
     if (pretrained / _WEIGHTS).is_file():
         cast(Any, safetensors.torch).load_model(network, pretrained / _WEIGHTS)
     tuned = add_adapter(
@@ -92,6 +92,11 @@ def build_model(
     )
     fuse(tuned)
     return tuned
+
+
+def _load(modality: Modality, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
+    with in_section(role):
+        return modality.load_model(section, role, device, seed).to(device)
 
 
 def _save(network: nn.Module, directory: Path) -> None:

@@ -122,8 +122,14 @@ def read_config(directory: Path) -> RunConfig:
     return parse_config(file)
 
 
+def recorded_bases(directory: Path) -> Mapping[str, str] | None:
+    """Return role to the name of its healed base, as a run recorded it; None if it did not."""
+    environment: dict[str, Any] = read_json(directory, ENVIRONMENT) or {}
+    return environment.get("healed")
+
+
 def check_healed(directory: Path, healed: Mapping[str, str]) -> None:
-    """Refuse to continue a run with a healed base that is not the one that it began with.
+    """Refuse to continue or to score a run with a healed base that is not the one that it began with.
 
     Args:
         directory: the run directory.
@@ -132,8 +138,8 @@ def check_healed(directory: Path, healed: Mapping[str, str]) -> None:
     Raises:
         UserError: a base is another one.
     """
-    environment: dict[str, Any] = read_json(directory, ENVIRONMENT) or {}
-    before: Mapping[str, str] = environment.get("healed", healed)
+    recorded = recorded_bases(directory)
+    before = healed if recorded is None else recorded
     for role in sorted({*before, *healed}):
         if before.get(role) != healed.get(role):
             raise UserError(

@@ -1,7 +1,7 @@
 """Estimate what a run would cost from the models' configurations alone, without training or downloading anything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels, base_models, build_modality, load_pool
 from fedcollm.data.partition import describe, split
 from fedcollm.data.pool import Pool, Split
-from fedcollm.errors import UserError
+from fedcollm.errors import UserError, in_section
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 from fedcollm.runs.outlines import Outline, outline
+from fedcollm.runs.shrink_plan import plan_bases
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
 _ADAM_COPIES = 4
@@ -73,6 +74,7 @@ class Cost:
         epsilon: ε that the whole run would spend; None without differential privacy.
         delta: δ of the same guarantee; None without differential privacy.
         statistics_bytes: size of what each client sends once before round 1, for pseudo-labels; 0 without them.
+        healed: role to whether the cache holds its healed base already, for bases that the run needs healed.
     """
 
     roles: dict[str, RoleCost]
@@ -82,6 +84,7 @@ class Cost:
     epsilon: float | None = None
     delta: float | None = None
     statistics_bytes: int = 0
+    healed: Mapping[str, bool] = field(default_factory=dict[str, bool])
 
 
 def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | None = None) -> Cost:
@@ -103,9 +106,11 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     shapes: dict[str, Any] = {}
     itemsizes: dict[str, int] = {}
     for role, model in models.items():
-        dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
+        with in_section(role):
+            dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
         shapes[role], itemsizes[role] = network.shape, dtype.itemsize
         roles[role] = role_cost(model, network, dtype, uploads)
+    healed = {role: plan.entry.is_dir() for role, plan in plan_bases(config, modality).items()}
     parts, note = _data(config, pool)
     features, labels = _statistics_size(config, modality, parts, shapes["slm"])
     once = 4 * (features * (features + 1) // 2 + features * labels)
@@ -117,7 +122,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     memory += max(activation_bytes(config, known, shapes, itemsizes, parts), _SOLVING * features**2)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
-    return Cost(roles, memory, data, note, epsilon, delta, once)
+    return Cost(roles, memory, data, note, epsilon, delta, once, healed)
 
 
 def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:

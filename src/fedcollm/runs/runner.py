@@ -27,6 +27,7 @@ from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
 from fedcollm.runs.controls import control_rounds
 from fedcollm.runs.sharing import zero_shot
+from fedcollm.runs.shrink_plan import base_names, on_recorded_bases
 from fedcollm.storage import locked, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
@@ -124,6 +125,8 @@ def rounds(
         directories.refuse_existing(directory)
     fresh = not directory.exists()
     with locked(directory):
+        if resume:
+            directories.check_healed(directory, base_names(config, inputs.modality))
         try:
             inputs = replace(inputs, personal=directory / "adapters" / "clients")
             federation = build_federation(config, directory / "base", inputs)
@@ -132,7 +135,6 @@ def rounds(
                 shutil.rmtree(directory, ignore_errors=True)
             raise
         if resume:
-            directories.check_healed(directory, federation.healed)
             directories.write_config(directory, config)  # its number of rounds may be a new one
         else:
             directories.start(directory, config)
@@ -300,7 +302,7 @@ def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
     roles = [name for name in ("slm", "llm") if state and name in state[1]]
     if state is None or role not in roles:
         raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
-    federation = build_federation(config, directory / "base")
+    federation = build_federation(on_recorded_bases(config, directory), directory / "base")
     _restore(federation.server, directory, state[1])
     return config, federation
 

@@ -5,7 +5,6 @@ is that directory.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,34 +15,26 @@ from typing import Any
 import torch
 
 from fedcollm.config import ModelConfig, RunConfig
-from fedcollm.data.catalogue import BaseModels, base_models
-from fedcollm.data.texts import load_text, pieces
-from fedcollm.errors import UserError
-from fedcollm.modalities.text.examples import TextExample
+from fedcollm.data.catalogue import BaseModels
+from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.text.models import pair_facts
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.pretrained import (
-    CACHE,
-    base_directory,
-    cached,
-    from_pretrained,
-    load_causal_lm,
-    stem,
-    transformers_class,
-)
-from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons
+from fedcollm.models.cache import CACHE, cached
+from fedcollm.models.pretrained import from_pretrained, load_causal_lm, transformers_class
+from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons, rebuilt
 from fedcollm.progress import say
-from fedcollm.storage import cache_directory, one_at_a_time, write_atomically, writing
+from fedcollm.runs.shrink_plan import HELD_OUT, Plan, as_directory, plan_base, plan_bases
+from fedcollm.storage import cache_directory, write_atomically, writing
 from fedcollm.training.healing import Checkpoint, Fit, heal, measure, text_batches
 from fedcollm.training.shrinking import LAYER_CHOICES, neurons
 
 #: File of a shrunk model that says how it was made and how well it fits.
 REPORT = "shrink.json"
-#: Pieces of text that are held out to measure the fit, and pieces on which layers and neurons are ranked.
-HELD_OUT, RANKING = 96, 48
-#: Version of the way in which models are shrunk, part of the key of the cache.
-_VERSION = 1
+#: KL per token, in nats, below which two models are one: float32 rounds to about 1e-7.
+_ROUNDING = 1e-4
+#: Pieces of text on which layers and neurons are ranked.
+RANKING = 48
 
 
 @dataclass(frozen=True)
@@ -83,26 +74,18 @@ class ShrinkReport:
 def with_shrunk_models(config: RunConfig, modality: BaseModels | None = None) -> RunConfig:
     """Return a configuration in which the models that are cut and healed are directories; make them if necessary.
 
-    A control that needs no model gets its configuration back as it is. The LLM of a run without distillation stays as
-    it is too, since nothing uses it.
-
     Args:
         config: the run's configuration.
         modality: the user's own modality; by default the one of the task.
 
     Raises:
-        UserError: a model or its text can't be read, or the task's models are not language models.
+        UserError: as in `plan_bases`, or a base can't be cut.
     """
-    if config.control is not None and not config.control.needs_model:
-        return config
-    roles, device = ["slm", "llm"] if config.server.epochs else ["slm"], resolve_device(config.device)
-    for role in roles:
-        if getattr(config, role).heal is not None and not (modality or base_models(config.task)).causal_lm:
-            raise UserError(
-                f"{role}.heal: the models of {config.task.name} are no language models, so they can't be healed on "
-                f"text. Set {role}.heal: null."
-            )
-    return config.model_copy(update={role: shrunk(getattr(config, role), device) for role in roles})
+    device, sections = resolve_device(config.device), dict[str, ModelConfig]()
+    for role, plan in plan_bases(config, modality).items():
+        with in_section(role):
+            sections[role] = _made(getattr(config, role), plan, device)
+    return config.model_copy(update=sections)
 
 
 def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
@@ -112,31 +95,32 @@ def shrunk(section: ModelConfig, device: torch.device) -> ModelConfig:
     the text. A section without `heal` is returned as it is.
 
     Raises:
-        UserError: the model or the text can't be read, or the text is too short.
+        UserError: the model or the text can't be read, the text is too short, or nothing is cut.
     """
-    if section.heal is None:
-        return section
-    texts = pieces(load_text(section.heal.text), section.heal.words, section.heal.seed)
-    needed = section.heal.size + HELD_OUT
-    if len(texts) < needed:
-        raise UserError(
-            f"heal.text: {section.heal.text} has {len(texts)} pieces of 2 to {section.heal.words} words, and heal.size "
-            f"{section.heal.size} needs {needed} ({HELD_OUT} are held out). Lower heal.size, or give a longer text."
-        )
-    place = base_directory(section.source, None)
-    key = f"{stem(section.source, Path(place))}-healed-{_digest(section, texts[:needed], device)}"
-    unfinished = cache_directory() / f".unfinished-{key}"
-    with one_at_a_time(cache_directory() / key, CACHE):
-        made = cached(key, lambda target: _make(section, texts[:needed], device, target, unfinished))
+    return section if section.heal is None else _made(section, plan_base(section, device), device)
+
+
+def _made(section: ModelConfig, plan: Plan, device: torch.device) -> ModelConfig:
+    """Make a planned base unless the cache holds it, and return the section with it as its source."""
+    unfinished = cache_directory() / f".unfinished-{plan.key}"
+    made = cached(plan.key, lambda target: _make(section, plan, device, target, unfinished))
     shutil.rmtree(unfinished, ignore_errors=True)
-    return section.model_copy(
-        update={"source": str(made), "layers": None, "layer_choice": "even", "mlp_share": 1.0, "heal": None}
-    )
+    return as_directory(section, made)
 
 
 def shrink_report(directory: Path) -> ShrinkReport:
-    """Return the report of a model that `shrunk` made."""
-    return ShrinkReport.from_json((directory / REPORT).read_text(encoding="utf-8"))
+    """Return the report of a model that `shrunk` made.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return ShrinkReport.from_json((directory / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{directory / REPORT} can't be read ({error}), so {directory} is no complete shrunk model. Delete "
+            f"{directory}, and it is made again."
+        ) from error
 
 
 def save_report(directory: Path, report: ShrinkReport) -> None:
@@ -144,18 +128,9 @@ def save_report(directory: Path, report: ShrinkReport) -> None:
     write_atomically(directory / REPORT, report.to_json() + "\n")
 
 
-def _digest(section: ModelConfig, texts: Sequence[TextExample], device: torch.device) -> str:
-    settings = section.model_dump(mode="json", include={"layers", "layer_choice", "mlp_share", "heal"})
-    settings["heal"] |= {"text": [[text.prompt, text.choices[0]] for text in texts]}
-    made_of = [_VERSION, settings, str(resolve_dtype("auto", device)), device.type]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _make(
-    section: ModelConfig, texts: Sequence[TextExample], device: torch.device, target: Path, unfinished: Path
-) -> None:
+def _make(section: ModelConfig, plan: Plan, device: torch.device, target: Path, unfinished: Path) -> None:
     """Cut and heal a model, and save it with its tokenizer and a report."""
-    settings, place = section.heal, base_directory(section.source, None)
+    settings, place, texts = section.heal, plan.place, plan.texts
     assert settings is not None
     teacher = load_causal_lm(place, resolve_dtype("auto", device), "default").to(device).eval()
     student = load_causal_lm(place, torch.float32, "default").to(device)
@@ -165,6 +140,7 @@ def _make(
     before = _size(student)
     ranking = text_batches(modality, texts[HELD_OUT : HELD_OUT + RANKING], settings.batch_size)
     layers, count = _cut(section, modality, (teacher, student), ranking)
+    student = rebuilt(student)
     whole, cut = measure(modality, teacher, None, held), measure(modality, student, teacher, held)
     say(f"healing {section.source} ({_described(section)}) once on {settings.size} pieces of {settings.text}")
     with writing(cache_directory(), CACHE):
@@ -175,9 +151,10 @@ def _make(
     report = ShrinkReport(layers, count, sizes, rows, whole, cut, measure(modality, student, teacher, held))
     setattr(student.config, KEPT_LAYERS, layers)
     student.save_pretrained(target)
+    _check_saved(section, modality, student, ranking[:1], target)
     from_pretrained(transformers_class("AutoTokenizer"), place).save_pretrained(target)
     save_report(target, report)
-    say(f"healed: KL per token {report.cut.kl:.2f} -> {report.healed.kl:.2f} nats")
+    say(_outcome(section, report))
 
 
 def _cut(
@@ -204,6 +181,33 @@ def _cut(
 def _described(section: ModelConfig) -> str:
     layers = "all layers" if section.layers is None else f"layers: {section.layers} ({section.layer_choice})"
     return layers + (f", {section.mlp_share:g} of the neurons" if section.mlp_share < 1 else "")
+
+
+def _check_saved(section: ModelConfig, modality: TextTask, model: Any, batches: Sequence[Any], target: Path) -> None:
+    """Refuse a model that predicts something else once it is loaded again: what is saved is not what was measured.
+
+    Raises:
+        UserError: the predictions differ by more than rounding.
+    """
+    again = load_causal_lm(str(target), torch.float32, "default").to(model.device).eval()
+    kl = measure(modality, again, model, batches).kl
+    if kl is None or not kl < _ROUNDING:
+        raise UserError(
+            f"model source {section.source!r} can't be shrunk: once the healed model is saved and loaded again, it "
+            f"predicts something else (KL per token {kl:.2g} nats). Choose another model."
+        )
+
+
+def _outcome(section: ModelConfig, report: ShrinkReport) -> str:
+    """Say what healing did, and plainly so if it did harm. To predict the text instead may raise the KL."""
+    cut, healed, settings = report.cut.kl or 0.0, report.healed.kl or 0.0, section.heal
+    nats = f"KL per token {cut:.2f} -> {healed:.2f} nats"
+    if settings is None or settings.objective != "distillation" or healed <= cut:
+        return f"healed: {nats}"
+    return (
+        f"healing did harm: {nats} on text that was held out. Set another heal.learning_rate (now "
+        f"{settings.learning_rate:g}), more text (heal.size, now {settings.size}), or heal.epochs: 0 to only cut."
+    )
 
 
 def _size(model: Any) -> int:

@@ -10,7 +10,7 @@ from fedcollm.data.partition import split
 from fedcollm.errors import UserError
 from fedcollm.models.adapters import add_adapter, resolve_device
 from fedcollm.models.fused.patch import fuse
-from fedcollm.models.pruning import prune_layers
+from fedcollm.models.pruning import prune_layers, rebuilt
 from fedcollm.runs.build_models import set_backends
 from fedcollm.runs.shrink import shrink_report
 from fedcollm.training.fine_tuning import evaluate
@@ -51,7 +51,7 @@ def zero_shot(config: RunConfig, examples: Sequence[Any], source: str, made: Pat
         section = ModelConfig(source=place, dtype=config.slm.dtype)
         network = modality.load_model(section, "slm", device, config.seed)
         if layers is not None:
-            prune_layers(network, layers)
+            network = rebuilt(prune_layers(network, layers))
         model = add_adapter(network, base_name=place)  # without effect before it is trained, except on the rounding
         fuse(model)
         return evaluate(modality, model, examples, config.evaluation.batch_size, "scoring").value

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedcollm.config import HealingConfig
@@ -75,12 +76,17 @@ class Checkpoint:
             cast(Any, safetensors.torch).save_file(weights | stepper.state(), temporary)
 
     def load(self, student: nn.Module, stepper: Stepper) -> int:
-        """Read them again if the file exists. Return the number of steps that are done."""
-        if not self.file.is_file():
+        """Read them again, and return the number of steps that are done. A file that is damaged counts as absent."""
+        trained = {f"weights/{name}": parameter for name, parameter in _trained(student).items()}
+        try:
+            tensors: dict[str, Tensor] = cast(Any, safetensors.torch).load_file(self.file)
+        except (OSError, ValueError, SafetensorError):
             return 0
-        tensors: dict[str, Tensor] = cast(Any, safetensors.torch).load_file(self.file)
-        for name, parameter in _trained(student).items():
-            parameter.data.copy_(tensors.pop(f"weights/{name}"))
+        fits = all(name in tensors and tensors[name].shape == value.shape for name, value in trained.items())
+        if not fits or not stepper.fits(tensors):
+            return 0
+        for name, parameter in trained.items():
+            parameter.data.copy_(tensors.pop(name))
         return stepper.restore(tensors)
 
 

@@ -68,6 +68,10 @@ def clip(model: nn.Module, max_grad_norm: float | None) -> Tensor | None:
     return None
 
 
+#: What AdamW keeps of each parameter.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
 class Stepper:
     """The optimizer steps of one training loop, for one model or for two models that step together.
 
@@ -123,6 +127,13 @@ class Stepper:
             for index, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}/{index}/{key}": value for key, value in values.items()}
         return tensors
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Return whether tensors, perhaps among others, are what `state` returns after some steps of these models."""
+        names = {"done"} | {f"{name}/rate" for name in self._optimizers}
+        stepped = {name.rpartition("/")[0] for name in tensors if name.count("/") == 2}  # those that had a gradient
+        own = {one for one in stepped if one.split("/")[0] in self._optimizers}
+        return bool(own) and names | {f"{one}/{key}" for one in own for key in _MOMENTS} <= tensors.keys()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> int:
         """Continue from what `state` returned. Return the number of steps that are done."""

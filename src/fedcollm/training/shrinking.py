@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedcollm.errors import SECTION, UserError
 from fedcollm.modalities.base import Modality
 from fedcollm.models.pruning import edge_layers, even_layers, gated_mlps, layer_count, neurons_to_keep, only_layers
 from fedcollm.progress import track
@@ -44,6 +45,9 @@ def influence(modality: Modality, model: Any, batches: Sequence[Any], keep: int)
     """Return the layers that turn their input most: block influence, 1 − cos(input, output), of ShortGPT.
 
     Source: Men et al., arXiv 2403.03853, eq. 1, as a mean over tokens.
+
+    Raises:
+        UserError: what goes into the layers and what comes out of them can't be compared, or `keep` is too large.
     """
     even_layers(layer_count(model), keep)  # refuses a number that can't be kept
     with torch.inference_mode():
@@ -64,6 +68,13 @@ def _turns(model: Any, batch: Any) -> Tensor:
     inputs = {name: tensor.to(model.device) for name, tensor in batch.inputs.items()}
     states = model(**inputs, use_cache=False, output_hidden_states=True).hidden_states  # L + 1 times [B, N, H]
     seen = inputs["attention_mask"].bool()
+    if len(states) != layer_count(model) + 1 or any(
+        state.shape != (*seen.shape, states[0].shape[-1]) for state in states
+    ):
+        raise UserError(
+            f"{SECTION}layer_choice: influence compares what goes into a layer with what comes out of it, and those of "
+            f"{type(model).__name__} have different forms. Set {SECTION}layer_choice: block, or even."
+        )
     pairs = itertools.pairwise(states)
     cosines = [functional.cosine_similarity(a[seen].float(), b[seen].float(), dim=-1).mean() for a, b in pairs]
     return 1 - torch.stack(cosines)
