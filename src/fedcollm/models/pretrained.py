@@ -202,7 +202,7 @@ def stem(source: str, place: Path) -> str:
     name = source if source in SHIPPED else Path(source).stem.lower()
     if place.exists():
         return entry_stem(name, place)
-    from_pretrained(transformers_class("AutoConfig"), source)  # asks the hub for the newest commit, if it is within reach
+    _config(source)  # asks the hub for the newest commit, if it is within reach
     found = try_to_load_from_cache(source, "config.json", cache_dir=hub_constants.HF_HUB_CACHE)
     return entry_stem(name, place, Path(found).parent.name if isinstance(found, str) else None)
 
