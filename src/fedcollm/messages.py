@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedcollm.errors import RefusalError
 
@@ -314,6 +316,8 @@ class RoundRecord:
         notes: sentences that a reader of the results should know, which the report shows.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     round: int
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
     losses: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -332,7 +336,16 @@ class RoundRecord:
 
     @classmethod
     def from_json(cls, line: str) -> "RoundRecord":
-        """Return the record that `to_json` wrote."""
-        values: dict[str, Any] = json.loads(line)
-        values |= {name: tuple(values.get(name, ())) for name in ("participants", "notes")}
-        return cls(**values)
+        """Return the record that `to_json` wrote.
+
+        Raises:
+            ValueError: the line is something else; unknown names count too, so that nothing of a newer version is lost.
+        """
+        try:
+            return _RECORD.validate_python(json.loads(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}") from None
+
+
+_RECORD = TypeAdapter(RoundRecord)

@@ -287,3 +287,9 @@ def test_plus_needs_sums_only_where_layers_are_transferred():
     config = METHODS["fedcollm_plus"].configure(changed(BASE, secure))[""]
     assert config.server.layer_transfer == 1
     assert config.server.pseudo_labels is not None
+
+
+def test_changed_leaves_the_values_that_it_is_given_alone():
+    values = {"slm.heal": {"size": 5}, "slm.heal.words": 7}
+    assert changed(BASE, values).slm.heal.words == 7
+    assert values == {"slm.heal": {"size": 5}, "slm.heal.words": 7}

@@ -243,7 +243,7 @@ def changed(config: RunConfig, **changes) -> RunConfig:
 HEAL = "slm.heal: each machine would heal an SLM of its own"
 SHRINK = r"fedcollm shrink \S+ --layers"
 REFUSED = {
-    "healed SLM": ({"slm.heal": {}}, {}, f"{HEAL}.*{SHRINK} all --out DIR"),
+    "healed SLM": ({"slm.layers": [1], "slm.heal": {}}, {}, f"{HEAL}.*{SHRINK} 1, --out DIR"),
     "healed SLM with settings": (
         {"slm.layers": [1], "slm.mlp_share": 0.5, "slm.heal": {"text": "my notes.txt", "betas": [0.5, 0.5]}},
         {},

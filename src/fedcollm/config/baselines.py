@@ -3,6 +3,7 @@
 `methods.py` has the table of all methods. Each function's docstring is what `fedcollm compare` says of it.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def changed(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         section = tree
         for name in sections:
             section = section[name]
-        section[last] = value
+        section[last] = copy.deepcopy(value)  # a later key may set something within it
     return RunConfig.model_validate(tree)
 
 

@@ -210,11 +210,11 @@ def comparing(wanted: Plan, failed: list[Failed], jobs: Jobs = 1) -> Iterator[tu
     Raises:
         UserError: as in `refuse_other_bases`, or runs with the user's own modality or data would need processes.
     """
-    for sentence in wanted.left_out():
-        say(sentence)
     done, open_jobs = list[Job](), list[Job]()
     for job in wanted.jobs():
         (done if finished(job) else open_jobs).append(job)
+    for sentence in wanted.left_out():
+        say(sentence)
     refuse_other_bases(done, open_jobs)
     for job in done:
         yield job.place, directories.read_records(job.directory)[-1]

@@ -337,4 +337,4 @@ def test_update_that_tells_more_than_it_should_is_refused(numbers):
 def test_update_without_numbers_is_refused_where_they_are_needed():
     request, lost = TrainRequest(1, {"w": torch.zeros(1)}), {}
     assert list(validate_updates([ClientUpdate("a", 1, request.adapter)], Expected(request, ["a"], 1.0), lost)) == []
-    assert lost == {"a": "None examples with a loss of None"}
+    assert lost == {"a": "None examples (at most 1048576) with a loss of None"}

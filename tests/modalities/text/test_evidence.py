@@ -66,7 +66,7 @@ def test_prompt_with_shared_labels_is_a_row_and_its_n_grams_depend_on_nothing_el
 def test_n_grams_by_hand(task):
     # "is" gives " is", "is " and " is ", "a" gives " a ": four n-grams, of 3, 3, 4 and 3 characters
     one = TextExample("1", "is A", ("x", "y"), 0, ("x", "y"))
-    wide = StatisticsConfig(features="ngrams", columns=2**20)
+    wide = StatisticsConfig(features="ngrams", columns=2**14)
     values = task.evidence([one], wide).rows[0]
     assert values[values != 0].abs().tolist() == [pytest.approx(0.5)] * 4
     assert values.min() < 0 < values.max()  # signs alternate
@@ -82,7 +82,7 @@ def test_choice_of_an_examples_own_is_a_row(task):
 def test_pairs_of_a_prompt_word_and_a_choice_word_by_hand(task):
     # the choice "b" has one n-gram, " b "; the prompt's two distinct words make two pairs with it, each 1/√2 of their
     # part, which weighs 1/4; the norm of both parts together is √(1 + 1/16)
-    wide = StatisticsConfig(features="ngrams", columns=2**20)
+    wide = StatisticsConfig(features="ngrams", columns=2**14)
     values = task.evidence([own("A c, a", "b", "d")], wide).rows[0].abs()
     found = sorted(values[values != 0].tolist())
     assert found == [pytest.approx(0.25 / 2.125**0.5)] * 2 + [pytest.approx(1 / 1.0625**0.5)]

@@ -319,7 +319,10 @@ BAD = {
     "long tensor name": (lambda small: lambda reply: _renamed(reply, "x\x1b[2J" * 10**5), r"^tensor x \[2J"),
     "not finite": (lambda small: lambda reply: _tensors(reply, lambda t: t * torch.nan), "is not finite"),
     "other shape": (lambda small: lambda reply: _tensors(reply, lambda t: t[:1]), r"is .*, not "),
-    "too large": (lambda small: lambda reply: _tensors(reply, lambda t: t + 1e4), "more than 1000"),
+    "too large": (
+        lambda small: lambda reply: _tensors(reply, lambda t: t + 1e4),
+        "more than federation.max_update_norm 1000",
+    ),
 }
 
 
