@@ -321,7 +321,7 @@ BAD = {
     "other shape": (lambda small: lambda reply: _tensors(reply, lambda t: t[:1]), r"is .*, not "),
     "too large": (
         lambda small: lambda reply: _tensors(reply, lambda t: t + 1e4),
-        "more than federation.max_update_norm 1000",
+        "max_update_norm 1000",
     ),
 }
 
