@@ -44,6 +44,17 @@ def test_every_format_is_read(kind, subtype):
     assert (heard - torch.tensor(tone(), dtype=torch.float32)).abs().max() < 0.05
 
 
+def test_a_clip_is_decoded_once_while_there_is_room(monkeypatch):
+    monkeypatch.setattr(recordings, "_KEPT_BYTES", 50_000)
+    reader, clips = Reader(), [Recording(encoded(tone(hertz=hertz))) for hertz in (440, 550)]  # 32,000 bytes each
+    decoded = []
+    original = Recording.mono
+    monkeypatch.setattr(Recording, "mono", lambda self, seconds: decoded.append(self) or original(self, seconds))
+    for clip in (*clips, *clips):
+        reader.read(clip)
+    assert decoded == [clips[0], clips[1], clips[1]]
+
+
 def test_a_clip_without_remarks_has_no_notes():
     reader = Reader()
     reader.read(Recording(encoded(tone())))

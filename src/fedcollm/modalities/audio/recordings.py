@@ -1,11 +1,11 @@
 """Recordings in WAV, FLAC or OGG files: read with soundfile, mixed to mono, and resampled with soxr.
 
-A recording is decoded anew whenever it is needed, so that only the encoded bytes, or a path, stay in memory. What can't
-be heard as it was meant is refused: a file that is missing, empty, no audio, truncated, not finite, or whose header
-claims a sampling rate, channels or a duration that no clip has. The header is checked before anything is decoded. What
-can be used all the same is used, by one rule each, and counted (`Reader.notes`): several channels are averaged, another
-sampling rate is converted, a clip that is too long is cut off at its end, one that is too short gets silence at its
-end, and a silent one stays as it is.
+A recording is decoded when it is needed, so that only the encoded bytes, or a path, and a bounded number of decoded
+samples stay in memory. What can't be heard as it was meant is refused: a file that is missing, empty, no audio,
+truncated, not finite, or whose header claims a sampling rate, channels or a duration that no clip has. The header is
+checked before anything is decoded. What can be used all the same is used, by one rule each, and counted
+(`Reader.notes`): several channels are averaged, another sampling rate is converted, a clip that is too long is cut off
+at its end, one that is too short gets silence at its end, and a silent one stays as it is.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ SLOWEST_RATE, FASTEST_RATE, MOST_CHANNELS, LONGEST_SECONDS, MOST_BYTES = 1_000, 
 SILENCE = 1e-4
 
 _BLOCK = 2**16  # frames that are decoded at once
+_KEPT_BYTES = 2**27  # decoded samples that a reader keeps
 
 
 def audio_package(name: str) -> Any:
@@ -159,6 +160,8 @@ class Reader:
     def __init__(self, rate: int = 16_000, longest: float = 30.0, shortest: float = 0.1):
         self.rate, self.longest, self.shortest = rate, longest, shortest
         self._seen: dict[str, set[str]] = {}
+        self._kept: dict[str, Tensor] = {}
+        self._room = _KEPT_BYTES
 
     @property
     def most(self) -> int:
@@ -175,6 +178,16 @@ class Reader:
         Raises:
             UserError: the recording can't be used, as the module says.
         """
+        digest = recording.facts.digest
+        if digest in self._kept:
+            return self._kept[digest]
+        samples = self._decoded(recording)
+        if samples.nbytes <= self._room:
+            self._room -= samples.nbytes
+            self._kept[digest] = samples
+        return samples
+
+    def _decoded(self, recording: Recording) -> Tensor:
         facts, samples = recording.facts, recording.mono(self.longest)
         if facts.rate != self.rate:
             samples = audio_package("soxr").resample(samples, facts.rate, self.rate)[: self.most]
