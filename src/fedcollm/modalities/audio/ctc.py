@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ class CtcTask(SpeechTask):
 
     def loss(self, logits: Tensor, batch: CtcBatch) -> Tensor:
         """Return the CTC loss per letter, averaged over labelled clips; without any, zero with a zero gradient."""
-        pairs = zip(logits.log_softmax(-1).split(batch.frames), batch.letters, strict=True)
+        pairs = zip(_parts(logits.log_softmax(-1), batch.frames), batch.letters, strict=True)
         known = [(rows, letters) for rows, letters in pairs if letters is not None]
         if not known:
             return 0 * logits.sum()
@@ -135,13 +135,14 @@ class CtcTask(SpeechTask):
     def hear(self, model: nn.Module, examples: Sequence[SpeechExample]) -> list[str]:
         """Return the likeliest letter of each frame, with repeats collapsed and blanks removed."""
         batch = self.collate(examples)
-        best = self.logits(model, batch).argmax(-1).cpu().split(batch.frames)
-        return [self.decode(path) for path in best]
+        best = self.logits(model, batch).argmax(-1).cpu()
+        return [self.decode(path) for path in _parts(best, batch.frames)]
 
     def decode(self, path: Tensor) -> str:
         """Return the text of a path of columns [T]."""
         names = {column: token for token, column in self._columns.items()}
-        kept = [int(column) for column in torch.unique_consecutive(path) if int(column) != self._blank]
+        columns: list[int] = cast(Any, path).tolist()
+        kept = [column for column, _ in itertools.groupby(columns) if column != self._blank]
         one = self.tokenizer
         special = {one.pad_token, one.unk_token, one.bos_token, one.eos_token}
         text = "".join(names[column] for column in kept if names.get(column, "") not in special | {""})
@@ -154,6 +155,11 @@ class CtcTask(SpeechTask):
             "transcripts with no letter, or more than their clip has frames, which teach nothing": self._too_long,
         }
         return super().notes() + [f"{words}: {len(seen)}" for words, seen in said.items() if seen]
+
+
+def _parts(rows: Tensor, counts: list[int]) -> tuple[Tensor, ...]:
+    """Return the rows of each clip."""
+    return cast(Any, rows).split(counts)
 
 
 def _convolutions(source: str) -> tuple[tuple[int, int], ...]:

@@ -82,22 +82,20 @@ def transcript_score(examples: Sequence[SpeechExample], heard: Sequence[str]) ->
         UserError: a transcript has no word, or jiwer is not installed.
     """
     jiwer: Any = audio_package("jiwer")
-    sums, counts = dict.fromkeys(("words", "wer", "cer"), 0.0), dict.fromkeys(("words", "wer", "cer"), 0)
-    outcomes: dict[str, float] = {}
+    total = Score({}, 0)
     for example, text in zip(examples, heard, strict=True):
         reference, hypothesis = transcript(example), normalized(text)
         words = jiwer.process_words(reference, hypothesis)
         letters = jiwer.process_characters(reference, hypothesis)
-        found = {"words": words.hits, "wer": _errors(words), "cer": _errors(letters)}
-        sizes = {"words": len(reference.split()), "wer": len(reference.split()), "cer": len(reference)}
-        sums = {name: sums[name] + found[name] for name in sums}
-        counts = {name: counts[name] + sizes[name] for name in counts}
-        outcomes[example.id] = found["words"] / sizes["words"]
-    return Score(sums, len(examples), outcomes=outcomes, counts=counts)
+        sums = {"words": float(words.hits), "wer": _errors(words), "cer": _errors(letters)}
+        counts = {"words": len(reference.split()), "wer": len(reference.split()), "cer": len(reference)}
+        outcome = {example.id: sums["words"] / counts["words"]}
+        total += Score(sums, 1, outcomes=outcome, counts=counts)
+    return total
 
 
-def _errors(output: Any) -> int:
-    return output.substitutions + output.deletions + output.insertions
+def _errors(output: Any) -> float:
+    return float(output.substitutions + output.deletions + output.insertions)
 
 
 def same_columns(name: str, slm: Mapping[str, int], llm: Mapping[str, int]) -> None:

@@ -92,10 +92,10 @@ class WhisperTask(SpeechTask):
             UserError: there is none, or `longest` is more than it takes.
         """
         features = Extractor(source)
-        own: Any = features.own
-        if not isinstance(own, WhisperFeatureExtractor) or not 0 < longest <= own.chunk_length:
+        own = features.own
+        if type(own) is not WhisperFeatureExtractor or not 0 < longest <= own.chunk_length:
             raise UserError(f"{self.name}: clips of {longest:g} s do not fit {source!r}. {_ADVICE}")
-        own.chunk_length, own.n_samples = longest, round(longest * own.sampling_rate)
+        own.n_samples = round(longest * own.sampling_rate)
         own.nb_max_frames = own.n_samples // own.hop_length
         features.longest = longest
         return features
@@ -109,7 +109,8 @@ class WhisperTask(SpeechTask):
         network: Any = super().load_model(section, role, torch.device("cpu"), seed)
         positions, encoder = self._positions(), network.model.encoder
         if positions < encoder.max_source_positions:
-            encoder.embed_positions = nn.Embedding.from_pretrained(encoder.embed_positions.weight[:positions].clone())
+            kept = encoder.embed_positions.weight[:positions].clone()
+            encoder.embed_positions = cast(Any, nn.Embedding).from_pretrained(kept)
             encoder.max_source_positions = network.config.max_source_positions = positions
         return network.to(device)
 
