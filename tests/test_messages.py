@@ -53,6 +53,16 @@ def test_empty_score_is_neutral_on_either_side():
     assert score + Score({}, 0) == score
 
 
+def test_metric_with_a_count_of_its_own_is_a_mean_over_that():
+    one = Score({"words": 3.0, "wer": 6.0, "clips": 1.0}, 2, counts={"words": 4, "wer": 4})
+    assert (one.value, one.mean("wer"), one.mean("clips")) == (0.75, 1.5, 0.5)
+    both = one + Score({"words": 0.0, "wer": 4.0, "clips": 1.0}, 1, counts={"words": 8, "wer": 8})
+    assert both.counts == {"words": 12, "wer": 12}
+    assert both.value == 0.25  # 3 of 12 words, not the mean of 3/4 and 0/8
+    assert Score({}, 0) + one == one == one + Score({}, 0)
+    assert Score.from_wire(one.to_wire()) == one
+
+
 def test_score_of_no_examples_is_not_a_number():
     assert math.isnan(Score({}, 0).value)
     assert math.isnan(Score({"acc": 0.0}, 0).value)

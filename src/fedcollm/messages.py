@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -101,27 +101,43 @@ class Score:
         count: number of examples.
         confusion: (true label, predicted label) to number of examples; empty where the task has no classes.
         outcomes: example id to its value of the main metric, for paired statistics; a client never sends it.
+        counts: metric name to what its sum is divided by, such as the number of words of the references; a metric
+            without an entry is a mean over examples.
     """
 
     sums: Mapping[str, float]
     count: int
     confusion: Mapping[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     outcomes: Mapping[str, float] = field(default_factory=dict[str, float], repr=False)
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def value(self) -> float:
-        """Mean of the main metric over examples; NaN if there are none."""
+        """Mean of the main metric over examples, or over its own count; NaN if there are none."""
         return self.mean(next(iter(self.sums))) if self.sums else float("nan")
 
     def mean(self, metric: str) -> float:
-        """Return the mean of one metric over examples; NaN if there are none."""
-        return self.sums[metric] / self.count if self.count else float("nan")
+        """Return the mean of one metric over examples, or over its own count; NaN if there are none."""
+        count = self.counts.get(metric, self.count)
+        return self.sums[metric] / count if count else float("nan")
+
+    def to_wire(self) -> tuple[dict[str, float], int] | tuple[dict[str, float], int, dict[str, int]]:
+        """Return the sums, the number of examples and, if there are any, the metrics' own counts."""
+        parts = dict(self.sums), self.count
+        return (*parts, dict(self.counts)) if self.counts else parts
+
+    @classmethod
+    def from_wire(cls, parts: Sequence[Any]) -> "Score":
+        """Return the score that `to_wire` took apart."""
+        sums, count, *counts = parts
+        return cls(sums, count, counts=counts[0] if counts else {})
 
     def __add__(self, other: "Score") -> "Score":
         names = self.sums or other.sums
         sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names}
         confusion = dict(Counter(self.confusion) + Counter(other.confusion))
-        return Score(sums, self.count + other.count, confusion, {**self.outcomes, **other.outcomes})
+        counts = dict(Counter(self.counts) + Counter(other.counts))
+        return Score(sums, self.count + other.count, confusion, {**self.outcomes, **other.outcomes}, counts)
 
 
 def payload_digest(adapter: Adapter, settings: Mapping[str, Any]) -> str:

@@ -23,7 +23,16 @@ def refused(preset: str | Path = "icd10", **overrides) -> str:
 
 
 def test_presets_are_those_that_the_design_names():
-    tasks = {"arc_challenge", "arc_easy", "commonsense_qa", "digits", "icd10", "openbookqa", "professions"}
+    tasks = {
+        "arc_challenge",
+        "arc_easy",
+        "commonsense_qa",
+        "digits",
+        "icd10",
+        "openbookqa",
+        "professions",
+        "spoken_words",
+    }
     assert set(preset_names()) == tasks | {"fedcollm_plus", "qwen", "smollm2"} | PAPER
 
 

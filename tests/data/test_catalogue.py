@@ -5,6 +5,7 @@ import pytest
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
 from fedcollm.data.catalogue import MODALITIES, TASKS, base_models, build_client_modality, build_modality, load_pool
 from fedcollm.errors import UserError
+from fedcollm.modalities.audio.classification import AudioTask
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.task import TextTask
@@ -81,12 +82,22 @@ def test_images_need_nothing_to_be_loaded():
         assert modality.classes == tuple("0123456789")
 
 
+def test_audio_needs_the_names_of_shipped_models_or_directories():
+    task = TaskConfig(name="spoken_words")
+    slm, llm = (ModelConfig(source=f"ast-words-{size}") for size in ("small", "large"))
+    for modality in (build_modality(task, slm, llm, False), build_client_modality(task, slm, {})):
+        assert isinstance(modality, AudioTask)
+        assert modality.classes[:3] == ("zero", "one", "two")
+    with pytest.raises(UserError, match="smollm2-135m"):
+        build_modality(task, slm, ModelConfig(), False)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_known_of_models_is_part_of_the_modality(name):
     known = base_models(TaskConfig(name=name))
-    whole = TextTask if TASKS[name].modality == "text" else ImageTask
+    whole = {"text": TextTask, "image": ImageTask, "audio": AudioTask}[TASKS[name].modality]
     assert issubclass(whole, (type(known), Modality))
-    assert known.causal_lm == whole.causal_lm == (name != "digits")
+    assert known.causal_lm == whole.causal_lm == (TASKS[name].modality == "text")
 
 
 def test_bases_are_made_once_where_they_must_be(tiny_config, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """The smallest federation that a run can have, with its clients behind a `MemoryLink`."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import base_models, load_pool
 from fedcollm.data.partition import split
+from fedcollm.data.pool import Pool
 from fedcollm.deploy.client import Remembered
 from fedcollm.federation.client import Client
 from fedcollm.messages import PROTOCOL_VERSION, Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
+from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import read_adapter
 from fedcollm.models.pretrained import load_tokenizer
@@ -67,15 +70,20 @@ class Small:
         config: of the run.
         disk: what outlives a client's process.
         monkeypatch: sets the link's clock.
+        modality: makes the modality of one party; by default that of text.
+        pool: the examples; by default those of the task.
     """
 
     config: RunConfig
     disk: Path
     monkeypatch: pytest.MonkeyPatch
+    modality: Callable[[], Modality] | None = None
+    pool: Pool | None = None
     link: MemoryLink = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = split(load_pool(self.config.task, self.config.seed), self.config.task, self.config.seed)
+        pool = self.pool or load_pool(self.config.task, self.config.seed)
+        parts = split(pool, self.config.task, self.config.seed)
         self.parts, self._test = parts.private, parts.test
         self._keys = {name: Ed25519PrivateKey.generate() for name in self.parts}
         self.roster = {name: key.public_key() for name, key in self._keys.items()}
@@ -83,8 +91,12 @@ class Small:
 
     def client(self, name: str) -> Client:
         """A client as it is without a network."""
-        task = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
-        slm, _ = shared_slm(self.config.slm.source)
+        if self.modality is None:
+            task: Modality = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
+            slm, _ = shared_slm(self.config.slm.source)
+        else:
+            task = self.modality()
+            slm = build_model(self.config, "slm", task, [], self.disk / "none")
         self.disk.mkdir(exist_ok=True)
         spent: Remembered[int | str] = Remembered(self.disk / f"{name}-spent.json")
         data = ClientData(task, slm, self.parts[name], self._test, self.own(name), spent)
@@ -125,7 +137,8 @@ class Small:
     def run(self, out: Path, resume: bool = False, deadlines: Deadlines = DEADLINES) -> list[RoundRecord]:
         """A server's process from its start to the end of the run."""
         remote = Remote(self.link.transport(self.monkeypatch, deadlines), RUN, self.roster)
-        return list(rounds(None if resume else self.config, out, Inputs(remote=remote), resume=resume))
+        inputs = Inputs(self.modality and self.modality(), self.pool, remote)
+        return list(rounds(None if resume else self.config, out, inputs, resume=resume))
 
 
 def last(out: Path) -> tuple[RoundRecord, Adapter]:

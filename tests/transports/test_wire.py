@@ -59,7 +59,14 @@ def test_session_has_the_same_context_on_both_sides():
     assert back.session.context == SESSION.context
 
 
-@pytest.mark.parametrize("score", [None, Score({"acc": 2.0, "acc_norm": 1 / 3}, 7)])
+@pytest.mark.parametrize(
+    "score",
+    [
+        None,
+        Score({"acc": 2.0, "acc_norm": 1 / 3}, 7),
+        Score({"words": 2.0, "wer": 9.0}, 7, counts={"words": 8, "wer": 8}),
+    ],
+)
 def test_update(score):
     back = decode(encode(ClientUpdate("b", 2, ADAPTER, 5, 1 / 7, score, {"clients": 0.1})), LIMIT)
     assert isinstance(back, ClientUpdate)
@@ -180,6 +187,18 @@ def test_header_is_a_form_that_no_renamed_attribute_changes(message, form):
     data = encode(message)
     length = int.from_bytes(data[:8], "little")
     assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"2\n{form}"}
+
+
+@pytest.mark.parametrize(
+    "score", ['[{"acc":1.0},2,{"acc":true}]', '[{"acc":1.0},2,{"acc":1.5}]', '[{"acc":1.0},2,{},3]', '[{"acc":1.0}]']
+)
+def test_score_of_another_form_is_refused(score):
+    data = encode(ClientUpdate("b", 2, {}, 5, 0.5, Score({"acc": 1.0}, 2), {}))
+    odd = data.replace(b'[{\\"acc\\":1.0},2]', score.replace('"', '\\"').encode(), 1)
+    assert odd != data
+    length = len(odd) - len(data) + int.from_bytes(data[:8], "little")
+    with pytest.raises(RefusalError, match="not a message of this protocol"):
+        decode(length.to_bytes(8, "little") + odd[8:], LIMIT)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 30, 150])

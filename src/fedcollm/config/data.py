@@ -44,7 +44,7 @@ class TaskConfig(Section):
     """The data and how it is split."""
 
     name: str = "icd10"
-    """icd10, arc_easy, arc_challenge, openbookqa, commonsense_qa, professions, digits, or custom (your own files)"""
+    """arc_easy, arc_challenge, commonsense_qa, digits, icd10, openbookqa, professions, spoken_words, custom (yours)"""
     path: Path | None = None
     """your file, or a directory with a train file and, if you like, test (or dev), public and unlabelled files"""
     format: FormatConfig | None = None

@@ -18,7 +18,10 @@ from fedcollm.data.sources.digits import CLASSES, load_digit_images
 from fedcollm.data.sources.icd10 import CHAPTERS, load_icd10
 from fedcollm.data.sources.professions import load_professions
 from fedcollm.data.sources.qa import load_qa
+from fedcollm.data.sources.spoken_words import WORDS, load_spoken_words
 from fedcollm.errors import UserError
+from fedcollm.modalities.audio.classification import AudioTask
+from fedcollm.modalities.audio.models import AudioModels, features_of
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
@@ -101,6 +104,10 @@ def _load_digits(config: TaskConfig, seed: int) -> Pool:
     return load_digit_images()
 
 
+def _load_spoken_words(config: TaskConfig, seed: int) -> Pool:
+    return load_spoken_words()
+
+
 def _load_own_files(config: TaskConfig, seed: int) -> Pool:
     if config.path is None or config.format is None:
         raise UserError(
@@ -119,6 +126,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "commonsense_qa": TaskEntry(_load_questions, "text", "questions that need common sense"),
     "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with subjects of MMLU"),
     "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (comes with scikit-learn)"),
+    "spoken_words": TaskEntry(_load_spoken_words, "audio", "twenty spoken words, a client per accent (by espeak-ng)"),
     "custom": TaskEntry(_load_own_files, "text", "your own files of prompts and answers"),
 }
 
@@ -147,10 +155,19 @@ def _build_images_for_client(name: str, slm: ModelConfig, facts: Mapping[str, in
     return ImageTask(name, CLASSES)
 
 
+def _build_audio(name: str, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    return AudioTask(name, WORDS, features_of(slm.source), features_of(llm.source))
+
+
+def _build_audio_for_client(name: str, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
+    return AudioTask(name, WORDS, features_of(slm.source))
+
+
 #: Name of a modality to its entry.
 MODALITIES: Mapping[str, ModalityEntry] = {
     "text": ModalityEntry(TextModels(), _build_text, _build_text_for_client),
     "image": ModalityEntry(ImageModels(), _build_images, _build_images_for_client),
+    "audio": ModalityEntry(AudioModels(), _build_audio, _build_audio_for_client),
 }
 
 

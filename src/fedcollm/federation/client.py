@@ -197,7 +197,7 @@ class Client:
         tuned, score = time.perf_counter(), None
         if request.evaluate and self.test:
             score = evaluate(self.modality, self.slm, self.test, self.evaluation.batch_size, f"{where}, scoring")
-            score = Score(score.sums, score.count)
+            score = Score(score.sums, score.count, counts=score.counts)
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
 

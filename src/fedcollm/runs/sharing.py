@@ -182,7 +182,9 @@ def _plain(value: Any) -> Any:
 
 def _score_to_json(score: Score) -> str:
     confusion = [[*pair, count] for pair, count in score.confusion.items()]
-    return json.dumps({"sums": score.sums, "count": score.count, "confusion": confusion, "outcomes": score.outcomes})
+    sums, counts = dict(score.sums), dict(score.counts)
+    values = {"sums": sums, "count": score.count, "confusion": confusion, "outcomes": score.outcomes, "counts": counts}
+    return json.dumps(values)
 
 
 def _score_from_json(text: str) -> Score:

@@ -63,7 +63,7 @@ class CachingTransport:
 
 def _write(file: Path, update: ClientUpdate) -> None:
     """Write an update atomically: its adapter as tensors, everything else as JSON in the file's header."""
-    score = (dict(update.score.sums), update.score.count) if update.score else None
+    score = update.score.to_wire() if update.score else None
     values: dict[str, Any] = {"client": update.client, "round_index": update.round_index, "examples": update.examples}
     values |= {"loss": update.loss, "score": score, "seconds": dict(update.seconds)}
     tensors = {name: tensor.contiguous() for name, tensor in update.adapter.items()}
@@ -77,4 +77,4 @@ def _read(file: Path) -> ClientUpdate:
         values = json.loads(tensors.metadata()["update"])
         adapter: Adapter = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     score = values.pop("score")
-    return ClientUpdate(adapter=adapter, score=Score(*score) if score else None, **values)
+    return ClientUpdate(adapter=adapter, score=Score.from_wire(score) if score else None, **values)

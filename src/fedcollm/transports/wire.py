@@ -71,7 +71,7 @@ class _UpdateHeader(_Form):
     round_index: int
     examples: int | None
     loss: float | None
-    score: tuple[dict[str, float], int] | None
+    score: tuple[dict[str, float], int] | tuple[dict[str, float], int, dict[str, int]] | None
     seconds: dict[str, float]
 
 
@@ -122,7 +122,7 @@ def _taken_apart(message: Request | Answer) -> tuple[_Header, Mapping[str, Tenso
                 round_index=round_index,
                 examples=examples,
                 loss=loss,
-                score=(dict(score.sums), score.count) if score else None,
+                score=score.to_wire() if score else None,
                 seconds=dict(seconds),
             )
             return header, adapter
@@ -181,7 +181,7 @@ def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | A
         case _PhaseHeader():
             return PhaseRequest(header.phase, header.nonce, _items(tensors))
         case _UpdateHeader():
-            score = Score(*header.score) if header.score else None
+            score = Score.from_wire(header.score) if header.score else None
             adapter, seconds = dict(tensors), header.seconds
             return ClientUpdate(
                 header.client, header.round_index, adapter, header.examples, header.loss, score, seconds

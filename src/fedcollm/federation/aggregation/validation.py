@@ -23,6 +23,10 @@ from fedcollm.messages import (
 #: What no honest client exceeds: a larger number would outweigh all others. Nothing shows that a smaller one is true.
 _MOST_EXAMPLES, _LARGEST_LOSS, _MOST_SECONDS = 2**20, 1e6, 1e9
 
+#: The largest mean of a metric beside the main one that has a count of its own: an error rate can exceed 1, where more
+#: words are heard than were said, but a decoder writes only some hundred tokens per clip.
+_LARGEST_RATE = 1_000
+
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
     """Yield updates in the order of `ids`, so that their floating-point sum does not depend on who answers first.
@@ -125,10 +129,13 @@ def odd_score(score: Score | None) -> str | None:
     """Return what is wrong with a client's score; None if nothing is, or if there is no score."""
     if score is None:
         return None
-    sums = list(score.sums.values())
-    if not (sums and 1 <= score.count <= _MOST_EXAMPLES and all(abs(value) <= score.count for value in sums)):
-        return "a score that no examples can have"
-    return None
+    counts = [score.count, *score.counts.values()]
+    fits = score.sums and score.counts.keys() <= score.sums.keys() and all(1 <= n <= _MOST_EXAMPLES for n in counts)
+    main = next(iter(score.sums), None)
+    for name, value in score.sums.items():
+        most = 1 if name == main or name not in score.counts else _LARGEST_RATE
+        fits = fits and abs(value) <= most * score.counts.get(name, score.count)
+    return None if fits else "a score that no examples can have"
 
 
 @contextlib.contextmanager

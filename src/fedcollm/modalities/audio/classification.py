@@ -1,0 +1,179 @@
+"""Audio classification, where each clip has one row of logits."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedcollm.config import ModelConfig, StatisticsConfig
+from fedcollm.errors import UserError
+from fedcollm.messages import Score
+from fedcollm.modalities.audio.evidence import audio_evidence
+from fedcollm.modalities.audio.features import Features
+from fedcollm.modalities.audio.models import AudioModels
+from fedcollm.modalities.audio.recordings import Reader, Recording
+from fedcollm.modalities.base import UNLABELLED, Modality
+from fedcollm.modalities.evidence import Evidence
+
+
+@dataclass(frozen=True, eq=False)
+class AudioExample:
+    """A recording and its class.
+
+    Attributes:
+        id: id of the example, unique within its data set.
+        recording: the recording.
+        label: name of the class, or None if unlabelled.
+        group: natural client of the example, such as its speaker, if the data has one.
+        classes: names of all classes, so that `with_answer` can choose one.
+    """
+
+    id: str
+    recording: Recording
+    label: str | None
+    group: str | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """A digest of the encoded recording.
+
+        Raises:
+            UserError: the recording can't be used.
+        """
+        return self.recording.facts.digest
+
+    def without_label(self) -> "AudioExample":
+        """Return the same recording without its class."""
+        return replace(self, label=None)
+
+    def with_answer(self, answer: int) -> "AudioExample":
+        """Return the same recording with the class of this index."""
+        return replace(self, label=self.classes[answer])
+
+
+@dataclass(frozen=True)
+class AudioBatch:
+    """B clips, each [T_i] float32 at the modality's rate, and targets [B] int64."""
+
+    clips: list[Tensor]
+    targets: Tensor
+
+
+class AudioTask(AudioModels, Modality):
+    """The modality of audio classification, with any audio classifier of transformers.
+
+    Args:
+        name: name of the task, for reports.
+        classes: names of the classes, in the order of the columns of the logits.
+        slm: what turns clips into the SLM's inputs.
+        llm: the same for the LLM; by default that of the SLM.
+
+    Raises:
+        UserError: the two models need different sampling rates.
+    """
+
+    def __init__(self, name: str, classes: Sequence[str], slm: Features, llm: Features | None = None):
+        self.name = name
+        self.classes: tuple[str, ...] = tuple(classes)
+        both = {"slm": slm, "llm": llm or slm}
+        if both["llm"].rate != slm.rate:
+            raise UserError(
+                f"{name}: the SLM takes audio of {slm.rate} Hz and the LLM of {both['llm'].rate} Hz. Choose models "
+                "with one sampling rate."
+            )
+        self.reader = Reader(slm.rate, min(features.longest for features in both.values()))
+        self.features = slm
+        self.options: Mapping[str, Any] = {"classes": list(self.classes), **slm.options}
+        self._roles: dict[str, AudioTask] = {"slm": self}
+        if llm is not None and llm is not slm:
+            other = copy.copy(self)
+            other.features, other.options = llm, {"classes": list(self.classes), **llm.options}
+            self._roles["llm"] = other
+
+    def of(self, role: str) -> "AudioTask":
+        """Return the modality with the features of one role; both count what they read together."""
+        return self._roles.get(role, self)
+
+    def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
+        """Return an audio classifier with one column per class.
+
+        Raises:
+            UserError: the source can't be loaded, or has a different number of classes.
+        """
+        network = super().load_model(section, role, device, seed)
+        columns = cast(Any, network).config.num_labels
+        if columns != len(self.classes):
+            raise UserError(
+                f"{role}.source {section.source!r} has {columns} classes, but {self.name} has {len(self.classes)}. "
+                f"Choose a model with {len(self.classes)} classes."
+            )
+        return network
+
+    def size(self, example: AudioExample) -> int:
+        """Return the number of samples of a clip."""
+        return self.reader.size(example.recording)
+
+    def collate(self, examples: Sequence[AudioExample]) -> AudioBatch:
+        """Return a batch of decoded clips.
+
+        Raises:
+            UserError: a recording can't be used, or a label is not one of the classes.
+        """
+        targets = torch.tensor([self.target(example) for example in examples])
+        return AudioBatch([self.reader.read(example.recording) for example in examples], targets)
+
+    def target(self, example: AudioExample) -> int:
+        """Return the column of an example's class, or `UNLABELLED`.
+
+        Raises:
+            UserError: the label is not one of the classes.
+        """
+        if example.label is None:
+            return UNLABELLED
+        if example.label not in self.classes:
+            raise UserError(
+                f"{example.id}: label {example.label!r} is not one of the classes of {self.name}: "
+                f"{', '.join(self.classes)}. Correct the label."
+            )
+        return self.classes.index(example.label)
+
+    def logits(self, model: nn.Module, batch: AudioBatch) -> Tensor:
+        """Return [B, classes] float32 logits, one row per clip."""
+        parameter = next(model.parameters())
+        inputs = {
+            name: value.to(parameter) if value.is_floating_point() else value.to(parameter.device)
+            for name, value in self.features(batch.clips).items()
+        }
+        return model(**inputs).logits.float()
+
+    def targets(self, batch: AudioBatch) -> Tensor:
+        """Return [B] int64, the class of each clip or `UNLABELLED`."""
+        return batch.targets
+
+    def evidence(
+        self, examples: Sequence[AudioExample], features: StatisticsConfig, model: nn.Module | None = None
+    ) -> Evidence:
+        """Return one row per clip; see `audio_evidence`."""
+        return audio_evidence(self, examples, features, model)
+
+    def probabilities(self, model: nn.Module, examples: Sequence[AudioExample]) -> list[Tensor]:
+        """Return [classes] probabilities of the classes of each clip."""
+        return list(self.logits(model, self.collate(examples)).softmax(-1).cpu())
+
+    def score(self, model: nn.Module, examples: Sequence[AudioExample]) -> Score:
+        """Return the accuracy of the most likely class."""
+        batch = self.collate(examples)
+        predicted = self.logits(model, batch).argmax(-1).cpu()
+        pairs: list[tuple[int, int]] = cast(Any, torch.stack([batch.targets, predicted], dim=1)).tolist()
+        outcomes = {e.id: float(target == found) for e, (target, found) in zip(examples, pairs, strict=True)}
+        confusion = Counter((self.classes[target], self.classes[found]) for target, found in pairs)
+        return Score({"acc": sum(outcomes.values())}, len(examples), confusion, outcomes)
+
+    def notes(self) -> list[str]:
+        """Return what was changed of the recordings, see `Reader.notes`."""
+        return self.reader.notes()

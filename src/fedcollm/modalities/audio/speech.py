@@ -1,0 +1,115 @@
+"""What the two kinds of speech recognition, CTC and Whisper, have in common."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedcollm.config import ModelConfig
+from fedcollm.errors import UserError
+from fedcollm.messages import Score
+from fedcollm.modalities.audio.features import Extractor
+from fedcollm.modalities.audio.models import without_random_masks
+from fedcollm.modalities.audio.recordings import Reader
+from fedcollm.modalities.audio.transcripts import SpeechExample, same_columns, transcript_score
+from fedcollm.modalities.base import Modality
+from fedcollm.models.adapters import resolve_dtype
+from fedcollm.models.pretrained import from_pretrained
+
+
+class SpeechTask(Modality):
+    """Speech recognition with a pair of models of one family.
+
+    Args:
+        name: name of the task, for reports.
+        slm: directory of the SLM, with its feature extractor and its tokenizer.
+        llm: the same for the LLM; by default that of the SLM.
+        longest: the longest clip in seconds; longer ones are cut off at their end.
+
+    Raises:
+        UserError: a directory can't be read, or the models have different vocabularies or sampling rates.
+    """
+
+    metric = "word accuracy"
+    causal_lm: ClassVar[bool] = False
+    loader: ClassVar[Any]
+    advice: ClassVar[str]
+
+    def __init__(self, name: str, slm: str, llm: str | None = None, longest: float = 30.0):
+        self.name = name
+        self.tokenizer: Any = self.read_tokenizer(slm)
+        self.features = self.read_features(slm, longest)
+        self.reader = Reader(self.features.rate, min(longest, self.features.longest))
+        self.options: Mapping[str, Any] = {"longest": longest, **self.features.options, "source": slm}
+        self._other: tuple[str, Extractor] | None = None
+        if llm is not None and llm != slm:
+            same_columns(name, self.tokenizer.get_vocab(), self.read_tokenizer(llm).get_vocab())
+            self._other = llm, self.read_features(llm, longest)
+            if self._other[1].rate != self.features.rate:
+                raise UserError(
+                    f"{name}: the SLM takes audio of {self.features.rate} Hz and the LLM of {self._other[1].rate} Hz. "
+                    "Choose models with one sampling rate."
+                )
+
+    def of(self, role: str) -> Self:
+        """Return the modality with the features of one role; both count what they read together."""
+        if role != "llm" or self._other is None:
+            return self
+        other = copy.copy(self)
+        source, other.features = self._other
+        other.options, other._other = {**self.options, **other.features.options, "source": source}, None
+        return other
+
+    def read_tokenizer(self, source: str) -> Any:
+        """Return the tokenizer in a model's directory.
+
+        Raises:
+            UserError: there is none.
+        """
+        raise NotImplementedError
+
+    def read_features(self, source: str, longest: float) -> Extractor:
+        """Return the feature extractor in a model's directory, for clips of at most `longest` seconds.
+
+        Raises:
+            UserError: there is none.
+        """
+        return Extractor(source, longest)
+
+    def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
+        """Return a network of transformers from its directory, without random masks on its inputs.
+
+        Raises:
+            UserError: the directory can't be read.
+        """
+        dtype = resolve_dtype(section.dtype, device)
+        return without_random_masks(from_pretrained(self.loader, section.source, self.advice, dtype=dtype)).to(device)
+
+    def size(self, example: SpeechExample) -> int:
+        """Return the number of samples of a clip."""
+        return self.reader.size(example.recording)
+
+    def inputs(self, model: nn.Module, clips: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return what a model reads of clips [T_i], on its device and, for numbers, in its dtype."""
+        weight = next(model.parameters())
+        made = self.features(clips)
+        return {n: v.to(weight) if v.is_floating_point() else v.to(weight.device) for n, v in made.items()}
+
+    def hear(self, model: nn.Module, examples: Sequence[SpeechExample]) -> list[str]:
+        """Return what a model in evaluation mode hears in each recording."""
+        raise NotImplementedError
+
+    def score(self, model: nn.Module, examples: Sequence[SpeechExample]) -> Score:
+        """Return word accuracy and error rates, see `transcript_score`."""
+        return transcript_score(examples, self.hear(model, examples))
+
+    def show(self, example: SpeechExample, prediction: Any = None) -> str:
+        """Return the transcript and what was heard, if anything, as one line."""
+        said = "" if prediction is None else f" → {cast(str, prediction)}"
+        return f"{example.id}: {example.label}{said}"
+
+    def notes(self) -> list[str]:
+        """Return what was changed of the recordings, see `Reader.notes`."""
+        return self.reader.notes()
