@@ -4,7 +4,7 @@ To add a task, add an entry to `TASKS`. To add a modality, add an entry to `MODA
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -60,6 +60,14 @@ class BaseModels(Protocol):
 
     def outline(self, section: ModelConfig) -> nn.Module:
         """Return the same network without weights."""
+        ...
+
+    def trained_modules(self, network: nn.Module) -> Sequence[str]:
+        """Return the names of modules that are trained as a whole beside the adapter."""
+        ...
+
+    def adapted_layers(self, network: nn.Module) -> Sequence[str] | None:
+        """Return the names of the layers that `adapter.targets: auto` stands for; None for all linear layers."""
         ...
 
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from fedcollm.errors import UserError
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import add_adapter, parameter_counts, resolve_device, resolve_dtype, trainable
+from fedcollm.models.adapters import parameter_counts, resolve_device, resolve_dtype, trainable
 from fedcollm.runs.build_clients import build_privacy, build_uploads
+from fedcollm.runs.build_models import adapted
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
 _ADAM_COPIES = 4
@@ -152,7 +153,7 @@ def outline(model: ModelConfig, known: BaseModels) -> peft.PeftModel:
         model: configuration of the base and the adapter.
         known: the modality's knowledge of base models.
     """
-    return add_adapter(known.outline(model), model.adapter, causal_lm=known.causal_lm)
+    return adapted(known.outline(model), model.adapter, known)
 
 
 def role_cost(
