@@ -135,7 +135,7 @@ def _plus(changes: Mapping[str, Any], config: RunConfig) -> dict[str, RunConfig]
     sums, there is server momentum.
     """
     values = dict(changes)
-    if not config.task.unlabelled_size or (config.task.format is not None and config.task.format.choices is None):
+    if not config.task.unlabelled_size or (config.task.format is not None and config.task.format.is_free):
         values.pop("server.pseudo_labels", None)
     if "server.layer_transfer" in values and not rules.transferable(config):
         del values["server.layer_transfer"]

@@ -219,7 +219,7 @@ def _control(config: "RunConfig") -> Iterator[str]:
         if value != needed:
             given, wanted = (json.dumps(one).strip('"') for one in (value, needed))
             yield f"control {reason}, so {key} can't be {given}. Set {key}: {wanted}"
-    if config.task.format is not None and config.task.format.choices is None:
+    if config.task.format is not None and config.task.format.is_free:
         yield (
             "control needs choices, but task.format.choices is null: free answers have no solution in closed form. "
             "Leave out control, and the methods majority and closed_form"
@@ -259,7 +259,7 @@ def _pseudo_labels(config: "RunConfig") -> Iterator[str]:
             f"{key} needs unlabelled public examples, and training on them. Set task.unlabelled_size and server.epochs "
             f"accordingly, or {key}: null"
         )
-    if config.task.format is not None and config.task.format.choices is None:
+    if config.task.format is not None and config.task.format.is_free:
         yield f"{key} needs choices, but task.format.choices is null. Set {key}: null"
     if labels.asks_clients:
         yield from _label_sums(config, key)

@@ -150,8 +150,9 @@ class TextModels:
         """Return nothing: only the adapter is trained."""
         return []
 
-    def adapted_layers(self, network: nn.Module) -> None:
+    def adapted_layers(self, network: nn.Module) -> list[str] | None:
         """Return None, for all linear layers except the head."""
+        return None
 
     def footprint(self, example: TextExample | None, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return estimates of the number of tokens and of rows of logits of an example.

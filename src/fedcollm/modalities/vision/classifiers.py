@@ -219,6 +219,5 @@ def _modules(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 
 def _number(value: Any) -> int:
     """Return a size in pixels, of which configurations give one or one per axis; 0 if there is none."""
-    several = isinstance(value, (list, tuple)) and bool(cast("list[Any]", value))
-    first: Any = cast("list[Any]", value)[0] if several else value
+    first: Any = next(iter(cast("list[Any]", value)), None) if isinstance(value, (list, tuple)) else value
     return first if isinstance(first, int) else 0

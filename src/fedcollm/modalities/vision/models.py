@@ -78,8 +78,9 @@ class ImageModels:
         """Return nothing: only the adapter is trained."""
         return []
 
-    def adapted_layers(self, network: nn.Module) -> None:
+    def adapted_layers(self, network: nn.Module) -> list[str] | None:
         """Return None, for all linear layers."""
+        return None
 
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return the number of patches of an image plus its class token, and its single row of logits."""
