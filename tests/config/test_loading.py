@@ -24,7 +24,7 @@ def refused(preset: str | Path = "icd10", **overrides) -> str:
 
 def test_presets_are_those_that_the_design_names():
     tasks = {"arc_challenge", "arc_easy", "commonsense_qa", "digits", "icd10", "openbookqa", "professions"}
-    assert set(preset_names()) == tasks | {"fedcollm_plus", "qwen", "smollm2"} | PAPER
+    assert set(preset_names()) == tasks | {"fedcollm_plus", "photos", "qwen", "smollm2"} | PAPER
 
 
 @pytest.mark.parametrize("name", preset_names())
