@@ -10,7 +10,13 @@ from torch import nn
 
 from fedcollm.config import AdapterConfig, ModelConfig
 from fedcollm.errors import UserError
-from fedcollm.modalities.vision.classifiers import ClassifierModels, FreshHead, FrozenBatchNorm2d, head_names
+from fedcollm.modalities.vision.classifiers import (
+    ClassifierModels,
+    FreshHead,
+    FrozenBatchNorm2d,
+    freeze_statistics,
+    head_names,
+)
 from fedcollm.models.adapters import load_adapter, parameter_counts, read_adapter, save_adapter, write_adapter
 from fedcollm.models.fused.patch import fuse, unfused
 from fedcollm.runs.build_models import adapted
@@ -230,13 +236,14 @@ def test_training_does_not_change_the_statistics_of_batch_normalization(places, 
     assert all(torch.equal(value, before[key]) for key, value in network.named_buffers())
 
 
-def test_frozen_normalization_by_hand():
-    norm = nn.BatchNorm2d(1, eps=0.0)
-    norm.__class__ = FrozenBatchNorm2d
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm1d, (2, 1)), (nn.BatchNorm2d, (2, 1, 1, 1))])
+def test_frozen_normalization_by_hand(kind, shape):
+    norm = kind(1, eps=0.0)
     norm.running_mean.fill_(1.0)
     norm.running_var.fill_(4.0)
-    values = torch.tensor([3.0, 7.0]).view(2, 1, 1, 1)
-    assert norm.train()(values).flatten().tolist() == [1.0, 3.0]  # (3 - 1) / 2, (7 - 1) / 2
+    network = freeze_statistics(nn.Sequential(norm)).train()
+    assert network(torch.tensor([3.0, 7.0]).view(shape)).flatten().tolist() == [1.0, 3.0]  # (3 - 1) / 2, (7 - 1) / 2
+    assert norm.running_mean.tolist() == [1.0]
     assert norm.num_batches_tracked == 0
 
 

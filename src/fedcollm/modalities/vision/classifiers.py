@@ -7,7 +7,7 @@ Batch normalization always computes with the statistics of pretraining, in train
 are no parameters: they would drift at each client, would not travel with the adapter, and would tell a client's data.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -62,6 +62,21 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
         """Stay in evaluation mode."""
         return super().train(False)
+
+
+class FrozenBatchNorm1d(nn.BatchNorm1d):
+    """The same for rows of features, as in LeViT."""
+
+    def train(self, mode: bool = True) -> "FrozenBatchNorm1d":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+
+#: Batch normalization to its frozen form.
+_FROZEN: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: FrozenBatchNorm1d,
+    nn.BatchNorm2d: FrozenBatchNorm2d,
+}
 
 
 class ClassifierModels:
@@ -186,8 +201,8 @@ def head_names(network: nn.Module) -> list[str]:
 def freeze_statistics(network: nn.Module) -> nn.Module:
     """Make batch normalization compute with its running statistics always, and return the network."""
     for _, module in _modules(network):
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = FrozenBatchNorm2d
+        if type(module) in _FROZEN:
+            module.__class__ = _FROZEN[type(module)]
             module.train(False)
     return network
 
