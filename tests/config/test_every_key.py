@@ -100,6 +100,7 @@ INPUTS = {
     "task.name": Change("arc_easy"),  # which data
     "task.path": Change(Path("/data")),
     "task.format.prompt": Change("{b}", FORMAT),
+    "task.format.image": Change("b", {"task.format": {"image": "a", "answer": "c"}}),
     "task.format.answer": Change("c", FORMAT),
     "task.format.choices": Change(["x", "y"], FORMAT),
     "task.format.group": Change("d", FORMAT),
@@ -198,6 +199,7 @@ def keys(section: type[Section] = RunConfig, prefix: str = "") -> Iterator[str]:
 SWITCHES = {
     "llm.heal": Change({}),
     "slm.heal": Change({}),
+    "task.format": Change({}),
     "server.pseudo_labels": Change({}, {"task.unlabelled_size": 8}),
 }
 

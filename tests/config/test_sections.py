@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedcollm.config import EvaluationConfig
+from fedcollm.config import EvaluationConfig, FormatConfig
 
 
 @pytest.mark.parametrize(("rounds", "every", "expected"), [(1, 1, [1]), (3, 1, [1, 2, 3]), (4, 3, [3, 4]), (2, 9, [2])])
@@ -15,3 +15,33 @@ def test_the_last_round_is_always_scored(rounds, every, expected):
 def test_clients_are_scored_in_scored_rounds_only(clients, expected):
     evaluation = EvaluationConfig(every=2, clients=clients)
     assert [index for index in range(1, 6) if evaluation.scores_clients(index, 5)] == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "images", "folders", "free"),
+    [
+        ({"prompt": "{a}", "answer": "b"}, False, False, True),
+        ({"prompt": "{a}", "answer": "b", "choices": "c"}, False, False, False),
+        ({"image": "a", "answer": "b"}, True, False, False),
+        ({"choices": ["x", "y"]}, True, True, False),
+    ],
+)
+def test_a_format_is_of_text_or_images(keys, images, folders, free):
+    format = FormatConfig(**keys)
+    assert (format.is_images, format.is_folders, format.is_free) == (images, folders, free)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"prompt": "{a}", "image": "b", "answer": "c"}, "prompt is for text"),
+        ({"prompt": "{a}"}, "answer is missing"),
+        ({"image": "a"}, "answer is missing"),
+        ({"answer": "b"}, "in class folders"),
+        ({"group": "b"}, "in class folders"),
+        ({"image": "a", "answer": "b", "choices": "c"}, "choices 'c' is a column"),
+    ],
+)
+def test_a_format_of_both_or_neither_is_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        FormatConfig(**keys)

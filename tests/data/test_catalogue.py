@@ -1,14 +1,25 @@
 """The tables of tasks and modalities."""
 
 import pytest
+from PIL import Image
+from tests.modalities.vision.tiny_classifiers import save_classifier
 
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
-from fedcollm.data.catalogue import MODALITIES, TASKS, base_models, build_client_modality, build_modality, load_pool
+from fedcollm.data.catalogue import (
+    MODALITIES,
+    TASKS,
+    base_models,
+    build_client_modality,
+    build_modality,
+    load_pool,
+    load_private,
+)
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioTask
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.task import TextTask
+from fedcollm.modalities.vision.files import ImageFileTask, ImagePair
 from fedcollm.modalities.vision.task import ImageTask
 
 
@@ -106,3 +117,30 @@ def test_bases_are_made_once_where_they_must_be(tiny_config, monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
     base_models(tiny_config.task).prepare(tiny_config.llm.model_copy(update={"layers": 2}))
     assert [place.name.endswith("-2-layers") for place in tmp_path.iterdir() if place.is_dir()] == [True]
+
+
+def test_own_images_are_a_modality_whose_classes_reach_a_client(tmp_path):
+    own = [
+        save_classifier("vit", tmp_path / role, image_mean=[mean] * 3) for role, mean in (("slm", 0.5), ("llm", 0.4))
+    ]
+    slm, llm = (ModelConfig(source=place) for place in own)
+    for shade, name in enumerate(("cat", "ant")):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("L", (2, 2), shade).save(tmp_path / "data" / "train" / name / "x.png")
+    task = TaskConfig(name="custom", path=tmp_path / "data", format=FormatConfig())
+    same, pair = build_modality(task, slm, slm, False), build_modality(task, slm, llm, False)
+    assert isinstance(same, ImageFileTask)
+    assert isinstance(pair, ImagePair)
+    assert pair.of("slm").to_wire() != pair.of("llm").to_wire()
+    client = build_client_modality(task, slm, pair.of("slm").facts())
+    assert isinstance(client, ImageFileTask)
+    assert client.classes == ("ant", "cat")
+    known = base_models(task)
+    assert known.trained_modules(known.outline(slm)) == ["classifier"]
+    assert [example.label for example in load_pool(task, 0).train] == ["ant", "cat"]
+    (tmp_path / "mine" / "train" / "cat").mkdir(parents=True)
+    Image.new("L", (2, 2), 5).save(tmp_path / "mine" / "train" / "cat" / "x.png")
+    (example,) = load_private(FormatConfig(), tmp_path / "mine", client).train
+    assert (example.label, example.target) == ("cat", 1)
+    with pytest.raises(UserError, match="facts lack classes"):
+        build_client_modality(task, slm, {})

@@ -9,9 +9,12 @@ import torch
 from tests.parties import add_adapter, fit_privately
 from torch.nn import functional
 
+from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.task import TextExample, TextTask
+from fedcollm.modalities.vision.classifiers import FreshHead
 from fedcollm.modalities.vision.task import ImageExample, ImageTask
+from fedcollm.models import adapters
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.privacy.accounting import ExamplePrivacy
 from fedcollm.privacy.keystream import SecureStream
@@ -96,6 +99,36 @@ def image_model() -> tuple[ImageTask, torch.nn.Module, list[ImageExample]]:
 
 
 # --- gradients ---
+
+
+def test_fresh_head_has_per_example_gradients(monkeypatch):
+    task, _, examples = image_model()
+    from transformers import ViTConfig, ViTForImageClassification
+
+    network = ViTForImageClassification(
+        ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=3, hidden_size=8, num_hidden_layers=1,
+                  num_attention_heads=2, intermediate_size=16)
+    )  # fmt: skip
+    network.classifier = FreshHead(8, 3)
+    model = adapters.add_adapter(network, AdapterConfig(rank=2), causal_lm=False, whole=["classifier"])
+    write_adapter(model, {name: torch.randn_like(tensor) / 4 for name, tensor in read_adapter(model).items()})
+    alone = [gradients(task, model, [example]) for example in examples]
+    norms = sorted(map(norm, alone))
+    clip = (norms[1] + norms[2]) / 2
+    expected = {name: sum(min(1.0, clip / norm(gradient)) * gradient[name] for gradient in alone) for name in alone[0]}
+    assert "base_model.model.classifier.modules_to_save.default.weight" in expected
+    assert close(stepped(monkeypatch, task, model, examples, clip=clip), expected)
+
+
+def test_adapted_convolution_is_refused_by_name():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 3, 2)
+
+    model = add_adapter(Network(), rank=1, causal_lm=False, targets=["conv"])
+    with pytest.raises(UserError, match=r"conv\..* is a Conv2d.*slm\.adapter\.targets"):
+        module._check_linear(model)
 
 
 def test_without_a_bound_the_gradient_is_that_of_the_summed_loss(monkeypatch, task, slm):

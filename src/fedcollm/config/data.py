@@ -28,16 +28,51 @@ class PartitionConfig(Section):
 
 
 class FormatConfig(Section):
-    """How the rows of your own JSONL, CSV or Parquet files become prompts and answers."""
+    """How the rows of your own JSONL, CSV or Parquet files become prompts and answers, or images and classes.
 
-    prompt: str
-    """template of the prompt, with column names in braces, such as "{diagnosis}:" """
-    answer: str
-    """column that holds the right answer"""
+    Without prompt, the data is images; without prompt and image, they are in a folder of class folders.
+    """
+
+    prompt: str | None = None
+    """text: template of the prompt, with column names in braces, such as "{diagnosis}:" """
+    image: str | None = None
+    """images: column with the path of an image, relative to its file; null, without prompt: train/CLASS/ has images"""
+    answer: str | None = None
+    """column that holds the right answer, or the class of an image; null for class folders"""
     choices: list[str] | str | None = None
-    """list of the possible answers, or the column that holds them; null: the model completes the prompt freely"""
+    """possible answers, or their column; null: free completion of a prompt, or the classes of the training images"""
     group: str | None = None
     """column that says which client (hospital, bank, ...) a row belongs to; needed for partition kind natural"""
+
+    @model_validator(mode="after")
+    def _text_or_images(self) -> "FormatConfig":
+        if self.prompt is not None and self.image is not None:
+            raise ValueError(f"prompt is for text and image {self.image!r} for images. Remove one of them")
+        if (self.prompt is not None or self.image is not None) and self.answer is None:
+            raise ValueError("answer is missing. Set it to the column that holds the right answer")
+        if self.is_folders and (self.answer is not None or self.group is not None):
+            raise ValueError(
+                "without prompt (text) or image (a column of image files), images are in class folders, and there is "
+                "no column for answer or group. Set prompt or image, or remove answer and group"
+            )
+        if self.is_images and isinstance(self.choices, str):
+            raise ValueError(f"choices {self.choices!r} is a column, but all images share their classes. Give a list")
+        return self
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the data is images."""
+        return self.prompt is None
+
+    @property
+    def is_folders(self) -> bool:
+        """Whether the data is a folder of class folders."""
+        return self.prompt is None and self.image is None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether answers are free text instead of one of several choices."""
+        return self.prompt is not None and self.choices is None
 
 
 class TaskConfig(Section):
@@ -46,9 +81,9 @@ class TaskConfig(Section):
     name: str = "icd10"
     """arc_easy, arc_challenge, commonsense_qa, digits, icd10, openbookqa, professions, spoken_words, custom (yours)"""
     path: Path | None = None
-    """your file, or a directory with a train file and, if you like, test (or dev), public and unlabelled files"""
+    """your file, or a directory with a train file (or folder) and, if you like, test (or dev), public, unlabelled"""
     format: FormatConfig | None = None
-    """custom only: prompt, answer, choices and group, which say how rows become examples"""
+    """custom only: prompt or image, answer, choices and group, which say how rows become examples"""
     clients: Positive = 4
     """number of clients K"""
     partition: PartitionConfig = PartitionConfig()

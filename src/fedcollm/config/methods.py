@@ -135,7 +135,7 @@ def _plus(changes: Mapping[str, Any], config: RunConfig) -> dict[str, RunConfig]
     sums, there is server momentum.
     """
     values = dict(changes)
-    free = config.task.format is not None and config.task.format.choices is None
+    free = config.task.format is not None and config.task.format.is_free
     if free or 0 in (config.task.unlabelled_size, config.server.unlabelled_per_round):
         values.pop("server.pseudo_labels", None)
     if "server.layer_transfer" in values and not rules.transferable(config):

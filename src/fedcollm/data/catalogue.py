@@ -4,15 +4,17 @@ To add a task, add an entry to `TASKS`. To add a modality, add an entry to `MODA
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import nn
 
-from fedcollm.config import ModelConfig, TaskConfig
+from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
 from fedcollm.data.files import load_custom
+from fedcollm.data.image_files import find_classes, load_images
 from fedcollm.data.pool import Pool
 from fedcollm.data.sources.digits import CLASSES, load_digit_images
 from fedcollm.data.sources.icd10 import CHAPTERS, load_icd10
@@ -26,7 +28,10 @@ from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
 from fedcollm.modalities.text.task import TextTask
+from fedcollm.modalities.vision.classifiers import ClassifierModels
+from fedcollm.modalities.vision.files import ImageFileTask, ImagePair
 from fedcollm.modalities.vision.models import ImageModels
+from fedcollm.modalities.vision.preprocessing import load_preprocessor
 from fedcollm.modalities.vision.task import ImageTask
 
 
@@ -65,6 +70,14 @@ class BaseModels(Protocol):
         """Return the same network without weights."""
         ...
 
+    def trained_modules(self, network: nn.Module) -> Sequence[str]:
+        """Return the names of modules that are trained as a whole beside the adapter."""
+        ...
+
+    def adapted_layers(self, network: nn.Module) -> Sequence[str] | None:
+        """Return the names of the layers that `adapter.targets: auto` stands for; None for all linear layers."""
+        ...
+
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return estimates of the number of positions and of output rows of an example."""
         ...
@@ -75,16 +88,16 @@ class ModalityEntry:
     """A modality that ships with fedcollm.
 
     Attributes:
-        models: the part that deals with base models, which is built without loading anything.
-        build: returns the modality of a pair of models, given the task's name, the sections `slm` and `llm`, and
+        models: returns the part that deals with base models, given the section `task`, without loading a model.
+        build: returns the modality of a pair of models, given the section `task`, the sections `slm` and `llm`, and
             whether their tokenizers may differ.
         build_for_client: returns the modality of a client, given the task's name, the section `slm` and the server's
             `Modality.facts`.
     """
 
-    models: BaseModels
-    build: Callable[[str, ModelConfig, ModelConfig, bool], Modality]
-    build_for_client: Callable[[str, ModelConfig, Mapping[str, int]], Modality]
+    models: Callable[[TaskConfig], BaseModels]
+    build: Callable[[TaskConfig, ModelConfig, ModelConfig, bool], Modality]
+    build_for_client: Callable[[str, ModelConfig, Mapping[str, Any]], Modality]
 
 
 def _load_icd10(config: TaskConfig, seed: int) -> Pool:
@@ -109,12 +122,17 @@ def _load_spoken_words(config: TaskConfig, seed: int) -> Pool:
 
 
 def _load_own_files(config: TaskConfig, seed: int) -> Pool:
+    path, format = _own_files(config)
+    return load_images(path, format, find_classes(path, format)) if format.is_images else load_custom(path, format)
+
+
+def _own_files(config: TaskConfig) -> tuple[Path, FormatConfig]:
     if config.path is None or config.format is None:
         raise UserError(
             "task.name: custom needs your files. Set task.path (a file or directory) and task.format (prompt, answer, "
-            "choices)."
+            "choices; for images, image and answer)."
         )
-    return load_custom(config.path, config.format)
+    return config.path, config.format
 
 
 #: Name of a task to its entry.
@@ -127,7 +145,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with subjects of MMLU"),
     "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (comes with scikit-learn)"),
     "spoken_words": TaskEntry(_load_spoken_words, "audio", "twenty spoken words, a client per accent (by espeak-ng)"),
-    "custom": TaskEntry(_load_own_files, "text", "your own files of prompts and answers"),
+    "custom": TaskEntry(_load_own_files, "text", "your own files of prompts and answers, or of images and classes"),
 }
 
 
@@ -135,39 +153,58 @@ def _text_task(name: str, facts: TextModelFacts) -> TextTask:
     return TextTask(name, facts.tokenizer, facts.vocabulary_size, facts.context_length, start=facts.start)
 
 
-def _build_text(name: str, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+def _build_text(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
     facts = pair_facts(slm, llm, across_tokenizers)
-    task = _text_task(name, facts.slm)
-    return task if facts.llm is facts.slm else TokenizerBridge(task, _text_task(name, facts.llm))
+    task = _text_task(config.name, facts.slm)
+    return task if facts.llm is facts.slm else TokenizerBridge(task, _text_task(config.name, facts.llm))
 
 
-def _build_text_for_client(name: str, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
+def _build_text_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
     if missing := sorted({"vocabulary_size", "context_length"} - facts.keys()):
         raise UserError(f"task {name}: the server's facts lack {missing[0]}. Get a fresh copy of them from the server.")
     return _text_task(name, client_facts(slm, facts["vocabulary_size"], facts["context_length"]))
 
 
-def _build_images(name: str, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+def _build_pixels(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    return ImageTask(config.name, CLASSES)
+
+
+def _build_pixels_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
     return ImageTask(name, CLASSES)
 
 
-def _build_images_for_client(name: str, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
-    return ImageTask(name, CLASSES)
+def _build_images(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    classes = find_classes(*_own_files(config))
+    own, other = load_preprocessor(slm), load_preprocessor(llm)
+    task = ImageFileTask(config.name, classes, own)
+    if own.to_wire() == other.to_wire():
+        return task
+    return ImagePair(task, ImageFileTask(config.name, classes, other))
 
 
-def _build_audio(name: str, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
-    return AudioTask(name, WORDS, features_of(slm.source), features_of(llm.source))
+def _build_images_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
+    classes = facts.get("classes")
+    if not isinstance(classes, list) or len(cast("list[Any]", classes)) < 2:
+        raise UserError(f"task {name}: the server's facts lack classes. Get a fresh copy of them from the server.")
+    return ImageFileTask(name, cast("list[str]", classes), load_preprocessor(slm))
 
 
-def _build_audio_for_client(name: str, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
+def _build_audio(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    return AudioTask(config.name, WORDS, features_of(slm.source), features_of(llm.source))
+
+
+def _build_audio_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
     return AudioTask(name, WORDS, features_of(slm.source))
 
 
-#: Name of a modality to its entry.
+#: Name of a modality to its entry. The task `custom` is of modality `image_files` if its format says so.
 MODALITIES: Mapping[str, ModalityEntry] = {
-    "text": ModalityEntry(TextModels(), _build_text, _build_text_for_client),
-    "image": ModalityEntry(ImageModels(), _build_images, _build_images_for_client),
-    "audio": ModalityEntry(AudioModels(), _build_audio, _build_audio_for_client),
+    "text": ModalityEntry(lambda task: TextModels(), _build_text, _build_text_for_client),
+    "image": ModalityEntry(lambda task: ImageModels(), _build_pixels, _build_pixels_for_client),
+    "image_files": ModalityEntry(
+        lambda task: ClassifierModels(find_classes(*_own_files(task))), _build_images, _build_images_for_client
+    ),
+    "audio": ModalityEntry(lambda task: AudioModels(), _build_audio, _build_audio_for_client),
 }
 
 
@@ -196,10 +233,10 @@ def build_modality(task: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_
     Raises:
         UserError: the task is unknown, a model can't be read, or the tokenizers differ.
     """
-    return _modality(task).build(task.name, slm, llm, across_tokenizers)
+    return _modality(task).build(task, slm, llm, across_tokenizers)
 
 
-def build_client_modality(task: TaskConfig, slm: ModelConfig, facts: Mapping[str, int]) -> Modality:
+def build_client_modality(task: TaskConfig, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
     """Return the modality of a deployed client, which has only the SLM.
 
     Args:
@@ -214,16 +251,35 @@ def build_client_modality(task: TaskConfig, slm: ModelConfig, facts: Mapping[str
 
 
 def base_models(task: TaskConfig) -> BaseModels:
-    """Return the part of a task's modality that deals with base models, without loading anything.
+    """Return the part of a task's modality that deals with base models, without loading a model.
 
     Raises:
-        UserError: the task is unknown.
+        UserError: the task is unknown, or its own images have no classes.
     """
-    return _modality(task).models
+    return _modality(task).models(task)
+
+
+def load_private(format: FormatConfig, path: Path, modality: Modality) -> Pool:
+    """Return the examples of one client from files in the user's own format.
+
+    Args:
+        format: which columns are the prompt or image and the answer. All rows are this client's.
+        path: the client's file or directory.
+        modality: the client's modality, which knows the classes of images.
+
+    Raises:
+        UserError: a file, a row or the format is invalid.
+    """
+    own = format.model_copy(update={"group": None})
+    if isinstance(modality, ImageFileTask):
+        return load_images(path, own, modality.classes, several_classes=False)
+    return load_custom(path, own, several_classes=False)
 
 
 def _modality(task: TaskConfig) -> ModalityEntry:
-    return MODALITIES[_entry(task).modality]
+    entry = _entry(task)
+    images = entry.load is _load_own_files and task.format is not None and task.format.is_images
+    return MODALITIES["image_files" if images else entry.modality]
 
 
 def _entry(task: TaskConfig) -> TaskEntry:

@@ -12,6 +12,7 @@ from fedcollm.config import FormatConfig
 from fedcollm.data.partition import check_classes
 from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
+from fedcollm.modalities.base import Example
 from fedcollm.modalities.jsonl import read_jsonl, shorten
 from fedcollm.modalities.text.examples import TextExample, listed_choices
 
@@ -49,7 +50,7 @@ def find_part(directory: Path, part: str, suffixes: Sequence[str] = SUFFIXES) ->
     return found[0] if found else None
 
 
-def check_ids(examples: Sequence[TextExample], places: Sequence[str]) -> None:
+def check_ids(examples: Sequence[Example], places: Sequence[str]) -> None:
     """Check that the ids of examples are distinct.
 
     Args:
@@ -81,7 +82,7 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
     Raises:
         UserError: a file, a row or the format is invalid.
     """
-    fields = _template(format.prompt)
+    fields = _template(format.prompt or "")
     if isinstance(format.choices, list):
         _check_choices(format.choices, "task.format.choices")
         if len({choice.strip() for choice in format.choices}) < len(format.choices):
@@ -117,12 +118,12 @@ def _load(path: Path, format: FormatConfig, fields: list[_Field], with_answers: 
         answer, choices, labels = (_answer if with_answers else _no_answer)(row, format, place)
         examples.append(
             TextExample(
-                id=_scalar(row, "id", place, "id") if "id" in row else str(position),
+                id=cell_text(row, "id", place, "id") if "id" in row else str(position),
                 prompt=_prompt(row, fields, place),
                 choices=choices,
                 answer=answer,
                 labels=labels,
-                group=None if format.group is None else _scalar(row, format.group, place, "task.format.group"),
+                group=None if format.group is None else cell_text(row, format.group, place, "task.format.group"),
                 own_choices=_own_choices(format),
             )
         )
@@ -215,7 +216,7 @@ def _prompt(row: dict[str, Any], fields: list[_Field], place: str) -> str:
     for text, column, conversion, spec in fields:
         parts.append(text)
         if column:
-            value = _value(row, column, place, "task.format.prompt")
+            value = cell_value(row, column, place, "task.format.prompt")
             if isinstance(value, (list, dict)):
                 raise UserError(f"{place}: column {column!r} holds {shorten(value)}. A prompt needs text or a number.")
             try:
@@ -228,7 +229,18 @@ def _prompt(row: dict[str, Any], fields: list[_Field], place: str) -> str:
     return "".join(parts)
 
 
-def _value(row: dict[str, Any], column: str, place: str, key: str) -> Any:
+def cell_value(row: dict[str, Any], column: str, place: str, key: str) -> Any:
+    """Return what a row holds in a column.
+
+    Args:
+        row: column to value.
+        column: name of the column.
+        place: file and row, for the message.
+        key: key of the configuration that names the column, for the message.
+
+    Raises:
+        UserError: there is no such column, or it is empty in this row.
+    """
     if column not in row:
         raise UserError(f"{place}: there is no column {column!r} ({key}). The columns are {', '.join(map(str, row))}.")
     value = row[column]
@@ -237,8 +249,13 @@ def _value(row: dict[str, Any], column: str, place: str, key: str) -> Any:
     return value
 
 
-def _scalar(row: dict[str, Any], column: str, place: str, key: str) -> str:
-    value = _value(row, column, place, key)
+def cell_text(row: dict[str, Any], column: str, place: str, key: str) -> str:
+    """Return what a row holds in a column as text without space around it; see `cell_value`.
+
+    Raises:
+        UserError: there is no such column, or it holds nothing, a list or an object in this row.
+    """
+    value = cell_value(row, column, place, key)
     if isinstance(value, (list, dict)):
         raise UserError(f"{place}: column {column!r} ({key}) holds {shorten(value)}. It needs text or a number.")
     return str(value).strip()
@@ -255,20 +272,20 @@ def _labelled_choices(row: dict[str, Any], format: FormatConfig, place: str) -> 
         choices = tuple(choice.strip() for choice in format.choices)
         return choices, choices
     column = str(format.choices)
-    choices = _choices(_value(row, column, place, "task.format.choices"), f"{place}: column {column!r}")
+    choices = _choices(cell_value(row, column, place, "task.format.choices"), f"{place}: column {column!r}")
     return choices, tuple(LETTERS[: len(choices)])
 
 
 def _own_choices(format: FormatConfig) -> bool:
     """Return whether choices are an example's own: from a column, or letters whose texts the template lists."""
     if isinstance(format.choices, list):
-        return listed_choices(format.prompt, format.choices) is not None
+        return listed_choices(format.prompt or "", format.choices) is not None
     return format.choices is not None
 
 
 def _answer(row: dict[str, Any], format: FormatConfig, place: str) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Return the index of the right choice, the choices and their labels."""
-    answer = _scalar(row, format.answer, place, "task.format.answer")
+    answer = cell_text(row, str(format.answer), place, "task.format.answer")
     if format.choices is None:
         return 0, (answer,), (answer,)
     choices, labels = _labelled_choices(row, format, place)

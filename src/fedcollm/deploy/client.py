@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedcollm.config import RunConfig
-from fedcollm.data.catalogue import build_client_modality
-from fedcollm.data.files import find_part, load_custom
+from fedcollm.data.catalogue import build_client_modality, load_private
+from fedcollm.data.files import find_part
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
@@ -78,8 +78,7 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
     if not path.exists():
         raise UserError(f"--data {path}: no such file or directory. Give this client's own examples.")
     if config.task.format is not None:
-        columns = config.task.format.model_copy(update={"group": None})  # all rows are this client's
-        pool = load_custom(path, columns, several_classes=False)
+        pool = load_private(config.task.format, path, modality)
         return list(pool.train), list(pool.test or ())
     train = find_part(path, "train") if path.is_dir() else path
     if train is None:

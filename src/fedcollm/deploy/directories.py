@@ -95,7 +95,7 @@ class Membership(_File):
     run: str
     address: str
     roster: dict[str, str]
-    facts: dict[str, Annotated[int, Field(ge=1)]]
+    facts: dict[str, Annotated[int, Field(ge=1)] | list[str]]
 
 
 T = TypeVar("T", bound=_File)

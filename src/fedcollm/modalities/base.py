@@ -120,6 +120,22 @@ class Modality(ABC):
         """Return whether the base network has pretrained weights, not random ones that depend on the run's seed."""
         return True
 
+    def trained_modules(self, network: nn.Module) -> Sequence[str]:
+        """Return the names of modules that are trained as a whole and travel with the adapter, such as a fresh head.
+
+        Args:
+            network: a network from `load_model` or `outline`.
+        """
+        return ()
+
+    def adapted_layers(self, network: nn.Module) -> Sequence[str] | None:
+        """Return the names of the layers that `adapter.targets: auto` stands for; None for all linear layers.
+
+        Args:
+            network: a network from `load_model` or `outline`.
+        """
+        return None
+
     def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
         """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM.
 
@@ -251,8 +267,11 @@ class Modality(ABC):
         """Return sentences about the data that a reader of the results should know, such as how much was cut off."""
         return []
 
-    def facts(self) -> dict[str, int]:
-        """Return what a deployed client, which has only the SLM, needs to know to build this modality."""
+    def facts(self) -> dict[str, Any]:
+        """Return what a deployed client, which has only the SLM, needs to know to build this modality.
+
+        The values are numbers of at least 1, or lists of names.
+        """
         return {}
 
     def write_examples(self, examples: Sequence[Any]) -> str:

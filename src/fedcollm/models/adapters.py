@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import warnings
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _HEADS = ("head", "classifier", "lm_head", "score")  # names of output layers, which get no adapter
 _ACTIVE = ".default"  # PEFT's name of the adapter within parameter names; adapter files leave it out
+_WHOLE = ".modules_to_save"  # PEFT's name of a module that is trained as a whole; adapter files leave it out too
 
 
 def resolve_device(device: str) -> torch.device:
@@ -64,6 +65,7 @@ def add_adapter(
     seed: int = 0,
     causal_lm: bool = True,
     base_name: str | None = None,
+    whole: Sequence[str] = (),
 ) -> "peft.PeftModel":
     """Freeze a base model and give it a trainable adapter.
 
@@ -78,18 +80,22 @@ def add_adapter(
         seed: seed of the adapter's initial values.
         causal_lm: whether to set PEFT's task type CAUSAL_LM.
         base_name: the path or hub id of the base, which PEFT writes to adapter files.
+        whole: names of modules of the base that are trained as a whole and belong to the adapter (`modules_to_save`).
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        UserError: the method, an option or a target module does not exist, or `freeze_a` does not fit the method.
+        UserError: the method, an option or a target module does not exist, or `freeze_a` or `whole` does not fit the
+            method.
     """
     import peft  # takes seconds, as transformers does
     from transformers import PreTrainedModel
 
     _check_freeze_a(section)
     config = _peft_config(section)
+    if whole:
+        _train_whole(config, section, whole)
     if getattr(config, "target_modules", None) == "all-linear" and not isinstance(base, PreTrainedModel):
         config.target_modules = _linear_layers(base)
     config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
@@ -108,7 +114,47 @@ def add_adapter(
         if section.freeze_a and "lora_A" in name:
             parameter.requires_grad_(False)
     model.peft_config["default"].base_model_name_or_path = base_name
+    _show_geometry(model)
     return model.eval()
+
+
+def _show_geometry(model: nn.Module) -> None:
+    """Give adapted convolutions the attributes of their base layers, which MobileNetV2 reads to pad its images."""
+    for _, module in _named_modules(model):
+        base = getattr(module, "base_layer", None)
+        for name in ("stride", "kernel_size", "dilation") if isinstance(base, nn.Conv2d) else ():
+            setattr(module, name, getattr(base, name))
+
+
+def with_layers(section: AdapterConfig, layers: Sequence[str] | None) -> AdapterConfig:
+    """Return a section in which these layers stand for `targets: auto` and `all-linear`.
+
+    It is returned as it is if `layers` is None, if it names targets of its own, or if its method has no rank.
+    """
+    has_rank = "r" in _factory(section.kind).__dataclass_fields__
+    if layers is None or not isinstance(section.targets, str) or not has_rank:
+        return section
+    return section.model_copy(update={"targets": list(layers)})
+
+
+def _train_whole(config: Any, section: AdapterConfig, whole: Sequence[str]) -> None:
+    """Set PEFT's `modules_to_save`.
+
+    Raises:
+        UserError: the method has none, or a module is a target of the adapter too.
+    """
+    if not hasattr(config, "modules_to_save"):
+        raise UserError(
+            f"adapter.kind {section.kind} can't train {', '.join(whole)} beside the adapter, a fresh output layer. "
+            "Set adapter.kind: lora."
+        )
+    targets = [] if isinstance(section.targets, str) else section.targets
+    if twice := [name for name in whole if any(f".{name}".endswith(f".{target}") for target in targets)]:
+        raise UserError(
+            f"adapter.targets: {twice[0]} is trained as a whole, so it can't have an adapter too. Remove it from "
+            "adapter.targets."
+        )
+    config.modules_to_save = [*(config.modules_to_save or ()), *whole]
 
 
 def _check_freeze_a(section: AdapterConfig) -> None:
@@ -126,15 +172,7 @@ def _check_freeze_a(section: AdapterConfig) -> None:
 
 def _peft_config(section: AdapterConfig) -> Any:
     """Return the PEFT configuration of a method: the common keys of our section that it has, and `options`."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    kind, options = section.kind, section.options
-    method = "LORA" if kind.lower() == "dora" else kind.upper()
-    factories: dict[str, Any] = cast(Any, PEFT_TYPE_TO_CONFIG_MAPPING)
-    if method not in factories:
-        known = ", ".join(sorted(str(cast(Any, name).value).lower() for name in factories))
-        raise UserError(f"adapter.kind: unknown method {kind!r}. Known: dora, {known}")
-    factory = factories[method]
+    kind, options, factory = section.kind, section.options, _factory(section.kind)
     fields = set[str](factory.__dataclass_fields__)
     values = _common_fields(section, fields)
     if kind.lower() == "dora":
@@ -153,6 +191,18 @@ def _peft_config(section: AdapterConfig) -> Any:
         return factory(**{**values, **options})
     except (TypeError, ValueError) as error:
         raise UserError(f"adapter: {factory.__name__} refuses these values: {error}") from error
+
+
+def _factory(kind: str) -> Any:
+    """Return PEFT's configuration class of a method; raise UserError if there is none."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    method = "LORA" if kind.lower() == "dora" else kind.upper()
+    factories: dict[str, Any] = cast(Any, PEFT_TYPE_TO_CONFIG_MAPPING)
+    if method not in factories:
+        known = ", ".join(sorted(str(cast(Any, name).value).lower() for name in factories))
+        raise UserError(f"adapter.kind: unknown method {kind!r}. Known: dora, {known}")
+    return factories[method]
 
 
 def _common_fields(section: AdapterConfig, fields: set[str]) -> dict[str, Any]:
@@ -202,10 +252,14 @@ def _named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     import peft
 
     if not isinstance(model, peft.PeftModel):  # such a model may still change
-        return [(name.replace(_ACTIVE, ""), p) for name, p in model.named_parameters()]
+        return [(_file_name(name), p) for name, p in model.named_parameters()]
     if model not in _NAMED:
-        _NAMED[model] = [(name.replace(_ACTIVE, ""), p) for name, p in model.named_parameters()]
+        _NAMED[model] = [(_file_name(name), p) for name, p in model.named_parameters()]
     return _NAMED[model]
+
+
+def _file_name(name: str) -> str:
+    return name.replace(_ACTIVE, "").replace(_WHOLE, "")
 
 
 def read_adapter(model: nn.Module) -> Adapter:

@@ -8,10 +8,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from fedcollm.config import ClientConfig, ModelConfig, RunConfig
+from fedcollm.config import AdapterConfig, ClientConfig, ModelConfig, RunConfig
+from fedcollm.data.catalogue import BaseModels
 from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
+from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype, with_layers
 from fedcollm.models.fused.patch import fuse
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
@@ -83,13 +84,8 @@ def build_model(
     network = _load(modality, section, role, device, seed)
     if (pretrained / _WEIGHTS).is_file():
         cast(Any, safetensors.torch).load_model(network, pretrained / _WEIGHTS)
-    tuned = add_adapter(
-        network,
-        section.adapter,
-        seed=derive_seed(config.seed, "adapter", role),
-        causal_lm=modality.causal_lm,
-        base_name=getattr(network, "name_or_path", "") or str(pretrained),
-    )
+    base_name = getattr(network, "name_or_path", "") or str(pretrained)
+    tuned = adapted(network, section.adapter, modality, derive_seed(config.seed, "adapter", role), base_name)
     fuse(tuned)
     return tuned
 
@@ -97,6 +93,31 @@ def build_model(
 def _load(modality: Modality, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
     with in_section(role):
         return modality.load_model(section, role, device, seed).to(device)
+
+
+def adapted(
+    network: nn.Module, section: AdapterConfig, known: BaseModels, seed: int = 0, base_name: str | None = None
+) -> "peft.PeftModel":
+    """Freeze a base network, and give it a trainable adapter where its modality says.
+
+    Args:
+        network: the base network, from `load_model` or `outline`.
+        section: the adapter's configuration.
+        known: the modality's knowledge of base models.
+        seed: seed of the adapter's initial values.
+        base_name: the path or hub id of the base.
+
+    Raises:
+        UserError: the adapter does not fit the network.
+    """
+    return add_adapter(
+        network,
+        with_layers(section, known.adapted_layers(network)),
+        seed=seed,
+        causal_lm=known.causal_lm,
+        base_name=base_name,
+        whole=known.trained_modules(network),
+    )
 
 
 def _save(network: nn.Module, directory: Path) -> None:

@@ -12,7 +12,8 @@ from fedcollm.config import ModelConfig
 from fedcollm.data.catalogue import BaseModels
 from fedcollm.messages import Adapter
 from fedcollm.modalities.text.models import TextModels, shape_text
-from fedcollm.models.adapters import add_adapter, parameter_counts, trainable
+from fedcollm.models.adapters import parameter_counts, trainable
+from fedcollm.runs.build_models import adapted
 from fedcollm.storage import cached_json
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def network_outline(model: ModelConfig, known: BaseModels) -> "peft.PeftModel":
         model: configuration of the base and the adapter.
         known: the modality's knowledge of base models.
     """
-    return add_adapter(known.outline(model), model.adapter, causal_lm=known.causal_lm)
+    return adapted(known.outline(model), model.adapter, known)
 
 
 def outline(model: ModelConfig, known: BaseModels) -> Outline:

@@ -126,7 +126,8 @@ def _check_linear(model: nn.Module) -> None:
         if own and not isinstance(module, nn.Linear):
             raise UserError(
                 "federation.privacy.level: example needs per-example gradients, which exist for linear layers only, "
-                f"and {name} is a {type(module).__name__}. Set slm.adapter.kind: lora without options."
+                f"and {name} is a {type(module).__name__}. Set slm.adapter.kind: lora without options, and "
+                "slm.adapter.targets to linear layers."
             )
 
 

@@ -59,6 +59,14 @@ class AudioModels:
 
     causal_lm: ClassVar[bool] = False
 
+    def trained_modules(self, network: nn.Module) -> list[str]:
+        """Return nothing: only the adapter is trained."""
+        return []
+
+    def adapted_layers(self, network: nn.Module) -> list[str] | None:
+        """Return None, for all linear layers."""
+        return None
+
     def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
         """Return an audio classifier of transformers.
 

@@ -147,6 +147,14 @@ class TextModels:
         kept = getattr(shape, KEPT_LAYERS, None) if is_cut else None
         return kept_layers(total, slm.layers or kept or total)
 
+    def trained_modules(self, network: nn.Module) -> list[str]:
+        """Return nothing: only the adapter is trained."""
+        return []
+
+    def adapted_layers(self, network: nn.Module) -> list[str] | None:
+        """Return None, for all linear layers except the head."""
+        return None
+
     def footprint(self, example: TextExample | None, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return estimates of the number of tokens and of rows of logits of an example.
 

@@ -15,6 +15,9 @@ from fedcollm.models.adapters import without_adapter
 if TYPE_CHECKING:
     from fedcollm.modalities.vision.task import ImageExample, ImageTask
 
+#: Names of a classifier's last layer; a distilled DeiT has two, of which the first reads the class token.
+_HEADS = ("classifier", "cls_classifier")
+
 #: Images per forward pass.
 _IMAGES_AT_ONCE = 64
 
@@ -42,12 +45,12 @@ def _ones(task: "ImageTask", examples: Sequence["ImageExample"], model: nn.Modul
 
 
 def _pixels(task: "ImageTask", examples: Sequence["ImageExample"], model: nn.Module | None) -> Tensor:
-    return normalized(torch.stack([example.pixels.flatten() for example in examples]))
+    return normalized(torch.stack([task.control_pixels(example) for example in examples]))
 
 
 def _hidden(task: "ImageTask", examples: Sequence["ImageExample"], model: nn.Module | None) -> Tensor:
     """Return [R, d], what the classifier's last layer reads."""
-    head = getattr(model, "classifier", None)
+    head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
     if model is None or not isinstance(head, nn.Module):
         raise UserError(
             "control.features slm: the image classifier has no layer named classifier. Set control.features: ngrams, "

@@ -46,8 +46,9 @@ class ImageModels:
             seed: seed of the random weights of `VISION_MODELS`.
 
         Raises:
-            UserError: the source is neither of these, or can't be read.
+            UserError: the source is neither of these, or can't be read, or a part of its layers is asked for.
         """
+        refuse_cut(section, f"{role}.")
         dtype = resolve_dtype(section.dtype, device)
         if section.source in VISION_MODELS:
             cast(Any, torch).manual_seed(seed)
@@ -62,8 +63,10 @@ class ImageModels:
         """Return the same network without weights.
 
         Raises:
-            UserError: the source is neither a key of `VISION_MODELS` nor a directory, or can't be read.
+            UserError: the source is neither a key of `VISION_MODELS` nor a directory, or can't be read, or a part of
+                its layers is asked for.
         """
+        refuse_cut(section)
         known = section.source in VISION_MODELS
         shape = vision_config(section.source) if known else _from_directory("AutoConfig", section.source)
         with torch.device("meta"):
@@ -73,9 +76,34 @@ class ImageModels:
         """Return False for `VISION_MODELS`, whose random weights depend on the run's seed."""
         return section.source not in VISION_MODELS
 
+    def trained_modules(self, network: nn.Module) -> list[str]:
+        """Return nothing: only the adapter is trained."""
+        return []
+
+    def adapted_layers(self, network: nn.Module) -> list[str] | None:
+        """Return None, for all linear layers."""
+        return None
+
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return the number of patches of an image plus its class token, and its single row of logits."""
         return (shape.image_size // shape.patch_size) ** 2 + 1, 1
+
+
+def refuse_cut(section: ModelConfig, prefix: str = "") -> None:
+    """Refuse to keep only some layers of an image classifier.
+
+    Args:
+        section: the section `llm` or `slm` of the configuration.
+        prefix: `llm.` or `slm.`, if the section is known, for the message.
+
+    Raises:
+        UserError: `layers` is set.
+    """
+    if section.layers is not None:
+        raise UserError(
+            f"{prefix}layers {section.layers}: an image classifier can't be cut to some of its layers. "
+            f"Set {prefix}layers: null."
+        )
 
 
 def _from_directory(loader: str, source: str, **options: Any) -> Any:

@@ -88,7 +88,7 @@ class ImageTask(ImageModels, Modality):
             )
         return network
 
-    def collate(self, examples: Sequence[ImageExample]) -> ImageBatch:
+    def collate(self, examples: Sequence[Any]) -> ImageBatch:
         """Return a batch of images stacked along a new first dimension."""
         targets = [UNLABELLED if example.target is None else example.target for example in examples]
         return ImageBatch(torch.stack([example.pixels for example in examples]), torch.tensor(targets))
@@ -102,17 +102,19 @@ class ImageTask(ImageModels, Modality):
         """Return [B] int64, the class of each image or `UNLABELLED`."""
         return batch.targets
 
-    def evidence(
-        self, examples: Sequence[ImageExample], features: StatisticsConfig, model: nn.Module | None = None
-    ) -> Evidence:
+    def control_pixels(self, example: Any) -> Tensor:
+        """Return the pixels of an image as one row, for the controls that need no model."""
+        return example.pixels.flatten()
+
+    def evidence(self, examples: Sequence[Any], features: StatisticsConfig, model: nn.Module | None = None) -> Evidence:
         """Return one row per image; see `image_evidence`."""
         return image_evidence(self, examples, features, model)
 
-    def probabilities(self, model: nn.Module, examples: Sequence[ImageExample]) -> list[Tensor]:
+    def probabilities(self, model: nn.Module, examples: Sequence[Any]) -> list[Tensor]:
         """Return [classes] probabilities of the classes of each image."""
         return list(self.logits(model, self.collate(examples)).softmax(-1).cpu())
 
-    def score(self, model: nn.Module, examples: Sequence[ImageExample]) -> Score:
+    def score(self, model: nn.Module, examples: Sequence[Any]) -> Score:
         """Return the accuracy of the most likely class."""
         batch = self.collate(examples)
         predicted = self.logits(model, batch).argmax(-1).cpu()
