@@ -86,8 +86,8 @@ class AudioTask(AudioModels, Modality):
                 f"{name}: the SLM takes audio of {slm.rate} Hz and the LLM of {both['llm'].rate} Hz. Choose models "
                 "with one sampling rate."
             )
-        self.reader = Reader(slm.rate, min(features.longest for features in both.values()))
-        self.features = slm
+        self.reader: Reader = Reader(slm.rate, min(features.longest for features in both.values()))
+        self.features: Features = slm
         self.options: Mapping[str, Any] = {"classes": list(self.classes), **slm.options}
         self._roles: dict[str, AudioTask] = {"slm": self}
         if llm is not None and llm is not slm:

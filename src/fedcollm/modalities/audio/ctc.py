@@ -52,7 +52,7 @@ class CtcTask(SpeechTask):
     def __init__(self, name: str, slm: str, llm: str | None = None, longest: float = 30.0):
         self._left_out: set[str] = set()
         self._too_long: set[str] = set()
-        self.convolutions = _convolutions(slm)
+        self.convolutions: tuple[tuple[int, int], ...] = _convolutions(slm)
         if llm is not None and _convolutions(llm) != self.convolutions:
             raise UserError(
                 f"{name}: the SLM's convolutions {self.convolutions} (kernel, stride) and the LLM's "

@@ -46,8 +46,10 @@ class LogMel:
     """
 
     def __init__(self, bands: int, frames: int):
-        self.rate = 16_000
-        self.bands, self.frames, self.longest = bands, frames, frames * _HOP / 16_000
+        self.rate: int = 16_000
+        self.bands: int = bands
+        self.frames: int = frames
+        self.longest: float = frames * _HOP / 16_000
         self.options: Mapping[str, Any] = {"features": "log-mel", "bands": bands, "frames": frames}
 
     def __call__(self, clips: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -96,8 +98,8 @@ class Extractor:
                 "model's feature extractor there too."
             )
         self.own: Any = from_pretrained(AutoFeatureExtractor, source)
-        self.rate = int(self.own.sampling_rate)
-        self.longest = float(getattr(self.own, "chunk_length", longest))
+        self.rate: int = int(self.own.sampling_rate)
+        self.longest: float = float(getattr(self.own, "chunk_length", longest))
         self.options: Mapping[str, Any] = {"features": cast(Mapping[str, Any], self.own.to_dict())}
 
     def __call__(self, clips: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -158,7 +158,9 @@ class Reader:
     """
 
     def __init__(self, rate: int = 16_000, longest: float = 30.0, shortest: float = 0.1):
-        self.rate, self.longest, self.shortest = rate, longest, shortest
+        self.rate: int = rate
+        self.longest: float = longest
+        self.shortest: float = shortest
         self._seen: dict[str, set[str]] = {}
         self._kept: dict[str, Tensor] = {}
         self._room = _KEPT_BYTES

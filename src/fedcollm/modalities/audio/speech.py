@@ -40,8 +40,8 @@ class SpeechTask(Modality):
     def __init__(self, name: str, slm: str, llm: str | None = None, longest: float = 30.0):
         self.name = name
         self.tokenizer: Any = self.read_tokenizer(slm)
-        self.features = self.read_features(slm, longest)
-        self.reader = Reader(self.features.rate, min(longest, self.features.longest))
+        self.features: Extractor = self.read_features(slm, longest)
+        self.reader: Reader = Reader(self.features.rate, min(longest, self.features.longest))
         self.options: Mapping[str, Any] = {"longest": longest, **self.features.options, "source": slm}
         self._other: tuple[str, Extractor] | None = None
         if llm is not None and llm != slm:

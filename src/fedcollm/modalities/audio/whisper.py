@@ -1,6 +1,6 @@
 """Speech recognition with Whisper (Radford et al., arXiv 2212.04356): a row of logits per token of the transcript."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -74,8 +74,8 @@ class WhisperTask(SpeechTask):
         super().__init__(name, slm, llm, longest)
         self.most_tokens = most_tokens
         self.prompt: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt)) or self.tokenizer.prefix_tokens
-        self.end = int(self.tokenizer.eos_token_id)
-        self.options = {**self.options, "prompt": list(self.prompt), "most_tokens": most_tokens}
+        self.end: int = int(self.tokenizer.eos_token_id)
+        self.options: Mapping[str, Any] = {**self.options, "prompt": list(self.prompt), "most_tokens": most_tokens}
 
     def read_tokenizer(self, source: str) -> Any:
         """Return the tokenizer in a model's directory.

@@ -114,7 +114,7 @@ class ImageFileTask(ClassifierModels, ImageTask):
     def __init__(self, name: str, classes: Sequence[str], preprocessor: Preprocessor):
         ImageTask.__init__(self, name, classes)
         self.preprocessor = preprocessor
-        self.options = {"classes": list(self.classes), "preprocessor": preprocessor.to_wire()}
+        self.options: Mapping[str, Any] = {"classes": list(self.classes), "preprocessor": preprocessor.to_wire()}
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._room = CACHE_BYTES // (4 * 3 * preprocessor.shape[0] * preprocessor.shape[1])
         self._changed: dict[str, set[str]] = {}
