@@ -82,6 +82,7 @@ class Small:
     link: MemoryLink = field(init=False)
 
     def __post_init__(self) -> None:
+        self.disk.mkdir(exist_ok=True)
         pool = self.pool or load_pool(self.config.task, self.config.seed)
         parts = split(pool, self.config.task, self.config.seed)
         self.parts, self._test = parts.private, parts.test
@@ -97,7 +98,6 @@ class Small:
         else:
             task = self.modality()
             slm = build_model(self.config, "slm", task, [], self.disk / "none")
-        self.disk.mkdir(exist_ok=True)
         spent: Remembered[int | str] = Remembered(self.disk / f"{name}-spent.json")
         data = ClientData(task, slm, self.parts[name], self._test, self.own(name), spent)
         return build_client(self.config, RunIdentity(RUN, self.config.seed), name, data, list(self.parts))

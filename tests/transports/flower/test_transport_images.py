@@ -56,8 +56,8 @@ class SmallOfImages(Small):
         facts = build_modality(config.task, config.slm, config.llm, True).of("slm").facts()
         modality = build_client_modality(config.task, config.slm, facts)
         slm = build_slm(config, modality, [], self.disk / name)
-        data = ClientData(modality, slm, self._parts[name], self._test, self.own(name))
-        return build_client(config, RunIdentity("small-0123", config.seed), name, data, list(self._parts))
+        data = ClientData(modality, slm, self.parts[name], self._test, self.own(name))
+        return build_client(config, RunIdentity("small-0123", config.seed), name, data, list(self.parts))
 
 
 @pytest.mark.parametrize(
