@@ -120,7 +120,7 @@ def test_presets_lists_all(command):
     assert code == 0
     names = {line.split()[0] for line in out.splitlines()}
     expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa professions digits spoken_words "
-    expected += "gpt2 opt llama2 smollm2 qwen fedcollm_plus"
+    expected += "gpt2 opt llama2 smollm2 qwen fedcollm_plus photos"
     assert names == set(expected.split())
 
 

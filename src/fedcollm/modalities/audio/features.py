@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoFeatureExtractor
-from transformers.audio_utils import mel_filter_bank
 
 from fedcollm.errors import UserError
-from fedcollm.models.pretrained import from_pretrained
+from fedcollm.models.pretrained import from_pretrained, transformers_class
 
 _WINDOW, _HOP, _POINTS = 400, 160, 512  # 25 ms, 10 ms, and the length of the Fourier transform, at 16 kHz
 _FLOOR = 1e-8  # power below which nothing is heard
@@ -72,6 +70,8 @@ class LogMel:
 @cache
 def _filters(bands: int) -> Tensor:
     """Return [_POINTS / 2 + 1, bands], the weight of each frequency in each mel band."""
+    from transformers.audio_utils import mel_filter_bank  # takes seconds
+
     make: Any = mel_filter_bank
     filters = make(_POINTS // 2 + 1, bands, 60.0, 7_600.0, 16_000, norm="slaney", mel_scale="htk")
     return torch.tensor(np.asarray(filters), dtype=torch.float32)
@@ -97,7 +97,7 @@ class Extractor:
                 f"model source {source!r} has no preprocessor_config.json, which says what the model reads. Save the "
                 "model's feature extractor there too."
             )
-        self.own: Any = from_pretrained(AutoFeatureExtractor, source)
+        self.own: Any = from_pretrained(transformers_class("AutoFeatureExtractor"), source)
         self.rate: int = int(self.own.sampling_rate)
         self.longest: float = float(getattr(self.own, "chunk_length", longest))
         self.options: Mapping[str, Any] = {"features": cast(Mapping[str, Any], self.own.to_dict())}

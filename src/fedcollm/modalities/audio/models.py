@@ -7,13 +7,12 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
-from transformers import ASTConfig, ASTForAudioClassification, AutoConfig, AutoModelForAudioClassification
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.features import Extractor, Features, LogMel
 from fedcollm.models.adapters import resolve_dtype
-from fedcollm.models.pretrained import from_pretrained
+from fedcollm.models.pretrained import from_pretrained, transformers_class
 
 #: Options common to all `AUDIO_MODELS`, which classify log-mel spectrograms of one second into twenty classes. A patch
 #: spans all bands: square parts of the spectrum, as in images, scored .12 where whole spectra scored .73.
@@ -34,9 +33,9 @@ AUDIO_MODELS: Mapping[str, Mapping[str, int]] = {
 }
 
 
-def audio_config(source: str) -> ASTConfig:
+def audio_config(source: str) -> Any:
     """Return the configuration of one of `AUDIO_MODELS`."""
-    return cast(Any, ASTConfig)(**AUDIO_SHAPE, **AUDIO_MODELS[source])
+    return transformers_class("ASTConfig")(**AUDIO_SHAPE, **AUDIO_MODELS[source])
 
 
 def features_of(source: str) -> Features:
@@ -83,9 +82,9 @@ class AudioModels:
         dtype = resolve_dtype(section.dtype, device)
         if section.source in AUDIO_MODELS:
             cast(Any, torch).manual_seed(seed)
-            network = cast(nn.Module, cast(Any, ASTForAudioClassification)(audio_config(section.source)))
+            network = cast(nn.Module, transformers_class("ASTForAudioClassification")(audio_config(section.source)))
             return network.to(dtype).to(device)
-        network = _from_directory(AutoModelForAudioClassification, section.source, dtype=dtype)
+        network = _from_directory("AutoModelForAudioClassification", section.source, dtype=dtype)
         return without_random_masks(network).to(device)
 
     def prepare(self, section: ModelConfig) -> None:
@@ -98,9 +97,9 @@ class AudioModels:
             UserError: the source is neither a key of `AUDIO_MODELS` nor a directory, or can't be read.
         """
         known = section.source in AUDIO_MODELS
-        shape = audio_config(section.source) if known else _from_directory(AutoConfig, section.source)
+        shape = audio_config(section.source) if known else _from_directory("AutoConfig", section.source)
         with torch.device("meta"):
-            return cast(Any, AutoModelForAudioClassification).from_config(shape)
+            return transformers_class("AutoModelForAudioClassification").from_config(shape)
 
     def is_pretrained(self, section: ModelConfig) -> bool:
         """Return False for `AUDIO_MODELS`, whose random weights depend on the run's seed."""
@@ -139,6 +138,8 @@ def _check_directory(source: str) -> None:
         )
 
 
-def _from_directory(loader: Any, source: str, **options: Any) -> Any:
+def _from_directory(loader: str, source: str, **options: Any) -> Any:
     _check_directory(source)
-    return from_pretrained(loader, source, "Give the directory of an audio classifier of transformers.", **options)
+    return from_pretrained(
+        transformers_class(loader), source, "Give the directory of an audio classifier of transformers.", **options
+    )

@@ -14,13 +14,12 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForImageClassification
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.vision.models import refuse_cut
 from fedcollm.models.adapters import resolve_dtype
-from fedcollm.models.pretrained import SHIPPED, base_directory, from_pretrained
+from fedcollm.models.pretrained import SHIPPED, base_directory, from_pretrained, transformers_class
 
 #: The advice for a source that can't be loaded.
 GIVE_A_CLASSIFIER = "Give a directory or a hub id of an image classifier that this version of transformers can load."
@@ -105,7 +104,7 @@ class ClassifierModels:
         """
         refuse_cut(section, f"{role}.")
         dtype, place = resolve_dtype(section.dtype, device), _place(section)
-        loader, advice = AutoModelForImageClassification, GIVE_A_CLASSIFIER
+        loader, advice = transformers_class("AutoModelForImageClassification"), GIVE_A_CLASSIFIER
         network, report = from_pretrained(loader, place, advice, dtype=dtype, output_loading_info=True)
         missing = set(report["missing_keys"])
         self._give_head(network, section.source, seed, missing)
@@ -158,7 +157,7 @@ class ClassifierModels:
         refuse_cut(section)
         shape, missing = load_shape(section), set[str]()
         with torch.device("meta"):
-            network = cast(Any, AutoModelForImageClassification).from_config(shape)
+            network = transformers_class("AutoModelForImageClassification").from_config(shape)
             if not _has_head(shape):
                 missing = {f"{name}.weight" for name in head_names(network)}
             self._give_head(network, section.source, 0, missing)
@@ -213,7 +212,7 @@ def load_shape(section: ModelConfig) -> Any:
     Raises:
         UserError: the source can't be read.
     """
-    return from_pretrained(AutoConfig, _place(section), GIVE_A_CLASSIFIER)
+    return from_pretrained(transformers_class("AutoConfig"), _place(section), GIVE_A_CLASSIFIER)
 
 
 def _place(section: ModelConfig) -> str:

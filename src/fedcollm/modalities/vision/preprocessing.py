@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
-from fedcollm.models.pretrained import base_directory, from_pretrained
+from fedcollm.models.pretrained import base_directory, from_pretrained, transformers_class
 
 _ADVICE = (
     "Give the directory or hub id of an image classifier with its preprocessor_config.json, which says how its images "
@@ -62,4 +61,5 @@ def load_preprocessor(section: ModelConfig) -> Preprocessor:
         UserError: the source does not exist, or does not say how its images are prepared.
     """
     place = base_directory(section.source, None)
-    return Preprocessor(from_pretrained(AutoImageProcessor, place, _ADVICE, backend="pil"), section.source)
+    own = from_pretrained(transformers_class("AutoImageProcessor"), place, _ADVICE, backend="pil")
+    return Preprocessor(own, section.source)
