@@ -79,10 +79,13 @@ def test_directory_that_is_no_servers_is_refused_at_once(tmp_path, name, place):
     assert imported("deploy", name, tmp_path / place) == (2, [], "")
 
 
-def test_a_second_check_needs_torch_and_numpy_alone(model_directories, word_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("healed", [False, True])
+def test_a_second_check_needs_torch_and_numpy_alone(model_directories, word_data, tmp_path, monkeypatch, healed):
     monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "cache"))
-    config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(small_config(model_directories, word_data).model_dump(mode="json")))
+    small, config, text = small_config(model_directories, word_data), tmp_path / "small.yaml", tmp_path / "text.txt"
+    text.write_text("".join(f"the cat {i} is red\n" for i in range(200)))
+    heal = {"slm.layers": 1, "slm.heal": {"text": str(text), "size": 8}}
+    config.write_text(yaml.safe_dump(changed(small, heal if healed else {}).model_dump(mode="json")))
     (code, first, out), (_, heavy, again) = imported("check", config), imported("check", config)
     assert (code, first[:3]) == (0, ["torch", "transformers", "peft"])
     assert (heavy, again) == (["torch", "numpy"], out)

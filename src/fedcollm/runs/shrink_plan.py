@@ -1,10 +1,12 @@
 """Plan the healed bases of a run: what each is made of, and which entry of the cache it is. Nothing is healed here."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from fedcollm.storage import cache_directory
 HELD_OUT = 96
 #: Version of the way in which models are shrunk, part of the key of the cache.
 _VERSION = 1
+#: What decides whether something is cut from a base: its numbers of layers and of neurons per MLP.
+_NUMBERS = ("num_hidden_layers", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,21 @@ def plan_base(section: ModelConfig, device: torch.device) -> Plan:
     assert settings is not None
     refuse_uncut(section)
     texts, place = _texts(settings), base_directory(section.source, None)
-    _check_cut(section, load_config(section.source).get_text_config())
+    _check_cut(section, _shape(section.source, Path(place)))
     key = f"{stem(section.source, Path(place))}-healed-{_digest(section, texts, device)}"
     return Plan(key, place, texts)
+
+
+def _shape(source: str, place: Path) -> Any:
+    """Return the configuration of a base, or an object with the two numbers of it that `_check_cut` reads.
+
+    They are taken from its file where they have their usual names, because transformers takes seconds to import.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        if "text_config" not in values and values.keys() >= {*_NUMBERS}:
+            return SimpleNamespace(**{name: values[name] for name in _NUMBERS})
+    return load_config(source).get_text_config()
 
 
 def _texts(settings: HealingConfig) -> list[TextExample]:
@@ -108,7 +124,7 @@ def _check_cut(section: ModelConfig, shape: Any) -> None:
     Raises:
         UserError: as above.
     """
-    total, width = (getattr(shape, name, None) for name in ("num_hidden_layers", "intermediate_size"))
+    total, width = (getattr(shape, name, None) for name in _NUMBERS)
     fewer = section.layers is not None
     if isinstance(total, int) and section.layers is not None:
         fewer = len(kept_layers(total, section.layers)) < total
