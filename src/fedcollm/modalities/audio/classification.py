@@ -1,22 +1,21 @@
 """Audio classification, where each clip has one row of logits."""
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
-from fedcollm.messages import Score
 from fedcollm.modalities.audio.evidence import audio_evidence
 from fedcollm.modalities.audio.features import Features
 from fedcollm.modalities.audio.models import AudioModels
 from fedcollm.modalities.audio.recordings import Reader, Recording
-from fedcollm.modalities.base import UNLABELLED, Modality
+from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.classification import ClassificationTask
 from fedcollm.modalities.evidence import Evidence
 
 
@@ -64,7 +63,7 @@ class AudioBatch:
     targets: Tensor
 
 
-class AudioTask(AudioModels, Modality):
+class AudioTask(AudioModels, ClassificationTask):
     """The modality of audio classification, with any audio classifier of transformers.
 
     Args:
@@ -105,14 +104,7 @@ class AudioTask(AudioModels, Modality):
         Raises:
             UserError: the source can't be loaded, or has a different number of classes.
         """
-        network = super().load_model(section, role, device, seed)
-        columns = cast(Any, network).config.num_labels
-        if columns != len(self.classes):
-            raise UserError(
-                f"{role}.source {section.source!r} has {columns} classes, but {self.name} has {len(self.classes)}. "
-                f"Choose a model with {len(self.classes)} classes."
-            )
-        return network
+        return self.with_columns(super().load_model(section, role, device, seed), section, role)
 
     def size(self, example: AudioExample) -> int:
         """Return the number of samples of a clip."""
@@ -151,28 +143,11 @@ class AudioTask(AudioModels, Modality):
         }
         return model(**inputs).logits.float()
 
-    def targets(self, batch: AudioBatch) -> Tensor:
-        """Return [B] int64, the class of each clip or `UNLABELLED`."""
-        return batch.targets
-
     def evidence(
         self, examples: Sequence[AudioExample], features: StatisticsConfig, model: nn.Module | None = None
     ) -> Evidence:
         """Return one row per clip; see `audio_evidence`."""
         return audio_evidence(self, examples, features, model)
-
-    def probabilities(self, model: nn.Module, examples: Sequence[AudioExample]) -> list[Tensor]:
-        """Return [classes] probabilities of the classes of each clip."""
-        return list(self.logits(model, self.collate(examples)).softmax(-1).cpu())
-
-    def score(self, model: nn.Module, examples: Sequence[AudioExample]) -> Score:
-        """Return the accuracy of the most likely class."""
-        batch = self.collate(examples)
-        predicted = self.logits(model, batch).argmax(-1).cpu()
-        pairs: list[tuple[int, int]] = cast(Any, torch.stack([batch.targets, predicted], dim=1)).tolist()
-        outcomes = {e.id: float(target == found) for e, (target, found) in zip(examples, pairs, strict=True)}
-        confusion = Counter((self.classes[target], self.classes[found]) for target, found in pairs)
-        return Score({"acc": sum(outcomes.values())}, len(examples), confusion, outcomes)
 
     def notes(self) -> list[str]:
         """Return what was changed of the recordings, see `Reader.notes`."""

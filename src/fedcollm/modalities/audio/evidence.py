@@ -1,17 +1,15 @@
 """Clips as the rows of a regression: how loud each band is, or what a classifier's last layer reads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fedcollm.config import StatisticsConfig
-from fedcollm.errors import UserError
 from fedcollm.modalities.audio.features import LogMel
-from fedcollm.modalities.evidence import Evidence, head_inputs, joined, normalized, with_labels
-from fedcollm.models.adapters import without_adapter
+from fedcollm.modalities.classification import last_hidden
+from fedcollm.modalities.evidence import Evidence, joined, normalized, with_labels
 
 if TYPE_CHECKING:
     from fedcollm.modalities.audio.classification import AudioExample, AudioTask
@@ -19,7 +17,11 @@ if TYPE_CHECKING:
 #: Mel bands, and equal parts in time, of the features without a model.
 _BANDS, _PARTS = 32, 8
 
-_CLIPS_AT_ONCE = 64  # per forward pass
+#: What is said of a classifier without such a last layer.
+_ADVICE = (
+    "the audio classifier has no layer named classifier. Set control.features: ngrams, "
+    "which takes the loudness of mel bands."
+)
 
 
 def audio_evidence(
@@ -66,16 +68,7 @@ def _loudness(task: "AudioTask", examples: Sequence["AudioExample"], model: nn.M
 
 def _hidden(task: "AudioTask", examples: Sequence["AudioExample"], model: nn.Module | None) -> Tensor:
     """Return [R, d], what the classifier's last layer reads."""
-    head = getattr(model, "classifier", None)
-    if model is None or not isinstance(head, nn.Module):
-        raise UserError(
-            "control.features slm: the audio classifier has no layer named classifier. Set control.features: ngrams, "
-            "which takes the loudness of mel bands."
-        )
-    batches = [examples[i : i + _CLIPS_AT_ONCE] for i in range(0, len(examples), _CLIPS_AT_ONCE)]
-    with without_adapter(model):
-        parts = [head_inputs(head, partial(task.logits, model, task.collate(batch))) for batch in batches]
-    return normalized(torch.cat(parts))
+    return last_hidden(task, examples, model, ("classifier",), _ADVICE)
 
 
 def _both(task: "AudioTask", examples: Sequence["AudioExample"], model: nn.Module | None) -> Tensor:

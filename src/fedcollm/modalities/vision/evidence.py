@@ -1,16 +1,14 @@
 """Images as the rows of a regression: their pixels, or what a classifier's last layer reads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fedcollm.config import StatisticsConfig
-from fedcollm.errors import UserError
-from fedcollm.modalities.evidence import Evidence, head_inputs, joined, normalized, with_labels
-from fedcollm.models.adapters import without_adapter
+from fedcollm.modalities.classification import last_hidden
+from fedcollm.modalities.evidence import Evidence, joined, normalized, with_labels
 
 if TYPE_CHECKING:
     from fedcollm.modalities.vision.task import ImageExample, ImageTask
@@ -18,8 +16,8 @@ if TYPE_CHECKING:
 #: Names of a classifier's last layer; a distilled DeiT has two, of which the first reads the class token.
 _HEADS = ("classifier", "cls_classifier")
 
-#: Images per forward pass.
-_IMAGES_AT_ONCE = 64
+#: What is said of a classifier without such a last layer.
+_ADVICE = "the image classifier has no layer named classifier. Set control.features: ngrams, which takes the pixels."
 
 
 def image_evidence(
@@ -50,16 +48,7 @@ def _pixels(task: "ImageTask", examples: Sequence["ImageExample"], model: nn.Mod
 
 def _hidden(task: "ImageTask", examples: Sequence["ImageExample"], model: nn.Module | None) -> Tensor:
     """Return [R, d], what the classifier's last layer reads."""
-    head = next((getattr(model, name) for name in _HEADS if hasattr(model, name)), None)
-    if model is None or not isinstance(head, nn.Module):
-        raise UserError(
-            "control.features slm: the image classifier has no layer named classifier. Set control.features: ngrams, "
-            "which takes the pixels."
-        )
-    batches = [examples[i : i + _IMAGES_AT_ONCE] for i in range(0, len(examples), _IMAGES_AT_ONCE)]
-    with without_adapter(model):
-        parts = [head_inputs(head, partial(task.logits, model, task.collate(batch))) for batch in batches]
-    return normalized(torch.cat(parts))
+    return last_hidden(task, examples, model, _HEADS, _ADVICE)
 
 
 def _both(task: "ImageTask", examples: Sequence["ImageExample"], model: nn.Module | None) -> Tensor:

@@ -1,17 +1,15 @@
 """Image classification, where each image has one row of logits."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedcollm.config import ModelConfig, StatisticsConfig
-from fedcollm.errors import UserError
-from fedcollm.messages import Score
-from fedcollm.modalities.base import UNLABELLED, Modality
+from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.classification import ClassificationTask
 from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.vision.evidence import image_evidence
 from fedcollm.modalities.vision.models import ImageModels
@@ -60,7 +58,7 @@ class ImageBatch:
     targets: Tensor
 
 
-class ImageTask(ImageModels, Modality):
+class ImageTask(ImageModels, ClassificationTask):
     """The image modality: classification with any image classifier of transformers.
 
     Args:
@@ -79,14 +77,7 @@ class ImageTask(ImageModels, Modality):
         Raises:
             UserError: the source can't be loaded, or has a different number of classes.
         """
-        network = super().load_model(section, role, device, seed)
-        columns = cast(Any, network).config.num_labels
-        if columns != len(self.classes):
-            raise UserError(
-                f"{role}.source {section.source!r} has {columns} classes, but {self.name} has {len(self.classes)}. "
-                f"Choose a model with {len(self.classes)} classes."
-            )
-        return network
+        return self.with_columns(super().load_model(section, role, device, seed), section, role)
 
     def collate(self, examples: Sequence[Any]) -> ImageBatch:
         """Return a batch of images stacked along a new first dimension."""
@@ -98,10 +89,6 @@ class ImageTask(ImageModels, Modality):
         parameter = next(model.parameters())
         return model(pixel_values=batch.pixels.to(parameter)).logits.float()
 
-    def targets(self, batch: ImageBatch) -> Tensor:
-        """Return [B] int64, the class of each image or `UNLABELLED`."""
-        return batch.targets
-
     def control_pixels(self, example: Any) -> Tensor:
         """Return the pixels of an image as one row, for the controls that need no model."""
         return example.pixels.flatten()
@@ -109,17 +96,3 @@ class ImageTask(ImageModels, Modality):
     def evidence(self, examples: Sequence[Any], features: StatisticsConfig, model: nn.Module | None = None) -> Evidence:
         """Return one row per image; see `image_evidence`."""
         return image_evidence(self, examples, features, model)
-
-    def probabilities(self, model: nn.Module, examples: Sequence[Any]) -> list[Tensor]:
-        """Return [classes] probabilities of the classes of each image."""
-        return list(self.logits(model, self.collate(examples)).softmax(-1).cpu())
-
-    def score(self, model: nn.Module, examples: Sequence[Any]) -> Score:
-        """Return the accuracy of the most likely class."""
-        batch = self.collate(examples)
-        predicted = self.logits(model, batch).argmax(-1).cpu()
-        pairs: list[tuple[int, int]] = cast(Any, torch.stack([batch.targets, predicted], dim=1)).tolist()
-        correct = [target == prediction for target, prediction in pairs]
-        outcomes = {example.id: float(right) for example, right in zip(examples, correct, strict=True)}
-        confusion = Counter((self.classes[target], self.classes[prediction]) for target, prediction in pairs)
-        return Score({"acc": float(sum(correct))}, len(examples), confusion, outcomes)
