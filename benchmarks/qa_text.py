@@ -1,9 +1,10 @@
 """Public text for healing an SLM of question answering: questions of other tasks, each with one of its choices.
 
-    python -m benchmarks.qa_text DATA OUT.txt
+    python -m benchmarks.qa_text DATA OUT.txt [TASK]
 
 DATA holds `csqa`, `obqa` and `mmlu` as in `task.path`. The choice is drawn without looking at the answer, so the text
-has no labels. None of these questions is in ARC.
+has no labels. None of these questions is in ARC. Where one of the three is the task itself, name it: its questions are
+left out.
 """
 
 import gzip
@@ -24,10 +25,10 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file)
 
 
-def paragraphs(data: Path, seed: int = 0) -> list[str]:
-    """Return one paragraph per question, shuffled."""
+def paragraphs(data: Path, without: str | None = None, seed: int = 0) -> list[str]:
+    """Return one paragraph per question, shuffled, without the questions of one task."""
     draw, found = random.Random(seed), list[str]()
-    for name in FILES:
+    for name in (name for name in FILES if name.partition("/")[0] != without):
         for row in rows(data / name):
             question, choice = (" ".join(text.split()) for text in (row["question"], draw.choice(row["choices"])))
             if len(question.split()) < LONGEST:
@@ -37,4 +38,7 @@ def paragraphs(data: Path, seed: int = 0) -> list[str]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text("\n".join(paragraphs(Path(sys.argv[1]))) + "\n", encoding="utf-8")
+    data, out, *without = sys.argv[1:]
+    if without and without[0] not in {name.partition("/")[0] for name in FILES}:
+        sys.exit(f"there is no text of {without[0]!r} to leave out; choose from csqa, obqa and mmlu")
+    Path(out).write_text("\n".join(paragraphs(Path(data), *without)) + "\n", encoding="utf-8")

@@ -18,17 +18,17 @@ def test_clients_are_scored_in_scored_rounds_only(clients, expected):
 
 
 @pytest.mark.parametrize(
-    ("keys", "images", "folders", "free"),
+    ("keys", "kind", "folders", "free"),
     [
-        ({"prompt": "{a}", "answer": "b"}, False, False, True),
-        ({"prompt": "{a}", "answer": "b", "choices": "c"}, False, False, False),
-        ({"image": "a", "answer": "b"}, True, False, False),
-        ({"choices": ["x", "y"]}, True, True, False),
+        ({"prompt": "{a}", "answer": "b"}, "text", False, True),
+        ({"prompt": "{a}", "answer": "b", "choices": "c"}, "text", False, False),
+        ({"image": "a", "answer": "b"}, "image_files", False, False),
+        ({"choices": ["x", "y"]}, "image_files", True, False),
     ],
 )
-def test_a_format_is_of_text_or_images(keys, images, folders, free):
+def test_a_format_is_of_text_or_images(keys, kind, folders, free):
     format = FormatConfig(**keys)
-    assert (format.is_images, format.is_folders, format.is_free) == (images, folders, free)
+    assert (format.kind, format.is_folders, format.is_free) == (kind, folders, free)
 
 
 @pytest.mark.parametrize(

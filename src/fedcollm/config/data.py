@@ -55,14 +55,14 @@ class FormatConfig(Section):
                 "without prompt (text) or image (a column of image files), images are in class folders, and there is "
                 "no column for answer or group. Set prompt or image, or remove answer and group"
             )
-        if self.is_images and isinstance(self.choices, str):
+        if self.kind == "image_files" and isinstance(self.choices, str):
             raise ValueError(f"choices {self.choices!r} is a column, but all images share their classes. Give a list")
         return self
 
     @property
-    def is_images(self) -> bool:
-        """Whether the data is images."""
-        return self.prompt is None
+    def kind(self) -> Literal["text", "image_files"]:
+        """What an example is: a prompt with its answer, or an image with its class."""
+        return "image_files" if self.prompt is None else "text"
 
     @property
     def is_folders(self) -> bool:

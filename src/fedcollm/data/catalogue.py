@@ -121,9 +121,20 @@ def _load_spoken_words(config: TaskConfig, seed: int) -> Pool:
     return load_spoken_words()
 
 
+def _load_own_images(path: Path, format: FormatConfig) -> Pool:
+    return load_images(path, format, find_classes(path, format))
+
+
+#: Kind of the user's own files (`FormatConfig.kind`, which is also a key of `MODALITIES`) to what loads them.
+_OWN_FILES: Mapping[str, Callable[[Path, FormatConfig], Pool]] = {
+    "text": load_custom,
+    "image_files": _load_own_images,
+}
+
+
 def _load_own_files(config: TaskConfig, seed: int) -> Pool:
     path, format = _own_files(config)
-    return load_images(path, format, find_classes(path, format)) if format.is_images else load_custom(path, format)
+    return _OWN_FILES[format.kind](path, format)
 
 
 def _own_files(config: TaskConfig) -> tuple[Path, FormatConfig]:
@@ -197,7 +208,7 @@ def _build_audio_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any
     return AudioTask(name, WORDS, features_of(slm.source))
 
 
-#: Name of a modality to its entry. The task `custom` is of modality `image_files` if its format says so.
+#: Name of a modality to its entry. The format of the task `custom` says of which one it is.
 MODALITIES: Mapping[str, ModalityEntry] = {
     "text": ModalityEntry(lambda task: TextModels(), _build_text, _build_text_for_client),
     "image": ModalityEntry(lambda task: ImageModels(), _build_pixels, _build_pixels_for_client),
@@ -278,8 +289,9 @@ def load_private(format: FormatConfig, path: Path, modality: Modality) -> Pool:
 
 def _modality(task: TaskConfig) -> ModalityEntry:
     entry = _entry(task)
-    images = entry.load is _load_own_files and task.format is not None and task.format.is_images
-    return MODALITIES["image_files" if images else entry.modality]
+    if task.format is not None and entry.load is _load_own_files:
+        return MODALITIES[task.format.kind]
+    return MODALITIES[entry.modality]
 
 
 def _entry(task: TaskConfig) -> TaskEntry:
