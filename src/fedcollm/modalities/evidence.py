@@ -107,7 +107,7 @@ def head_inputs(head: nn.Module, forward: Callable[[], object]) -> Tensor:
     """Return what a model's output layer reads in a forward pass: its last hidden states, [R, d].
 
     Args:
-        head: the output layer, which is called once.
+        head: the output layer. If it is called several times, the rows of all calls follow each other.
         forward: does the forward pass.
     """
     seen: list[Tensor] = []
@@ -117,7 +117,7 @@ def head_inputs(head: nn.Module, forward: Callable[[], object]) -> Tensor:
             forward()
     finally:
         hook.remove()
-    return seen[0].flatten(0, -2) if seen[0].dim() == 3 else seen[0].flatten(1)
+    return torch.cat([states.flatten(0, -2) if states.dim() == 3 else states.flatten(1) for states in seen])
 
 
 def checked(evidence: Evidence, examples: Sequence[Any], modality: object) -> Evidence:

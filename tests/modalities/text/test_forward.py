@@ -1,11 +1,9 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tests.conftest import tiny_llama
 from tests.parties import add_adapter
 
-from fedcollm.modalities.text.forward import branch, logits_of, pad_left, reads_branches
+from fedcollm.modalities.text.forward import branch, logits_of, pad_left
 from fedcollm.models.fused.attention import GROUPED, LONGEST
 from fedcollm.models.fused.patch import fuse, unfused
 
@@ -33,25 +31,6 @@ def test_branches_by_hand():
         [0, 1, 1, 0, 1, 0],
         [0, 1, 1, 0, 1, 1],
     ]
-
-
-@pytest.mark.parametrize(
-    ("settings", "branches"),
-    [
-        ({"_attn_implementation": "sdpa"}, True),
-        ({"_attn_implementation": "flash_attention_2"}, False),
-        ({"_attn_implementation": "grouped", "sliding_window": 512}, False),
-        ({"_attn_implementation": "grouped", "sliding_window": 512, "use_sliding_window": False}, True),
-    ],
-)
-def test_prompts_are_shared_only_where_attention_follows_any_mask(settings, branches):
-    assert reads_branches(SimpleNamespace(config=SimpleNamespace(**settings))) is branches
-
-
-@pytest.mark.parametrize(("columns", "branches"), [(512, True), (513, False)])
-def test_window_that_no_sequence_is_longer_than_hides_nothing(columns, branches):
-    config = SimpleNamespace(_attn_implementation="grouped", sliding_window=512)
-    assert reads_branches(SimpleNamespace(config=config), columns) is branches
 
 
 def adapted(fused: bool, attention: str = GROUPED):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED
@@ -261,6 +261,7 @@ class Bigrams(nn.Module):
 
     def __init__(self, **following: dict[str, float]):
         super().__init__()
+        self.config = LlamaConfig()
         self.widths: list[int] = []
         table = torch.zeros(16, 16)
         for last in WORDS:

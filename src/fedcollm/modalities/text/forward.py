@@ -5,11 +5,14 @@ few columns. A model that accepts packed tokens (`models/fused/patch.py`) gets n
 the rows that are needed.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from fedcollm.modalities.text.architectures import obeys_any_mask, tolerates_padding
 
 Tokens = tuple[int, ...]
 
@@ -41,6 +44,8 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
         rows: [B, R] bool, which of the last R columns are needed; none of these is padding.
         seen: [B, N, N] bool, which columns each column attends to; None for causal attention.
     """
+    if not tolerates_padding(model.config):
+        return _one_by_one(model, inputs, rows)
     parameter = next(model.parameters())
     reads_packed = getattr(model, "reads_packed", None)
     inputs = {name: tensor.to(parameter.device) for name, tensor in inputs.items()}
@@ -57,6 +62,23 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
     # indices instead of a number, because a slice is not contiguous, and torch would copy the head for each sequence
     kept = torch.arange(-rows.shape[1], 0, device=parameter.device)
     return model(**inputs, use_cache=False, logits_to_keep=kept).logits[rows]
+
+
+def _one_by_one(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor) -> Tensor:
+    """Return the same as `logits_of`, from one forward pass per sequence, for models that padding would change."""
+    device, parts = next(model.parameters()).device, list[Tensor]()
+    for tokens, mask, needed in zip(inputs["input_ids"], inputs["attention_mask"].bool(), rows, strict=True):
+        sequence = tokens[mask][None].to(device)
+        kept = min(len(needed), sequence.shape[1])
+        parts.append(_last_logits(model, sequence, kept)[needed[-kept:].to(device)])
+    return torch.cat(parts)
+
+
+def _last_logits(model: nn.Module, sequence: Tensor, kept: int) -> Tensor:
+    """Return the logits of the last columns of one sequence, [kept, V]."""
+    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    options = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
+    return model(sequence, use_cache=False, **options).logits[0, -kept:]
 
 
 def _packed(
@@ -107,10 +129,7 @@ def reads_branches(model: nn.Module, columns: float = math.inf) -> bool:
         model: a causal language model of transformers, or a wrapper of one.
         columns: length of the longest sequence. A sliding window that is at least as long hides nothing.
     """
-    config = getattr(model, "config", None)
-    kind = getattr(config, "_attn_implementation", None) or "eager"
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    return kind in ("grouped", "eager", "sdpa") and columns <= (window or math.inf)
+    return obeys_any_mask(model.config, columns)
 
 
 def branch(inputs: dict[str, Tensor], branched: Sequence[Branched]) -> tuple[Tensor, Tensor]:
