@@ -110,6 +110,11 @@ def load_config(source: str) -> Any:
     return _config(base_directory(source, None))
 
 
+def text_sizes(config: Any) -> Any:
+    """Return the part of a configuration that has the sizes of the language model: the whole, unless it is nested."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def _config(place: str) -> Any:
     return from_pretrained(transformers_class("AutoConfig"), place)
 

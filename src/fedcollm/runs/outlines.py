@@ -13,6 +13,7 @@ from fedcollm.data.catalogue import BaseModels
 from fedcollm.messages import Adapter
 from fedcollm.modalities.text.models import TextModels, shape_text
 from fedcollm.models.adapters import parameter_counts, trainable
+from fedcollm.models.pretrained import text_sizes
 from fedcollm.runs.build_models import adapted
 from fedcollm.storage import cached_json
 
@@ -45,7 +46,10 @@ class Outline:
     def of(cls, network: nn.Module) -> "Outline":
         """Return the outline of a network that `network_outline` made."""
         adapter: Adapter = {name: tensor.detach() for name, tensor in trainable(network).items()}
-        return cls(parameter_counts(network)[1], adapter, getattr(network, "config", None))
+        shape = getattr(network, "config", None)
+        if not hasattr(shape, "hidden_size"):  # a language model that reads more than text nests its sizes
+            shape = text_sizes(shape)
+        return cls(parameter_counts(network)[1], adapter, shape)
 
     def to_json(self) -> dict[str, Any]:
         """Return the outline of a language model as a JSON value."""

@@ -17,7 +17,7 @@ from fedcollm.data.texts import load_text, pieces
 from fedcollm.errors import SECTION, UserError, in_section
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.pretrained import base_directory, load_config, stem
+from fedcollm.models.pretrained import base_directory, load_config, stem, text_sizes
 from fedcollm.models.pruning import kept_layers, neuron_count
 from fedcollm.runs.directory import check_healed, recorded_bases
 from fedcollm.storage import cache_directory
@@ -78,7 +78,7 @@ def _shape(source: str, place: Path) -> Any:
         values = json.loads((place / "config.json").read_text(encoding="utf-8"))
         if "text_config" not in values and values.keys() >= {*_NUMBERS}:
             return SimpleNamespace(**{name: values[name] for name in _NUMBERS})
-    return load_config(source).get_text_config()
+    return text_sizes(load_config(source))
 
 
 def _texts(settings: HealingConfig) -> list[TextExample]:

@@ -5,7 +5,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.text.vocabulary import token_texts
+from fedcollm.modalities.text.vocabulary import check_known, check_tokens, token_texts
 
 
 @pytest.fixture
@@ -50,3 +50,18 @@ def test_words_come_after_a_space(tokenizer):
 def test_tokenizer_that_does_not_tell_its_texts_is_refused():
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         token_texts(object(), 3)
+
+
+def test_token_that_the_model_lacks_is_named_before_training(byte_level):
+    check_tokens("m", byte_level, len(byte_level))
+    with pytest.raises(UserError, match=f"m': its tokenizer has {len(byte_level)} tokens, such as 'é!'"):
+        check_tokens("m", byte_level, len(byte_level) - 1)
+
+
+def test_special_token_that_the_model_lacks_is_refused_where_a_text_has_it():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    check_tokens("m", tokenizer, 1)
+    check_known((0,), tokenizer, 1, "a")
+    with pytest.raises(UserError, match=r"token .<image>. in .* is unknown to the models, which know 1 tokens"):
+        check_known((0, 1), tokenizer, 1, "a <image>")

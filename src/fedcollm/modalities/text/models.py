@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.examples import TextExample
+from fedcollm.modalities.text.vocabulary import check_tokens
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import (
     base_directory,
@@ -19,6 +20,7 @@ from fedcollm.models.pretrained import (
     load_config,
     load_tokenizer,
     start_tokens,
+    text_sizes,
     transformers_class,
 )
 from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, neuron_count
@@ -69,7 +71,9 @@ def pair_facts(slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> P
     tokenizer, other = load_tokenizer(slm.source), None
     if llm.source != slm.source:
         other = load_tokenizer(llm.source)
-    configs = [load_config(model.source) for model in (slm, llm)]
+    configs = [text_sizes(load_config(model.source)) for model in (slm, llm)]
+    for model, own, shape in zip((slm, llm), (tokenizer, other or tokenizer), configs, strict=True):
+        check_tokens(model.source, own, shape.vocab_size)
     context = min(getattr(c, "max_position_embeddings", _UNBOUNDED) for c in configs)
     if other is None or other.get_vocab() == tokenizer.get_vocab():
         size = min(c.vocab_size for c in configs)
@@ -142,7 +146,7 @@ class TextModels:
 
     def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
         """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM."""
-        total, shape = cast(Any, llm).config.num_hidden_layers, load_config(slm.source)
+        total, shape = text_sizes(llm.config).num_hidden_layers, text_sizes(load_config(slm.source))
         is_cut = shape.num_hidden_layers < total  # otherwise both models may be one that was itself cut out of another
         kept = getattr(shape, KEPT_LAYERS, None) if is_cut else None
         return kept_layers(total, slm.layers or kept or total)
@@ -189,13 +193,14 @@ def _shape(section: ModelConfig) -> Any:
     """Return the configuration of the base network after layers are cut."""
     known, source = _architectures(), section.source
     shape = transformers_class("AutoConfig").for_model(**known[source]) if source in known else load_config(source)
+    text = text_sizes(shape)
     if section.layers is not None:
-        kept = kept_layers(shape.num_hidden_layers, section.layers)
-        if getattr(shape, "layer_types", None):
-            shape.layer_types = [shape.layer_types[i] for i in kept]
-        shape.num_hidden_layers = len(kept)
-    if section.mlp_share < 1 and hasattr(shape, "intermediate_size"):
-        shape.intermediate_size = neuron_count(shape.intermediate_size, section.mlp_share)
+        kept = kept_layers(text.num_hidden_layers, section.layers)
+        if getattr(text, "layer_types", None):
+            text.layer_types = [text.layer_types[i] for i in kept]
+        text.num_hidden_layers = len(kept)
+    if section.mlp_share < 1 and hasattr(text, "intermediate_size"):
+        text.intermediate_size = neuron_count(text.intermediate_size, section.mlp_share)
     return shape
 
 

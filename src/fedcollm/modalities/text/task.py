@@ -21,6 +21,7 @@ from fedcollm.modalities.text.evidence import text_evidence
 from fedcollm.modalities.text.examples import TextExample, example_lines, read_examples
 from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
 from fedcollm.modalities.text.models import TextModels
+from fedcollm.modalities.text.vocabulary import check_known
 
 #: Number of rows of logits that are converted to float32 at once when choices are scored.
 _ROWS_AT_ONCE = 64
@@ -124,6 +125,7 @@ class TextTask(TextModels, Modality):
 
     def _split(self, prompt: str, answer: str, prefix: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
         continuation = whole[len(prefix) :] or whole[-1:]
+        check_known(prefix + whole, self.tokenizer, self.vocabulary_size, f"{prompt} {answer}")
         start = self.start or (() if prefix else (self.start_token(),))
         room = self.context_length - len(continuation) + 1  # the last answer token is never an input
         if room < 1:

@@ -1,11 +1,12 @@
-"""The text of each token of a vocabulary, in bytes, so that two vocabularies can be compared."""
+"""Vocabularies: the text of each token, so that two can be compared, and the tokens that a model lacks."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import shorten
 
 #: A token for a single byte, which sentencepiece uses for characters without a piece of their own.
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -83,3 +84,47 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_characters()
+
+
+def check_tokens(source: str, tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer with tokens that its model lacks.
+
+    Special tokens are let through, because models come with such ones for what they don't read: Gemma 3 of 270 M has
+    one for images. A text that contains one is refused when it is encoded.
+
+    Args:
+        source: the source of the model, for the message.
+        tokenizer: its tokenizer.
+        rows: number of tokens that the model knows.
+
+    Raises:
+        UserError: a token that is not special has no row.
+    """
+    special = {str(token) for token in tokenizer.all_special_tokens}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    beyond = [token for token, at in tokenizer.get_vocab().items() if at >= rows and token not in special | added]
+    if beyond:
+        raise UserError(
+            f"model source {source!r}: its tokenizer has {len(tokenizer)} tokens, such as {min(beyond)!r}, but the "
+            f"model knows only {rows}. Enlarge its embeddings (resize_token_embeddings) and save it, or take its own "
+            "tokenizer."
+        )
+
+
+def check_known(tokens: Sequence[int], tokenizer: Any, rows: int, text: str) -> None:
+    """Refuse a text with a token that the models lack.
+
+    Args:
+        tokens: the tokens of the text.
+        tokenizer: the tokenizer that made them.
+        rows: number of tokens that the models know.
+        text: the text, for the message.
+
+    Raises:
+        UserError: a token is not below `rows`.
+    """
+    if tokens and (odd := max(tokens)) >= rows:
+        raise UserError(
+            f"the token {tokenizer.convert_ids_to_tokens(odd)!r} in {shorten(text)} is unknown to the models, which "
+            f"know {rows} tokens. Remove it from the text, or enlarge their embeddings."
+        )
