@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from fedcollm.cli.options import Json, Quiet, argument, option
+from fedcollm.cli.options import AcceptChangedData, Json, Quiet, argument, option
 from fedcollm.errors import UserError
 
 
@@ -29,6 +29,7 @@ def evaluate(
     harness: Annotated[
         bool, option("--harness", help="score with lm-evaluation-harness too, and compare item by item")
     ] = False,
+    accept_changed_data: AcceptChangedData = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def evaluate(
         _evaluate_with_harness(run_dir, role, examples, quiet, as_json)
         return
     with shown(screen(quiet or as_json)):
-        score = evaluate_run(run_dir, role, examples)
+        score = evaluate_run(run_dir, role, examples, accept_changed_data=accept_changed_data)
     values = {name: score.mean(name) for name in score.sums}
     if as_json:
         print(json.dumps({"role": role, "examples": score.count, **values}))

@@ -12,3 +12,6 @@ Source = Annotated[str, argument(metavar="CONFIG|PRESET", help="a YAML file, or 
 Settings = Annotated[list[str] | None, option("--set", metavar="a.b=c", help="override one key; can be repeated")]
 Quiet = Annotated[bool, option("--quiet", help="print nothing but errors")]
 Json = Annotated[bool, option("--json", help="print only the result, as one line of JSON")]
+AcceptChangedData = Annotated[
+    bool, option("--accept-changed-data", help="go on although data or base models are not those of the run")
+]

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from fedcollm.cli.options import Json, Quiet, Settings, Source, argument, option
+from fedcollm.cli.options import AcceptChangedData, Json, Quiet, Settings, Source, argument, option
 
 
 def run(
@@ -15,12 +15,14 @@ def run(
     settings: Settings = None,
     out: Annotated[Path | None, option("--out", help="run directory; default: runs/NAME")] = None,
     resume: Annotated[bool, option("--resume", help="continue the run in --out")] = False,
+    accept_changed_data: AcceptChangedData = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run a federation and write a run directory with its report."""
     from fedcollm.cli.terminal import show_rounds
     from fedcollm.config.loading import load_config, parse_settings
+    from fedcollm.runs.build import Inputs
     from fedcollm.runs.directory import read_config
     from fedcollm.runs.runner import default_directory, rounds
 
@@ -30,7 +32,7 @@ def run(
     else:
         config = load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())
-    records = rounds(config, directory, resume=resume)
+    records = rounds(config, directory, Inputs(accept_changed_data=accept_changed_data), resume=resume)
     show_rounds(records, directory, f"fedcollm run --resume --out {directory}", quiet, as_json)
 
 

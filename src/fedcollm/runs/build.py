@@ -89,6 +89,7 @@ class Inputs:
         remote: clients on other machines; by default all clients are in this process.
         shared: directory of results that several runs have in common. It saves time and changes no result.
         personal: directory for the adapters that clients in this process keep for themselves.
+        accept_changed_data: whether a resumed run goes on although its data or base models are not those of before.
     """
 
     modality: Modality | None = None
@@ -96,6 +97,7 @@ class Inputs:
     remote: Remote | None = None
     shared: Path | None = None
     personal: Path | None = None
+    accept_changed_data: bool = False
 
 
 def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -> Federation:

@@ -3,6 +3,8 @@
     config.yaml             the resolved configuration
     environment.json        versions, device and parameter counts
     data.json               how the data was split
+    identity.json           digests of data files, examples and base weights; a list, with one more entry for each
+                            change that was accepted
     rounds.jsonl            one RoundRecord per line; round 0 is before any training
     checkpoint.safetensors  adapters, the server optimizer's state and the last record; `--resume` starts from it;
                             of a run with `control`, its weights instead of adapters
@@ -39,7 +41,7 @@ from fedcollm.storage import remove_leftovers, replacing, write_atomically, writ
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
-STEPS = "steps.jsonl"
+STEPS, IDENTITY = "steps.jsonl", "identity.json"
 
 
 def start(directory: Path, config: RunConfig) -> None:

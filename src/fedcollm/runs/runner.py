@@ -26,6 +26,9 @@ from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
 from fedcollm.runs.controls import control_rounds
+from fedcollm.runs.identity import check as check_identity
+from fedcollm.runs.identity import identity_of
+from fedcollm.runs.identity import record as record_identity
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.runs.shrink_plan import base_names, on_recorded_bases
 from fedcollm.storage import locked, write_atomically, writing
@@ -62,6 +65,7 @@ def run(
     out: str | Path | None = None,
     *,
     resume: bool = False,
+    accept_changed_data: bool = False,
     modality: Modality | None = None,
     pool: Pool | None = None,
 ) -> RunResult:
@@ -71,6 +75,7 @@ def run(
         config: the run's configuration.
         out: run directory; by default `runs/NAME`.
         resume: continue the run in that directory.
+        accept_changed_data: continue it although its data or base models are not those that it began with.
         modality: your own modality; by default the one of the task that `config.task.name` names.
         pool: your own data; needed if you give a modality.
 
@@ -81,7 +86,8 @@ def run(
         UserError: the configuration, the data or the directory is not usable.
     """
     directory = Path(out) if out is not None else default_directory(config)
-    for _ in rounds(config, directory, Inputs(modality, pool), resume=resume):
+    given = Inputs(modality, pool, accept_changed_data=accept_changed_data)
+    for _ in rounds(config, directory, given, resume=resume):
         pass
     return result(directory)
 
@@ -134,10 +140,14 @@ def rounds(
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
+        now = identity_of(config.task, federation.split, federation.server.pair)
         if resume:
+            if not inputs.accept_changed_data:
+                check_identity(directory, config, now)
             directories.write_config(directory, config)  # its number of rounds may be a new one
         else:
             directories.start(directory, config)
+        record_identity(directory, now)
         directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
         directories.write_json(directory, directories.DATA, describe(federation.split))
         if config.control is None:
@@ -282,15 +292,17 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
     }
 
 
-def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
+def restore(directory: Path, role: str, accept_changed_data: bool = False) -> tuple[RunConfig, Federation]:
     """Load a run's configuration, data and models, with the adapters of its last finished round.
 
     Args:
         directory: a run directory with at least one finished round.
         role: `slm` or `llm`, which the run must have.
+        accept_changed_data: load them although data or base models are not those of the run.
 
     Raises:
-        UserError: the directory holds no run, no finished round, no adapter of that role, or a run with a control.
+        UserError: the directory holds no run, no finished round, no adapter of that role, or a run with a control, or
+            the data or a base model is not the run's.
     """
     config = directories.read_config(directory)
     if config.control is not None:
@@ -303,22 +315,28 @@ def restore(directory: Path, role: str) -> tuple[RunConfig, Federation]:
     if state is None or role not in roles:
         raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
     federation = build_federation(on_recorded_bases(config, directory), directory / "base")
+    if not accept_changed_data:
+        check_identity(directory, config, identity_of(config.task, federation.split, federation.server.pair))
     _restore(federation.server, directory, state[1])
     return config, federation
 
 
-def evaluate_run(directory: Path, role: str, write_examples: Path | None = None) -> Score:
+def evaluate_run(
+    directory: Path, role: str, write_examples: Path | None = None, *, accept_changed_data: bool = False
+) -> Score:
     """Score a role's adapter of a run's last finished round on the run's own test examples.
 
     Args:
         directory: a run directory with at least one finished round.
         role: `slm` or `llm`.
         write_examples: file to write the test examples to, one JSON object per line (text tasks only).
+        accept_changed_data: score it although data or base models are not those of the run.
 
     Raises:
-        UserError: the directory holds no run, no finished round, or no adapter of that role.
+        UserError: the directory holds no run, no finished round, or no adapter of that role, or the data or a base
+            model is not the run's.
     """
-    config, federation = restore(directory, role)
+    config, federation = restore(directory, role, accept_changed_data)
     pair, test = federation.server.pair, federation.split.test
     if write_examples:
         with writing(write_examples.parent):

@@ -5,16 +5,14 @@ itself. The digest covers the whole configuration except the keys that are liste
 added later therefore counts until somebody lists it here.
 """
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.federation.client import Client
@@ -22,6 +20,7 @@ from fedcollm.federation.server import Server, Transport
 from fedcollm.messages import Score
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, resolve_dtype
+from fedcollm.runs.identity import digest_of
 from fedcollm.storage import one_at_a_time, write_atomically, writing
 from fedcollm.transports.caching import CachingTransport
 
@@ -76,8 +75,8 @@ def with_cache(config: RunConfig, clients: Mapping[str, Client], transport: Tran
         | {
             "client": name,
             "rank": client.agreement.upload.rank,
-            "examples": _digest(client.examples),
-            "test": _digest(client.test),
+            "examples": digest_of(client.examples),
+            "test": digest_of(client.test),
         }
         for name, client in clients.items()
     }
@@ -112,7 +111,7 @@ def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, floa
                 model.adapter.kind.lower(),
                 model.adapter.targets,
             ],  # an untrained adapter still changes the rounding
-            "scoring": [config.evaluation.batch_size, _digest(server.test)],
+            "scoring": [config.evaluation.batch_size, digest_of(server.test)],
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         file = shared / "round-0" / f"{digest}.json"
@@ -148,36 +147,6 @@ def _files(source: str) -> list[tuple[str, int, int]]:
     place = Path(source)
     files = sorted(place.iterdir()) if place.is_dir() else [place]
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-
-
-def _digest(examples: Iterable[Any]) -> str:
-    """Return the SHA-256, in hexadecimal, of the content of the examples in their order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps(_plain(example), sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Return a value in a form that JSON can hold: data classes as their fields, tensors as a digest of their bytes.
-
-    Raises:
-        TypeError: the value is of a type that has no such form and no method `to_wire`.
-    """
-    if hasattr(value, "to_wire"):
-        return value.to_wire()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Tensor):
-        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast(list[Any] | tuple[Any, ...], value)]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(f"a {type(value).__name__} has no plain form: give it a method to_wire that returns plain values")
 
 
 def _score_to_json(score: Score) -> str:

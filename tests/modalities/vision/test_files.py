@@ -17,7 +17,7 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.vision.files import ImageFile, ImageFileTask, ImagePair
 from fedcollm.modalities.vision.preprocessing import Preprocessor, load_preprocessor
-from fedcollm.runs.sharing import _plain
+from fedcollm.runs.identity import _plain
 
 CLASSES = ("red", "gray")
 

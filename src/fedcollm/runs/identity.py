@@ -1,0 +1,141 @@
+"""What a run was made of: digests of its examples, its data files and its base weights.
+
+They are written into the run directory, so that a run is neither continued nor scored with anything else unnoticed.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedcollm.config import RunConfig, TaskConfig
+from fedcollm.data.files import SUFFIXES
+from fedcollm.data.pool import Split
+from fedcollm.errors import UserError
+from fedcollm.runs import directory as directories
+from fedcollm.training.distillation import ModelPair
+
+#: What a run is made of, under a name for messages, to its digest; None where none can be computed.
+Identity = dict[str, str | None]
+
+
+def identity_of(task: TaskConfig, split: Split, pair: ModelPair) -> Identity:
+    """Return the digests of what a run is made of.
+
+    Args:
+        task: the section that names the data.
+        split: the run's examples; those of clients on other machines are not in it.
+        pair: the run's models.
+    """
+    parts = {"public": split.public, "test": split.test} | {f"client {k}": part for k, part in split.private.items()}
+    files = {f"file {file}": _file_digest(file) for file in _data_files(task.path)}
+    examples = {f"examples: {name}": _digest_or_none(part) for name, part in parts.items()}
+    bases = dict(base for role, model in pair.models().items() for base in _bases(role, model))
+    return {**files, **examples, **bases}
+
+
+def check(directory: Path, config: RunConfig, now: Identity) -> None:
+    """Refuse what a run was not made of. Base weights of another dtype, as another machine may choose, are let through.
+
+    Args:
+        directory: the run directory; one without digests is let through.
+        config: the run's configuration.
+        now: the digests of what there is now.
+
+    Raises:
+        UserError: something is not the same.
+    """
+    before = _recorded(directory)
+    changed = [name for name, digest in now.items() if name in before and before[name] != digest]
+    if changed:
+        raise UserError(
+            f"{directory}: this run began with something else than there is now: {', '.join(changed)} "
+            f"({_sources(config, changed)}). Restore it, start a new run in another directory, or give "
+            "--accept-changed-data to go on with what there is."
+        )
+
+
+def record(directory: Path, now: Identity) -> None:
+    """Write the digests of what a run is made of, after those of before if they are not the same."""
+    before = _recorded(directory)
+    if any(name not in before or before[name] != digest for name, digest in now.items()):
+        known: list[Identity] = directories.read_json(directory, directories.IDENTITY) or []
+        directories.write_json(directory, directories.IDENTITY, [*known, now])
+
+
+def _recorded(directory: Path) -> Identity:
+    known: list[Identity] = directories.read_json(directory, directories.IDENTITY) or []
+    return {name: digest for one in known for name, digest in one.items()}
+
+
+def _sources(config: RunConfig, changed: Iterable[str]) -> str:
+    """Return the keys of the configuration that name what changed, with their values."""
+    keys = {"slm": f"slm.source: {config.slm.source}", "llm": f"llm.source: {config.llm.source}"}
+    task = f"task.path: {config.task.path}" if config.task.path else f"task.name: {config.task.name}"
+    named = (keys.get(name.removeprefix("weights of ").partition(" ")[0], task) for name in changed)
+    return ", ".join(dict.fromkeys(named))
+
+
+def _data_files(path: Path | None) -> Iterator[Path]:
+    """Yield the tables of a user's data; images and recordings that they name count as examples."""
+    if path is not None and path.is_file():
+        yield path
+    elif path is not None and path.is_dir():
+        yield from (file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES) and file.is_file())
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest_or_none(examples: Iterable[Any]) -> str | None:
+    """Return the digest of examples; None if those of somebody's own modality have no plain form."""
+    try:
+        return digest_of(examples)
+    except TypeError:
+        return None
+
+
+def _bases(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield a name and the digest of the frozen weights of a model, or nothing if it has none."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+    if frozen:
+        dtype = str(next(iter(frozen.values())).dtype).removeprefix("torch.")
+        yield f"weights of {role} in {dtype}", hashlib.sha256(json.dumps(_plain(frozen)).encode()).hexdigest()
+
+
+def digest_of(examples: Iterable[Any]) -> str:
+    """Return the SHA-256, in hexadecimal, of the content of the examples in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(_plain(example), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in a form that JSON can hold: data classes as their fields, tensors as a digest of their bytes.
+
+    Raises:
+        TypeError: the value is of a type that has no such form and no method `to_wire`.
+    """
+    if hasattr(value, "to_wire"):
+        return value.to_wire()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast(list[Any] | tuple[Any, ...], value)]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no plain form: give it a method to_wire that returns plain values")

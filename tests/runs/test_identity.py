@@ -1,0 +1,76 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import fedcollm
+from fedcollm.config.baselines import changed
+from fedcollm.errors import UserError
+from fedcollm.runs.identity import digest_of
+from fedcollm.runs.runner import evaluate_run
+
+
+@pytest.fixture
+def finished(tiny_config, tmp_path):
+    """A run of one round on data and models of its own, and its configuration."""
+    data, model = tmp_path / "words.jsonl", tmp_path / "model"
+    shutil.copy(tiny_config.task.path, data)
+    shutil.copytree(tiny_config.slm.source, model)
+    config = changed(tiny_config, {"task.path": data, "slm.source": str(model), "federation.rounds": 1})
+    config = changed(config, {"slm.dtype": "float32", "llm.dtype": "float32"})
+    fedcollm.run(config, tmp_path / "run")
+    return config, tmp_path / "run"
+
+
+def flip(file: Path) -> None:
+    """Swap the answers of the first two rows, which have different ones."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    other = next(row for row in rows if row["kind"] != rows[0]["kind"])
+    rows[0]["kind"], other["kind"] = other["kind"], rows[0]["kind"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_run_is_neither_resumed_nor_scored_on_other_data(finished):
+    config, out = finished
+    file = config.task.path
+    flip(file)
+    longer = changed(config, {"federation.rounds": 2})
+    for attempt in (lambda: fedcollm.run(longer, out, resume=True), lambda: evaluate_run(out, "slm")):
+        with pytest.raises(UserError, match=f"file {file}.*task.path.*--accept-changed-data"):
+            attempt()
+    before = json.loads((out / "identity.json").read_text())
+    records = fedcollm.run(longer, out, resume=True, accept_changed_data=True).records
+    assert [record.round for record in records] == [0, 1, 2]
+    assert len(before) == 1
+    known = json.loads((out / "identity.json").read_text())
+    assert known[:1] == before
+    assert known[1][f"file {file}"] != before[0][f"file {file}"]
+    assert known[1]["weights of llm in float32"] == before[0]["weights of llm in float32"]
+    evaluate_run(out, "slm")  # the accepted data is that of the run now
+
+
+def test_run_is_neither_resumed_nor_scored_on_other_base_weights(finished):
+    config, out = finished
+    network = AutoModelForCausalLM.from_pretrained(config.slm.source)
+    torch.nn.init.normal_(next(network.parameters()))
+    network.save_pretrained(config.slm.source)
+    for attempt in (lambda: fedcollm.run(config, out, resume=True), lambda: evaluate_run(out, "slm")):
+        with pytest.raises(UserError, match=r"weights of slm in float32 \(slm.source: "):
+            attempt()
+    assert evaluate_run(out, "slm", accept_changed_data=True).count
+
+
+def test_same_run_adds_nothing_to_its_record(finished):
+    config, out = finished
+    before = (out / "identity.json").read_bytes()
+    fedcollm.run(changed(config, {"federation.rounds": 2}), out, resume=True)
+    assert (out / "identity.json").read_bytes() == before
+
+
+def test_order_counts_in_a_digest():
+    one, other = ({"id": name} for name in "ab")
+    assert digest_of([one, other]) != digest_of([other, one])
+    assert digest_of([one]) == digest_of([{"id": "a"}])
