@@ -12,8 +12,9 @@ from fedcollm.config import AdapterConfig, ClientConfig, ModelConfig, RunConfig
 from fedcollm.data.catalogue import BaseModels
 from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype, with_layers
+from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
 from fedcollm.models.fused.patch import fuse
+from fedcollm.models.peft_config import with_layers
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
 from fedcollm.training.fine_tuning import fit

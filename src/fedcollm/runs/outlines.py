@@ -25,7 +25,7 @@ _NUMBERS = ("hidden_size", "max_position_embeddings", "num_hidden_layers", "num_
 #: What an outline depends on besides the configuration of the model.
 _PACKAGES = ("fedcollm", "peft", "torch", "transformers")
 #: Version of the way in which outlines are made, part of the key of the cache.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
