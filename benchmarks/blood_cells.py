@@ -34,11 +34,11 @@ MOST: Mapping[str, int] = {"train": 200, "val": 80, "test": 69}
 #: Role to the shape of its vision transformer.
 SHAPES: Mapping[str, Mapping[str, int]] = {
     "slm": {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96},
-    "llm": {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 384},
+    "llm": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384},
 }
 
 #: Side of the images that the models read, and of their patches, in pixels.
-SIDE, PATCH = 32, 4
+SIDE, PATCH = 32, 8
 
 CONFIGURATION = """\
 name: blood_cells
