@@ -78,6 +78,15 @@ def _in_words(answer: Answer) -> str:
     return "the right answer" if answer.right else "another answer"
 
 
+def spoken(status: str) -> str:
+    """Return what a screen reader says before a word of this status.
+
+    >>> spoken("deleted")
+    'not heard:'
+    """
+    return SPOKEN[status]
+
+
 def counted(regions: Sequence[Region]) -> str:
     """Return how many regions there are of each label.
 

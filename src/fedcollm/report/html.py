@@ -110,7 +110,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
     # plotly escapes "<", ">" and "/" in its JSON, so that no text can end the script element, and writes NaN as null.
     figures = ", ".join(f'"{panel.id}": {panel.figure.to_json()}' for _, panels in sections for panel in panels)
     environment = Environment(loader=PackageLoader("fedcollm.report", ""), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"counted": exhibits.counted, "spoken": exhibits.SPOKEN.get}
+    environment.filters["counted"], environment.filters["spoken"] = exhibits.counted, exhibits.spoken
     return environment.get_template("template.html").render(
         title=methods[0].name,
         run=run,

@@ -119,9 +119,9 @@ def compared(example: SpeechExample, heard: str) -> Answer:
     words: list[tuple[str, Status]] = []
     for chunk in jiwer.process_words(reference, hypothesis).alignments[0]:
         of_said, of_heard = _STATUSES[chunk.type]
-        words += [(word, of_said) for word in said[chunk.ref_start_idx : chunk.ref_end_idx]]
+        words.extend((word, of_said) for word in said[chunk.ref_start_idx : chunk.ref_end_idx])
         if chunk.type != "equal":
-            words += [(word, of_heard) for word in found[chunk.hyp_start_idx : chunk.hyp_end_idx]]
+            words.extend((word, of_heard) for word in found[chunk.hyp_start_idx : chunk.hyp_end_idx])
     return Answer(heard, reference == hypothesis, tuple(words))
 
 
