@@ -127,6 +127,7 @@ INPUTS = {
     "evaluation.every": Change(2),  # when they are scored, and how many examples at once
     "evaluation.clients": Change("never"),
     "evaluation.batch_size": Change(7),
+    "evaluation.exhibits": Change(3),
 }
 
 #: Keys of the method itself.

@@ -1,7 +1,7 @@
 """What a modality gets for nothing: a linear model on pairs of numbers, by hand."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality, Rows, cross_entropy, matched, outputs
+from fedcollm.modalities.exhibits import Answer, Exhibit
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,18 @@ def test_base_counts_as_pretrained_and_is_no_language_model():
     assert (POINTS.facts(), POINTS.notes()) == ({}, [])
 
 
-def test_shown_as_a_line():
-    assert POINTS.show(EXAMPLES[0]) == "a: 1"
-    assert POINTS.show(EXAMPLES[0], "0") == "a: 1 → 0"
+def test_exhibit_is_the_label_and_answers_are_those_of_the_score():
+    assert POINTS.exhibit(EXAMPLES[0]) == Exhibit("a", truth="1")
+    assert POINTS.exhibit(replace(EXAMPLES[0], label=None)) == Exhibit("a")
+    scored = Points()
+    scored.score = lambda model, examples: scores[examples[0].id]
+    scores = {
+        "a": Score({"acc": 0.0}, 1, {("1", "0"): 1}, {"a": 0.0}),
+        "b": Score({"acc": 1.0}, 1, {}, {"b": 1.0}),
+        "c": Score({"acc": 0.5}, 1),
+    }
+    examples = [replace(EXAMPLES[0], id=name) for name in "abc"]
+    assert scored.answers(torch.nn.Identity(), examples) == [Answer("0", False), Answer("", True), Answer("", None)]
 
 
 def test_what_it_cannot_do_is_refused(tmp_path):

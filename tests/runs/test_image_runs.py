@@ -73,6 +73,18 @@ def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
     assert any("images were converted to RGB" in note for note in data["notes"])
 
 
+def test_products_of_convolutions_are_averaged_at_their_clients_ranks(config, tmp_path):
+    """ResNet's adapter is on convolutions of 3 x 3, with a rank of its own at each client."""
+    resnet = save_classifier("resnet", tmp_path / "models" / "resnet", seed=3)
+    changes = {"slm.source": resnet, "federation.aggregation": "product", "client.ranks": [1, 2]}
+    run(changed(config, changes), tmp_path / "run")
+    state = run_directory.load_round(tmp_path / "run")
+    assert state is not None
+    kernels = {tuple(tensor.shape[2:]) for name, tensor in state[1]["slm"].items() if "lora_A" in name}
+    assert (3, 3) in kernels
+    assert all(torch.isfinite(tensor).all() for tensor in state[1]["slm"].values())
+
+
 def test_pixels_alone_tell_left_from_right(config, tmp_path):
     changes = {"control": {"features": "ngrams"}, "server.epochs": 0, "federation.rounds": 1}
     record = run(changed(config, changes), tmp_path / "run").records[-1]

@@ -100,6 +100,8 @@ class EvaluationConfig(Section):
     """whether to score each client's SLM after its local fine-tuning: in every scored round, only the last, or never"""
     batch_size: Positive = 32
     """examples per forward pass when scoring"""
+    exhibits: NonNegative = 12
+    """test examples that the report shows, half of them wrong for the SLM; 0 keeps all out of the run directory"""
 
     def scores(self, index: int, rounds: int) -> bool:
         """Return whether the models are scored after round `index` (1 is the first) of `rounds` rounds."""

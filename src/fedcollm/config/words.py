@@ -85,6 +85,7 @@ EFFECT: Mapping[str, Predicate] = {
     "federation.server_optimizer.tau": lambda config: (
         config.federation.server_optimizer.kind not in ("average", "fedavgm")
     ),
+    "evaluation.exhibits": _trains,
     "control.columns": lambda config: _hashes(config.control),
     "server.pseudo_labels.columns": lambda config: _hashes(config.statistics),
     "federation.min_clients": lambda config: not config.federation.secure_aggregation.enabled,

@@ -20,6 +20,7 @@ from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.exhibits import Answer, Exhibit
 
 #: Target of an output row whose example has no label. Such rows count in the mean of the KL, but not of cross-entropy.
 UNLABELLED = -100
@@ -242,10 +243,16 @@ class Modality(ABC):
             f"{type(self).__name__}.probabilities, or set server.pseudo_labels.teachers: [regression]."
         )
 
-    def show(self, example: Any, prediction: Any = None) -> str:
-        """Return an example and the prediction for it, if any, as one line of plain text for reports."""
-        said = "" if prediction is None else f" → {prediction}"
-        return f"{example.id}: {example.label}{said}"
+    def exhibit(self, example: Any) -> Exhibit:
+        """Return what a report shows of an example, without answers: here, only its id and its label."""
+        return Exhibit(example.id, truth=example.label or "")
+
+    def answers(self, model: nn.Module, examples: Sequence[Any]) -> list[Answer]:
+        """Return what a model in evaluation mode says of labelled examples, for reports.
+
+        By default, the answers are those of `score`, as far as its confusion tables and outcomes tell.
+        """
+        return [_answer(self.score(model, [example]), example.id) for example in examples]
 
     def to_wire(self) -> dict[str, Any]:
         """Return what outputs and scores depend on besides models and examples, as plain values for cache keys."""
@@ -339,6 +346,14 @@ def matched(modality: Modality, batch: Any, slm_logits: Tensor, llm_logits: Tens
             "match them in `align`."
         )
     return rows
+
+
+def _answer(score: Score, id: str) -> Answer:
+    """Return the answer that the score of one example tells; it is right if it is the true label."""
+    for truth, said in score.confusion:
+        return Answer(said, said == truth)
+    outcome = score.outcomes.get(id)
+    return Answer(right=None if outcome is None else outcome >= 1)
 
 
 def _described(value: Any) -> str:

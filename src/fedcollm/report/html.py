@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStub
 
 from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.errors import UserError
-from fedcollm.report import content, labels, plots, tables
+from fedcollm.report import content, exhibits, labels, plots, tables
 from fedcollm.report.axes import Figure
 from fedcollm.report.compared import found_in
 from fedcollm.report.compared_tables import difference_table, score_table
@@ -110,6 +110,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
     # plotly escapes "<", ">" and "/" in its JSON, so that no text can end the script element, and writes NaN as null.
     figures = ", ".join(f'"{panel.id}": {panel.figure.to_json()}' for _, panels in sections for panel in panels)
     environment = Environment(loader=PackageLoader("fedcollm.report", ""), autoescape=True, undefined=StrictUndefined)
+    environment.filters["counted"], environment.filters["spoken"] = exhibits.counted, exhibits.spoken
     return environment.get_template("template.html").render(
         title=methods[0].name,
         run=run,
@@ -123,6 +124,8 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
         several=len(methods[0].runs) > 1,
         unfinished=unfinished,
         sections=sections,
+        exhibits=exhibits.shown(run),
+        regions=any(one.regions for one in run.exhibits),
         method=content.METHOD if run.config.control is None else content.CONTROL_METHOD,
         settings=content.settings(run.config),
         configuration=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -14,8 +14,19 @@ from fedcollm.config.methods import METHODS
 from fedcollm.config.roles import MODELS
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
+from fedcollm.modalities.exhibits import Exhibit, from_json
 from fedcollm.report.formats import natural
-from fedcollm.runs.directory import CONFIG, CONFUSION, DATA, ENVIRONMENT, ROUNDS, read_config, read_json, read_records
+from fedcollm.runs.directory import (
+    CONFIG,
+    CONFUSION,
+    DATA,
+    ENVIRONMENT,
+    EXHIBITS,
+    ROUNDS,
+    read_config,
+    read_json,
+    read_records,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Run:
         environment: versions, device, parameter counts; empty if missing.
         data: how the data was split; empty if missing.
         confusion: role to rows of true label, predicted label and number of examples; empty if missing.
+        exhibits: test examples with the models' answers; empty if missing.
     """
 
     directory: Path
@@ -37,6 +49,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
     data: dict[str, Any] = field(default_factory=dict[str, Any])
     confusion: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict[str, list[tuple[str, str, int]]])
+    exhibits: Sequence[Exhibit] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,8 @@ def read_run(directory: Path) -> Run:
         values: dict[str, dict[str, Any]] = {}
         for name in (ENVIRONMENT, DATA, CONFUSION):
             values[name] = read_json(directory, name) or {}
+        name = EXHIBITS
+        exhibits = from_json(read_json(directory, name) or [])
         told = [note for record in records for note in record.notes]
         values[DATA]["notes"] = [*values[DATA].get("notes", ()), *told]
         confusion = {role: [(str(t), str(p), int(n)) for t, p, n in rows] for role, rows in values[CONFUSION].items()}
@@ -105,7 +120,7 @@ def read_run(directory: Path) -> Run:
         raise UserError(
             f"{directory / name} is not a file that this version of fedcollm wrote: {reason}. Restore it, or run again."
         ) from error
-    return Run(directory, config, records, values[ENVIRONMENT], values[DATA], confusion)
+    return Run(directory, config, records, values[ENVIRONMENT], values[DATA], confusion, exhibits)
 
 
 def group(runs: Iterable[Run]) -> list[Method]:

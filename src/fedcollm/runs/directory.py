@@ -16,6 +16,7 @@
     base/{slm,llm}/         base models that this run pretrained itself (`pretrain_epochs`)
     confusion.json          role -> [true label, predicted label, number of examples], after the last round
     outcomes.json           role -> {id of a test example: main metric}, after the last scored round
+    exhibits.json           test examples with the models' answers for the report, after the last round
     harness/                test examples and the task file, written by `evaluate --harness`
     report.html             written by `report`
 
@@ -41,7 +42,7 @@ from fedcollm.storage import remove_leftovers, replacing, write_atomically, writ
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
-STEPS, IDENTITY = "steps.jsonl", "identity.json"
+STEPS, IDENTITY, EXHIBITS = "steps.jsonl", "identity.json", "exhibits.json"
 
 
 def start(directory: Path, config: RunConfig) -> None:

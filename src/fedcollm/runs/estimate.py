@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, resolve_dtype
+from fedcollm.runs.activations import Activations
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 from fedcollm.runs.outlines import Outline, outline
 from fedcollm.runs.shrink_plan import plan_bases
@@ -105,10 +107,11 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     roles: dict[str, RoleCost] = {}
     shapes: dict[str, Any] = {}
     itemsizes: dict[str, int] = {}
+    measured: dict[str, Activations | None] = {}
     for role, model in models.items():
         with in_section(role):
             dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
-        shapes[role], itemsizes[role] = network.shape, dtype.itemsize
+        shapes[role], itemsizes[role], measured[role] = network.shape, dtype.itemsize, network.activations
         roles[role] = role_cost(model, network, dtype, uploads)
     healed = {role: plan.entry.is_dir() for role, plan in plan_bases(config, modality).items()}
     parts, note = _data(config, pool)
@@ -119,7 +122,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
         once = 0
     data = None if parts is None else describe(parts)
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
-    memory += max(activation_bytes(config, known, shapes, itemsizes, parts), _SOLVING * features**2)
+    memory += max(activation_bytes(config, known, shapes, itemsizes, parts, measured), _SOLVING * features**2)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
     return Cost(roles, memory, data, note, epsilon, delta, once, healed)
@@ -178,6 +181,7 @@ def activation_bytes(
     shapes: Mapping[str, Any],
     itemsizes: Mapping[str, int],
     parts: Split | None,
+    measured: Mapping[str, Activations | None] = MappingProxyType({}),
 ) -> int:
     """Return an estimate of the activations of the largest batches, in bytes.
 
@@ -192,6 +196,8 @@ def activation_bytes(
         shapes: role to the configuration of its base network; a network that has none (None) is not counted.
         itemsizes: role to the bytes of one value of its base.
         parts: the run's data; None if it is not available, and a typical example is then assumed.
+        measured: role to the activations of one example, if they were measured. They replace those that follow from
+            the configuration of the base.
     """
     private = None if parts is None else [x for part in parts.private.values() for x in part]
     shape = shapes["slm"]
@@ -205,11 +211,19 @@ def activation_bytes(
     client = largest(private, config.client.batch_size)
     public = largest(parts and parts.public, config.server.batch_size)
     scored = largest(parts and parts.test, config.evaluation.batch_size, scoring=True)
-    fitting = _training_bytes(shapes["slm"], itemsizes["slm"], *client)
-    both = [_training_bytes(shapes[role], itemsizes[role], *public) for role in shapes]
-    distilling = sum(both) if "llm" in shapes else 0
-    scoring = max(_PASSING * scored[0] * _of(shapes[role], "hidden_size") * itemsizes[role] for role in shapes)
-    return round(max(fitting, distilling) + scoring)
+
+    def training(role: str, positions: int, rows: int) -> float:
+        if known_activations := measured.get(role):
+            return known_activations.training * rows * itemsizes[role] / 4
+        return _training_bytes(shapes[role], itemsizes[role], positions, rows)
+
+    def passing(role: str) -> float:
+        if known_activations := measured.get(role):
+            return known_activations.scoring * scored[1] * itemsizes[role] / 4
+        return _PASSING * scored[0] * _of(shapes[role], "hidden_size") * itemsizes[role]
+
+    distilling = sum(training(role, *public) for role in shapes) if "llm" in shapes else 0
+    return round(max(training("slm", *client), distilling) + max(map(passing, shapes)))
 
 
 def _training_bytes(shape: Any, itemsize: int, positions: int, rows: int) -> float:

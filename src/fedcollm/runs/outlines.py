@@ -1,5 +1,6 @@
 """Outlines of models: what `estimate` needs to know of a network, without its weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from fedcollm.messages import Adapter
 from fedcollm.modalities.text.models import TextModels, shape_text
 from fedcollm.models.adapters import parameter_counts, trainable
 from fedcollm.models.pretrained import text_sizes
+from fedcollm.runs.activations import Activations, Measurable, measure
 from fedcollm.runs.build_models import adapted
 from fedcollm.storage import cached_json
 
@@ -36,20 +38,23 @@ class Outline:
         frozen: number of frozen parameters of the base.
         adapter: the trainable tensors, which may be on torch's `meta` device.
         shape: the configuration of the base, or an object with the numbers in it; None if the base has none.
+        activations: what is kept of an example, if that is measured.
     """
 
     frozen: int
     adapter: Adapter
     shape: Any
+    activations: Activations | None = None
 
     @classmethod
-    def of(cls, network: nn.Module) -> "Outline":
-        """Return the outline of a network that `network_outline` made."""
+    def of(cls, network: nn.Module, inputs: Mapping[str, torch.Tensor] | None = None) -> "Outline":
+        """Return the outline of a network that `network_outline` made, with its activations if there are inputs."""
         adapter: Adapter = {name: tensor.detach() for name, tensor in trainable(network).items()}
         shape = getattr(network, "config", None)
         if not hasattr(shape, "hidden_size"):  # a language model that reads more than text nests its sizes
             shape = text_sizes(shape)
-        return cls(parameter_counts(network)[1], adapter, shape)
+        activations = measure(network, inputs) if inputs is not None else None
+        return cls(parameter_counts(network)[1], adapter, shape, activations)
 
     def to_json(self) -> dict[str, Any]:
         """Return the outline of a language model as a JSON value."""
@@ -91,7 +96,8 @@ def outline(model: ModelConfig, known: BaseModels) -> Outline:
     """
     text = shape_text(model.source) if type(known) is TextModels else None
     if text is None:
-        return Outline.of(network_outline(model, known))
+        inputs = known.typical_input(model) if isinstance(known, Measurable) else None
+        return Outline.of(network_outline(model, known), inputs)
     made_of = [_VERSION, {name: metadata.version(name) for name in _PACKAGES}, text, model.model_dump(mode="json")]
     return Outline.from_json(
         cached_json("outline", made_of, lambda: Outline.of(network_outline(model, known)).to_json())

@@ -26,6 +26,7 @@ from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
 from fedcollm.runs.controls import control_rounds
+from fedcollm.runs.exhibits import write_exhibits
 from fedcollm.runs.identity import check as check_identity
 from fedcollm.runs.identity import identity_of
 from fedcollm.runs.identity import record as record_identity
@@ -169,6 +170,7 @@ def _rounds(
         _restore(server, directory, state[1])
         if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
             server.scores()
+            write_exhibits(directory, server)
             _publish(directory, federation)
         _personalize(config, directory, server)
         yield from directories.read_records(directory)
@@ -184,8 +186,11 @@ def _rounds(
         with _step_log(config, directory):
             record = server.run_round(index, config.evaluation.scores(*when), config.evaluation.scores_clients(*when))
         record = replace(record, epsilon=epsilon)
-        (directory / directories.OUTCOMES).unlink(missing_ok=True)  # outcomes must never be older than the checkpoint
+        for name in (directories.OUTCOMES, directories.EXHIBITS):  # they must never be older than the checkpoint
+            (directory / name).unlink(missing_ok=True)
         directories.save_round(directory, record, server.adapters())
+        if index == config.federation.rounds:
+            write_exhibits(directory, server)
         _publish(directory, federation)
         with _step_log(config, directory):
             personalized = _personalize(config, directory, server)

@@ -138,9 +138,42 @@ def test_dtype_is_thetas(dtype):
     assert {tensor.dtype for tensor in mean(one, (one, 1.0)).values()} == {dtype}
 
 
-def test_convolutions_are_refused():
-    with pytest.raises(UserError, match=r"tensor c.lora_A.weight has 4 dimensions. Set federation.aggregation: mean"):
-        ProductMean({"c.lora_A.weight": torch.zeros(1, 3, 2, 2)})
+def as_convolution(adapter: Adapter) -> Adapter:
+    """The same numbers as a convolution of one channel with a kernel of 1 x 2."""
+    return {A: adapter[A].reshape(-1, 1, 1, 2), B: adapter[B].reshape(2, -1, 1, 1)}
+
+
+def test_convolutions_are_matrices_over_channels_and_kernel():
+    kept = mean(as_convolution(RANK_1), (as_convolution(FIRST), 1.0), (as_convolution(SECOND), 1.0))
+    assert kept[A].abs().tolist() == [[[[0.0, 1.0]]]]
+    assert kept[B].abs().tolist() == [[[[0.0]]], [[[2.0]]]]
+    whole = mean(as_convolution(RANK_2), (as_convolution(FIRST), 1.0), (as_convolution(SECOND), 3.0))
+    assert (whole[A].shape, whole[B].shape) == ((2, 1, 1, 2), (2, 2, 1, 1))
+    # B A is [[2, 0], [0, 0]] with weight 1 and [[0, 0], [0, 4]] with weight 3
+    kernel = whole[B].flatten(1) @ whole[A].flatten(1)
+    torch.testing.assert_close(kernel, torch.tensor([[0.5, 0.0], [0.0, 3.0]]))
+
+
+def test_mean_of_convolutions_computes_the_mean_of_what_they_compute():
+    generator = torch.Generator().manual_seed(0)
+    first, second, theta = (
+        {A: torch.randn(rank, 3, 3, 3, generator=generator), B: torch.randn(5, rank, 1, 1, generator=generator)}
+        for rank in (2, 2, 4)
+    )
+    theta[B].zero_()  # it supplies the components that no client has
+    images = torch.randn(2, 3, 6, 6, generator=generator)
+
+    def outputs(adapter: Adapter) -> torch.Tensor:
+        return torch.conv2d(torch.conv2d(images, adapter[A], padding=1), adapter[B])
+
+    kept = mean(theta, (first, 1.0), (second, 1.0))
+    torch.testing.assert_close(outputs(kept), (outputs(first) + outputs(second)) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_in_groups_are_refused():
+    grouped = {"c.lora_A.weight": torch.zeros(4, 2, 3, 3), "c.lora_B.weight": torch.zeros(4, 2, 1, 1)}
+    with pytest.raises(UserError, match=r"tensor c.lora_B.weight .* in groups. Set federation.aggregation: mean"):
+        ProductMean(grouped)
 
 
 def test_stacked_factors_give_the_weighted_mean():

@@ -4,7 +4,14 @@ import pytest
 from tests.modalities.audio.clips import tone
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.audio.transcripts import SpeechExample, normalized, same_columns, transcript, transcript_score
+from fedcollm.modalities.audio.transcripts import (
+    SpeechExample,
+    compared,
+    normalized,
+    same_columns,
+    transcript,
+    transcript_score,
+)
 
 
 def said(name: str, text: str | None) -> SpeechExample:
@@ -64,3 +71,22 @@ def test_vocabularies_must_agree():
 def test_example_without_its_transcript_is_the_same_recording():
     one = said("x", "go")
     assert (one.without_label().label, one.without_label().content) == (None, one.content)
+
+
+def test_words_are_marked_by_the_alignment():
+    answer = compared(said("x", "Go, the cat sat."), "the hat sat down")
+    assert (answer.text, answer.right) == ("the hat sat down", False)
+    assert answer.words == (
+        ("go", "deleted"),
+        ("the", "same"),
+        ("cat", "replaced"),
+        ("hat", "replacement"),
+        ("sat", "same"),
+        ("down", "inserted"),
+    )
+
+
+def test_words_of_what_was_heard_rightly_or_not_at_all():
+    right = compared(said("x", "Go on!"), "go on")
+    assert (right.right, right.words) == (True, (("go", "same"), ("on", "same")))
+    assert compared(said("x", "go on"), "").words == (("go", "deleted"), ("on", "deleted"))

@@ -10,6 +10,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.exhibits import Answer, Exhibit
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.fused.attention import GROUPED
@@ -442,11 +443,16 @@ def test_free_completions_add_up(task):
 # --- what the modality says of itself ---
 
 
-def test_shown_on_one_line(task):
+def test_exhibit_is_the_prompt_and_the_label(task):
     one = example("the cat\nis :", "a", "b", answer=1)
-    assert task.show(one) == "the cat is : label b"
-    assert task.show(one, "label a") == "the cat is : label b → label a"
-    assert task.show(one.without_label()) == "the cat is : ?"
+    assert task.exhibit(one) == Exhibit(one.id, "the cat\nis :", "label b")
+    assert task.exhibit(one.without_label()).truth == ""
+
+
+def test_answers_are_labels_of_choices_or_whether_a_completion_is_right(task):
+    model = after_colon({"a": 0.6, "the": 0.3}, a={"bird": 0.7, "cat": 0.2})
+    examples = [example("is :", "the", "a", answer=0), example("is :", "a bird"), example("is :", "a cat")]
+    assert task.answers(model, examples) == [Answer("label a", False), Answer("", True), Answer("", False)]
 
 
 def test_notes_count_the_prompts_that_were_cut(tokenizer):

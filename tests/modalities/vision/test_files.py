@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor
 from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED
+from fedcollm.modalities.exhibits import Answer
 from fedcollm.modalities.vision.files import ImageFile, ImageFileTask, ImagePair
 from fedcollm.modalities.vision.preprocessing import Preprocessor, load_preprocessor
 from fedcollm.runs.identity import _plain
@@ -199,7 +200,10 @@ def test_score_probabilities_and_words(task):
     assert score.confusion == {("red", "red"): 1, ("gray", "red"): 1}
     probabilities = task.probabilities(RednessIsTheLogit(), [GRAY])
     torch.testing.assert_close(probabilities[0], torch.tensor([0.5, 0.5]))
-    assert task.show(RED, "gray") == "red: red → gray"
+    assert task.answers(RednessIsTheLogit(), [RED, gray]) == [Answer("red", True), Answer("red", False)]
+    exhibit = task.exhibit(RED)
+    assert (exhibit.id, exhibit.truth) == ("red", "red")
+    assert Image.open(io.BytesIO(exhibit.picture)).getpixel((0, 0)) == RED.image().getpixel((0, 0))
     assert task.size(RED) == 1
 
 

@@ -8,6 +8,10 @@ enough.
 If clients have different ranks, weights that sum to one over all clients would let every component that some clients
 lack shrink, round by round ("rank collapse", Wu et al., arXiv 2602.13486). The remedy of that paper is used here: the
 weights of a component sum to one over the clients that have it.
+
+The A of a convolution is a convolution with its kernel, [r, in, kh, kw], and its B one of 1 x 1, [out, r, 1, 1]. Their
+composition is the convolution with the kernel B A, where A is read as [r, in kh kw] and B as [out, r], so that the same
+holds of it.
 """
 
 from collections.abc import Sequence
@@ -35,15 +39,16 @@ class ProductMean:
         theta: θ, as it was broadcast; the shapes of its tensors determine the rank.
 
     Raises:
-        UserError: an A or a B is not a matrix, as in convolutions.
+        UserError: B A is no product of matrices, as in a convolution in groups.
     """
 
     def __init__(self, theta: Adapter):
         self._theta = theta
-        if odd := [name for name, tensor in theta.items() if component_axis(name) is not None and tensor.dim() != 2]:
+        if odd := [name for name in theta if component_axis(name) == 1 and not _is_product(name, theta)]:
             raise UserError(
-                f"federation.aggregation: product needs matrices, and tensor {odd[0]} has {theta[odd[0]].dim()} "
-                "dimensions. Set federation.aggregation: mean, or leave this layer out of slm.adapter.targets."
+                f"federation.aggregation: product needs a B A that is a product of matrices, and tensor {odd[0]} has "
+                f"the shape {list(theta[odd[0]].shape)}, as in a convolution in groups. Set federation.aggregation: "
+                "mean, or leave this layer out of slm.adapter.targets."
             )
         self._factors: dict[str, list[Tensor]] = {name: [] for name in theta if component_axis(name) is not None}
         self._weights: list[float] = []
@@ -52,7 +57,7 @@ class ProductMean:
     def add(self, adapter: Adapter, weight: float) -> None:
         """Add one client's adapter."""
         for name, factors in self._factors.items():
-            factors.append(adapter[name])
+            factors.append(adapter[name].flatten(1))
         self._others.add({n: tensor for n, tensor in adapter.items() if n not in self._factors}, weight)
         self._weights.append(weight)
 
@@ -61,12 +66,12 @@ class ProductMean:
         mean = self._others.value()
         for name_b in (name for name in self._factors if component_axis(name) == 1):
             name_a = name_b.replace("lora_B", "lora_A")
-            theta_b, theta_a = self._theta[name_b], self._theta[name_a]
+            theta_b, theta_a = self._theta[name_b].flatten(1), self._theta[name_a].flatten(1)
             pairs = list(zip(self._factors[name_b], self._factors[name_a], strict=True))
             b, a = closest(*stacked(pairs, self._weights, (theta_b, theta_a)), len(theta_a))
             mean[name_b] = _filled(b, torch.zeros_like(theta_b), 1)
             mean[name_a] = _filled(a, theta_a, 0)
-        return {name: mean[name] for name in self._theta}
+        return {name: mean[name].reshape(whole.shape) for name, whole in self._theta.items()}
 
 
 def stacked(
@@ -106,6 +111,12 @@ def closest(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     q_right, s_right = _linalg.qr(right.T)
     u, sigma, vt = _linalg.svd(s_left @ s_right.T, full_matrices=False)
     return q_left @ (u[:, :rank] * sigma[:rank]), vt[:rank] @ q_right.T
+
+
+def _is_product(name_b: str, theta: Adapter) -> bool:
+    """Return whether B, [out, r] or [out, r, 1, 1], has a column for every row of its A."""
+    b, a = theta[name_b], theta.get(name_b.replace("lora_B", "lora_A"))
+    return a is not None and b.dim() >= 2 and a.dim() >= 2 and b.shape[1] == len(a) and b[0, 0].numel() == 1
 
 
 def _filled(part: Tensor, whole: Tensor, axis: int) -> Tensor:

@@ -14,9 +14,11 @@ from fedcollm.modalities.audio.evidence import audio_evidence
 from fedcollm.modalities.audio.features import Features
 from fedcollm.modalities.audio.models import AudioModels
 from fedcollm.modalities.audio.recordings import Reader, Recording
+from fedcollm.modalities.audio.spectrogram import heard_exhibit
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.classification import ClassificationTask
 from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.exhibits import Exhibit
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +144,10 @@ class AudioTask(AudioModels, ClassificationTask):
             for name, value in self.features(batch.clips).items()
         }
         return model(**inputs).logits.float()
+
+    def exhibit(self, example: AudioExample) -> Exhibit:
+        """Return the spectrogram and the class."""
+        return heard_exhibit(example, self.reader)
 
     def evidence(
         self, examples: Sequence[AudioExample], features: StatisticsConfig, model: nn.Module | None = None

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from fedcollm.messages import Score
 from fedcollm.modalities.audio.features import Extractor
 from fedcollm.modalities.audio.models import without_random_masks
 from fedcollm.modalities.audio.recordings import Reader
-from fedcollm.modalities.audio.transcripts import SpeechExample, same_columns, transcript_score
+from fedcollm.modalities.audio.spectrogram import heard_exhibit
+from fedcollm.modalities.audio.transcripts import SpeechExample, compared, same_columns, transcript_score
 from fedcollm.modalities.base import Modality
+from fedcollm.modalities.exhibits import Answer, Exhibit
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import from_pretrained
 
@@ -105,10 +107,14 @@ class SpeechTask(Modality):
         """Return word accuracy and error rates, see `transcript_score`."""
         return transcript_score(examples, self.hear(model, examples))
 
-    def show(self, example: SpeechExample, prediction: Any = None) -> str:
-        """Return the transcript and what was heard, if anything, as one line."""
-        said = "" if prediction is None else f" → {cast(str, prediction)}"
-        return f"{example.id}: {example.label}{said}"
+    def exhibit(self, example: SpeechExample) -> Exhibit:
+        """Return the spectrogram and the transcript."""
+        return heard_exhibit(example, self.reader)
+
+    def answers(self, model: nn.Module, examples: Sequence[SpeechExample]) -> list[Answer]:
+        """Return what a model in evaluation mode hears, with wrong words marked."""
+        heard = self.hear(model, examples)
+        return [compared(example, text) for example, text in zip(examples, heard, strict=True)]
 
     def notes(self) -> list[str]:
         """Return what was changed of the recordings, see `Reader.notes`."""

@@ -8,6 +8,7 @@ from typing import Any
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.audio.recordings import Recording, audio_package
+from fedcollm.modalities.exhibits import Answer, Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,36 @@ def transcript_score(examples: Sequence[SpeechExample], heard: Sequence[str]) ->
         outcome = {example.id: sums["words"] / counts["words"]}
         total += Score(sums, 1, outcomes=outcome, counts=counts)
     return total
+
+
+#: How a chunk of jiwer's alignment marks its words, those that were said and those that were heard.
+_STATUSES: Mapping[str, tuple[Status, Status]] = {
+    "equal": ("same", "same"),
+    "substitute": ("replaced", "replacement"),
+    "delete": ("deleted", "deleted"),
+    "insert": ("inserted", "inserted"),
+}
+
+
+def compared(example: SpeechExample, heard: str) -> Answer:
+    """Return what a model heard, with the words that were said and heard marked by jiwer's alignment.
+
+    The words are those of the normalized texts, as `transcript_score` compares them. Where words were replaced, those
+    that were said come before those that were heard.
+
+    Raises:
+        UserError: the transcript has no word, or jiwer is not installed.
+    """
+    jiwer: Any = audio_package("jiwer")
+    reference, hypothesis = transcript(example), normalized(heard)
+    said, found = reference.split(), hypothesis.split()
+    words: list[tuple[str, Status]] = []
+    for chunk in jiwer.process_words(reference, hypothesis).alignments[0]:
+        of_said, of_heard = _STATUSES[chunk.type]
+        words.extend((word, of_said) for word in said[chunk.ref_start_idx : chunk.ref_end_idx])
+        if chunk.type != "equal":
+            words.extend((word, of_heard) for word in found[chunk.hyp_start_idx : chunk.hyp_end_idx])
+    return Answer(heard, reference == hypothesis, tuple(words))
 
 
 def _errors(output: Any) -> float:

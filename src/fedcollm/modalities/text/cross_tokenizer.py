@@ -24,6 +24,7 @@ from fedcollm.config import StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED, Modality, Rows
 from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.exhibits import Exhibit
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.forward import Tokens
 from fedcollm.modalities.text.models import TextModels
@@ -155,9 +156,9 @@ class TokenizerBridge(TextModels, Modality):
         """Return examples as the rows of a regression, for which the SLM's tokenizer is used if any."""
         return self.slm.evidence(examples, features, model)
 
-    def show(self, example: TextExample, prediction: str | None = None) -> str:
-        """Return the prompt, the answer and the prediction, if any, on one line."""
-        return self.slm.show(example, prediction)
+    def exhibit(self, example: TextExample) -> Exhibit:
+        """Return the prompt and the label."""
+        return self.slm.exhibit(example)
 
     def notes(self) -> list[str]:
         """Return how many prompts were cut, for the tokenizer with which more of them were."""

@@ -17,6 +17,7 @@ from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality
 from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.exhibits import Exhibit
 from fedcollm.modalities.text.evidence import text_evidence
 from fedcollm.modalities.text.examples import TextExample, example_lines, read_examples
 from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
@@ -193,10 +194,9 @@ class TextTask(TextModels, Modality):
         """Return examples as the rows of a regression; see `text_evidence`."""
         return text_evidence(self, examples, features, model)
 
-    def show(self, example: TextExample, prediction: str | None = None) -> str:
-        """Return the prompt, the answer and the prediction, if any, on one line."""
-        prompt, answer = " ".join(example.prompt.split()), example.label or "?"
-        return f"{prompt} {answer}" if prediction is None else f"{prompt} {answer} → {prediction}"
+    def exhibit(self, example: TextExample) -> Exhibit:
+        """Return the prompt and the label."""
+        return Exhibit(example.id, example.prompt, example.label or "")
 
     def notes(self) -> list[str]:
         """Return a sentence on the number of prompts that were cut, if there are any."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.vision.models import refuse_cut
+from fedcollm.modalities.vision.preprocessing import load_preprocessor
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import SHIPPED, base_directory, from_pretrained, transformers_class
 
@@ -189,6 +190,14 @@ class ClassifierModels:
         """Return the number of patches of an image plus its class token, and its single row of logits."""
         side, patch = (_number(getattr(shape, key, None)) for key in ("image_size", "patch_size"))
         return ((side or _SIDE) // (patch or _PATCH)) ** 2 + 1, 1
+
+    def typical_input(self, section: ModelConfig) -> dict[str, Tensor]:
+        """Return the pixels of one image, [1, 3, height, width] on torch's `meta` device, for a forward pass.
+
+        Raises:
+            UserError: the source can't be read, or does not say how its images are prepared.
+        """
+        return {"pixel_values": torch.empty(1, 3, *load_preprocessor(section).shape, device="meta")}
 
 
 def head_names(network: nn.Module) -> list[str]:

@@ -18,7 +18,9 @@ from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality
 from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.exhibits import Exhibit
 from fedcollm.modalities.jsonl import read_jsonl, shorten
+from fedcollm.modalities.pictures import picture
 from fedcollm.modalities.vision.classifiers import ClassifierModels
 from fedcollm.modalities.vision.images import decode, fingerprint, noted
 from fedcollm.modalities.vision.preprocessing import Preprocessor
@@ -160,6 +162,10 @@ class ImageFileTask(ClassifierModels, ImageTask):
         """Return a batch of images stacked along a new first dimension."""
         return _batch([self.pixels(example, example.image) for example in examples], examples)
 
+    def exhibit(self, example: ImageFile) -> Exhibit:
+        """Return the image and its class."""
+        return Exhibit(example.id, truth=example.label or "", picture=picture(example.image()))
+
     def control_pixels(self, example: Any) -> Tensor:
         """Return [256], the image in gray, scaled to 16 x 16 pixels, from 0 to 1."""
         small = example.image().convert("L").resize((_CONTROL_SIDE, _CONTROL_SIDE), Image.Resampling.BILINEAR)
@@ -238,6 +244,10 @@ class ImagePair(ClassifierModels, Modality):
     def score(self, model: nn.Module, examples: Sequence[Any]) -> Score:
         """Raise an error, because a score needs the pixels of one role."""
         raise TypeError("each role has its own pixels: call of(role).score")
+
+    def exhibit(self, example: ImageFile) -> Exhibit:
+        """Return the image and its class."""
+        return self.slm.exhibit(example)
 
     def evidence(
         self, examples: Sequence[ImageFile], features: StatisticsConfig, model: nn.Module | None = None

@@ -11,6 +11,8 @@ from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.classification import ClassificationTask
 from fedcollm.modalities.evidence import Evidence
+from fedcollm.modalities.exhibits import Exhibit
+from fedcollm.modalities.pictures import image_of, picture
 from fedcollm.modalities.vision.evidence import image_evidence
 from fedcollm.modalities.vision.models import ImageModels
 
@@ -88,6 +90,10 @@ class ImageTask(ImageModels, ClassificationTask):
         """Return [B, classes] float32 logits, one row per image."""
         parameter = next(model.parameters())
         return model(pixel_values=batch.pixels.to(parameter)).logits.float()
+
+    def exhibit(self, example: Any) -> Exhibit:
+        """Return the image and its class."""
+        return Exhibit(example.id, truth=example.label or "", picture=picture(image_of(example.pixels.numpy())))
 
     def control_pixels(self, example: Any) -> Tensor:
         """Return the pixels of an image as one row, for the controls that need no model."""

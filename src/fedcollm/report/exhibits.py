@@ -1,0 +1,101 @@
+"""Arrange the test examples of a run for the page: those that the small model got wrong first, then the others."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fedcollm.config.roles import ROLES
+from fedcollm.modalities.exhibits import Answer, Exhibit, Region
+from fedcollm.report.runs import Run
+
+#: Status of a word to what a screen reader says before it.
+SPOKEN = {
+    "deleted": "not heard:",
+    "inserted": "heard but not said:",
+    "replaced": "said:",
+    "replacement": "heard instead:",
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """The answer of one model.
+
+    Attributes:
+        model: name of the model.
+        answer: its answer.
+        words: the answer in words.
+        mark: whether it is right, in words; empty if that is not known.
+    """
+
+    model: str
+    answer: Answer
+    words: str
+    mark: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One example.
+
+    Attributes:
+        exhibit: the example.
+        said: the models' answers.
+        alt: description of the picture, for people who can't see it.
+    """
+
+    exhibit: Exhibit
+    said: list[Said]
+    alt: str
+
+
+def shown(run: Run) -> list[tuple[str, list[Card]]]:
+    """Return the examples of a run in groups, each with its heading; groups without examples are left out."""
+    groups: dict[bool | None, list[Card]] = {False: [], True: [], None: []}
+    for exhibit in run.exhibits:
+        answer = exhibit.answers.get("slm")
+        groups[answer.right if answer else None].append(Card(exhibit, list(_said(exhibit)), _alt(exhibit)))
+    slm = ROLES["slm"].label.lower()
+    headings = {False: f"Wrong answers of the {slm}", True: f"Right answers of the {slm}", None: "Not judged"}
+    return [(headings[right], cards) for right, cards in groups.items() if cards]
+
+
+def _said(exhibit: Exhibit) -> Iterator[Said]:
+    for role, answer in exhibit.answers.items():
+        if role not in ROLES:
+            continue
+        mark = "" if answer.right is None else "right" if answer.right else "wrong"
+        yield Said(ROLES[role].label, answer, _in_words(answer), mark)
+
+
+def _in_words(answer: Answer) -> str:
+    """Return an answer in words, even if the modality has none."""
+    if answer.text:
+        return answer.text
+    if answer.regions:
+        return counted(answer.regions)
+    if answer.right is None:
+        return "no answer"
+    return "the right answer" if answer.right else "another answer"
+
+
+def spoken(status: str) -> str:
+    """Return what a screen reader says before a word of this status.
+
+    >>> spoken("deleted")
+    'not heard:'
+    """
+    return SPOKEN[status]
+
+
+def counted(regions: Sequence[Region]) -> str:
+    """Return how many regions there are of each label.
+
+    >>> counted([Region(0, 0, 1, 1, "cat"), Region(0, 0, 1, 1, "dog"), Region(0, 0, 1, 1, "cat")])
+    '2 cat, 1 dog'
+    """
+    labels = [region.label for region in regions]
+    return ", ".join(f"{labels.count(label)} {label}" for label in dict.fromkeys(labels))
+
+
+def _alt(exhibit: Exhibit) -> str:
+    return exhibit.text or f"Test example {exhibit.id}"
