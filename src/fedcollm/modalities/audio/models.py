@@ -116,12 +116,15 @@ class AudioModels:
 
 
 def without_random_masks(network: Any) -> Any:
-    """Return a network that does not mask its inputs at random while it is trained, as wav2vec2 does by default.
+    """Return a network that neither masks its inputs nor leaves out layers at random in training, as wav2vec2 does.
 
-    These masks come from numpy's global random numbers, so no two runs would be the same.
+    The masks come from numpy's global random numbers, so no two runs would be the same. A layer that is left out gives
+    its adapter no gradient.
     """
     if getattr(network.config, "apply_spec_augment", False):
         network.config.apply_spec_augment = False
+    if getattr(network.config, "layerdrop", 0):
+        network.config.layerdrop = 0.0
     return network
 
 

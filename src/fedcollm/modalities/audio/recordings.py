@@ -1,4 +1,4 @@
-"""Recordings in WAV, FLAC or OGG files: read with soundfile, mixed to mono, and resampled with soxr.
+"""Recordings in WAV, FLAC, OGG or MP3 files: read with soundfile, mixed to mono, and resampled with soxr.
 
 A recording is decoded when it is needed, so that only the encoded bytes, or a path, and a bounded number of decoded
 samples stay in memory. What can't be heard as it was meant is refused: a file that is missing, empty, no audio,
@@ -8,10 +8,12 @@ checked before anything is decoded. What can be used all the same is used, by on
 at its end, one that is too short gets silence at its end, and a silent one stays as it is.
 """
 
+import base64
 import hashlib
 import importlib
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import shorten
 
 #: Bounds on what a header may claim.
 SLOWEST_RATE, FASTEST_RATE, MOST_CHANNELS, LONGEST_SECONDS, MOST_BYTES = 1_000, 384_000, 16, 3_600.0, 2**29
@@ -103,6 +106,10 @@ class Recording:
         """What messages call this recording."""
         return self.name or (str(self.source) if isinstance(self.source, Path) else "a recording")
 
+    def to_wire(self) -> dict[str, Any]:
+        """Return plain values for cache keys; the digest stands for the samples."""
+        return {"digest": self.facts.digest}
+
     @cached_property
     def facts(self) -> Facts:
         """What the header says, checked.
@@ -129,7 +136,7 @@ class Recording:
         wanted = min(facts.frames, math.ceil(seconds * facts.rate))
         blocks: list[NDArray[np.float32]] = []
         try:
-            with _opened(self.encoded(), self.label) as file:
+            with _opened(self._unchanged(), self.label) as file:
                 while (missing := wanted - sum(map(len, blocks))) > 0:
                     block = file.read(min(missing, _BLOCK), dtype="float32", always_2d=True)
                     if not len(block):
@@ -146,6 +153,45 @@ class Recording:
         if not np.isfinite(samples).all():
             raise UserError(f"{self.label}: a sample is not a finite number. Correct the recording, or remove it.")
         return samples
+
+    def _unchanged(self) -> bytes:
+        """Return the encoded bytes; raise UserError if the file is not the one any more that was read at first."""
+        data = self.encoded()
+        if not isinstance(self.source, bytes) and hashlib.sha256(data).hexdigest() != self.facts.digest:
+            raise UserError(
+                f"{self.label}: the recording has changed since the run began. Put the file back, or start a new run."
+            )
+        return data
+
+
+def recording_row(example: Any) -> dict[str, Any]:
+    """Return id, recording (its bytes in base64), label and group of an example, for a line of a JSON lines file."""
+    audio = base64.b64encode(example.recording.encoded()).decode("ascii")
+    return {"id": example.id, "audio": audio, "label": example.label, "group": example.group}
+
+
+def recording_of(row: Mapping[str, Any], place: str) -> Recording:
+    """Return the recording of a line that `recording_row` wrote, after decoding it once.
+
+    Args:
+        row: the line's object, whose label the caller checks.
+        place: file and line, for messages.
+
+    Raises:
+        UserError: the line is no example, or its recording can't be used.
+    """
+    texts = all(isinstance(row.get(key), str) for key in ("id", "audio", "label"))
+    if not texts or not isinstance(row.get("group"), str | None):
+        raise UserError(
+            f"{place}: {shorten(dict(row))} is no example. Each line needs id, audio (a file in base64) and label."
+        )
+    try:
+        content = base64.b64decode(row["audio"], validate=True)
+    except ValueError as error:
+        raise UserError(f"{place}: audio is not valid base64 ({error}). Write the file's bytes in base64.") from None
+    recording = Recording(content, f"{place}: recording {row['id']}")
+    recording.mono()
+    return recording
 
 
 class Reader:
@@ -231,7 +277,7 @@ def _opened(data: bytes, label: str) -> Any:
         return soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError as error:
         raise UserError(
-            f"{label}: can't be read as audio ({error.error_string.rstrip('.')}). Give a WAV, FLAC or OGG file."
+            f"{label}: can't be read as audio ({error.error_string.rstrip('.')}). Give a WAV, FLAC, OGG or MP3 file."
         ) from error
 
 
