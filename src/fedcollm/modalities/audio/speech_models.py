@@ -10,7 +10,7 @@ from torch import nn
 from fedcollm.config import ModelConfig
 from fedcollm.errors import SECTION, UserError
 from fedcollm.modalities.audio.models import without_random_masks
-from fedcollm.modalities.vision.classifiers import freeze_statistics
+from fedcollm.modalities.classifiers import MASKS, freeze_statistics
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.cache import cached
 from fedcollm.models.pretrained import SHIPPED, base_directory, from_pretrained, stem, transformers_class
@@ -71,7 +71,7 @@ class SpeechModels:
         kind, place = speech_kind(section.source), _place(section)
         dtype, loader = resolve_dtype(section.dtype, device), transformers_class(_LOADERS[kind])
         network, report = from_pretrained(loader, place, GIVE_SPEECH, dtype=dtype, output_loading_info=True)
-        if missing := sorted(report["missing_keys"]):
+        if missing := sorted(name for name in report["missing_keys"] if not name.endswith(MASKS)):
             raise UserError(f"{role}.source {section.source!r} has no {missing[0]}. {GIVE_SPEECH}")
         if kind == "whisper":
             _shorten(network, self.longest)
