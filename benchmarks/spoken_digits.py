@@ -31,9 +31,9 @@ task:
   private_size: 20
   public_size: 60
   unlabelled_size: 0
-  test_size: 200
+  test_size: 100
   partition: {{kind: natural}}
-  format: {{audio: file, transcript: words, group: speaker, longest_seconds: 2, language: {language}}}
+  format: {{audio: file, transcript: words, group: speaker, longest_seconds: 1, language: {language}}}
 llm: {{source: {llm}, dtype: float32, adapter: {{rank: 8}}}}
 slm: {{source: {slm}, layers: {layers}, heal: null, dtype: float32, adapter: {{rank: 8}}}}
 client: {{learning_rate: 1.0e-3, batch_size: 8, max_grad_norm: 1.0}}

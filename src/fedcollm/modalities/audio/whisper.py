@@ -52,7 +52,8 @@ class WhisperTask(SpeechTask):
         longest: the longest clip in seconds, at most 30; longer ones are cut off at their end.
         prompt: the tokens that the decoder starts with, such as `<|startoftranscript|> <|notimestamps|>`; by default
             those of the tokenizer.
-        most_tokens: the largest number of tokens of a transcript.
+        most_tokens: the largest number of tokens of a transcript, with its end; by default 8 and 10 more per second of
+            the longest clip, and at most 224 as in Whisper itself.
 
     Raises:
         UserError: a directory can't be read, or the models differ in vocabulary or sampling rate.
@@ -65,14 +66,14 @@ class WhisperTask(SpeechTask):
         llm: str | None = None,
         longest: float = 30.0,
         prompt: Sequence[str] = (),
-        most_tokens: int = 100,
+        most_tokens: int | None = None,
     ):
         self._cut: set[str] = set()
         super().__init__(name, slm, llm, longest)
-        self.most_tokens = most_tokens
+        self.most_tokens: int = most_tokens or min(224, 8 + round(10 * longest))
         self.prompt: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt)) or self.tokenizer.prefix_tokens
         self.end: int = int(self.tokenizer.eos_token_id)
-        self.options: Mapping[str, Any] = {**self.options, "prompt": list(self.prompt), "most_tokens": most_tokens}
+        self.options: Mapping[str, Any] = {**self.options, "prompt": list(self.prompt), "most_tokens": self.most_tokens}
 
     def read_tokenizer(self, source: str) -> Any:
         """Return the tokenizer in a model's directory.
