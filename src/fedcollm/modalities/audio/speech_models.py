@@ -40,8 +40,8 @@ _HEADS = ("lm_head", "proj_out")
 #: Samples per second of a typical clip.
 _RATE = 16_000
 
-#: Duration in seconds of a typical clip, and number of tokens of a typical transcript.
-_SECONDS, _TOKENS = 10.0, 100
+#: Duration in seconds of a typical clip.
+_SECONDS = 10.0
 
 
 class SpeechModels:
@@ -121,7 +121,7 @@ class SpeechModels:
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return the numbers of positions and of rows: of the frames of a clip, or of encoder and decoder together."""
         if shape.model_type == "whisper":
-            return shape.max_source_positions + _TOKENS, _TOKENS
+            return shape.max_source_positions + most_tokens(self.longest), most_tokens(self.longest)
         seconds = _SECONDS if example is None else min(self.longest, example.recording.facts.seconds)
         frames = frames_of(convolutions(shape), round(seconds * _RATE))
         return frames, frames
@@ -164,6 +164,20 @@ def frames_of(layers: tuple[tuple[int, int], ...], samples: int) -> int:
     for kernel, stride in layers:
         samples = (samples - kernel) // stride + 1
     return max(samples, 0)
+
+
+def most_tokens(longest: float) -> int:
+    """Return the largest number of tokens that Whisper writes for a clip, with the end of the transcript.
+
+    There are 10 per second and 8 more, but at most 224, which is Whisper's own limit for 30 s.
+
+    Args:
+        longest: the longest clip in seconds.
+
+    >>> most_tokens(1.0), most_tokens(30.0)
+    (18, 224)
+    """
+    return min(224, 8 + round(10 * longest))
 
 
 def layers_of_slm(slm: ModelConfig, llm: Any) -> list[int]:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
 from fedcollm.errors import UserError
+from fedcollm.modalities.audio import speech_models
 from fedcollm.modalities.audio.features import Extractor
 from fedcollm.modalities.audio.speech import SpeechTask
 from fedcollm.modalities.audio.transcripts import SpeechExample, transcript
@@ -52,8 +53,8 @@ class WhisperTask(SpeechTask):
         longest: the longest clip in seconds, at most 30; longer ones are cut off at their end.
         prompt: the tokens that the decoder starts with, such as `<|startoftranscript|> <|notimestamps|>`; by default
             those of the tokenizer.
-        most_tokens: the largest number of tokens of a transcript, with its end; by default 8 and 10 more per second of
-            the longest clip, and at most 224 as in Whisper itself.
+        most_tokens: the largest number of tokens of a transcript, with its end; by default those of
+            `speech_models.most_tokens`.
 
     Raises:
         UserError: a directory can't be read, or the models differ in vocabulary or sampling rate.
@@ -70,7 +71,7 @@ class WhisperTask(SpeechTask):
     ):
         self._cut: set[str] = set()
         super().__init__(name, slm, llm, longest)
-        self.most_tokens: int = most_tokens or min(224, 8 + round(10 * longest))
+        self.most_tokens: int = most_tokens or speech_models.most_tokens(longest)
         self.prompt: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt)) or self.tokenizer.prefix_tokens
         self.end: int = int(self.tokenizer.eos_token_id)
         self.options: Mapping[str, Any] = {**self.options, "prompt": list(self.prompt), "most_tokens": self.most_tokens}
