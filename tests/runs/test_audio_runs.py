@@ -118,10 +118,9 @@ def test_resumed_run_equals_an_uninterrupted_one(models, notes, tmp_path, kind):
 def test_check_counts_adapter_and_head(models, notes, kind):
     config = config_of(kind, models, notes)
     cost = check(config)
-    # rank 8, width 16: six linear layers and the projection of 8 features
-    layers = 8 * (6 * 32 + 8 + 16)
+    layers = 8 * 6 * 32  # rank 8 on six linear layers of width 16
     heads = 16 * 8 + 8 + 8 * 3 + 3
-    whisper = 8 * 16 * 32
+    whisper = 8 * 16 * 32  # on six of the encoder and ten of the decoder
     expected = {"classes": layers + heads, "ctc": layers, "whisper": whisper}
     assert cost.roles["slm"].adapter_parameters == expected[kind]
     assert cost.data is not None
@@ -152,4 +151,4 @@ def test_deployed_client_reads_its_own_recordings(models, notes, tmp_path, kind)
     assert modality.options == server.options
     train, test = private_examples(own, modality, notes)
     assert ([example.label for example in train[:3]], test) == (["a", "b", "c"], [])
-    assert build_answering(place, notes).client == "1"
+    assert build_answering(place, notes).id == "1"

@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 from fedcollm.config import ModelConfig
-from fedcollm.modalities.audio.models import AUDIO_MODELS, AudioModels, audio_config, without_random_masks
-from fedcollm.modalities.classifiers import Classifiers, modules
+from fedcollm.modalities.audio.models import (
+    AUDIO_MODELS,
+    AudioModels,
+    audio_config,
+    layers_to_adapt,
+    without_random_masks,
+)
+from fedcollm.modalities.classifiers import Classifiers
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import transformers_class
 
@@ -71,12 +77,8 @@ class AudioClassifiers(Classifiers):
         return section.source not in AUDIO_MODELS and super().is_pretrained(section)
 
     def adapted_layers(self, network: nn.Module) -> list[str]:
-        """Return the names of all linear layers except the head and what is trained as a whole.
-
-        Convolutions, such as those between samples and frames and those that tell positions, stay as they are.
-        """
-        kept = {*self.head_names(network), *self.trained_modules(network)}
-        return [name for name, module in modules(network) if type(module) is nn.Linear and name not in kept]
+        """Return the names of all linear layers except the head, what is trained as a whole, and wav2vec2's input."""
+        return layers_to_adapt(network, {*self.head_names(network), *self.trained_modules(network)})
 
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return estimates of a clip's number of patches or frames, and its single row; see `AudioModels`."""

@@ -1,6 +1,6 @@
 """Pretrained models of speech recognition: which kind a source is, and how it is cut, loaded and adapted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import SECTION, UserError
-from fedcollm.modalities.audio.models import without_random_masks
+from fedcollm.modalities.audio.models import layers_to_adapt, without_random_masks
 from fedcollm.modalities.classifiers import MASKS, freeze_statistics
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.cache import cached
@@ -34,7 +34,7 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
     "whisper": ("encoder_layers", "decoder_layers"),  # num_hidden_layers is another name of encoder_layers
 }
 
-#: Last parts of the names of output layers, which get no adapter.
+#: Names of output layers, which get no adapter.
 _HEADS = ("lm_head", "proj_out")
 
 #: Samples per second of a typical clip.
@@ -110,13 +110,8 @@ class SpeechModels:
         return []
 
     def adapted_layers(self, network: nn.Module) -> list[str]:
-        """Return the names of all linear layers except the output layer.
-
-        All convolutions stay as they are: those between samples and frames, and those that tell positions.
-        """
-        modules = cast("Iterable[tuple[str, nn.Module]]", cast(Any, network).named_modules())
-        linear = [name for name, module in modules if type(module) is nn.Linear]
-        return [name for name in linear if name.rsplit(".", 1)[-1] not in _HEADS]
+        """Return the names of all linear layers except the output layer and the feature projection."""
+        return layers_to_adapt(network, _HEADS)
 
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return the numbers of positions and of rows: of the frames of a clip, or of encoder and decoder together."""
