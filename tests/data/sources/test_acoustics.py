@@ -26,20 +26,17 @@ def test_noise_has_the_power_that_the_ratio_says(noise):
 
 
 def test_same_seed_gives_the_same_samples_and_another_one_others():
-    scene = Scene("babble", 5.0, 0.5, echo_seconds=0.2)
+    scene = Scene("babble", 5.0, echo_seconds=0.2)
     one, same, other = (record(CLIP, scene, OTHERS, RATE, LENGTH, seed) for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
-def test_speech_begins_within_the_shift_and_ends_within_the_clip():
-    starts = {
-        int(np.argmax(record(CLIP, Scene("white", 100.0, 0.1), OTHERS, RATE, LENGTH, seed) > 0.4)) for seed in range(40)
-    }
-    assert min(starts) >= 0
-    assert 50 < max(starts) <= 100
-    whole = record(np.ones(LENGTH, np.float32), Scene("white", 100.0, 0.5), OTHERS, RATE, LENGTH, 0)
-    assert whole.min() > 0.8  # no room to shift
+def test_speech_comes_first_and_may_fill_the_clip():
+    heard = record(CLIP, Scene("white", 100.0), OTHERS, RATE, LENGTH, 0)
+    assert heard[:200].min() > 0.8 > 0.01 > np.abs(heard[200:]).max()
+    whole = record(np.ones(LENGTH, np.float32), Scene("white", 100.0), OTHERS, RATE, LENGTH, 0)
+    assert whole.min() > 0.8
 
 
 def test_line_carries_its_band_alone():

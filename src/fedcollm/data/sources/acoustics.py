@@ -22,20 +22,18 @@ class Scene:
     Attributes:
         noise: a key of `NOISES`.
         ratio_db: power of the speech over that of the noise, in decibels, both over the duration of the speech.
-        shift_seconds: the longest silence before the speech, of which each clip has a random part.
         echo_seconds: time in which the sound of the room fades by 60 dB; 0 for no room.
         band: lowest and highest frequency in Hz that the line carries; None for all.
     """
 
     noise: str
     ratio_db: float
-    shift_seconds: float = 0.0
     echo_seconds: float = 0.0
     band: tuple[float, float] | None = None
 
 
 def record(clip: Samples, scene: Scene, others: Sequence[Samples], rate: int, length: int, seed: int) -> Samples:
-    """Return a clip as it is heard in a scene, after a random time within `length` samples of noise.
+    """Return a clip as it is heard in a scene, at the beginning of `length` samples of noise.
 
     Args:
         clip: [T] samples of speech, with T at most `length`.
@@ -43,20 +41,16 @@ def record(clip: Samples, scene: Scene, others: Sequence[Samples], rate: int, le
         others: clips of other speech, of which babble is made.
         rate: sampling rate in Hz.
         length: number of samples to return.
-        seed: seed of that time and of all that is random in the noise.
+        seed: seed of all that is random.
 
     Returns:
         [length] samples, of which the largest has a magnitude of 0.9.
     """
     draw = np.random.default_rng(seed)
-    placed, start = (
-        np.zeros(length, np.float32),
-        int(draw.integers(min(length - len(clip), round(scene.shift_seconds * rate)) + 1)),
-    )
-    placed[start : start + len(clip)] = clip
+    placed = np.pad(clip, (0, length - len(clip)))
     heard = _echoed(placed, scene.echo_seconds, rate, draw)
     noise = NOISES[scene.noise](draw, length, rate, others)
-    speech_power = float(np.mean(np.square(heard[start : start + len(clip)], dtype=np.float64)))
+    speech_power = float(np.mean(np.square(heard[: len(clip)], dtype=np.float64)))
     noise_power = float(np.mean(np.square(noise, dtype=np.float64)))
     factor = np.sqrt(speech_power / max(noise_power, 1e-12) / 10 ** (scene.ratio_db / 10))
     mixed = _within(heard + factor * noise, scene.band, rate)
