@@ -14,8 +14,9 @@ from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.evidence import audio_evidence
 from fedcollm.modalities.audio.features import Features
+from fedcollm.modalities.audio.lines import recording_of, recording_row
 from fedcollm.modalities.audio.models import AudioModels
-from fedcollm.modalities.audio.recordings import Reader, Recording, recording_of, recording_row
+from fedcollm.modalities.audio.recordings import Reader, Recording
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.classification import ClassificationTask
 from fedcollm.modalities.evidence import Evidence

@@ -8,12 +8,10 @@ checked before anything is decoded. What can be used all the same is used, by on
 at its end, one that is too short gets silence at its end, and a silent one stays as it is.
 """
 
-import base64
 import hashlib
 import importlib
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.jsonl import shorten
 
 #: Bounds on what a header may claim.
 SLOWEST_RATE, FASTEST_RATE, MOST_CHANNELS, LONGEST_SECONDS, MOST_BYTES = 1_000, 384_000, 16, 3_600.0, 2**29
@@ -162,36 +159,6 @@ class Recording:
                 f"{self.label}: the recording has changed since the run began. Put the file back, or start a new run."
             )
         return data
-
-
-def recording_row(example: Any) -> dict[str, Any]:
-    """Return id, recording (its bytes in base64), label and group of an example, for a line of a JSON lines file."""
-    audio = base64.b64encode(example.recording.encoded()).decode("ascii")
-    return {"id": example.id, "audio": audio, "label": example.label, "group": example.group}
-
-
-def recording_of(row: Mapping[str, Any], place: str) -> Recording:
-    """Return the recording of a line that `recording_row` wrote, after decoding it once.
-
-    Args:
-        row: the line's object, whose label the caller checks.
-        place: file and line, for messages.
-
-    Raises:
-        UserError: the line is no example, or its recording can't be used.
-    """
-    texts = all(isinstance(row.get(key), str) for key in ("id", "audio", "label"))
-    if not texts or not isinstance(row.get("group"), str | None):
-        raise UserError(
-            f"{place}: {shorten(dict(row))} is no example. Each line needs id, audio (a file in base64) and label."
-        )
-    try:
-        content = base64.b64decode(row["audio"], validate=True)
-    except ValueError as error:
-        raise UserError(f"{place}: audio is not valid base64 ({error}). Write the file's bytes in base64.") from None
-    recording = Recording(content, f"{place}: recording {row['id']}")
-    recording.mono()
-    return recording
 
 
 class Reader:

@@ -9,7 +9,8 @@ from typing import Any
 
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
-from fedcollm.modalities.audio.recordings import Recording, audio_package, recording_of, recording_row
+from fedcollm.modalities.audio.lines import recording_of, recording_row
+from fedcollm.modalities.audio.recordings import Recording, audio_package
 from fedcollm.modalities.jsonl import read_jsonl
 
 
