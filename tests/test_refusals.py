@@ -147,6 +147,7 @@ LABELS, UNLABELLED = "server.pseudo_labels={}", "task.unlabelled_size=8"
 LEVEL_CLIENT = "federation.privacy={level: client, clip: 1, noise_multiplier: 1, delta: 1e-5}"
 LEVEL_EXAMPLE = "federation.privacy={level: example, clip: 1, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.1}"
 
+AUDIO = ("task.format.audio=file", *(f"task.format.{key}=null" for key in ("prompt", "answer", "choices")))
 CONFIGURATION = [
     ("unknown key", "federation.round=3"),
     ("unknown section", "fedration.rounds=3"),
@@ -180,6 +181,12 @@ CONFIGURATION = [
     ("control of medians", *SOLVED, "federation.aggregation=median"),
     ("control under privacy of examples", *SOLVED, LEVEL_EXAMPLE, UNIFORM),
     ("control of free answers", *SOLVED, "task.format.choices=null"),
+    ("control of transcripts", *SOLVED, *AUDIO, "task.format.transcript=text"),
+    ("text and audio", "task.format.audio=file"),
+    ("transcript without audio", "task.format.transcript=text"),
+    ("audio without labels", *AUDIO),
+    ("audio with both labels", *AUDIO, "task.format.answer=kind", "task.format.transcript=text"),
+    ("choices of transcripts", *AUDIO, "task.format.transcript=text", "task.format.choices=[a, b]"),
     ("control without examples", *SOLVED, "federation.participants=[]", "task.public_size=0"),
     ("control outside of the fixed point", *SOLVED, SECURE, "task.clients=3",
      "federation.secure_aggregation.value_range=0.5"),

@@ -49,6 +49,7 @@ PRIVATE = {
 }
 SECURE = {"federation.secure_aggregation.enabled": True}
 FORMAT = {"task.format": {"prompt": "{a}", "answer": "b"}}
+SPEECH = {"task.format": {"audio": "a", "transcript": "c"}}
 CONTROL = {"control": {"features": "ngrams"}, "server.epochs": 0, "federation.rounds": 1}
 ADAM = {"federation.server_optimizer.kind": "fedadam"}
 TRAINING = {
@@ -101,6 +102,10 @@ INPUTS = {
     "task.path": Change(Path("/data")),
     "task.format.prompt": Change("{b}", FORMAT),
     "task.format.image": Change("b", {"task.format": {"image": "a", "answer": "c"}}),
+    "task.format.audio": Change("b", {"task.format": {"audio": "a", "answer": "c"}}),
+    "task.format.transcript": Change("b", SPEECH),
+    "task.format.longest_seconds": Change(2.0, SPEECH),
+    "task.format.language": Change("en", SPEECH),
     "task.format.answer": Change("c", FORMAT),
     "task.format.choices": Change(["x", "y"], FORMAT),
     "task.format.group": Change("d", FORMAT),

@@ -24,9 +24,11 @@ def test_clients_are_scored_in_scored_rounds_only(clients, expected):
         ({"prompt": "{a}", "answer": "b", "choices": "c"}, "text", False, False),
         ({"image": "a", "answer": "b"}, "image_files", False, False),
         ({"choices": ["x", "y"]}, "image_files", True, False),
+        ({"audio": "a", "answer": "b", "choices": ["x", "y"]}, "audio_files", False, False),
+        ({"audio": "a", "transcript": "b", "language": "en"}, "speech_files", False, True),
     ],
 )
-def test_a_format_is_of_text_or_images(keys, kind, folders, free):
+def test_a_format_is_of_text_images_or_audio(keys, kind, folders, free):
     format = FormatConfig(**keys)
     assert (format.kind, format.is_folders, format.is_free) == (kind, folders, free)
 
@@ -39,7 +41,15 @@ def test_a_format_is_of_text_or_images(keys, kind, folders, free):
         ({"image": "a"}, "answer is missing"),
         ({"answer": "b"}, "in class folders"),
         ({"group": "b"}, "in class folders"),
-        ({"image": "a", "answer": "b", "choices": "c"}, "choices 'c' is a column"),
+        ({"image": "a", "answer": "b", "choices": "c"}, "choices 'c' is a column, but all images"),
+        ({"audio": "a", "answer": "b", "choices": "c"}, "choices 'c' is a column, but all recordings"),
+        ({"image": "a", "audio": "b", "answer": "c"}, "image is for images and audio 'b' for audio"),
+        ({"audio": "a"}, "answer is missing.*or transcript"),
+        ({"audio": "a", "answer": "b", "transcript": "c"}, "Remove one of them"),
+        ({"audio": "a", "transcript": "c", "choices": ["x", "y"]}, "a transcript is free text"),
+        ({"audio": "a", "answer": "c", "language": "en"}, "'en' is for speech recognition"),
+        ({"image": "a", "answer": "b", "transcript": "c"}, "are for audio"),
+        ({"audio": "a", "answer": "b", "longest_seconds": 0.5}, "greater than or equal to 1"),
     ],
 )
 def test_a_format_of_both_or_neither_is_refused(keys, said):

@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from tests.modalities.audio.clips import tone
 from tests.modalities.vision.tiny_classifiers import save_classifier
 
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
@@ -16,6 +17,7 @@ from fedcollm.data.catalogue import (
 )
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioTask
+from fedcollm.modalities.audio.files import AudioFileTask
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.task import TextTask
@@ -144,3 +146,22 @@ def test_own_images_are_a_modality_whose_classes_reach_a_client(tmp_path):
     assert (example.label, example.target) == ("cat", 1)
     with pytest.raises(UserError, match="facts lack classes"):
         build_client_modality(task, slm, {})
+
+
+def test_own_recordings_reach_a_client_as_its_own_data(tmp_path):
+    for name in ("low", "high"):
+        (tmp_path / f"{name}.flac").write_bytes(tone({"low": 300, "high": 900}[name], 0.2).encoded())
+    (tmp_path / "train.csv").write_text("file,kind,ward\nlow.flac,low,n\nhigh.flac,high,s\n", encoding="utf-8")
+    form = FormatConfig(audio="file", answer="kind", group="ward")
+    task = TaskConfig(name="custom", path=tmp_path, format=form)
+    model = ModelConfig(source="ast-words-small")
+    modality = build_modality(task, model, model, False)
+    assert isinstance(modality, AudioFileTask)
+    client = build_client_modality(task, model, modality.facts())
+    assert isinstance(client, AudioFileTask)
+    assert client.classes == ("high", "low")
+    assert base_models(task).outline(model).config.num_labels == 2
+    (tmp_path / "mine.csv").write_text("file,kind\nlow.flac,low\n", encoding="utf-8")
+    (example,) = load_private(form, tmp_path / "mine.csv", client).train
+    assert (example.label, example.group) == ("low", None)
+    assert [clip.label for clip in load_pool(task, 0).train] == ["low", "high"]

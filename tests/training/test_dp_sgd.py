@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
+from fedcollm.modalities.classifiers import FreshHead
 from fedcollm.modalities.text.task import TextExample, TextTask
-from fedcollm.modalities.vision.classifiers import FreshHead
 from fedcollm.modalities.vision.task import ImageExample, ImageTask
 from fedcollm.models import adapters
 from fedcollm.models.adapters import read_adapter, write_adapter

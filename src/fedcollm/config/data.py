@@ -1,11 +1,15 @@
 """The `task` section of the configuration: the data and how it is split."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
+
+#: Key of `FormatConfig` that names an example's input to what it is for, for messages.
+_INPUTS: Mapping[str, str] = {"prompt": "text", "image": "images", "audio": "audio"}
 
 
 class PartitionConfig(Section):
@@ -28,51 +32,89 @@ class PartitionConfig(Section):
 
 
 class FormatConfig(Section):
-    """How the rows of your own JSONL, CSV or Parquet files become prompts and answers, or images and classes.
+    """How the rows of your own JSONL, CSV or Parquet files become prompts and answers, or images or audio with labels.
 
-    Without prompt, the data is images; without prompt and image, they are in a folder of class folders.
+    Without prompt and audio, the data is images; without image too, they are in a folder of class folders.
     """
 
     prompt: str | None = None
     """text: template of the prompt, with column names in braces, such as "{diagnosis}:" """
     image: str | None = None
     """images: column with the path of an image, relative to its file; null, without prompt: train/CLASS/ has images"""
+    audio: str | None = None
+    """audio: column with the path of a recording (WAV, FLAC, OGG or MP3), relative to its file"""
     answer: str | None = None
-    """column that holds the right answer, or the class of an image; null for class folders"""
+    """column that holds the right answer, or the class of an image or a recording; null for class folders"""
+    transcript: str | None = None
+    """audio: column that holds what is said, in place of answer; the models then recognize speech"""
     choices: list[str] | str | None = None
-    """possible answers, or their column; null: free completion of a prompt, or the classes of the training images"""
+    """possible answers, or their column; null: free completion of a prompt, or the classes of the training data"""
     group: str | None = None
     """column that says which client (hospital, bank, ...) a row belongs to; needed for partition kind natural"""
+    longest_seconds: Annotated[float, Field(ge=1)] = 30.0
+    """audio: longer recordings are cut off there; Whisper's encoder, made for 30 s, is shortened to it"""
+    language: str | None = None
+    """transcript: the language that Whisper is told, such as en; null: the one in its tokenizer's files, if any"""
 
     @model_validator(mode="after")
-    def _text_or_images(self) -> "FormatConfig":
-        if self.prompt is not None and self.image is not None:
-            raise ValueError(f"prompt is for text and image {self.image!r} for images. Remove one of them")
-        if (self.prompt is not None or self.image is not None) and self.answer is None:
+    def _one_kind(self) -> "FormatConfig":
+        given = {name: value for name in _INPUTS if (value := getattr(self, name)) is not None}
+        if len(given) > 1:
+            one, other = list(given)[:2]
+            raise ValueError(
+                f"{one} is for {_INPUTS[one]} and {other} {given[other]!r} for {_INPUTS[other]}. Remove one of them"
+            )
+        if self.audio is not None:
+            self._check_audio()
+        elif self.transcript is not None or self.language is not None:
+            raise ValueError("transcript and language are for audio. Set audio to the column of the recordings")
+        if given and self.answer is None and self.transcript is None:
             raise ValueError("answer is missing. Set it to the column that holds the right answer")
         if self.is_folders and (self.answer is not None or self.group is not None):
             raise ValueError(
-                "without prompt (text) or image (a column of image files), images are in class folders, and there is "
-                "no column for answer or group. Set prompt or image, or remove answer and group"
+                "without prompt (text), image (a column of image files) or audio, images are in class folders, and "
+                "there is no column for answer or group. Set prompt, image or audio, or remove answer and group"
             )
-        if self.kind == "image_files" and isinstance(self.choices, str):
-            raise ValueError(f"choices {self.choices!r} is a column, but all images share their classes. Give a list")
+        if self.prompt is None and isinstance(self.choices, str):
+            examples = "images" if self.audio is None else "recordings"
+            raise ValueError(
+                f"choices {self.choices!r} is a column, but all {examples} share their classes. Give a list"
+            )
         return self
 
+    def _check_audio(self) -> None:
+        if self.answer is not None and self.transcript is not None:
+            raise ValueError(
+                f"answer {self.answer!r} is for classes and transcript {self.transcript!r} for speech recognition. "
+                "Remove one of them"
+            )
+        if self.answer is None and self.transcript is None:
+            raise ValueError("answer is missing. Set it to the column of classes, or transcript to what is said")
+        if self.transcript is not None and self.choices is not None:
+            raise ValueError("choices are for answer, but a transcript is free text. Remove choices")
+        if self.language is not None and self.transcript is None:
+            raise ValueError(
+                f"language {self.language!r} is for speech recognition. Set transcript, or remove language"
+            )
+
     @property
-    def kind(self) -> Literal["text", "image_files"]:
-        """What an example is: a prompt with its answer, or an image with its class."""
-        return "image_files" if self.prompt is None else "text"
+    def kind(self) -> Literal["text", "image_files", "audio_files", "speech_files"]:
+        """What an example is: a prompt with an answer, or an image or a recording with a class or a transcript."""
+        if self.prompt is not None:
+            return "text"
+        if self.audio is not None:
+            return "audio_files" if self.transcript is None else "speech_files"
+        return "image_files"
 
     @property
     def is_folders(self) -> bool:
         """Whether the data is a folder of class folders."""
-        return self.prompt is None and self.image is None
+        return self.prompt is None and self.image is None and self.audio is None
 
     @property
     def is_free(self) -> bool:
-        """Whether answers are free text instead of one of several choices."""
-        return self.prompt is not None and self.choices is None
+        """Whether answers are free text, such as transcripts, instead of one of several choices."""
+        return self.transcript is not None or (self.prompt is not None and self.choices is None)
 
 
 class TaskConfig(Section):
@@ -83,7 +125,7 @@ class TaskConfig(Section):
     path: Path | None = None
     """your file, or a directory with a train file (or folder) and, if you like, test (or dev), public, unlabelled"""
     format: FormatConfig | None = None
-    """custom only: prompt or image, answer, choices and group, which say how rows become examples"""
+    """custom only: prompt, image or audio, answer or transcript, choices and group: how rows become examples"""
     clients: Positive = 4
     """number of clients K"""
     partition: PartitionConfig = PartitionConfig()

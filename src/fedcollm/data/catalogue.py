@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
+from fedcollm.data.audio_files import find_sounds, load_sounds, load_speech
 from fedcollm.data.files import load_custom
 from fedcollm.data.image_files import find_classes, load_images
 from fedcollm.data.pool import Pool
@@ -23,7 +24,11 @@ from fedcollm.data.sources.qa import load_qa
 from fedcollm.data.sources.spoken_words import WORDS, load_spoken_words
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioTask
+from fedcollm.modalities.audio.classifiers import AudioClassifiers
+from fedcollm.modalities.audio.files import AudioFileTask, audio_task_for_client
 from fedcollm.modalities.audio.models import AudioModels, features_of
+from fedcollm.modalities.audio.recognizers import build_recognizer, build_recognizer_for_client
+from fedcollm.modalities.audio.speech_models import SpeechModels
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
@@ -125,10 +130,16 @@ def _load_own_images(path: Path, format: FormatConfig) -> Pool:
     return load_images(path, format, find_classes(path, format))
 
 
+def _load_own_sounds(path: Path, format: FormatConfig) -> Pool:
+    return load_sounds(path, format, find_sounds(path, format))
+
+
 #: Kind of the user's own files (`FormatConfig.kind`, which is also a key of `MODALITIES`) to what loads them.
 _OWN_FILES: Mapping[str, Callable[[Path, FormatConfig], Pool]] = {
     "text": load_custom,
     "image_files": _load_own_images,
+    "audio_files": _load_own_sounds,
+    "speech_files": load_speech,
 }
 
 
@@ -141,7 +152,7 @@ def _own_files(config: TaskConfig) -> tuple[Path, FormatConfig]:
     if config.path is None or config.format is None:
         raise UserError(
             "task.name: custom needs your files. Set task.path (a file or directory) and task.format (prompt, answer, "
-            "choices; for images, image and answer)."
+            "choices; for images, image and answer; for audio, audio and answer or transcript)."
         )
     return config.path, config.format
 
@@ -156,7 +167,9 @@ TASKS: Mapping[str, TaskEntry] = {
     "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with subjects of MMLU"),
     "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (comes with scikit-learn)"),
     "spoken_words": TaskEntry(_load_spoken_words, "audio", "twenty spoken words, a client per accent (by espeak-ng)"),
-    "custom": TaskEntry(_load_own_files, "text", "your own files of prompts and answers, or of images and classes"),
+    "custom": TaskEntry(
+        _load_own_files, "text", "your own files of text, images or audio, with answers, classes or transcripts"
+    ),
 }
 
 
@@ -208,6 +221,16 @@ def _build_audio_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any
     return AudioTask(name, WORDS, features_of(slm.source))
 
 
+def _build_sounds(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    path, form = _own_files(config)
+    return AudioFileTask(config.name, find_sounds(path, form), slm, llm, form.longest_seconds)
+
+
+def _build_speech(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
+    form = _own_files(config)[1]
+    return build_recognizer(config.name, slm, llm, form.longest_seconds, form.language)
+
+
 #: Name of a modality to its entry. The format of the task `custom` says of which one it is.
 MODALITIES: Mapping[str, ModalityEntry] = {
     "text": ModalityEntry(lambda task: TextModels(), _build_text, _build_text_for_client),
@@ -216,6 +239,12 @@ MODALITIES: Mapping[str, ModalityEntry] = {
         lambda task: ClassifierModels(find_classes(*_own_files(task))), _build_images, _build_images_for_client
     ),
     "audio": ModalityEntry(lambda task: AudioModels(), _build_audio, _build_audio_for_client),
+    "audio_files": ModalityEntry(
+        lambda task: AudioClassifiers(find_sounds(*_own_files(task))), _build_sounds, audio_task_for_client
+    ),
+    "speech_files": ModalityEntry(
+        lambda task: SpeechModels(_own_files(task)[1].longest_seconds), _build_speech, build_recognizer_for_client
+    ),
 }
 
 
@@ -284,6 +313,10 @@ def load_private(format: FormatConfig, path: Path, modality: Modality) -> Pool:
     own = format.model_copy(update={"group": None})
     if isinstance(modality, ImageFileTask):
         return load_images(path, own, modality.classes, several_classes=False)
+    if isinstance(modality, AudioFileTask):
+        return load_sounds(path, own, modality.classes, several_classes=False)
+    if own.kind == "speech_files":
+        return load_speech(path, own)
     return load_custom(path, own, several_classes=False)
 
 

@@ -110,8 +110,10 @@ def test_shipped_model_learns_to_tell_two_tones_apart():
     assert notes.score(model, clips).value == 1.0
 
 
-def test_examples_have_no_file(tmp_path):
-    with pytest.raises(UserError, match="clips"):
-        task().write_examples([])
-    with pytest.raises(UserError, match="clips"):
-        task().read_examples(tmp_path)
+def test_examples_travel_as_lines_with_their_recordings(tmp_path):
+    clip = AudioExample("x", constant(0.5), "b", "north", CLASSES)
+    (tmp_path / "train.jsonl").write_text(task().write_examples([clip]))
+    (again,) = task().read_examples(tmp_path / "train.jsonl")
+    assert (again.id, again.label, again.group, again.classes) == ("x", "b", "north", CLASSES)
+    assert again.content == clip.content
+    assert task().facts() == {"classes": list(CLASSES), "milliseconds": 1_000}

@@ -10,13 +10,8 @@ from torch import nn
 
 from fedcollm.config import AdapterConfig, ModelConfig
 from fedcollm.errors import UserError
-from fedcollm.modalities.vision.classifiers import (
-    ClassifierModels,
-    FreshHead,
-    FrozenBatchNorm2d,
-    freeze_statistics,
-    head_names,
-)
+from fedcollm.modalities.classifiers import FreshHead, FrozenBatchNorm2d, freeze_statistics
+from fedcollm.modalities.vision.classifiers import ClassifierModels
 from fedcollm.models.adapters import load_adapter, parameter_counts, read_adapter, save_adapter, write_adapter
 from fedcollm.models.fused.patch import fuse, unfused
 from fedcollm.runs.build_models import adapted
@@ -60,7 +55,7 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def test_head_with_other_classes_is_replaced_and_all_else_is_kept(places, name):
     before, after = loaded(places[name], FIVE), loaded(places[name])
     heads = HEADS.get(name, ["classifier"])
-    assert head_names(before) == head_names(after) == heads
+    assert THREE.head_names(before) == THREE.head_names(after) == heads
     assert FIVE.trained_modules(before) == []
     assert THREE.trained_modules(after) == heads
     assert (logits(before).shape, logits(after).shape) == ((4, 5), (4, 3))
@@ -145,7 +140,7 @@ def test_classifier_without_some_of_its_weights_is_refused(places, tmp_path):
 
 
 def test_network_without_a_head_that_we_know_is_refused(places, monkeypatch):
-    monkeypatch.setattr("fedcollm.modalities.vision.classifiers._HEADS", ("top", "last"))
+    monkeypatch.setattr(ClassifierModels, "heads", ("top", "last"))
     with pytest.raises(UserError, match="no output layer named top or last"):
         loaded(places["vit"])
 
@@ -159,11 +154,11 @@ def test_adapter_is_on_linear_layers_and_convolutions_without_groups(places, nam
     layers = dict(network.named_modules())
     chosen = THREE.adapted_layers(network)
     assert chosen
-    assert not set(chosen) & set(head_names(network))
+    assert not set(chosen) & set(THREE.head_names(network))
     convolutions = {key for key in chosen if isinstance(layers[key], nn.Conv2d)}
     assert all(layers[key].groups == 1 for key in convolutions)
     assert bool(convolutions) is (name in ("convnext", "mobilenet", "resnet", "efficientnet"))
-    heads = head_names(network)
+    heads = THREE.head_names(network)
     model = adapted(network, AdapterConfig(rank=2), THREE)
     names = {key for key in read_adapter(model) if "lora" not in key}
     assert names == {f"base_model.model.{head}.{kind}" for head in heads for kind in ("weight", "bias")}

@@ -1,8 +1,10 @@
 """Audio classification, where each clip has one row of logits."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from fedcollm.config import ModelConfig, StatisticsConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.evidence import audio_evidence
 from fedcollm.modalities.audio.features import Features
+from fedcollm.modalities.audio.lines import recording_of, recording_row
 from fedcollm.modalities.audio.models import AudioModels
 from fedcollm.modalities.audio.recordings import Reader, Recording
 from fedcollm.modalities.audio.spectrogram import heard_exhibit
@@ -19,6 +22,7 @@ from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.classification import ClassificationTask
 from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.exhibits import Exhibit
+from fedcollm.modalities.jsonl import read_jsonl, shorten
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,3 +162,27 @@ class AudioTask(AudioModels, ClassificationTask):
     def notes(self) -> list[str]:
         """Return what was changed of the recordings, see `Reader.notes`."""
         return self.reader.notes()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the names of the classes, and the duration of the longest clip, in milliseconds."""
+        return {"classes": list(self.classes), "milliseconds": round(1_000 * self.reader.longest)}
+
+    def write_examples(self, examples: Sequence[AudioExample]) -> str:
+        """Return examples as JSON lines that contain the recordings."""
+        return "".join(json.dumps(recording_row(example)) + "\n" for example in examples)
+
+    def read_examples(self, path: Path) -> list[Any]:
+        """Return the labelled examples that `write_examples` wrote.
+
+        Raises:
+            UserError: the file can't be read, or a line is not an example of these classes.
+        """
+        return [self._example(row, f"{path}, line {number}") for number, row in read_jsonl(path)]
+
+    def _example(self, row: Mapping[str, Any], place: str) -> AudioExample:
+        recording = recording_of(row, place)
+        if row["label"] not in self.classes:
+            raise UserError(
+                f"{place}: label {shorten(row['label'])} is not one of {', '.join(self.classes)}. Correct the label."
+            )
+        return AudioExample(row["id"], recording, row["label"], row.get("group"), self.classes)

@@ -3,16 +3,17 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2CTCTokenizer
+from transformers import AutoConfig, Wav2Vec2CTCTokenizer
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.speech import SpeechTask
+from fedcollm.modalities.audio.speech_models import convolutions, frames_of
 from fedcollm.modalities.audio.transcripts import SpeechExample, transcript
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.models.pretrained import from_pretrained
@@ -46,9 +47,6 @@ class CtcTask(SpeechTask):
         UserError: a directory can't be read, or the models differ in vocabulary, sampling rate or frames.
     """
 
-    loader: ClassVar[Any] = AutoModelForCTC
-    advice: ClassVar[str] = _ADVICE
-
     def __init__(self, name: str, slm: str, llm: str | None = None, longest: float = 30.0):
         self._left_out: set[str] = set()
         self._too_long: set[str] = set()
@@ -72,9 +70,7 @@ class CtcTask(SpeechTask):
 
     def frames(self, samples: int) -> int:
         """Return the number of frames that the convolutions make of so many samples."""
-        for kernel, stride in self.convolutions:
-            samples = (samples - kernel) // stride + 1
-        return max(samples, 0)
+        return frames_of(self.convolutions, samples)
 
     def footprint(self, example: SpeechExample | None, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return the number of frames of a clip, 10 s long if there is none, which is also its number of rows."""
@@ -171,4 +167,4 @@ def _convolutions(source: str) -> tuple[tuple[int, int], ...]:
     shape = from_pretrained(AutoConfig, source, _ADVICE)
     if not hasattr(shape, "conv_kernel"):
         raise UserError(f"model source {source!r} has no convolutions on samples. {_ADVICE}")
-    return tuple(zip(map(int, shape.conv_kernel), map(int, shape.conv_stride), strict=True))
+    return convolutions(shape)

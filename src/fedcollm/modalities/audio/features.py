@@ -81,7 +81,7 @@ class Extractor:
     """The feature extractor in a model's directory.
 
     Args:
-        source: the directory.
+        source: the directory, or a hub id.
         longest: the longest clip in seconds, if the extractor itself has no limit.
 
     Attributes:
@@ -92,7 +92,7 @@ class Extractor:
     """
 
     def __init__(self, source: str, longest: float = 30.0):
-        if not (Path(source) / "preprocessor_config.json").is_file():
+        if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
             raise UserError(
                 f"model source {source!r} has no preprocessor_config.json, which says what the model reads. Save the "
                 "model's feature extractor there too."

@@ -1,7 +1,7 @@
 """Audio classifiers: small ones with random weights that ship with fedcollm, and directories of any others."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -116,13 +116,31 @@ class AudioModels:
 
 
 def without_random_masks(network: Any) -> Any:
-    """Return a network that does not mask its inputs at random while it is trained, as wav2vec2 does by default.
+    """Return a network that neither masks its inputs nor leaves out layers at random in training, as wav2vec2 does.
 
-    These masks come from numpy's global random numbers, so no two runs would be the same.
+    The masks come from numpy's global random numbers, so no two runs would be the same. A layer that is left out gives
+    its adapter no gradient.
     """
     if getattr(network.config, "apply_spec_augment", False):
         network.config.apply_spec_augment = False
+    if getattr(network.config, "layerdrop", 0):
+        network.config.layerdrop = 0.0
     return network
+
+
+def layers_to_adapt(network: nn.Module, kept: Collection[str]) -> list[str]:
+    """Return the names of all linear layers of a network of audio, except some and the input of its transformer.
+
+    wav2vec2 overwrites, in place, what its feature projection returns for padding, and that layer belongs to its
+    feature encoder. Convolutions, between samples and frames or for positions, are no linear layers.
+
+    Args:
+        network: the network.
+        kept: names of layers that get no adapter, such as heads.
+    """
+    modules = cast("Iterable[tuple[str, nn.Module]]", cast(Any, network).named_modules())
+    linear = [name for name, module in modules if type(module) is nn.Linear]
+    return [name for name in linear if name not in kept and "feature_projection" not in name.split(".")]
 
 
 def _seconds(example: Any) -> float:

@@ -1,4 +1,4 @@
-"""Recordings in WAV, FLAC or OGG files: read with soundfile, mixed to mono, and resampled with soxr.
+"""Recordings in WAV, FLAC, OGG or MP3 files: read with soundfile, mixed to mono, and resampled with soxr.
 
 A recording is decoded when it is needed, so that only the encoded bytes, or a path, and a bounded number of decoded
 samples stay in memory. What can't be heard as it was meant is refused: a file that is missing, empty, no audio,
@@ -103,6 +103,10 @@ class Recording:
         """What messages call this recording."""
         return self.name or (str(self.source) if isinstance(self.source, Path) else "a recording")
 
+    def to_wire(self) -> dict[str, Any]:
+        """Return plain values for cache keys; the digest stands for the samples."""
+        return {"digest": self.facts.digest}
+
     @cached_property
     def facts(self) -> Facts:
         """What the header says, checked.
@@ -129,7 +133,7 @@ class Recording:
         wanted = min(facts.frames, math.ceil(seconds * facts.rate))
         blocks: list[NDArray[np.float32]] = []
         try:
-            with _opened(self.encoded(), self.label) as file:
+            with _opened(self._unchanged(), self.label) as file:
                 while (missing := wanted - sum(map(len, blocks))) > 0:
                     block = file.read(min(missing, _BLOCK), dtype="float32", always_2d=True)
                     if not len(block):
@@ -146,6 +150,15 @@ class Recording:
         if not np.isfinite(samples).all():
             raise UserError(f"{self.label}: a sample is not a finite number. Correct the recording, or remove it.")
         return samples
+
+    def _unchanged(self) -> bytes:
+        """Return the encoded bytes; raise UserError if the file is not the one any more that was read at first."""
+        data = self.encoded()
+        if not isinstance(self.source, bytes) and hashlib.sha256(data).hexdigest() != self.facts.digest:
+            raise UserError(
+                f"{self.label}: the recording has changed since the run began. Put the file back, or start a new run."
+            )
+        return data
 
 
 class Reader:
@@ -231,7 +244,7 @@ def _opened(data: bytes, label: str) -> Any:
         return soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError as error:
         raise UserError(
-            f"{label}: can't be read as audio ({error.error_string.rstrip('.')}). Give a WAV, FLAC or OGG file."
+            f"{label}: can't be read as audio ({error.error_string.rstrip('.')}). Give a WAV, FLAC, OGG or MP3 file."
         ) from error
 
 

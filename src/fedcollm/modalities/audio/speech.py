@@ -2,26 +2,31 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.audio.features import Extractor
-from fedcollm.modalities.audio.models import without_random_masks
 from fedcollm.modalities.audio.recordings import Reader
 from fedcollm.modalities.audio.spectrogram import heard_exhibit
-from fedcollm.modalities.audio.transcripts import SpeechExample, compared, same_columns, transcript_score
+from fedcollm.modalities.audio.speech_models import SpeechModels, layers_of_slm
+from fedcollm.modalities.audio.transcripts import (
+    SpeechExample,
+    compared,
+    read_speech,
+    same_columns,
+    transcript_score,
+    write_speech,
+)
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.exhibits import Answer, Exhibit
-from fedcollm.models.adapters import resolve_dtype
-from fedcollm.models.pretrained import from_pretrained
 
 
-class SpeechTask(Modality):
+class SpeechTask(SpeechModels, Modality):
     """Speech recognition with a pair of models of one family.
 
     Args:
@@ -35,11 +40,9 @@ class SpeechTask(Modality):
     """
 
     metric = "word accuracy"
-    causal_lm: ClassVar[bool] = False
-    loader: ClassVar[Any]
-    advice: ClassVar[str]
 
     def __init__(self, name: str, slm: str, llm: str | None = None, longest: float = 30.0):
+        super().__init__(longest)
         self.name = name
         self.tokenizer: Any = self.read_tokenizer(slm)
         self.features: Extractor = self.read_features(slm, longest)
@@ -80,14 +83,9 @@ class SpeechTask(Modality):
         """
         return Extractor(source, longest)
 
-    def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
-        """Return a network of transformers from its directory, without random masks on its inputs.
-
-        Raises:
-            UserError: the directory can't be read.
-        """
-        dtype = resolve_dtype(section.dtype, device)
-        return without_random_masks(from_pretrained(self.loader, section.source, self.advice, dtype=dtype)).to(device)
+    def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
+        """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM."""
+        return layers_of_slm(slm, llm)
 
     def size(self, example: SpeechExample) -> int:
         """Return the number of samples of a clip."""
@@ -119,3 +117,19 @@ class SpeechTask(Modality):
     def notes(self) -> list[str]:
         """Return what was changed of the recordings, see `Reader.notes`."""
         return self.reader.notes()
+
+    def facts(self) -> dict[str, Any]:
+        """Return the duration of the longest clip, in milliseconds."""
+        return {"milliseconds": round(1_000 * self.reader.longest)}
+
+    def write_examples(self, examples: Sequence[SpeechExample]) -> str:
+        """Return examples as JSON lines that contain the recordings."""
+        return write_speech(examples)
+
+    def read_examples(self, path: Path) -> list[Any]:
+        """Return the labelled examples that `write_examples` wrote.
+
+        Raises:
+            UserError: the file can't be read, or a line is not an example.
+        """
+        return read_speech(path)

@@ -1,14 +1,18 @@
 """Transcripts of speech: how they are normalized, and how what a model heard is scored against them."""
 
+import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fedcollm.errors import UserError
 from fedcollm.messages import Score
+from fedcollm.modalities.audio.lines import recording_of, recording_row
 from fedcollm.modalities.audio.recordings import Recording, audio_package
 from fedcollm.modalities.exhibits import Answer, Status
+from fedcollm.modalities.jsonl import read_jsonl
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,25 @@ class SpeechExample:
     def without_label(self) -> "SpeechExample":
         """Return the same recording without its transcript."""
         return replace(self, label=None)
+
+
+def write_speech(examples: Sequence[SpeechExample]) -> str:
+    """Return examples as JSON lines that contain the recordings."""
+    return "".join(json.dumps(recording_row(example)) + "\n" for example in examples)
+
+
+def read_speech(path: Path) -> list[SpeechExample]:
+    """Return the labelled examples that `write_speech` wrote.
+
+    Raises:
+        UserError: the file can't be read, or a line is not an example, or its transcript has no word.
+    """
+    examples: list[SpeechExample] = []
+    for number, row in read_jsonl(path):
+        recording = recording_of(row, f"{path}, line {number}")
+        examples.append(SpeechExample(row["id"], recording, row["label"], row.get("group")))
+        transcript(examples[-1])
+    return examples
 
 
 def normalized(text: str) -> str:

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
-from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
+from fedcollm.modalities.audio import speech_models
 from fedcollm.modalities.audio.features import Extractor
 from fedcollm.modalities.audio.speech import SpeechTask
-from fedcollm.modalities.audio.transcripts import SpeechExample
+from fedcollm.modalities.audio.transcripts import SpeechExample, transcript
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.models.pretrained import from_pretrained
 
@@ -42,7 +42,8 @@ class WhisperBatch:
 class WhisperTask(SpeechTask):
     """Speech recognition with Whisper: teacher forcing on the transcripts, greedy decoding for scores.
 
-    The encoder reads clips of `longest` seconds in place of the usual 30: its fixed positions are cut to that length. A
+    The encoder reads clips of `longest` seconds in place of the usual 30: its fixed positions are cut to that length.
+    The transcripts that are learned are normalized (`normalized`), so that what is scored is what is learned. A
     transcript with more than `most_tokens` tokens is cut off there, and counted (`notes`).
 
     Args:
@@ -52,14 +53,12 @@ class WhisperTask(SpeechTask):
         longest: the longest clip in seconds, at most 30; longer ones are cut off at their end.
         prompt: the tokens that the decoder starts with, such as `<|startoftranscript|> <|notimestamps|>`; by default
             those of the tokenizer.
-        most_tokens: the largest number of tokens of a transcript.
+        most_tokens: the largest number of tokens of a transcript, with its end; by default those of
+            `speech_models.most_tokens`.
 
     Raises:
         UserError: a directory can't be read, or the models differ in vocabulary or sampling rate.
     """
-
-    loader: ClassVar[Any] = WhisperForConditionalGeneration
-    advice: ClassVar[str] = _ADVICE
 
     def __init__(
         self,
@@ -68,14 +67,14 @@ class WhisperTask(SpeechTask):
         llm: str | None = None,
         longest: float = 30.0,
         prompt: Sequence[str] = (),
-        most_tokens: int = 100,
+        most_tokens: int | None = None,
     ):
         self._cut: set[str] = set()
         super().__init__(name, slm, llm, longest)
-        self.most_tokens = most_tokens
+        self.most_tokens: int = most_tokens or speech_models.most_tokens(longest)
         self.prompt: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt)) or self.tokenizer.prefix_tokens
         self.end: int = int(self.tokenizer.eos_token_id)
-        self.options: Mapping[str, Any] = {**self.options, "prompt": list(self.prompt), "most_tokens": most_tokens}
+        self.options: Mapping[str, Any] = {**self.options, "prompt": list(self.prompt), "most_tokens": self.most_tokens}
 
     def read_tokenizer(self, source: str) -> Any:
         """Return the tokenizer in a model's directory.
@@ -100,32 +99,15 @@ class WhisperTask(SpeechTask):
         features.longest = longest
         return features
 
-    def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
-        """Return a Whisper network whose encoder has positions for the longest clip.
-
-        Raises:
-            UserError: the directory can't be read.
-        """
-        network: Any = super().load_model(section, role, torch.device("cpu"), seed)
-        positions, encoder = self._positions(), network.model.encoder
-        if positions < encoder.max_source_positions:
-            kept = encoder.embed_positions.weight[:positions].clone()
-            encoder.embed_positions = cast(Any, nn.Embedding).from_pretrained(kept)
-            encoder.max_source_positions = network.config.max_source_positions = positions
-        return network.to(device)
-
-    def _positions(self) -> int:
-        return round(self.reader.longest * 100) // _PER_POSITION
-
     def footprint(self, example: SpeechExample | None, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return the number of positions of encoder and decoder together, and of rows."""
-        return self._positions() + self.most_tokens, self.most_tokens
+        return round(self.reader.longest * 100) // _PER_POSITION + self.most_tokens, self.most_tokens
 
     def collate(self, examples: Sequence[SpeechExample]) -> WhisperBatch:
         """Return a batch of decoded clips with the tokens of their transcripts.
 
         Raises:
-            UserError: a recording can't be used.
+            UserError: a recording can't be used, or a transcript has no word.
         """
         clips, written = [self.reader.read(e.recording) for e in examples], [self._written(e) for e in examples]
         inputs = [torch.tensor([*self.prompt, *tokens[:-1]]) for tokens in written]
@@ -142,7 +124,7 @@ class WhisperTask(SpeechTask):
         """Return the tokens of a transcript and its end, or one `UNLABELLED`."""
         if example.label is None:
             return [UNLABELLED]
-        tokens: list[int] = self.tokenizer(" " + example.label.strip(), add_special_tokens=False).input_ids
+        tokens: list[int] = self.tokenizer(" " + transcript(example), add_special_tokens=False).input_ids
         if len(tokens) >= self.most_tokens:
             self._cut.add(example.id)
         return [*tokens[: self.most_tokens - 1], self.end]
@@ -173,7 +155,34 @@ class WhisperTask(SpeechTask):
                 break
         return self.tokenizer.batch_decode(tokens[:, len(self.prompt) :].cpu(), skip_special_tokens=True)
 
+    def facts(self) -> dict[str, Any]:
+        """Return the duration of the longest clip, the names of the prompt's tokens, and the most tokens."""
+        prompt: list[str] = self.tokenizer.convert_ids_to_tokens(self.prompt)
+        return super().facts() | {"prompt": prompt, "most_tokens": self.most_tokens}
+
     def notes(self) -> list[str]:
         """Return what was changed of recordings and transcripts."""
         cut = [f"transcripts of more than {self.most_tokens} tokens, which are cut off there: {len(self._cut)}"]
         return super().notes() + cut * bool(self._cut)
+
+
+def language_prompt(language: str | None, source: str) -> tuple[str, ...]:
+    """Return the tokens that tell a multilingual Whisper to write down what is said in a language, without times.
+
+    Args:
+        language: the language's code, such as en; None for no tokens, so that those of the tokenizer's files are used.
+        source: directory or hub id of the model.
+
+    Raises:
+        UserError: the model has no such language.
+    """
+    if language is None:
+        return ()
+    tokens = ("<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
+    known: Mapping[str, int] = from_pretrained(WhisperTokenizer, source, _ADVICE).get_vocab()
+    if not all(token in known for token in tokens):
+        raise UserError(
+            f"task.format.language: {source!r} has no language {language!r}. Give its code, such as en, or set "
+            "task.format.language: null."
+        )
+    return tokens

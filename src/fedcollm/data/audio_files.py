@@ -1,0 +1,127 @@
+"""Read the user's own recordings: a table with a column of audio files, and one of their classes or transcripts.
+
+Every recording is decoded once here, so that a broken one is named before anything is trained, and duplicates are
+found. No path leaves the folder of the data, also not by a symbolic link.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedcollm.config import FormatConfig
+from fedcollm.data.files import check_ids
+from fedcollm.data.media_files import (
+    PARTS,
+    Column,
+    Found,
+    check_class,
+    listed_classes,
+    part_table,
+    table_rows,
+    train_table,
+)
+from fedcollm.data.partition import check_classes
+from fedcollm.data.pool import Pool
+from fedcollm.errors import UserError
+from fedcollm.modalities.audio.classification import AudioExample
+from fedcollm.modalities.audio.recordings import Recording
+from fedcollm.modalities.audio.transcripts import SpeechExample, transcript
+from fedcollm.progress import track
+
+
+def find_sounds(path: Path, format: FormatConfig) -> tuple[str, ...]:
+    """Return the classes of a user's recordings: those that are listed, or else all of the training data, sorted.
+
+    Args:
+        path: as in `load_sounds`.
+        format: which columns are the recording and its class.
+
+    Raises:
+        UserError: the training data can't be read, or has fewer than two classes.
+    """
+    return listed_classes(path, format, "recordings")
+
+
+def load_sounds(path: Path, format: FormatConfig, classes: Sequence[str], several_classes: bool = True) -> Pool:
+    """Return the examples of a user's own recordings with classes.
+
+    Args:
+        path: a CSV, JSONL or Parquet file with a row per recording, or a directory with such a file `train`, and
+            possibly others named `test` (or `dev` or `val`), `public` and `unlabelled`.
+        format: which columns are the recording, its class and its group.
+        classes: names of the classes.
+        several_classes: whether to refuse training data with a single class. The data of one client may have one.
+
+    Raises:
+        UserError: a file, a recording, a class or the format is invalid.
+    """
+
+    def example(found: Found) -> AudioExample:
+        check_class(found, classes)
+        return AudioExample(found.id, _recording(found, format), found.label, found.group, tuple(classes))
+
+    pool = _pool(path, format, "answer", example)
+    if several_classes:
+        check_classes(pool.train, str(path))
+    return pool
+
+
+def load_speech(path: Path, format: FormatConfig) -> Pool:
+    """Return the examples of a user's own recordings of speech with transcripts.
+
+    Args:
+        path: as in `load_sounds`.
+        format: which columns are the recording, its transcript and its group.
+
+    Raises:
+        UserError: a file or a recording is invalid, or a transcript has no word.
+    """
+
+    def example(found: Found) -> SpeechExample:
+        made = SpeechExample(found.id, _recording(found, format), found.label, found.group)
+        if found.label is not None:
+            _naming(found, lambda: transcript(made))
+        return made
+
+    return _pool(path, format, "transcript", example)
+
+
+def _pool(path: Path, format: FormatConfig, labels: str, example: Callable[[Found], Any]) -> Pool:
+    """Return all parts of the data.
+
+    Args:
+        path: as in `load_sounds`.
+        format: which columns are what.
+        labels: the key of `format` that names the column of labels.
+        example: makes an example of a row, and reads it.
+    """
+    column, parts = Column("task.format.audio", str(format.audio), "recording"), dict[str, list[Any] | None]()
+    for part, names in PARTS.items():
+        table = train_table(path) if part == "train" else part_table(path, names)
+        named = None if part == "unlabelled" else str(getattr(format, labels))
+        rows = table and list(table_rows(table, column, named, f"task.format.{labels}", format.group))
+        parts[part] = None if table is None or rows is None else _examples(table, rows, example)
+    return Pool(parts.pop("train") or [], **parts)
+
+
+def _examples(table: Path, rows: Sequence[Found], example: Callable[[Found], Any]) -> list[Any]:
+    if not rows:
+        raise UserError(f"{table} has no rows. Add some, or remove it.")
+    made = [example(row) for row in track(rows, f"reading recordings of {table.name}", total=len(rows))]
+    check_ids(made, [row.place for row in rows])
+    return made
+
+
+def _recording(found: Found, format: FormatConfig) -> Recording:
+    """Return the recording of a row, after decoding it once."""
+    recording = Recording(found.source, f"recording {found.id}" if isinstance(found.source, bytes) else "")
+    _naming(found, lambda: recording.mono(format.longest_seconds))
+    return recording
+
+
+def _naming(found: Found, check: Callable[[], object]) -> None:
+    """Do a check, and name the place of the row if it fails."""
+    try:
+        check()
+    except UserError as error:
+        raise UserError(f"{found.place}: {error}") from None
