@@ -8,6 +8,7 @@ the rows that are needed.
 import inspect
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def _one_by_one(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor) -> Te
 
 def _last_logits(model: nn.Module, sequence: Tensor, kept: int) -> Tensor:
     """Return the logits of the last columns of one sequence, [kept, V]."""
-    network = model.get_base_model() if hasattr(model, "get_base_model") else model
+    network: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     options = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
     return model(sequence, use_cache=False, **options).logits[0, -kept:]
 
