@@ -157,7 +157,7 @@ def _in_folder(root: Path, folder: Path, label: str | None) -> Iterator[_Found]:
         if not file.is_file() or file.suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(f"{file} is no image file ({', '.join(IMAGE_SUFFIXES)}). Convert it, or remove it.")
         name = file.relative_to(root).as_posix()
-        yield _Found(str(file), name, _inside(root, name, str(file)), label, None)
+        yield _Found(str(file), name, inside(root, name, str(file)), label, None)
 
 
 def _is_hidden(entry: Path) -> bool:
@@ -178,13 +178,13 @@ def _in_table(file: Path, format: FormatConfig, labelled: bool) -> Iterator[_Fou
         yield _Found(
             place=place,
             id=cell_text(row, "id", place, "id") if "id" in row else str(position),
-            source=content if isinstance(content, bytes) else _inside(file.parent, content, place),
+            source=content if isinstance(content, bytes) else inside(file.parent, content, place),
             label=cell_text(row, str(format.answer), place, "task.format.answer") if labelled else None,
             group=None if format.group is None else cell_text(row, format.group, place, "task.format.group"),
         )
 
 
-def _inside(root: Path, name: str, place: str) -> Path:
+def inside(root: Path, name: str, place: str) -> Path:
     """Return a file in a folder, given its relative path.
 
     Raises:
