@@ -46,7 +46,7 @@ class FormatConfig(Section):
     choices: list[str] | str | None = None
     """possible answers, or their column; null: free completion of a prompt, or the classes of the training images"""
     boxes: Literal["coco", "voc"] | None = None
-    """detection: coco (train.json, test.json, ... beside images/) or voc (Annotations/, JPEGImages/, ImageSets/Main/)"""
+    """detection: coco (train.json, test.json, ... and images/) or voc (Annotations/, JPEGImages/, ImageSets/Main/)"""
     group: str | None = None
     """column that says which client (hospital, bank, ...) a row belongs to; needed for partition kind natural"""
 

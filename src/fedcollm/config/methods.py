@@ -130,9 +130,9 @@ def _ablation(label: str, changes: Mapping[str, Any]) -> Method:
 def _plus(changes: Mapping[str, Any], config: RunConfig) -> dict[str, RunConfig]:
     """Return a form of FedCoLLM+, without the parts that a configuration has no use for.
 
-    Without unlabelled public examples, or with answers that are no choice (free text, boxes), there are no pseudo-labels. If the SLM does not consist of
-    the LLM's layers, nothing can be transferred: products of LoRA are averaged instead, or, if the server sees only
-    sums, there is server momentum.
+    Without unlabelled public examples, or with answers that are no choice (free text, boxes), there are no
+    pseudo-labels. If the SLM does not consist of the LLM's layers, nothing can be transferred: products of LoRA are
+    averaged instead, or, if the server sees only sums, there is server momentum.
     """
     values = dict(changes)
     if config.task.no_choices is not None or 0 in (config.task.unlabelled_size, config.server.unlabelled_per_round):

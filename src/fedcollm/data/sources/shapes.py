@@ -21,12 +21,12 @@ from fedcollm.seeding import derive_seed
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "ring")
 
 #: Height and width of a scene, and the smallest and largest side of a shape, in pixels.
-SIDE, SMALLEST, LARGEST = 64, 14, 28
+SIDE, SMALLEST, LARGEST = 64, 18, 32
 
 #: Number of scenes: of the public set, and of each client in training and for the test.
 PUBLIC, TRAIN, TEST = 1_200, 240, 60
 
-_SEED, _MOST_SHAPES, _TRIES = 1, 4, 20
+_SEED, _MOST_SHAPES, _TRIES = 1, 3, 20
 
 Color = tuple[int, int, int]
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from PIL import Image
@@ -146,7 +146,8 @@ class DetectionTask(_DetectionModality):
         for start in range(0, len(examples), _AT_ONCE):
             part = examples[start : start + _AT_ONCE]
             with torch.no_grad():
-                rows = self.logits(model, self.collate(part)).cpu().unflatten(0, (len(part), -1))
+                rows = self.logits(model, self.collate(part)).cpu()
+                rows = rows.reshape(len(part), -1, rows.shape[-1])
             found += [self._found(one, example) for one, example in zip(rows, part, strict=True)]
         return found
 
@@ -154,12 +155,14 @@ class DetectionTask(_DetectionModality):
         """Return the detections of one image, given [Q, C + 5]."""
         confidence, columns = rows[:, :-4].softmax(-1)[:, :-1].max(-1)
         size = torch.tensor([example.width, example.height, example.width, example.height])
-        corners = (to_corners(rows[:, -4:]) * size).tolist()
-        boxes = [
-            Box(*sides, self.classes[column]).clipped(example.width, example.height)
-            for sides, column in zip(corners, columns.tolist(), strict=True)
+        sides: list[list[float]] = cast(Any, to_corners(rows[:, -4:]) * size).tolist()
+        sure: list[tuple[float, int]] = list(
+            zip(cast(Any, confidence).tolist(), cast(Any, columns).tolist(), strict=True)
+        )
+        found = [
+            Detection(Box(*corners, self.classes[column]).clipped(example.width, example.height), value)
+            for corners, (value, column) in zip(sides, sure, strict=True)
         ]
-        found = [Detection(box, sure) for box, sure in zip(boxes, confidence.tolist(), strict=True)]
         return sorted(found, key=lambda one: -one.confidence)
 
     def score(self, model: nn.Module, examples: Sequence[DetectionExample]) -> Score:

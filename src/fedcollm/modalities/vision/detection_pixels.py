@@ -20,8 +20,8 @@ from fedcollm.modalities.vision.detectors import DETECTORS, SHAPES_SIDE
 from fedcollm.models.pretrained import base_directory, from_pretrained, transformers_class
 
 _ADVICE = (
-    "Give the directory or hub id of a detector with its preprocessor_config.json, which says how its images are scaled "
-    "and normalized."
+    "Give the directory or hub id of a detector with its preprocessor_config.json, which says how its images are "
+    "scaled and normalized."
 )
 
 
@@ -71,9 +71,9 @@ def pixels_of(section: ModelConfig) -> DetectionPixels:
     place = base_directory(section.source, None)
     own = from_pretrained(transformers_class("AutoImageProcessor"), place, _ADVICE, backend="pil")
     height, width = _size(own.size, section.source)
-    normalizes = bool(own.do_normalize)
-    mean, deviation = (own.image_mean, own.image_std) if normalizes else ((0.0,) * 3, (1.0,) * 3)
-    return DetectionPixels(height, width, tuple(map(float, mean)), tuple(map(float, deviation)), int(own.resample))
+    none: tuple[Any, Any] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    mean, deviation = (own.image_mean, own.image_std) if own.do_normalize else none
+    return DetectionPixels(height, width, _floats(mean), _floats(deviation), int(own.resample))
 
 
 def _size(size: Any, source: str) -> tuple[int, int]:
@@ -87,3 +87,7 @@ def _size(size: Any, source: str) -> tuple[int, int]:
             "or shortest_edge."
         )
     return height, width
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

@@ -8,6 +8,7 @@ and that of the boxes, are then trained as a whole, in float32, and travel with 
 computes with the statistics of pretraining, as in `classifiers.py`.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -38,10 +39,14 @@ SHAPES_SIDE, SHAPES_CLASSES = 64, 5
 DETECTOR_SHAPE: Mapping[str, Any] = {
     "image_size": [SHAPES_SIDE, SHAPES_SIDE],
     "patch_size": 8,
-    "num_detection_tokens": 8,
+    "num_detection_tokens": 9,
     "num_labels": SHAPES_CLASSES,
     "use_mid_position_embeddings": False,
+    "initializer_range": 0.08,
 }
+
+#: Standard deviation of the shipped detectors' queries at the start.
+_QUERY_DEVIATION = 0.5
 
 #: Name of a shipped detector to its configuration. The weights are random, so use them with `pretrain_epochs`.
 DETECTORS: Mapping[str, Mapping[str, int]] = {
@@ -94,8 +99,9 @@ class DetectorModels:
         dtype = resolve_dtype(section.dtype, device)
         if section.source in DETECTORS:
             cast(Any, torch).manual_seed(seed)
-            network = transformers_class("YolosForObjectDetection")(detector_config(section.source)).to(dtype)
-            missing = set[str]()
+            network = transformers_class("YolosForObjectDetection")(detector_config(section.source))
+            _spread_queries(network)
+            network, missing = network.to(dtype), set[str]()
         else:
             _shape(section)
             loader, place = transformers_class("AutoModelForObjectDetection"), _place(section)
@@ -174,9 +180,41 @@ class DetectorModels:
         side, for an image of 800 x 800 pixels.
         """
         queries = getattr(shape, "num_detection_tokens", None) or getattr(shape, "num_queries", 100)
-        size, patch = getattr(shape, "image_size", 800), getattr(shape, "patch_size", 32)
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        return (height // patch) * (width // patch) + queries, queries
+        size: Any = getattr(shape, "image_size", 800)
+        patch: Any = getattr(shape, "patch_size", 32)
+        (height, width), (rows, columns) = _both_axes(size), _both_axes(patch)
+        return (height // rows) * (width // columns) + queries, queries
+
+
+def _spread_queries(network: Any) -> None:
+    """Give patches and queries the sine position embedding of their places; the queries' places are on a square grid.
+
+    YOLOS starts with zeros for both, so that all queries are the same and know no place. A tiny network on some hundred
+    images does not leave that state (measured: mAP50 .02 after 40 epochs of 1,000 images; .18 after 12 in this one).
+    """
+    embeddings, width = network.vit.embeddings, network.config.hidden_size
+    queries = network.config.num_detection_tokens
+    places = [_grid(SHAPES_SIDE // network.config.patch_size), _grid(math.isqrt(queries))]
+    with torch.no_grad():
+        embeddings.position_embeddings[0, 1:] = _sines(torch.cat(places), width)
+        embeddings.detection_tokens.normal_(0, _QUERY_DEVIATION)
+
+
+def _grid(side: int) -> Tensor:
+    """Return the centers of side² cells as [side², 2], from 0 to 1, row by row."""
+    centers = (torch.arange(side) + 0.5) / side
+    return torch.cartesian_prod(centers, centers).flip(-1)
+
+
+def _sines(places: Tensor, width: int) -> Tensor:
+    """Return [P, width], sines and cosines of four octaves of places [P, 2]."""
+    phases = places[:, :, None] * torch.pi * 2.0 ** torch.linspace(0, 3, width // 4)
+    return torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(1)
+
+
+def _both_axes(size: Any) -> tuple[int, int]:
+    """Return a size for both axes, given one for each or one for both."""
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

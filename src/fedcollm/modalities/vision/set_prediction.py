@@ -25,6 +25,7 @@ the weighted mean. A box counts as much as its teacher sees an object, o of the 
 the L1 distance.
 """
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -70,9 +71,7 @@ def pairwise_giou(one: Tensor, other: Tensor) -> Tensor:
     Returns:
         [N, M], from -1 to 1.
     """
-    from transformers.loss.loss_for_object_detection import generalized_box_iou
-
-    return generalized_box_iou(one, other)
+    return _transformers().generalized_box_iou(one, other)
 
 
 def set_loss(outputs: Tensor, objects: Sequence[Objects | None]) -> Tensor:
@@ -85,14 +84,12 @@ def set_loss(outputs: Tensor, objects: Sequence[Objects | None]) -> Tensor:
     labelled = [number for number, known in enumerate(objects) if known is not None]
     if not labelled or not bool(outputs.detach().isfinite().all()):  # the training loop reports what is not finite
         return 0 * outputs.sum()
-    from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
-
-    kept = outputs.unflatten(0, (len(objects), -1))[labelled]  # [L, Q, C + 5]
+    kept = _by_image(outputs, len(objects))[labelled]  # [L, Q, C + 5]
     logits, boxes = kept[..., :-4], kept[..., -4:]
     known = [cast(Objects, objects[number]) for number in labelled]
     targets = [{"class_labels": one.classes.to(kept.device), "boxes": one.boxes.to(kept.device)} for one in known]
-    matcher = cast(Any, HungarianMatcher)(CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT)
-    losses = cast(Any, ImageLoss)(matcher, logits.shape[-1] - 1, BACKGROUND, ["labels", "boxes"]).to(kept.device)
+    matcher = _transformers().HungarianMatcher(CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT)
+    losses = _transformers().ImageLoss(matcher, logits.shape[-1] - 1, BACKGROUND, ["labels", "boxes"]).to(kept.device)
     parts = losses({"logits": logits, "pred_boxes": boxes}, targets)
     return CLASS_WEIGHT * parts["loss_ce"] + L1_WEIGHT * parts["loss_bbox"] + GIOU_WEIGHT * parts["loss_giou"]
 
@@ -132,7 +129,7 @@ def matched_rows(slm: Tensor, llm: Tensor, images: int) -> Rows:
     Returns:
         B * min(Q, R) rows. Their targets are all `UNLABELLED`: each model is matched with the objects by itself.
     """
-    first, second = (rows.unflatten(0, (images, -1)) for rows in (slm, llm))
+    first, second = _by_image(slm, images), _by_image(llm, images)
     pairs = [pair_queries(one, other) for one, other in zip(first, second, strict=True)]
     slm_rows = torch.cat([rows[i.to(rows.device)] for rows, (i, _) in zip(first, pairs, strict=True)])
     llm_rows = torch.cat([rows[j.to(rows.device)] for rows, (_, j) in zip(second, pairs, strict=True)])
@@ -146,3 +143,13 @@ def matched_rows(slm: Tensor, llm: Tensor, images: int) -> Rows:
 def objectness(rows: Tensor) -> Tensor:
     """Return [P], the probability that each query sees an object, without a gradient, given [P, C + 5]."""
     return 1 - rows[:, :-4].detach().softmax(-1)[:, -1]
+
+
+def _by_image(rows: Tensor, images: int) -> Tensor:
+    """Return [B, Q, C + 5], given [B * Q, C + 5] and B."""
+    return rows.reshape(images, -1, rows.shape[-1])
+
+
+def _transformers() -> Any:
+    """Return the module of transformers with the loss of DETR."""
+    return importlib.import_module("transformers.loss.loss_for_object_detection")
