@@ -49,7 +49,7 @@ class DetectionPixels:
         if image.size != (self.width, self.height):
             scaled = image.resize((self.width, self.height), Image.Resampling(self.resample))
         values = np.asarray(scaled, dtype=np.float32) / np.float32(255)  # [height, width, 3]
-        normalized = (values - np.float32(self.mean)) / np.float32(self.deviation)
+        normalized = (values - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
         return torch.from_numpy(np.ascontiguousarray(normalized.transpose(2, 0, 1)))  # pyright: ignore
 
     def to_wire(self) -> Mapping[str, Any]:

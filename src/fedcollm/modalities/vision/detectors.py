@@ -51,14 +51,14 @@ _QUERY_DEVIATION = 0.5
 #: Name of a shipped detector to its configuration. The weights are random, so use them with `pretrain_epochs`.
 DETECTORS: Mapping[str, Mapping[str, int]] = {
     "yolos-shapes-large": {
-        "hidden_size": 96,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 6,
-        "intermediate_size": 192,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
     },
     "yolos-shapes-small": {
         "hidden_size": 48,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "intermediate_size": 96,
     },
