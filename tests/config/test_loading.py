@@ -31,6 +31,7 @@ def test_presets_are_those_that_the_design_names():
         "icd10",
         "openbookqa",
         "professions",
+        "shapes",
         "spoken_words",
     }
     assert set(preset_names()) == tasks | {"fedcollm_plus", "photos", "qwen", "smollm2"} | PAPER

@@ -120,6 +120,8 @@ def test_ablation_differs_in_the_keys_that_it_names_and_no_other(method):
         {"task.unlabelled_size": 0},
         {"server.unlabelled_per_round": 0},
         {"task.name": "custom", "task.format": FREE},
+        {"task.name": "custom", "task.format": {"boxes": "coco"}},
+        {"task.name": "shapes"},
     ],
 )
 def test_plus_has_no_pseudo_labels_where_nothing_could_get_them(values):

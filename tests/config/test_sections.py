@@ -24,6 +24,8 @@ def test_clients_are_scored_in_scored_rounds_only(clients, expected):
         ({"prompt": "{a}", "answer": "b", "choices": "c"}, "text", False, False),
         ({"image": "a", "answer": "b"}, "image_files", False, False),
         ({"choices": ["x", "y"]}, "image_files", True, False),
+        ({"boxes": "coco", "group": "ward", "choices": ["x"]}, "object_files", False, False),
+        ({"boxes": "voc"}, "object_files", False, False),
     ],
 )
 def test_a_format_is_of_text_or_images(keys, kind, folders, free):
@@ -40,6 +42,11 @@ def test_a_format_is_of_text_or_images(keys, kind, folders, free):
         ({"answer": "b"}, "in class folders"),
         ({"group": "b"}, "in class folders"),
         ({"image": "a", "answer": "b", "choices": "c"}, "choices 'c' is a column"),
+        ({"boxes": "coco", "image": "a"}, "Remove image 'a'"),
+        ({"boxes": "coco", "answer": "a"}, "Remove answer 'a'"),
+        ({"boxes": "voc", "prompt": "{a}"}, "Remove prompt"),
+        ({"boxes": "coco", "choices": "c"}, "choices 'c' is a column"),
+        ({"boxes": "voc", "group": "ward"}, "group 'ward'"),
     ],
 )
 def test_a_format_of_both_or_neither_is_refused(keys, said):

@@ -184,8 +184,14 @@ def _in_table(file: Path, format: FormatConfig, labelled: bool) -> Iterator[_Fou
         )
 
 
-def inside(root: Path, name: str, place: str) -> Path:
+def inside(root: Path, name: str, place: str, what: str = "image") -> Path:
     """Return a file in a folder, given its relative path.
+
+    Args:
+        root: the folder.
+        name: the path, relative to the folder.
+        place: where the data names the file, for messages.
+        what: what the file is, for messages.
 
     Raises:
         UserError: it is missing, or the path leads out of the folder, by itself or by a symbolic link.
@@ -198,9 +204,9 @@ def inside(root: Path, name: str, place: str) -> Path:
         file, is_file = folder / "?", False
     if PurePosixPath(name).is_absolute() or Path(name).is_absolute() or not file.is_relative_to(folder):
         raise UserError(
-            f"{place}: the image {shorten(name)} is outside of {root}. Put it into that folder, and write its path "
+            f"{place}: the {what} {shorten(name)} is outside of {root}. Put it into that folder, and write its path "
             "relative to it."
         )
     if not is_file:
-        raise UserError(f"{place}: there is no image {shorten(name)} in {root}. Add the file, or remove the row.")
+        raise UserError(f"{place}: there is no {what} {shorten(name)} in {root}. Add the file, or remove the row.")
     return file

@@ -77,7 +77,7 @@ def _image(folder: Path, name: str, file: Path) -> str:
 
 
 def _boxes(root: Path, name: str, file: Path) -> list[Box]:
-    place = inside(root / "Annotations", f"{name}.xml", f"{file}, {name}")
+    place = inside(root / "Annotations", f"{name}.xml", f"{file}, {name}", "annotation")
     return [_box(one, str(place)) for one in _parsed(place).iter("object")]
 
 

@@ -33,9 +33,7 @@ def test_negative_sides_are_no_area():
     assert DetectionExample.read("x", png(), ("a",), [Box(5, 5, 3, 9, "a")]).boxes == ()
 
 
-@pytest.mark.parametrize(
-    ("labels", "expected"), [("abb", "b"), ("ab", "a"), ("ba", "a"), ("c", "c"), ("", NOTHING)]
-)
+@pytest.mark.parametrize(("labels", "expected"), [("abb", "b"), ("ab", "a"), ("ba", "a"), ("c", "c"), ("", NOTHING)])
 def test_label_is_the_most_frequent_class(labels, expected):
     assert example(*(Box(i, 0, i + 2, 2, label) for i, label in enumerate(labels))).label == expected
 

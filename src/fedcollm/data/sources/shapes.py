@@ -24,7 +24,7 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "ring")
 SIDE, SMALLEST, LARGEST = 64, 18, 32
 
 #: Number of scenes: of the public set, and of each client in training and for the test.
-PUBLIC, TRAIN, TEST = 1_200, 240, 60
+PUBLIC, TRAIN, TEST = 2_000, 240, 60
 
 _SEED, _MOST_SHAPES, _TRIES = 1, 3, 20
 
@@ -38,7 +38,7 @@ class Style(NamedTuple):
         background: the range of each channel of the background.
         shape: the range of each channel of a shape.
         noise: standard deviation of the noise of every pixel.
-        lines: distance of the lines of a grid, in pixels; 0 for none.
+        lines: distance of the lines of a grid behind the shapes, in pixels; 0 for none.
     """
 
     background: tuple[Color, Color]
@@ -47,21 +47,25 @@ class Style(NamedTuple):
     lines: int = 0
 
 
-#: The style of the public set, whose group is `plain`.
-PLAIN = Style(((200, 200, 200), (255, 255, 255)), ((0, 0, 0), (150, 150, 150)), 6.0)
+#: The styles of the public set, in turns: dark shapes on a light background, and the other way round. Its group is
+#: `plain`.
+PLAIN: tuple[Style, ...] = (
+    Style(((170, 170, 170), (255, 255, 255)), ((0, 0, 0), (110, 110, 110)), 6.0),
+    Style(((0, 0, 0), (90, 90, 90)), ((150, 150, 150), (255, 255, 255)), 6.0),
+)
 
 #: Client to its style.
 STYLES: Mapping[str, Style] = {
-    "night": Style(((0, 0, 10), (40, 40, 70)), ((150, 150, 120), (255, 255, 255)), 10.0),
+    "night": Style(((0, 0, 20), (30, 30, 80)), ((160, 140, 60), (255, 230, 140)), 12.0),
     "blueprint": Style(((20, 50, 120), (50, 90, 180)), ((190, 200, 210), (255, 255, 255)), 4.0, lines=8),
-    "photocopy": Style(((150, 150, 150), (190, 190, 190)), ((30, 30, 30), (90, 90, 90)), 24.0),
+    "photocopy": Style(((150, 150, 150), (190, 190, 190)), ((30, 30, 30), (80, 80, 80)), 20.0),
     "meadow": Style(((60, 130, 30), (120, 200, 80)), ((140, 20, 90), (255, 90, 200)), 12.0),
 }
 
 
 def load_shapes() -> Pool:
     """Return the scenes: those of the clients' styles in `train` and `test`, those of the plain style in `public`."""
-    public = [_scene("plain", PLAIN, number) for number in range(PUBLIC)]
+    public = [_scene("plain", PLAIN[number % len(PLAIN)], number) for number in range(PUBLIC)]
     scenes = {group: [_scene(group, style, n) for n in range(TRAIN + TEST)] for group, style in STYLES.items()}
     return Pool(
         train=[scene for group in scenes.values() for scene in group[:TRAIN]],
@@ -89,7 +93,7 @@ def _background(style: Style, draw: random.Random) -> Image.Image:
     canvas = ImageDraw.Draw(image)
     for place in range(style.lines // 2, SIDE, style.lines) if style.lines else ():
         for line in ((place, 0, place, SIDE), (0, place, SIDE, place)):
-            canvas.line(line, _color(style.shape, draw))
+            canvas.line(line, _color((style.background[1], style.shape[0]), draw))
     return image
 
 

@@ -97,8 +97,8 @@ class DetectorModels:
         """
         refuse_cut(section, f"{role}.")
         dtype = resolve_dtype(section.dtype, device)
+        cast(Any, torch).manual_seed(seed)  # of `DETECTORS`, and of whatever a checkpoint lacks of its heads
         if section.source in DETECTORS:
-            cast(Any, torch).manual_seed(seed)
             network = transformers_class("YolosForObjectDetection")(detector_config(section.source))
             _spread_queries(network)
             network, missing = network.to(dtype), set[str]()
