@@ -34,7 +34,7 @@ def test_presets_are_those_that_the_design_names():
         "shapes",
         "spoken_words",
     }
-    assert set(preset_names()) == tasks | {"fedcollm_plus", "photos", "qwen", "smollm2"} | PAPER
+    assert set(preset_names()) == tasks | {"coco", "fedcollm_plus", "photos", "qwen", "smollm2"} | PAPER
 
 
 @pytest.mark.parametrize("name", preset_names())

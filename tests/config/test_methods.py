@@ -247,10 +247,12 @@ def test_no_other_method_keeps_a_control(method):
                 "sampling_rate": 0.1,
             },
         },
+        {"task.name": "shapes"},
+        {"task.name": "custom", "task.format": {"boxes": "voc"}},
     ],
-    ids=["free answers", "example-level privacy"],
+    ids=["free answers", "example-level privacy", "drawn boxes", "own boxes"],
 )
-def test_controls_fit_no_free_answers_and_no_dp_sgd(values):
+def test_controls_fit_no_free_answers_no_boxes_and_no_dp_sgd(values):
     assert [name for name in METHODS if not fits(name, changed(BASE, values))][:5] == list(CONTROLS)
     assert all(fits(name, BASE) for name in CONTROLS)
 
