@@ -101,6 +101,7 @@ INPUTS = {
     "task.path": Change(Path("/data")),
     "task.format.prompt": Change("{b}", FORMAT),
     "task.format.image": Change("b", {"task.format": {"image": "a", "answer": "c"}}),
+    "task.format.boxes": Change("voc", {"task.format": {"boxes": "coco"}}),
     "task.format.answer": Change("c", FORMAT),
     "task.format.choices": Change(["x", "y"], FORMAT),
     "task.format.group": Change("d", FORMAT),
