@@ -115,4 +115,4 @@ def _parsed(file: Path) -> ElementTree.Element:
         parser.Parse(file.read_bytes(), True)
     except (OSError, expat.ExpatError, LookupError, ValueError) as error:
         raise UserError(f"{file}: not valid XML ({error}). Give annotations in the format of Pascal VOC.") from None
-    return cast(ElementTree.Element, builder.close())
+    return builder.close()

@@ -191,7 +191,8 @@ def _box(values: Any, place: str) -> Box:
     numbers = [value for value in known[:4] if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(known) != 5 or len(numbers) != 4 or not isinstance(known[4], str):
         raise UserError(f"{place}: {shorten(values)} is no box. Write [left, top, right, bottom, class], in pixels.")
-    return Box(*(float(number) for number in numbers), known[4])
+    left, top, right, bottom = map(float, numbers)
+    return Box(left, top, right, bottom, known[4])
 
 
 def _check(box: Box, place: str, classes: Sequence[str]) -> None:

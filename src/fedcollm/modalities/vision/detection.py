@@ -160,8 +160,8 @@ class DetectionTask(_DetectionModality):
             zip(cast(Any, confidence).tolist(), cast(Any, columns).tolist(), strict=True)
         )
         found = [
-            Detection(Box(*corners, self.classes[column]).clipped(example.width, example.height), value)
-            for corners, (value, column) in zip(sides, sure, strict=True)
+            Detection(Box(left, top, right, bottom, self.classes[column]).clipped(example.width, example.height), value)
+            for (left, top, right, bottom), (value, column) in zip(sides, sure, strict=True)
         ]
         return sorted(found, key=lambda one: -one.confidence)
 
