@@ -119,8 +119,8 @@ def test_presets_lists_all(command):
     code, out, _ = command("presets")
     assert code == 0
     names = {line.split()[0] for line in out.splitlines()}
-    expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa professions digits spoken_words "
-    expected += "gpt2 opt llama2 smollm2 qwen fedcollm_plus photos"
+    expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa professions digits shapes spoken_words "
+    expected += "gpt2 opt llama2 smollm2 qwen fedcollm_plus photos coco"
     assert names == set(expected.split())
 
 

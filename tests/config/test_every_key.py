@@ -106,6 +106,7 @@ INPUTS = {
     "task.format.transcript": Change("b", SPEECH),
     "task.format.longest_seconds": Change(2.0, SPEECH),
     "task.format.language": Change("en", SPEECH),
+    "task.format.boxes": Change("voc", {"task.format": {"boxes": "coco"}}),
     "task.format.answer": Change("c", FORMAT),
     "task.format.choices": Change(["x", "y"], FORMAT),
     "task.format.group": Change("d", FORMAT),

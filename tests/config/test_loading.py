@@ -31,9 +31,10 @@ def test_presets_are_those_that_the_design_names():
         "icd10",
         "openbookqa",
         "professions",
+        "shapes",
         "spoken_words",
     }
-    own_files = {"photos", "speech_commands", "wav2vec2", "whisper"}
+    own_files = {"coco", "photos", "speech_commands", "wav2vec2", "whisper"}
     assert set(preset_names()) == tasks | own_files | {"fedcollm_plus", "qwen", "smollm2"} | PAPER
 
 

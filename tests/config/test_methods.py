@@ -120,6 +120,8 @@ def test_ablation_differs_in_the_keys_that_it_names_and_no_other(method):
         {"task.unlabelled_size": 0},
         {"server.unlabelled_per_round": 0},
         {"task.name": "custom", "task.format": FREE},
+        {"task.name": "custom", "task.format": {"boxes": "coco"}},
+        {"task.name": "shapes"},
     ],
 )
 def test_plus_has_no_pseudo_labels_where_nothing_could_get_them(values):
@@ -245,10 +247,12 @@ def test_no_other_method_keeps_a_control(method):
                 "sampling_rate": 0.1,
             },
         },
+        {"task.name": "shapes"},
+        {"task.name": "custom", "task.format": {"boxes": "voc"}},
     ],
-    ids=["free answers", "example-level privacy"],
+    ids=["free answers", "example-level privacy", "drawn boxes", "own boxes"],
 )
-def test_controls_fit_no_free_answers_and_no_dp_sgd(values):
+def test_controls_fit_no_free_answers_no_boxes_and_no_dp_sgd(values):
     assert [name for name in METHODS if not fits(name, changed(BASE, values))][:5] == list(CONTROLS)
     assert all(fits(name, BASE) for name in CONTROLS)
 

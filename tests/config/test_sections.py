@@ -26,6 +26,8 @@ def test_clients_are_scored_in_scored_rounds_only(clients, expected):
         ({"choices": ["x", "y"]}, "image_files", True, False),
         ({"audio": "a", "answer": "b", "choices": ["x", "y"]}, "audio_files", False, False),
         ({"audio": "a", "transcript": "b", "language": "en"}, "speech_files", False, True),
+        ({"boxes": "coco", "group": "ward", "choices": ["x"]}, "object_files", False, False),
+        ({"boxes": "voc"}, "object_files", False, False),
     ],
 )
 def test_a_format_is_of_text_images_or_audio(keys, kind, folders, free):
@@ -50,6 +52,12 @@ def test_a_format_is_of_text_images_or_audio(keys, kind, folders, free):
         ({"audio": "a", "answer": "c", "language": "en"}, "'en' is for speech recognition"),
         ({"image": "a", "answer": "b", "transcript": "c"}, "are for audio"),
         ({"audio": "a", "answer": "b", "longest_seconds": 0.5}, "greater than or equal to 1"),
+        ({"image": "a", "answer": "b", "choices": "c"}, "choices 'c' is a column"),
+        ({"boxes": "coco", "image": "a"}, "Remove image 'a'"),
+        ({"boxes": "coco", "answer": "a"}, "Remove answer 'a'"),
+        ({"boxes": "voc", "prompt": "{a}"}, "Remove prompt"),
+        ({"boxes": "coco", "choices": "c"}, "choices 'c' is a column"),
+        ({"boxes": "voc", "group": "ward"}, "group 'ward'"),
     ],
 )
 def test_a_format_of_both_or_neither_is_refused(keys, said):

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 from tests.modalities.audio.clips import tone
 from tests.modalities.vision.tiny_classifiers import save_classifier
+from tests.modalities.vision.tiny_detectors import save_detector, write_coco
 
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
 from fedcollm.data.catalogue import (
@@ -21,6 +22,7 @@ from fedcollm.modalities.audio.files import AudioFileTask
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.task import TextTask
+from fedcollm.modalities.vision.detection import DetectionPair, DetectionTask
 from fedcollm.modalities.vision.files import ImageFileTask, ImagePair
 from fedcollm.modalities.vision.task import ImageTask
 
@@ -108,7 +110,7 @@ def test_audio_needs_the_names_of_shipped_models_or_directories():
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_known_of_models_is_part_of_the_modality(name):
     known = base_models(TaskConfig(name=name))
-    whole = {"text": TextTask, "image": ImageTask, "audio": AudioTask}[TASKS[name].modality]
+    whole = {"text": TextTask, "image": ImageTask, "audio": AudioTask, "shapes": DetectionTask}[TASKS[name].modality]
     assert issubclass(whole, (type(known), Modality))
     assert known.causal_lm == whole.causal_lm == (TASKS[name].modality == "text")
 
@@ -165,3 +167,32 @@ def test_own_recordings_reach_a_client_as_its_own_data(tmp_path):
     (example,) = load_private(form, tmp_path / "mine.csv", client).train
     assert (example.label, example.group) == ("low", None)
     assert [clip.label for clip in load_pool(task, 0).train] == ["low", "high"]
+
+
+def test_own_boxes_are_a_modality_whose_classes_reach_a_client(tmp_path):
+    places = [save_detector("yolos", tmp_path / role, image_mean=[mean] * 3) for role, mean in (("a", 0.5), ("b", 0.4))]
+    slm, llm = (ModelConfig(source=place) for place in places)
+    data = write_coco(tmp_path / "data", images=4)
+    task = TaskConfig(name="custom", path=data, format=FormatConfig(boxes="coco"))
+    same, pair = build_modality(task, slm, slm, False), build_modality(task, slm, llm, False)
+    assert isinstance(same, DetectionTask)
+    assert isinstance(pair, DetectionPair)
+    client = build_client_modality(task, slm, pair.of("slm").facts())
+    assert isinstance(client, DetectionTask)
+    assert client.classes == ("right", "left")
+    known = base_models(task)
+    assert known.trained_modules(known.outline(slm)) == ["class_labels_classifier", "bbox_predictor"]
+    assert [example.group for example in load_pool(task, 0).train] == ["ward0", "ward1", "ward2", "ward0"]
+    assert len(load_private(FormatConfig(boxes="coco", group="nothing"), data, client).train) == 4
+    with pytest.raises(UserError, match="facts lack classes"):
+        build_client_modality(task, slm, {})
+
+
+def test_shipped_detectors_are_for_the_drawn_scenes():
+    task = TaskConfig(name="shapes")
+    slm, llm = (ModelConfig(source=f"yolos-shapes-{size}") for size in ("small", "large"))
+    modality = build_modality(task, slm, llm, False)
+    assert isinstance(modality, DetectionTask)
+    assert modality.classes == ("circle", "square", "triangle", "cross", "ring")
+    with pytest.raises(UserError, match="smollm2-135m"):
+        build_modality(task, slm, ModelConfig(), False)

@@ -11,6 +11,9 @@ from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
 #: Key of `FormatConfig` that names an example's input to what it is for, for messages.
 _INPUTS: Mapping[str, str] = {"prompt": "text", "image": "images", "audio": "audio"}
 
+#: Tasks that ship with fedcollm and whose answers are boxes.
+_BOX_TASKS = ("shapes",)
+
 
 class PartitionConfig(Section):
     """How the private examples are divided among the clients."""
@@ -34,7 +37,8 @@ class PartitionConfig(Section):
 class FormatConfig(Section):
     """How the rows of your own JSONL, CSV or Parquet files become prompts and answers, or images or audio with labels.
 
-    Without prompt and audio, the data is images; without image too, they are in a folder of class folders.
+    Without prompt, audio and boxes, the data is images; without image too, they are in a folder of class folders. With
+    boxes, it is images with the boxes of their objects.
     """
 
     prompt: str | None = None
@@ -49,6 +53,8 @@ class FormatConfig(Section):
     """audio: column that holds what is said, in place of answer; the models then recognize speech"""
     choices: list[str] | str | None = None
     """possible answers, or their column; null: free completion of a prompt, or the classes of the training data"""
+    boxes: Literal["coco", "voc"] | None = None
+    """detection: coco (train.json, test.json, ... and images/) or voc (Annotations/, JPEGImages/, ImageSets/Main/)"""
     group: str | None = None
     """column that says which client (hospital, bank, ...) a row belongs to; needed for partition kind natural"""
     longest_seconds: Annotated[float, Field(ge=1)] = 30.0
@@ -58,6 +64,8 @@ class FormatConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FormatConfig":
+        if self.boxes is not None:
+            return self._checked_boxes()
         given = {name: value for name in _INPUTS if (value := getattr(self, name)) is not None}
         if len(given) > 1:
             one, other = list(given)[:2]
@@ -97,9 +105,23 @@ class FormatConfig(Section):
                 f"language {self.language!r} is for speech recognition. Set transcript, or remove language"
             )
 
+    def _checked_boxes(self) -> "FormatConfig":
+        for name in ("prompt", "image", "audio", "answer", "transcript", "language"):
+            if (value := getattr(self, name)) is not None:
+                raise ValueError(f"boxes {self.boxes} says where images and classes are. Remove {name} {value!r}")
+        if isinstance(self.choices, str):
+            raise ValueError(f"choices {self.choices!r} is a column, but all boxes share their classes. Give a list")
+        if self.group is not None and self.boxes == "voc":
+            raise ValueError(
+                f"group {self.group!r}: the clients of boxes voc are the folders in JPEGImages. Remove group"
+            )
+        return self
+
     @property
-    def kind(self) -> Literal["text", "image_files", "audio_files", "speech_files"]:
-        """What an example is: a prompt with an answer, or an image or a recording with a class or a transcript."""
+    def kind(self) -> Literal["text", "image_files", "object_files", "audio_files", "speech_files"]:
+        """What an example is: a prompt, an image or a recording, and what is asked of it."""
+        if self.boxes is not None:
+            return "object_files"
         if self.prompt is not None:
             return "text"
         if self.audio is not None:
@@ -109,7 +131,7 @@ class FormatConfig(Section):
     @property
     def is_folders(self) -> bool:
         """Whether the data is a folder of class folders."""
-        return self.prompt is None and self.image is None and self.audio is None
+        return all(value is None for value in (self.prompt, self.image, self.audio, self.boxes))
 
     @property
     def is_free(self) -> bool:
@@ -121,11 +143,11 @@ class TaskConfig(Section):
     """The data and how it is split."""
 
     name: str = "icd10"
-    """arc_easy, arc_challenge, commonsense_qa, digits, icd10, openbookqa, professions, spoken_words, custom (yours)"""
+    """arc_easy, arc_challenge, commonsense_qa, digits, icd10, openbookqa, professions, shapes, spoken_words, custom"""
     path: Path | None = None
     """your file, or a directory with a train file (or folder) and, if you like, test (or dev), public, unlabelled"""
     format: FormatConfig | None = None
-    """custom only: prompt, image or audio, answer or transcript, choices and group: how rows become examples"""
+    """custom only: prompt, image, audio or boxes, answer or transcript, choices, group: how rows become examples"""
     clients: Positive = 4
     """number of clients K"""
     partition: PartitionConfig = PartitionConfig()
@@ -137,3 +159,13 @@ class TaskConfig(Section):
     """unlabelled examples in D_a, for distillation, and for training too if pseudo_labels label them"""
     test_size: Positive = 300
     """examples for evaluation, which nobody trains on"""
+
+    @property
+    def no_choices(self) -> str | None:
+        """Why an example has no choices, in words; None if it has some."""
+        if self.format is not None and self.format.is_free:
+            key = "task.format.choices is null" if self.format.transcript is None else "task.format has a transcript"
+            return f"{key}: free answers"
+        if self.name in _BOX_TASKS or (self.format is not None and self.format.boxes is not None):
+            return "the answers of detection are boxes, which"
+        return None

@@ -130,13 +130,12 @@ def _ablation(label: str, changes: Mapping[str, Any]) -> Method:
 def _plus(changes: Mapping[str, Any], config: RunConfig) -> dict[str, RunConfig]:
     """Return a form of FedCoLLM+, without the parts that a configuration has no use for.
 
-    Without unlabelled public examples, or with free answers, there are no pseudo-labels. If the SLM does not consist of
-    the LLM's layers, nothing can be transferred: products of LoRA are averaged instead, or, if the server sees only
-    sums, there is server momentum.
+    Without unlabelled public examples, or with answers that are no choice (free text, boxes), there are no
+    pseudo-labels. If the SLM does not consist of the LLM's layers, nothing can be transferred: products of LoRA are
+    averaged instead, or, if the server sees only sums, there is server momentum.
     """
     values = dict(changes)
-    free = config.task.format is not None and config.task.format.is_free
-    if free or 0 in (config.task.unlabelled_size, config.server.unlabelled_per_round):
+    if config.task.no_choices is not None or 0 in (config.task.unlabelled_size, config.server.unlabelled_per_round):
         values.pop("server.pseudo_labels", None)
     if "server.layer_transfer" in values and not rules.transferable(config):
         del values["server.layer_transfer"]

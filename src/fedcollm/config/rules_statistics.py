@@ -26,20 +26,14 @@ def control(config: "RunConfig") -> Iterator[str]:
         if value != needed:
             given, wanted = (json.dumps(one).strip('"') for one in (value, needed))
             yield f"control {reason}, so {key} can't be {given}. Set {key}: {wanted}"
-    if config.task.format is not None and config.task.format.is_free:
+    if (why := config.task.no_choices) is not None:
         yield (
-            f"control needs choices, but {_why_free(config)}: free answers have no solution in closed form. "
-            "Leave out control, and the methods majority and closed_form"
+            f"control needs choices, but {why} have no solution in closed form. Leave out control, and the methods "
+            "majority and closed_form"
         )
     if federation.participants == [] and not config.task.public_size:
         yield "control needs labelled examples. Set federation.participants: null, or task.public_size"
     yield from _control_sums(federation)
-
-
-def _why_free(config: "RunConfig") -> str:
-    """Return which key makes the answers free text."""
-    form = config.task.format
-    return "task.format.choices is null" if form is None or form.transcript is None else "task.format has a transcript"
 
 
 def _control_sums(federation: FederationConfig) -> Iterator[str]:
@@ -74,8 +68,8 @@ def pseudo_labels(config: "RunConfig") -> Iterator[str]:
     ):
         if value == 0:
             yield f"{key} labels unlabelled public examples, but {name} is 0: {why}. Raise {name}, or set {key}: null"
-    if config.task.format is not None and config.task.format.is_free:
-        yield f"{key} needs choices, but {_why_free(config)}. Set {key}: null"
+    if (why := config.task.no_choices) is not None:
+        yield f"{key} needs choices, but {why} have none. Set {key}: null"
     if labels.asks_clients:
         yield from _label_sums(config, key)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
+from fedcollm.data import detection_tasks
 from fedcollm.data.audio_files import find_sounds, load_sounds, load_speech
 from fedcollm.data.files import load_custom
 from fedcollm.data.image_files import find_classes, load_images
@@ -34,6 +35,7 @@ from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.modalities.vision.classifiers import ClassifierModels
+from fedcollm.modalities.vision.detection import DetectionTask
 from fedcollm.modalities.vision.files import ImageFileTask, ImagePair
 from fedcollm.modalities.vision.models import ImageModels
 from fedcollm.modalities.vision.preprocessing import load_preprocessor
@@ -140,6 +142,7 @@ _OWN_FILES: Mapping[str, Callable[[Path, FormatConfig], Pool]] = {
     "image_files": _load_own_images,
     "audio_files": _load_own_sounds,
     "speech_files": load_speech,
+    "object_files": detection_tasks.load_own,
 }
 
 
@@ -152,7 +155,7 @@ def _own_files(config: TaskConfig) -> tuple[Path, FormatConfig]:
     if config.path is None or config.format is None:
         raise UserError(
             "task.name: custom needs your files. Set task.path (a file or directory) and task.format (prompt, answer, "
-            "choices; for images, image and answer; for audio, audio and answer or transcript)."
+            "choices; for images, image and answer; for detection, boxes; for audio, audio and answer or transcript)."
         )
     return config.path, config.format
 
@@ -167,6 +170,9 @@ TASKS: Mapping[str, TaskEntry] = {
     "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with subjects of MMLU"),
     "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (comes with scikit-learn)"),
     "spoken_words": TaskEntry(_load_spoken_words, "audio", "twenty spoken words, a client per accent (by espeak-ng)"),
+    "shapes": TaskEntry(
+        detection_tasks.load_drawn, "shapes", "boxes of five shapes in drawn scenes, a client per style"
+    ),
     "custom": TaskEntry(
         _load_own_files, "text", "your own files of text, images or audio, with answers, classes or transcripts"
     ),
@@ -237,6 +243,14 @@ MODALITIES: Mapping[str, ModalityEntry] = {
     "image": ModalityEntry(lambda task: ImageModels(), _build_pixels, _build_pixels_for_client),
     "image_files": ModalityEntry(
         lambda task: ClassifierModels(find_classes(*_own_files(task))), _build_images, _build_images_for_client
+    ),
+    "shapes": ModalityEntry(
+        detection_tasks.models_of_shapes, detection_tasks.build_shapes, detection_tasks.build_for_client
+    ),
+    "object_files": ModalityEntry(
+        lambda task: detection_tasks.models_of_own(*_own_files(task)),
+        lambda task, slm, llm, _: detection_tasks.build_own(task.name, *_own_files(task), slm, llm),
+        detection_tasks.build_for_client,
     ),
     "audio": ModalityEntry(lambda task: AudioModels(), _build_audio, _build_audio_for_client),
     "audio_files": ModalityEntry(
@@ -311,6 +325,8 @@ def load_private(format: FormatConfig, path: Path, modality: Modality) -> Pool:
         UserError: a file, a row or the format is invalid.
     """
     own = format.model_copy(update={"group": None})
+    if isinstance(modality, DetectionTask):
+        return detection_tasks.load_objects(path, own, modality.classes)
     if isinstance(modality, ImageFileTask):
         return load_images(path, own, modality.classes, several_classes=False)
     if isinstance(modality, AudioFileTask):

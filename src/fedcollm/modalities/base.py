@@ -55,6 +55,23 @@ class Example(Protocol):
 
 
 @dataclass(frozen=True)
+class Values:
+    """The continuous outputs of both models, such as boxes, matched row by row.
+
+    Attributes:
+        slm: [P, D] values of the SLM, scaled so that their L1 distance counts as much as the KL.
+        llm: [P, D] values of the LLM, in the same scale.
+        slm_weights: [P] how much each row counts when the SLM teaches the LLM.
+        llm_weights: [P] how much each row counts when the LLM teaches the SLM.
+    """
+
+    slm: Tensor
+    llm: Tensor
+    slm_weights: Tensor
+    llm_weights: Tensor
+
+
+@dataclass(frozen=True)
 class Rows:
     """The outputs of both models, matched row by row, for distillation.
 
@@ -63,12 +80,16 @@ class Rows:
         llm: [P, V] logits of the LLM over the same space.
         slm_targets: [P] int64, the correct column of each row for the SLM, or `UNLABELLED`.
         llm_targets: [P] int64, the same for the LLM. They differ only if the models have different tokenizers.
+        weights: [P] how much each row counts in the mean of the divergence; None if all rows count alike.
+        values: continuous outputs that are distilled beside the logits; None if there are none.
     """
 
     slm: Tensor
     llm: Tensor
     slm_targets: Tensor
     llm_targets: Tensor
+    weights: Tensor | None = None
+    values: Values | None = None
 
 
 class Modality(ABC):
@@ -80,6 +101,8 @@ class Modality(ABC):
         name: name of the task, for reports.
         metric: name of the main metric, for reports.
         causal_lm: whether the models are causal language models of transformers, as PEFT needs to know.
+        scores_together: whether `score` gets all examples in one call, for metrics that are no mean over examples. It
+            then makes batches of its own.
         options: everything besides models and examples that outputs and scores depend on, as plain values for cache
             keys.
     """
@@ -87,6 +110,7 @@ class Modality(ABC):
     name: str
     metric: str = "accuracy"
     causal_lm: ClassVar[bool] = False
+    scores_together: ClassVar[bool] = False
     options: Mapping[str, Any] = {}
 
     # models

@@ -9,6 +9,9 @@ Models", arXiv 2411.11707, eq. 4-6 and Algorithm 1:
 Both models step on the same batch, from the same pair of forward passes. If their rows have to be matched first, for
 example because the models have different tokenizers, the modality's `align` matches them. The KL is computed on the
 matched rows, and each cross-entropy on the model's own rows.
+
+If the models also have continuous outputs, such as boxes, the weighted mean of their L1 distance is added to the KL of
+each direction, with the same λ and the teacher detached (`Rows.values`).
 """
 
 import random
@@ -24,7 +27,7 @@ from fedcollm.config import DistillationConfig, ServerConfig
 from fedcollm.modalities.base import Modality, Rows, matched, outputs
 from fedcollm.progress import track
 from fedcollm.training.batches import step_batches, step_count
-from fedcollm.training.divergences import divergence, uncertainty
+from fedcollm.training.divergences import distance, divergence, uncertainty
 from fedcollm.training.fine_tuning import check_finite, check_finite_weights, check_loss
 from fedcollm.training.optimizers import Stepper
 
@@ -58,7 +61,8 @@ class Losses:
     Attributes:
         slm: supervised loss of the SLM, CE(z_g, y).
         llm: supervised loss of the LLM, CE(z_f, y).
-        kl: the divergence in the SLM's loss, without λ: with `forward_kl`, τ² KL(p_f ‖ p_g).
+        kl: the divergence in the SLM's loss, without λ: with `forward_kl`, τ² KL(p_f ‖ p_g); plus the distance of
+            continuous outputs, if any.
         total: L_g + L_f.
     """
 
@@ -102,13 +106,22 @@ def mutual_losses(
         slm_unsure, llm_unsure = uncertainty(rows.slm, rows.slm_targets), uncertainty(rows.llm, rows.llm_targets)
         slm_taught, llm_taught = llm_unsure < slm_unsure, slm_unsure < llm_unsure
     if weight:
-        kl = divergence(rows.llm, rows.slm, settings.temperature, settings.divergence, slm_taught)
+        kl = _taught("llm", rows, settings, slm_taught)
         total = total + weight * kl
     if llm_weight:
-        total = total + llm_weight * divergence(
-            rows.slm, rows.llm, settings.temperature, settings.divergence, llm_taught
-        )
+        total = total + llm_weight * _taught("slm", rows, settings, llm_taught)
     return Losses(slm_loss, llm_loss, kl, total)
+
+
+def _taught(teacher: str, rows: Rows, settings: DistillationConfig, taught: Tensor | None) -> Tensor:
+    """Return what the model of this role teaches the other one: the divergence, plus the distance of values, if any."""
+    pair = (rows.llm, rows.slm) if teacher == "llm" else (rows.slm, rows.llm)
+    loss = divergence(*pair, settings.temperature, settings.divergence, taught, rows.weights)
+    if (values := rows.values) is None:
+        return loss
+    if teacher == "llm":
+        return loss + distance(values.llm, values.slm, values.llm_weights, taught)
+    return loss + distance(values.slm, values.llm, values.slm_weights, taught)
 
 
 def distil(

@@ -68,6 +68,7 @@ def divergence(
     temperature: float = 1.0,
     kind: str = "forward_kl",
     taught: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return τ² times the divergence of the softened distributions, as a mean over rows.
 
@@ -77,6 +78,7 @@ def divergence(
         temperature: τ; the factor τ² keeps the scale of the gradient (Hinton et al., arXiv 1503.02531).
         kind: a key of `DIVERGENCES`.
         taught: [P] bool, the rows that count; all other rows are zeros in the mean. None means that all rows count.
+        weights: [P], for a weighted mean. None means that all rows weigh the same.
 
     Returns:
         A scalar. It is 0 if there are no rows. It is also 0 for equal logits: exactly for the forward and the reverse
@@ -87,7 +89,26 @@ def divergence(
     rows = DIVERGENCES[kind](log_teacher, log_student)
     if taught is not None:
         rows = rows * taught
+    if weights is not None:
+        return temperature**2 * _weighted_mean(rows, weights)
     return temperature**2 * rows.sum() / max(len(student), 1)
+
+
+def distance(teacher: Tensor, student: Tensor, weights: Tensor, taught: Tensor | None = None) -> Tensor:
+    """Return the L1 distance of continuous outputs, as a weighted mean over rows; 0 if no row has a weight.
+
+    Args:
+        teacher: [P, D]; the teacher gets no gradient.
+        student: [P, D].
+        weights: [P], how much each row counts.
+        taught: as in `divergence`.
+    """
+    rows = (student - teacher.detach()).abs().sum(-1)
+    return _weighted_mean(rows if taught is None else rows * taught, weights)
+
+
+def _weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
+    return (weights * rows).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def uncertainty(logits: Tensor, targets: Tensor) -> Tensor:

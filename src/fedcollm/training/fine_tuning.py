@@ -170,13 +170,16 @@ def evaluate(
         modality: scores batches.
         model: the model; it is left in evaluation mode.
         examples: any number of examples.
-        batch_size: number of examples per batch; the examples of a batch are of similar size.
+        batch_size: number of examples per batch; the examples of a batch are of similar size. A modality that
+            `scores_together` makes batches of its own.
         where: name of the loop, for progress.
 
     Returns:
         The exact sum of the scores of all batches.
     """
-    batches, total = like_sized(modality, examples, batch_size), Score({}, 0)
+    whole = [list(range(len(examples)))] if examples else []
+    batches = whole if modality.scores_together else like_sized(modality, examples, batch_size)
+    total = Score({}, 0)
     model.eval()
     with torch.inference_mode():
         for batch in track(batches, where, total=len(batches)):

@@ -1,0 +1,138 @@
+"""Read the user's own images with boxes, in the formats of COCO and of Pascal VOC.
+
+COCO: a directory with `train.json` and possibly `test.json` (or `dev.json` or `val.json`), `public.json` and
+`unlabelled.json`. The images are in its folder `images` if there is one, or else beside these files. A client is what
+an image's key `task.format.group` says, or else the folder that its `file_name` begins with.
+
+Pascal VOC: a directory with `ImageSets/Main/train.txt` and such lists of names as above, `Annotations/NAME.xml` and
+`JPEGImages/NAME.jpg` (or another suffix of an image). A client is the folder that a name begins with.
+
+Every image is decoded once here. No path leaves the folder of the data, also not by a symbolic link.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from fedcollm.config import FormatConfig
+from fedcollm.data.coco_files import coco_classes, coco_images
+from fedcollm.data.files import check_ids
+from fedcollm.data.labelled_images import LabelledImage
+from fedcollm.data.media_files import inside
+from fedcollm.data.pool import Pool
+from fedcollm.data.voc_files import voc_classes, voc_images
+from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import shorten
+from fedcollm.modalities.vision.boxes import DetectionExample
+from fedcollm.progress import track
+
+#: Part of a pool to the names that its file may have.
+_PARTS = {"train": ("train",), "test": ("test", "dev", "val"), "public": ("public",), "unlabelled": ("unlabelled",)}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the files of a format are, and how they are read.
+
+    Attributes:
+        lists: the folder of the files that list a part's images, relative to the data.
+        suffix: the suffix of these files.
+        images: returns the images of such a file, given it, the data's folder, and the format.
+        classes: returns the names of the classes of such a file, given it and the data's folder.
+    """
+
+    lists: str
+    suffix: str
+    images: Callable[[Path, Path, FormatConfig], list[LabelledImage]]
+    classes: Callable[[Path, Path], list[str]]
+
+
+#: `task.format.boxes` to its layout.
+_LAYOUTS: Mapping[str, _Layout] = {
+    "coco": _Layout(".", ".json", coco_images, coco_classes),
+    "voc": _Layout("ImageSets/Main", ".txt", voc_images, voc_classes),
+}
+
+
+def find_object_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
+    """Return the classes of a user's objects: those that are listed, or else all of the training data.
+
+    Args:
+        path: as in `load_objects`.
+        format: says which format the files have, and possibly the classes.
+
+    Raises:
+        UserError: the training data can't be read, or has no class.
+    """
+    if isinstance(format.choices, list):
+        classes = [choice.strip() for choice in format.choices]
+    else:
+        layout = _layout(format)
+        classes = layout.classes(_train(path, layout), path)
+    if not classes or len(set(classes)) < len(classes) or not all(classes):
+        raise UserError(
+            f"task.path: {path} has the classes {shorten(classes)}. Give at least one class, and each only once."
+        )
+    return tuple(classes)
+
+
+def load_objects(path: Path, format: FormatConfig, classes: Sequence[str]) -> Pool:
+    """Return the examples of a user's own images with boxes.
+
+    Args:
+        path: the directory of the data; see the description of this module.
+        format: which of the formats it has, and where the group is.
+        classes: names of the classes.
+
+    Raises:
+        UserError: a file, an image, a box or a class is invalid.
+    """
+    layout = _layout(format)
+    parts: dict[str, list[DetectionExample] | None] = {}
+    for part, names in _PARTS.items():
+        file = _train(path, layout) if part == "train" else _part(path, layout, names)
+        parts[part] = None if file is None else _examples(path, file, format, classes, part != "unlabelled")
+    return Pool(parts.pop("train") or [], **parts)
+
+
+def _layout(format: FormatConfig) -> _Layout:
+    return _LAYOUTS[str(format.boxes)]
+
+
+def _train(path: Path, layout: _Layout) -> Path:
+    """Return the file of the training data; raise UserError if there is none."""
+    found = _part(path, layout, _PARTS["train"])
+    if found is None:
+        wanted = (PurePosixPath(layout.lists) / f"train{layout.suffix}").as_posix()
+        raise UserError(f"task.path: {path} has no file {wanted}. Give the directory that has it.")
+    return found
+
+
+def _part(path: Path, layout: _Layout, names: Sequence[str]) -> Path | None:
+    """Return the file of a part; raise UserError if there are two."""
+    files = [path / layout.lists / f"{name}{layout.suffix}" for name in names]
+    found = [file for file in files if file.is_file()]
+    if len(found) > 1:
+        raise UserError(f"{path}: there are both {found[0].name} and {found[1].name}. Keep only one of them.")
+    return found[0] if found else None
+
+
+def _examples(
+    root: Path, file: Path, format: FormatConfig, classes: Sequence[str], labelled: bool
+) -> list[DetectionExample]:
+    """Return the examples of one part, each decoded once."""
+    images = _layout(format).images(file, root, format)
+    if not images:
+        raise UserError(f"{file} lists no images. Add some, or remove it.")
+    examples = [_example(one, classes, labelled) for one in track(images, f"reading {file.name}", total=len(images))]
+    check_ids(examples, [one.place for one in images])
+    return examples
+
+
+def _example(image: LabelledImage, classes: Sequence[str], labelled: bool) -> DetectionExample:
+    source = inside(image.folder, image.file, image.place, "image")
+    boxes = image.boxes if labelled else None
+    try:
+        return DetectionExample.read(image.id, source, classes, boxes, image.group, image.crowds if labelled else 0)
+    except UserError as error:
+        raise UserError(f"{image.place}: {error}") from None
