@@ -4,7 +4,8 @@ from tests.conftest import WORDS
 from tests.modalities.text.tiny_architectures import VOCABULARY, build
 from transformers import BloomConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from fedcollm.modalities.text.architectures import BRANCHING, PADDED, obeys_any_mask, tolerates_padding
+from fedcollm.errors import UserError
+from fedcollm.modalities.text.architectures import BRANCHING, PADDED, check_causal, obeys_any_mask, tolerates_padding
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.task import TextTask
 
@@ -92,3 +93,16 @@ def test_other_architectures_read_one_sequence_at_a_time(kind, tokenizer):
 
 def test_alibi_of_falcon_is_not_lost(tokenizer):
     check("falcon", tokenizer, alibi=True)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm"])
+def test_model_that_reads_in_both_directions_is_refused(kind):
+    switch = "causal" if kind == "xlm" else "is_decoder"
+    with pytest.raises(UserError, match=f"'m': {kind} reads a text in both directions"):
+        check_causal("m", build(kind, **{switch: False}).config)
+    check_causal("m", build(kind, **{switch: True}).config)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "bart", "llama"])
+def test_causal_model_is_let_through_whatever_its_configuration_lacks(kind):
+    check_causal("m", build(kind).config)

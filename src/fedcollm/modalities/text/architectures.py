@@ -7,6 +7,8 @@ none of them reads each sequence by itself, which is slow and always right.
 import math
 from typing import Any
 
+from fedcollm.errors import UserError
+
 # fmt: off
 #: Types (`config.model_type`) whose attention obeys any mask over pairs of columns, so that answers can share a prompt,
 #: as long as their layers are all of attention and no window is shorter than the sequences.
@@ -58,3 +60,22 @@ def obeys_any_mask(config: Any, columns: float = math.inf) -> bool:
 def tolerates_padding(config: Any) -> bool:
     """Return whether padding on the left, which the mask of padding hides, does not change a model's logits."""
     return config.model_type in BRANCHING or config.model_type in PADDED
+
+
+def check_causal(source: str, config: Any) -> None:
+    """Refuse a model that reads a text in both directions, such as BERT: it would see the answers that it predicts.
+
+    Args:
+        source: the source of the model, for the message.
+        config: the model's configuration.
+
+    Raises:
+        UserError: its configuration says so.
+    """
+    both = getattr(config, "is_decoder", None) is False or getattr(config, "causal", None) is False
+    if both and not tolerates_padding(config):  # the types in the tables are causal, whatever they say
+        raise UserError(
+            f"model source {source!r}: {config.model_type} reads a text in both directions, so it would see the answer "
+            "that it is to predict. Give a causal language model; if this one was trained as such, set is_decoder (for "
+            "XLM: causal) to true in its config.json."
+        )

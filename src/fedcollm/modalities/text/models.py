@@ -11,6 +11,7 @@ from torch import nn
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
+from fedcollm.modalities.text.architectures import check_causal
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.vocabulary import check_tokens
 from fedcollm.models.adapters import resolve_dtype
@@ -122,7 +123,9 @@ class TextModels:
         """
         place = base_directory(section.source, section.layers)
         dtype = resolve_dtype(section.dtype, device)
-        return load_causal_lm(place, dtype, section.attention, device.type).to(device)
+        network = load_causal_lm(place, dtype, section.attention, device.type)
+        check_causal(section.source, network.config)
+        return network.to(device)
 
     def prepare(self, section: ModelConfig) -> None:
         """Convert and cut the base network once, and keep the result in the cache.
@@ -142,7 +145,9 @@ class TextModels:
         """
         shape, auto_class = _shape(section), transformers_class("AutoModelForCausalLM")
         with torch.device("meta"):
-            return auto_class.from_config(shape)
+            network = auto_class.from_config(shape)
+        check_causal(section.source, network.config)
+        return network
 
     def slm_layers(self, slm: ModelConfig, llm: nn.Module) -> list[int]:
         """Return the index within the LLM of each layer of an SLM that consists of layers of the LLM."""
