@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedcollm.config import AdapterConfig, ClientConfig, ModelConfig, RunConfig
-from fedcollm.data.catalogue import BaseModels
+from fedcollm.data.modality_builders import BaseModels
 from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedcollm.config import ModelConfig
-from fedcollm.data.catalogue import BaseModels
+from fedcollm.data.modality_builders import BaseModels
 from fedcollm.messages import Adapter
 from fedcollm.modalities.text.models import TextModels, shape_text
 from fedcollm.models.adapters import parameter_counts, trainable

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedcollm.config import ModelConfig, RunConfig
-from fedcollm.data.catalogue import BaseModels
+from fedcollm.data.modality_builders import BaseModels
 from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.text.models import pair_facts
 from fedcollm.modalities.text.task import TextTask

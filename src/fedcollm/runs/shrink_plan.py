@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from fedcollm.config import HealingConfig, ModelConfig, RunConfig
-from fedcollm.data.catalogue import BaseModels, base_models
+from fedcollm.data.catalogue import base_models
+from fedcollm.data.modality_builders import BaseModels
 from fedcollm.data.texts import load_text, pieces
 from fedcollm.errors import SECTION, UserError, in_section
 from fedcollm.modalities.text.examples import TextExample

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, Wav2Vec2CTCTokenizer
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.speech import SpeechTask
 from fedcollm.modalities.audio.speech_models import convolutions, frames_of
 from fedcollm.modalities.audio.transcripts import SpeechExample, transcript
 from fedcollm.modalities.base import UNLABELLED
-from fedcollm.models.pretrained import from_pretrained
+from fedcollm.models.pretrained import from_pretrained, transformers_class
 
 _ADVICE = "Give the directory of a CTC model of transformers, such as wav2vec2, with its vocab.json."
 
@@ -66,7 +65,7 @@ class CtcTask(SpeechTask):
         Raises:
             UserError: there is none.
         """
-        return from_pretrained(Wav2Vec2CTCTokenizer, source, _ADVICE)
+        return from_pretrained(transformers_class("Wav2Vec2CTCTokenizer"), source, _ADVICE)
 
     def frames(self, samples: int) -> int:
         """Return the number of frames that the convolutions make of so many samples."""
@@ -164,7 +163,7 @@ def _convolutions(source: str) -> tuple[tuple[int, int], ...]:
     Raises:
         UserError: the directory can't be read, or its model has none.
     """
-    shape = from_pretrained(AutoConfig, source, _ADVICE)
+    shape = from_pretrained(transformers_class("AutoConfig"), source, _ADVICE)
     if not hasattr(shape, "conv_kernel"):
         raise UserError(f"model source {source!r} has no convolutions on samples. {_ADVICE}")
     return convolutions(shape)

@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import WhisperFeatureExtractor, WhisperTokenizer
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio import speech_models
@@ -15,7 +14,7 @@ from fedcollm.modalities.audio.features import Extractor
 from fedcollm.modalities.audio.speech import SpeechTask
 from fedcollm.modalities.audio.transcripts import SpeechExample, transcript
 from fedcollm.modalities.base import UNLABELLED
-from fedcollm.models.pretrained import from_pretrained
+from fedcollm.models.pretrained import from_pretrained, transformers_class
 
 _ADVICE = "Give the directory of a Whisper model of transformers, with its tokenizer and its feature extractor."
 
@@ -82,7 +81,7 @@ class WhisperTask(SpeechTask):
         Raises:
             UserError: there is none.
         """
-        return from_pretrained(WhisperTokenizer, source, _ADVICE)
+        return from_pretrained(transformers_class("WhisperTokenizer"), source, _ADVICE)
 
     def read_features(self, source: str, longest: float) -> Extractor:
         """Return the feature extractor in a model's directory, for clips of at most `longest` seconds.
@@ -92,7 +91,7 @@ class WhisperTask(SpeechTask):
         """
         features = Extractor(source)
         own = features.own
-        if type(own) is not WhisperFeatureExtractor or not 0 < longest <= own.chunk_length:
+        if type(own) is not transformers_class("WhisperFeatureExtractor") or not 0 < longest <= own.chunk_length:
             raise UserError(f"{self.name}: clips of {longest:g} s do not fit {source!r}. {_ADVICE}")
         own.n_samples = round(longest * own.sampling_rate)
         own.nb_max_frames = own.n_samples // own.hop_length
@@ -179,7 +178,7 @@ def language_prompt(language: str | None, source: str) -> tuple[str, ...]:
     if language is None:
         return ()
     tokens = ("<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
-    known: Mapping[str, int] = from_pretrained(WhisperTokenizer, source, _ADVICE).get_vocab()
+    known: Mapping[str, int] = from_pretrained(transformers_class("WhisperTokenizer"), source, _ADVICE).get_vocab()
     if not all(token in known for token in tokens):
         raise UserError(
             f"task.format.language: {source!r} has no language {language!r}. Give its code, such as en, or set "
