@@ -16,10 +16,12 @@ from fedcollm.runs.runner import evaluate_run
 @pytest.fixture
 def finished(tiny_config, tmp_path):
     """A run of one round on data and models of its own, and its configuration."""
-    data, model = tmp_path / "words.jsonl", tmp_path / "model"
+    data = tmp_path / "words.jsonl"
     shutil.copy(tiny_config.task.path, data)
-    shutil.copytree(tiny_config.slm.source, model)
-    config = changed(tiny_config, {"task.path": data, "slm.source": str(model), "federation.rounds": 1})
+    for role in ("slm", "llm"):
+        shutil.copytree(getattr(tiny_config, role).source, tmp_path / role)
+    models = {f"{role}.source": str(tmp_path / role) for role in ("slm", "llm")}
+    config = changed(tiny_config, {"task.path": data, **models, "federation.rounds": 1})
     config = changed(config, {"slm.dtype": "float32", "llm.dtype": "float32"})
     fedcollm.run(config, tmp_path / "run")
     return config, tmp_path / "run"
@@ -74,3 +76,41 @@ def test_order_counts_in_a_digest():
     one, other = ({"id": name} for name in "ab")
     assert digest_of([one, other]) != digest_of([other, one])
     assert digest_of([one]) == digest_of([{"id": "a"}])
+
+
+def test_run_is_not_scored_with_another_configuration(finished):
+    config, out = finished
+    rewrite(Path(config.slm.source) / "config.json", {'"silu"': '"relu"'})
+    with pytest.raises(UserError, match=r"configuration of slm \(slm.source"):
+        evaluate_run(out, "slm")
+
+
+def test_run_is_not_scored_with_another_tokenizer(finished):
+    config, out = finished
+    for model in (config.slm, config.llm):
+        rewrite(Path(model.source) / "tokenizer.json", {'"colour": 12': '"colour": 13', '"animal": 13': '"animal": 12'})
+    with pytest.raises(UserError, match=r"preprocessing of slm, preprocessing of llm \(slm.source.*llm.source"):
+        evaluate_run(out, "slm")
+
+
+def rewrite(file: Path, changes: dict[str, str]) -> None:
+    """Change the text of a file, which must have all that is to be changed."""
+    text = file.read_text(encoding="utf-8")
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    file.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"null", b"[]", b"[{}]", b"5", b'{"a": 1}', b"\xff", b"[" * 5000])
+def test_damaged_record_is_named(finished, content):
+    _, out = finished
+    (out / "identity.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"identity\.json is damaged"):
+        evaluate_run(out, "slm")
+
+
+def test_run_without_a_record_is_let_through(finished):
+    _, out = finished
+    (out / "identity.json").unlink()
+    assert evaluate_run(out, "slm").count

@@ -8,9 +8,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from fedcollm.config import RunConfig, TaskConfig
@@ -20,8 +21,14 @@ from fedcollm.errors import UserError
 from fedcollm.runs import directory as directories
 from fedcollm.training.distillation import ModelPair
 
+#: Keys of a network's configuration that do not change what it computes.
+_INCIDENTAL = ("transformers_version", "dtype", "torch_dtype", "architectures", "name_or_path")
+
 #: What a run is made of, under a name for messages, to its digest; None where none can be computed.
 Identity = dict[str, str | None]
+
+#: The form of `identity.json`: what the run began with, then what was accepted instead.
+_ENTRIES = TypeAdapter(Annotated[list[Annotated[Identity, Field(min_length=1)]], Field(min_length=1)])
 
 
 def identity_of(task: TaskConfig, split: Split, pair: ModelPair) -> Identity:
@@ -36,7 +43,8 @@ def identity_of(task: TaskConfig, split: Split, pair: ModelPair) -> Identity:
     files = {f"file {file}": _file_digest(file) for file in _data_files(task.path)}
     examples = {f"examples: {name}": _digest_or_none(part) for name, part in parts.items()}
     bases = dict(base for role, model in pair.models().items() for base in _bases(role, model))
-    return {**files, **examples, **bases}
+    read = {f"preprocessing of {role}": _plain_digest(pair.modality.of(role).to_wire()) for role in pair.models()}
+    return {**files, **examples, **bases, **read}
 
 
 def check(directory: Path, config: RunConfig, now: Identity) -> None:
@@ -64,21 +72,47 @@ def record(directory: Path, now: Identity) -> None:
     """Write the digests of what a run is made of, after those of before if they are not the same."""
     before = _recorded(directory)
     if any(name not in before or before[name] != digest for name, digest in now.items()):
-        known: list[Identity] = directories.read_json(directory, directories.IDENTITY) or []
-        directories.write_json(directory, directories.IDENTITY, [*known, now])
+        directories.write_json(directory, directories.IDENTITY, [*_entries(directory), now])
 
 
 def _recorded(directory: Path) -> Identity:
-    known: list[Identity] = directories.read_json(directory, directories.IDENTITY) or []
+    """Return the digests that a run recorded, the latest of each name; nothing if it has no record.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    known = _entries(directory)
     return {name: digest for one in known for name, digest in one.items()}
+
+
+def _entries(directory: Path) -> list[Identity]:
+    file = directory / directories.IDENTITY
+    if not file.is_file():
+        return []
+    try:
+        return _ENTRIES.validate_json(file.read_bytes(), strict=True)
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged, so nobody can say whether the run's data and base models are still the same. Restore "
+            "it, or delete it if you know that they are."
+        ) from error
 
 
 def _sources(config: RunConfig, changed: Iterable[str]) -> str:
     """Return the keys of the configuration that name what changed, with their values."""
     keys = {"slm": f"slm.source: {config.slm.source}", "llm": f"llm.source: {config.llm.source}"}
     task = f"task.path: {config.task.path}" if config.task.path else f"task.name: {config.task.name}"
-    named = (keys.get(name.removeprefix("weights of ").partition(" ")[0], task) for name in changed)
+    named = (keys.get(_role(name), task) for name in changed)
     return ", ".join(dict.fromkeys(named))
+
+
+def _role(name: str) -> str:
+    """Return the role whose model a name is about.
+
+    >>> _role("weights of slm in float32"), _role("preprocessing of llm"), _role("examples: public")
+    ('slm', 'llm', '')
+    """
+    return name.partition(" of ")[2].partition(" ")[0]
 
 
 def _data_files(path: Path | None) -> Iterator[Path]:
@@ -94,6 +128,10 @@ def _file_digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _plain_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+
+
 def _digest_or_none(examples: Iterable[Any]) -> str | None:
     """Return the digest of examples; None if those of somebody's own modality have no plain form."""
     try:
@@ -103,12 +141,15 @@ def _digest_or_none(examples: Iterable[Any]) -> str | None:
 
 
 def _bases(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield a name and the digest of the frozen weights of a model, or nothing if it has none."""
+    """Yield names and digests of the configuration and the frozen weights of a model, if it has these."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+    if (shape := getattr(model, "config", None)) is not None and hasattr(shape, "to_dict"):
+        kept = {name: value for name, value in shape.to_dict().items() if name not in _INCIDENTAL and name[:1] != "_"}
+        yield f"configuration of {role}", _plain_digest(json.loads(json.dumps(kept, default=str)))
     if frozen:
         dtype = str(next(iter(frozen.values())).dtype).removeprefix("torch.")
-        yield f"weights of {role} in {dtype}", hashlib.sha256(json.dumps(_plain(frozen)).encode()).hexdigest()
+        yield f"weights of {role} in {dtype}", _plain_digest(frozen)
 
 
 def digest_of(examples: Iterable[Any]) -> str:

@@ -24,6 +24,7 @@ from fedcollm.modalities.audio.transcripts import (
 )
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.exhibits import Answer, Exhibit
+from fedcollm.modalities.tokenizers import tokenizer_digest
 
 
 class SpeechTask(SpeechModels, Modality):
@@ -47,7 +48,12 @@ class SpeechTask(SpeechModels, Modality):
         self.tokenizer: Any = self.read_tokenizer(slm)
         self.features: Extractor = self.read_features(slm, longest)
         self.reader: Reader = Reader(self.features.rate, min(longest, self.features.longest))
-        self.options: Mapping[str, Any] = {"longest": longest, **self.features.options, "source": slm}
+        self.options: Mapping[str, Any] = {
+            "longest": longest,
+            **self.features.options,
+            "source": slm,
+            "tokenizer": tokenizer_digest(self.tokenizer),
+        }
         self._other: tuple[str, Extractor] | None = None
         if llm is not None and llm != slm:
             same_columns(name, self.tokenizer.get_vocab(), self.read_tokenizer(llm).get_vocab())

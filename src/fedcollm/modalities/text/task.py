@@ -23,6 +23,7 @@ from fedcollm.modalities.text.examples import TextExample, example_lines, read_e
 from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
 from fedcollm.modalities.text.models import TextModels
 from fedcollm.modalities.text.vocabulary import check_known
+from fedcollm.modalities.tokenizers import tokenizer_digest
 
 #: Number of rows of logits that are converted to float32 at once when choices are scored.
 _ROWS_AT_ONCE = 64
@@ -90,7 +91,7 @@ class TextTask(TextModels, Modality):
             "context_length": context_length,
             "metric": self.main_metric,
             "start": list(start),
-            "tokenizer": getattr(tokenizer, "name_or_path", None),
+            "tokenizer": tokenizer_digest(tokenizer),
         }
         self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._truncated: set[str] = set()
