@@ -15,6 +15,8 @@ from fedcollm.data.partition import check_classes, describe, partition, split
 from fedcollm.data.pool import Pool, Split
 from fedcollm.data.sources.qa import load_qa
 from fedcollm.errors import UserError
+from fedcollm.modalities.audio.recordings import Recording
+from fedcollm.modalities.audio.transcripts import SpeechExample
 from fedcollm.modalities.text.examples import TextExample
 
 KINDS = ["iid", "dirichlet", "shards", "natural", "quantity", "pooled"]
@@ -393,7 +395,7 @@ def test_describe_does_not_list_free_answers() -> None:
     assert describe(parts)["clients"] == {"0": {"all": 31}}
     assert describe(parts)["public"] == {"all": 1}
     few = Split([], {"0": many[:2]}, many[32:])
-    assert describe(few)["clients"] == {"0": {"answer 0": 1, "answer 1": 1}}
+    assert describe(few)["clients"] == {"0": {"all": 2}}
 
 
 def test_describe_lists_many_classes_of_a_choice() -> None:
@@ -441,3 +443,10 @@ def test_unlabelled_examples_that_stand_elsewhere_are_dropped_and_too_few_are_re
     assert sorted(ids(parts.public[4:])) == ["200", "201", "202"]
     with pytest.raises(UserError, match=r"4 unlabelled examples are needed \(task.unlabelled_size 4\)"):
         split(Pool(examples(20), unlabelled=own), config(unlabelled_size=4), 0)
+
+
+def test_free_answers_are_not_written_into_the_summary():
+    clips = [SpeechExample(str(i), Recording(b"", str(i)), f"patient {i} is ill") for i in range(4)]
+    summary = describe(Split(clips[:1], {"a": clips[1:3]}, clips[3:]))
+    assert (summary["clients"], summary["public"]) == ({"a": {"all": 2}}, {"all": 1})
+    assert "patient" not in json.dumps(summary)

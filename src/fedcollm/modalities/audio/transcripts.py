@@ -32,6 +32,11 @@ class SpeechExample:
     group: str | None = None
 
     @property
+    def has_free_label(self) -> bool:
+        """True: a transcript is a text and no class, so it is neither counted nor written into a run's record."""
+        return True
+
+    @property
     def content(self) -> str:
         """A digest of the encoded recording.
 
