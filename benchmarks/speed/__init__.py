@@ -15,5 +15,6 @@ A row (B1 to B6) is a module with `CASES`, a list of plain dicts, each a pair of
     dtype                      with "flops" among our figures: the matrix-product rate to compare with; optional
 
 Everything else in a case is its own. The figures of both sides go to `same` for every pair of repetitions; those named
-`*seconds` are kept as medians. A side that starts processes of its own puts their "peak_bytes" among its figures; else it is the worker's own.
+`*seconds` are kept as medians. A side that starts processes of its own puts their "peak_bytes" among its figures; else
+it is the worker's own.
 """
