@@ -120,9 +120,7 @@ def trainer(case: dict) -> Callable[[], dict]:
     from fedcollm.models.adapters import read_adapter
 
     with made(case) as work:
-        model = _network(work)
-        for parameter in model.parameters():  # out of the mapped file, as ours are
-            parameter.data = parameter.data.clone()
+        model = _unmapped(_network(work))
         rows = work.rows([example for batch in batches(work, case["batch_size"]) for example in batch])
     initial = read_adapter(model)
 
@@ -173,6 +171,13 @@ def _network(work: Work) -> nn.Module:
 
     network = work.task.load_model(work.section, "slm", torch.device("cpu"), SEED)
     return adapted(network, work.section.adapter, work.task, SEED, "bench")
+
+
+def _unmapped(model: nn.Module) -> nn.Module:
+    """The network with its weights copied out of the mapped file, as ours are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
 
 
 def _timed(losses: Callable[[], Sequence[float]], prepare: Callable[[], Callable[[], object]]) -> dict:

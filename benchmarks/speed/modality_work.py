@@ -6,7 +6,6 @@ own feature extractor in the collator, unless the case says `"features": "before
 """
 
 import contextlib
-import io
 import json
 import math
 import tempfile
@@ -15,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.speed.modality_data import RATE, SPECIAL, pngs, prepare_images, recordings, spoken, whisper_tokenizer
 from fedcollm.config import ModelConfig
 from fedcollm.modalities.base import UNLABELLED, Modality
 
 CLASSES = ("cat", "dog", "fox", "hen", "owl")
-WORDS = ("yes", "no", "left", "right", "stop", "go", "up", "down")
-RATE = 16_000
 
 Rows = list[dict[str, Any]]
 
@@ -67,11 +64,11 @@ def _images(case: dict, place: Path) -> Work:
     from fedcollm.modalities.vision.preprocessing import load_preprocessor
 
     ViTForImageClassification(ViTConfig(num_labels=len(CLASSES), **case["shape"])).save_pretrained(place)
-    _prepare_images(place, "ViTImageProcessor", case["shape"]["image_size"])
+    prepare_images(place, "ViTImageProcessor", case["shape"]["image_size"])
     task = ImageFileTask("images", CLASSES, load_preprocessor(_section(place)))
     examples = [
         ImageFile.read(str(number), content, CLASSES, number % len(CLASSES))
-        for number, content in enumerate(_pngs(case["examples"], case["shape"]["image_size"]))
+        for number, content in enumerate(pngs(case["examples"], case["shape"]["image_size"]))
     ]
     task.collate(examples)  # decodes and keeps them
 
@@ -85,26 +82,17 @@ def _detection(case: dict, place: Path) -> Work:
     """Detection: a YOLOS, and images of noise with one to three boxes."""
     from transformers import YolosConfig, YolosForObjectDetection
 
-    from fedcollm.modalities.vision.boxes import Box, DetectionExample
+    from fedcollm.modalities.vision.boxes import DetectionExample
     from fedcollm.modalities.vision.detection import DetectionTask
     from fedcollm.modalities.vision.detection_pixels import pixels_of
 
     YolosForObjectDetection(YolosConfig(num_labels=len(CLASSES), **case["shape"])).save_pretrained(place)
     side = case["shape"]["image_size"][0]
-    _prepare_images(place, "YolosImageProcessor", side)
+    prepare_images(place, "YolosImageProcessor", side)
     task = DetectionTask("detection", CLASSES, pixels_of(_section(place)))
-    corner = side / 4
     examples = [
-        DetectionExample.read(
-            str(number),
-            content,
-            CLASSES,
-            [
-                Box(i * corner, i, (i + 1) * corner, 2 * corner, CLASSES[(number + i) % 5])
-                for i in range(1 + number % 3)
-            ],
-        )
-        for number, content in enumerate(_pngs(case["examples"], side))
+        DetectionExample.read(str(number), content, CLASSES, _boxes(number, side / 4))
+        for number, content in enumerate(pngs(case["examples"], side))
     ]
     task.collate(examples)
 
@@ -116,13 +104,23 @@ def _detection(case: dict, place: Path) -> Work:
             if known is not None
         ]
 
-    def collate(some: Rows) -> dict[str, Any]:
-        return {
-            "pixel_values": torch.stack([row["pixel_values"] for row in some]),
-            "labels": [row["labels"] for row in some],
-        }
+    return Work(task, _section(place), examples, rows, _stacked_images)
 
-    return Work(task, _section(place), examples, rows, collate)
+
+def _boxes(number: int, corner: float) -> list[Any]:
+    """One to three boxes of an image, side by side."""
+    from fedcollm.modalities.vision.boxes import Box
+
+    return [
+        Box(i * corner, i, (i + 1) * corner, 2 * corner, CLASSES[(number + i) % len(CLASSES)])
+        for i in range(1 + number % 3)
+    ]
+
+
+def _stacked_images(some: Rows) -> dict[str, Any]:
+    """The collator of detection: images are stacked, and their boxes stay a list."""
+    pixels = torch.stack([row["pixel_values"] for row in some])
+    return {"pixel_values": pixels, "labels": [row["labels"] for row in some]}
 
 
 def _audio(case: dict, place: Path) -> Work:
@@ -139,7 +137,7 @@ def _audio(case: dict, place: Path) -> Work:
     task = AudioFileTask("audio", CLASSES, _section(place), None, case["seconds"])
     examples = [
         AudioExample(str(number), recording, CLASSES[number % len(CLASSES)], None, CLASSES)
-        for number, recording in enumerate(_recordings(case))
+        for number, recording in enumerate(recordings(case))
     ]
 
     def labels(some: Rows) -> dict[str, Any]:
@@ -169,7 +167,7 @@ def _ctc(case: dict, place: Path) -> Work:
     (place / "letters.json").write_text(json.dumps({letter: number for number, letter in enumerate(letters)}))
     Wav2Vec2CTCTokenizer(str(place / "letters.json")).save_pretrained(place)
     task = CtcTask("ctc", str(place), None, case["seconds"])
-    examples = _spoken(case)
+    examples = spoken(case)
 
     def labels(some: Rows) -> dict[str, Any]:
         written = torch.nn.utils.rnn.pad_sequence([row["target"] for row in some], True, UNLABELLED)
@@ -189,8 +187,8 @@ def _whisper(case: dict, place: Path) -> Work:
 
     from fedcollm.modalities.audio.whisper import WhisperTask
 
-    tokenizer = _whisper_tokenizer()
-    end, start = (tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL[:2])
+    tokenizer = whisper_tokenizer()
+    end, start = (tokenizer.convert_tokens_to_ids(token) for token in SPECIAL[:2])
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
     shape = WhisperConfig(begin_suppress_tokens=None, suppress_tokens=None, **ids, **case["shape"])
     shape.max_source_positions = math.ceil(100 * case["seconds"]) // 2
@@ -198,7 +196,7 @@ def _whisper(case: dict, place: Path) -> Work:
     tokenizer.save_pretrained(place)
     WhisperFeatureExtractor(shape.num_mel_bins, chunk_length=case["seconds"]).save_pretrained(place)
     task = WhisperTask("whisper", str(place), None, float(case["seconds"]))
-    examples = _spoken(case)
+    examples = spoken(case)
 
     def labels(some: Rows) -> dict[str, Any]:
         read = torch.nn.utils.rnn.pad_sequence([row["read"] for row in some], True, end)
@@ -260,67 +258,3 @@ KINDS: Mapping[str, Callable[[dict, Path], Work]] = {
 _QUIET = dict.fromkeys(
     ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout"), 0.0
 )
-
-_SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
-
-
-def _whisper_tokenizer() -> Any:
-    """A tokenizer whose tokens are letters."""
-    from transformers import WhisperTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["Ġ", *letters, *(f"Ġ{letter}" for letter in letters), *_SPECIAL]
-    return WhisperTokenizer(
-        vocab={token: number for number, token in enumerate(tokens)},
-        merges=[("Ġ", letter) for letter in letters],
-        unk_token=_SPECIAL[0],
-        additional_special_tokens=list(_SPECIAL),
-    )
-
-
-def _prepare_images(place: Path, kind: str, side: int) -> None:
-    """Say how the model's images are prepared: scaled to a square, and from 0...255 to -1...1."""
-    half = [0.5] * 3
-    settings = {
-        "image_processor_type": kind, "do_resize": True, "size": {"height": side, "width": side}, "resample": 2,
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": half, "image_std": half,
-    }  # fmt: skip
-    (place / "preprocessor_config.json").write_text(json.dumps(settings))
-
-
-def _pngs(count: int, side: int) -> Iterator[bytes]:
-    """Images of noise of twice the side that the model reads, as PNG files."""
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
-    for _ in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
-        file = io.BytesIO()
-        coarse.resize((2 * side, 2 * side)).save(file, "PNG")
-        yield file.getvalue()
-
-
-def _recordings(case: dict) -> Iterator[Any]:
-    """Clips of noise, from half of the case's `seconds` to all of them, as FLAC files."""
-    import soundfile
-
-    from fedcollm.modalities.audio.recordings import Recording
-
-    generator = np.random.default_rng(0)
-    for number in range(case["examples"]):
-        samples = round(RATE * case["seconds"] * (0.5 + 0.5 * (number % 5) / 4))
-        file = io.BytesIO()
-        soundfile.write(file, 0.1 * generator.standard_normal(samples), RATE, format="FLAC")
-        yield Recording(file.getvalue(), f"clip {number}")
-
-
-def _spoken(case: dict) -> list[Any]:
-    """Clips with transcripts of about two words a second."""
-    from fedcollm.modalities.audio.transcripts import SpeechExample
-
-    words = math.ceil(case["seconds"])
-    said = [" ".join(WORDS[(number + i) % len(WORDS)] for i in range(words)) for number in range(case["examples"])]
-    return [
-        SpeechExample(str(number), recording, text)
-        for number, (recording, text) in enumerate(zip(_recordings(case), said, strict=True))
-    ]

@@ -285,22 +285,31 @@ def test_largest_tensor_of_a_step_is_the_output_of_gate_and_up():
     assert products(fused)[1] == 8 * (2 * 32 + 2 * 4)
 
 
-@pytest.mark.parametrize("kind", ["whisper", "detr"])
+#: Kind to a function that makes a network in which not all of q, k and v read one input, and what it reads.
+CROSSED = {
+    "whisper": (
+        lambda: WhisperForConditionalGeneration(TINY_WHISPER),
+        {
+            "input_features": torch.linspace(-1, 1, 160).reshape(1, 8, 20),
+            "decoder_input_ids": torch.tensor([[1, 2, 3]]),
+        },
+    ),
+    "detr": (lambda: TINY["detr"](3, 4), {"pixel_values": torch.ones(1, 3, 64, 64)}),
+}
+
+
+@pytest.mark.parametrize("kind", CROSSED)
 def test_layers_with_two_inputs_are_computed_once_for_each(kind, monkeypatch):
-    def network() -> nn.Module:
-        torch.manual_seed(0)
-        return TINY["detr"](3, 4) if kind == "detr" else WhisperForConditionalGeneration(TINY_WHISPER)
+    make, inputs = CROSSED[kind]
 
     def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
-        values = torch.ones(1, 3, 64, 64) if kind == "detr" else torch.linspace(-1, 1, 160).reshape(1, 8, 20)
-        inputs = {"pixel_values": values} if kind == "detr" else {"input_features": values}
-        inputs |= {} if kind == "detr" else {"decoder_input_ids": torch.tensor([[1, 2, 3]])}
         model(**inputs).logits.square().sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
 
     models, calls = [], []
     for _ in range(2):
-        model = add_adapter(network(), causal_lm=False, rank=2, targets=["q_proj", "k_proj", "v_proj"])
+        torch.manual_seed(0)
+        model = add_adapter(make(), causal_lm=False, rank=2, targets=["q_proj", "k_proj", "v_proj"])
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 nn.init.constant_(parameter, 0.1)
