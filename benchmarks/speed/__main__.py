@@ -13,7 +13,14 @@ from benchmarks.speed.pairs import THREADS, SideError, measure
 from benchmarks.speed.results import COLUMNS, TABLE, line, remember_rates, render, store
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = {"B1": "fine_tuning", "B2": "distillation", "B3": "scoring", "B4": "simulation", "B5": "end_to_end"}
+ROWS = {
+    "B1": "fine_tuning",
+    "B2": "distillation",
+    "B3": "scoring",
+    "B4": "simulation",
+    "B5": "end_to_end",
+    "B6": "modalities",
+}
 
 
 def main() -> int:

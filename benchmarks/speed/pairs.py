@@ -53,7 +53,8 @@ class Side:
 @contextlib.contextmanager
 def running(case: dict, side: str) -> Iterator[Side]:
     """A side's process, loaded; threads are pinned, and no hub is asked for anything."""
-    pinned = {"OMP_NUM_THREADS": THREADS, "MKL_NUM_THREADS": THREADS, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    threads = case.get("threads", THREADS)
+    pinned = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     command = [sys.executable, "-m", "benchmarks.speed.worker", case[side], json.dumps(case)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -121,8 +122,8 @@ def _apart(case: dict, repetitions: int) -> list[dict[str, Any]]:
 
 
 def _summary(figures: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds of every repetition, largest memory, and the plain figures of the last repetition."""
+    """Seconds of every repetition, their medians, largest memory, and the plain figures of the last repetition."""
     plain = {name: value for name, value in figures[-1].items() if isinstance(value, (int, float, str))}
     memory = {name: max(f[name] for f in figures) for name in plain if name.endswith("_bytes")}
-    seconds = [f["seconds"] for f in figures]
-    return {**plain, **memory, "seconds": statistics.median(seconds), "each_seconds": seconds}
+    medians = {name: statistics.median(f[name] for f in figures) for name in plain if name.endswith("seconds")}
+    return {**plain, **memory, **medians, "each_seconds": [f["seconds"] for f in figures]}

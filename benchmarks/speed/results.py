@@ -15,8 +15,9 @@ TABLE = DIRECTORY / "RESULTS.md"
 HEAD = """# Speed: fedcollm beside its peers
 
 Written by `python -m benchmarks.speed`; do not edit. Both sides of a case were measured in one session, in processes of
-their own with as many threads as cores: one untimed repetition each, then in turn (A B A B). **ratio** is the peer's
-seconds divided by ours, for each repetition: median [least, most]. **seconds** are medians. **peak memory** is the
+their own with as many threads as cores (B6: one): one untimed repetition each, then in turn (A B A B). **ratio** is the
+peer's seconds divided by ours, for each repetition: median [least, most]. **seconds** are medians; in parentheses,
+those of the processor, which other work on the machine disturbs less. **peak memory** is the
 resident memory of the whole process while it works, including libraries and loaded models; in parentheses, what the
 work adds to the loaded process; then our memory divided by the peer's. **rate** is useful floating-point operations per
 second, as a share of the machine's best matrix-product rate in the same dtype, for us and for the peer.
@@ -91,10 +92,9 @@ def line(entry: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
     ratio = statistics.median(entry["ratios"])
     sides = entry["ours"], entry["peer"]
     memory = sides[0]["peak_bytes"] / sides[1]["peak_bytes"]
-    seconds = " / ".join(f"{side['seconds']:.3g}" for side in sides)
     return [
         entry["title"],
-        seconds,
+        _seconds(sides),
         f"{ratio:.2f} [{min(entry['ratios']):.2f}, {max(entry['ratios']):.2f}]",
         _verdict(ratio, entry.get("target")),
         f"{_gigabytes(sides)}: {memory:.2f}",
@@ -109,6 +109,19 @@ COLUMNS = ("case", "seconds, ours / peer", "ratio", "target", "peak memory, GB, 
 
 def _verdict(ratio: float, target: str | None) -> str:
     return "" if target is None else f"{target} {'met' if meets(ratio, target) else 'MISSED'}"
+
+
+def _seconds(sides: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds on the clock of both sides, and in parentheses those of the processor, where they are known.
+
+    >>> _seconds([{"seconds": 1.5}, {"seconds": 2.25}])
+    '1.5 / 2.25'
+    >>> _seconds([{"seconds": 1.5, "processor_seconds": 1.25}, {"seconds": 2.25, "processor_seconds": 2.0}])
+    '1.5 / 2.25 (1.25 / 2)'
+    """
+    names = ("seconds", "processor_seconds") if all("processor_seconds" in side for side in sides) else ("seconds",)
+    clock, *processor = [" / ".join(f"{side[name]:.3g}" for side in sides) for name in names]
+    return clock + "".join(f" ({told})" for told in processor)
 
 
 def _gigabytes(sides: Sequence[Mapping[str, Any]]) -> str:

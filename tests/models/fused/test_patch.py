@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from tests.conftest import tiny_llama
+from tests.modalities.vision.tiny_detectors import TINY
 from tests.parties import add_adapter
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from fedcollm.modalities.text.task import TextBatch, TextExample, TextTask
@@ -54,6 +57,12 @@ def stacks(model: nn.Module) -> list[LoraStack]:
             found[id(owner)] = owner
     return list(found.values())
 
+
+TINY_WHISPER = WhisperConfig(
+    vocab_size=8, num_mel_bins=8, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+    decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, max_source_positions=10, max_target_positions=8,
+    pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=1,
+)  # fmt: skip
 
 TOKENS = torch.tensor([[2, 3, 4, 5], [6, 7, 8, 9]])
 
@@ -274,6 +283,53 @@ def test_largest_tensor_of_a_step_is_the_output_of_gate_and_up():
     # 8 tokens, 2 * 32 outputs and 2 * 4 rows of A; nothing as large as a weight times anything
     _, fused = pair()
     assert products(fused)[1] == 8 * (2 * 32 + 2 * 4)
+
+
+#: Kind to a function that makes a network in which not all of q, k and v read one input, and what it reads.
+CROSSED = {
+    "whisper": (
+        lambda: WhisperForConditionalGeneration(TINY_WHISPER),
+        {
+            "input_features": torch.linspace(-1, 1, 160).reshape(1, 8, 20),
+            "decoder_input_ids": torch.tensor([[1, 2, 3]]),
+        },
+    ),
+    "detr": (lambda: TINY["detr"](3, 4), {"pixel_values": torch.ones(1, 3, 64, 64)}),
+}
+
+
+@pytest.mark.parametrize("kind", CROSSED)
+def test_layers_with_two_inputs_are_computed_once_for_each(kind, monkeypatch):
+    make, inputs = CROSSED[kind]
+
+    def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
+        model(**inputs).logits.square().sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+    models, calls = [], []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = add_adapter(make(), causal_lm=False, rank=2, targets=["q_proj", "k_proj", "v_proj"])
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.constant_(parameter, 0.1)
+        models.append(model)
+    fuse(models[1])
+    forward = LoraStack.forward
+    monkeypatch.setattr(LoraStack, "forward", lambda self, *args: calls.append(self) or forward(self, *args))
+    plain, fused = map(gradients_of, models)
+    assert plain.keys() == fused.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(fused[name], gradient, rtol=1e-4, atol=1e-6)
+    assert len(calls) == len(set(map(id, calls))) == len(stacks(models[1]))
+    # of whisper: qkv of the encoder and of the decoder, q and kv across; of detr: qk and v twice, and three across
+    assert (
+        sorted(len(stack.layers) for stack in stacks(models[1]))
+        == {
+            "whisper": [1, 2, 3, 3],
+            "detr": [1, 1, 1, 1, 1, 2, 2],
+        }[kind]
+    )
 
 
 def test_no_frozen_weight_stays_in_the_file_that_it_was_read_from(tmp_path):

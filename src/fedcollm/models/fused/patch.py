@@ -6,7 +6,7 @@ else.
 
 import contextlib
 import functools
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,15 @@ from fedcollm.models.fused.lora import ADAPTER, LoraStack, product
 _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 #: Names of children of one module that are called with the same input.
-SIBLINGS = (_QKV, ("query", "key", "value"), _GATE_UP)
+SIBLINGS: tuple[tuple[str, ...], ...] = (_QKV, ("query", "key", "value"), _GATE_UP)
+
+#: Class of attention, or its name within a transformer layer, to the layers that share an input, if not all do. A stack
+#: of layers with two inputs would compute all of them for each. DETR adds positions to what q and k read.
+_APART: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "DetrSelfAttention": (("q_proj", "k_proj"),),
+    "DetrCrossAttention": (),
+    "encoder_attn": (("k_proj", "v_proj"),),
+}
 
 #: Classes of transformers that multiply the output of `normalize` by their weight w; Gemma's multiply it by 1 + w.
 _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
@@ -55,8 +63,8 @@ def fuse(model: Any) -> None:
 def _stack_lora_layers(model: Any) -> dict[Any, LoraStack]:
     """Stack the LoRA layers that qualify; return the stack of each layer."""
     stacks: dict[Any, LoraStack] = {}
-    for parent in list(model.modules()):
-        for layers in _groups(parent):
+    for name, parent in list(model.named_modules()):
+        for layers in _groups(parent, name.rpartition(".")[2]):
             stack = LoraStack(layers)
             stacks.update(dict.fromkeys(layers, stack))
             for member, layer in enumerate(layers):
@@ -83,10 +91,10 @@ def _copy_unstacked(model: nn.Module, stacked: Iterable[nn.Parameter]) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _groups(parent: nn.Module) -> Iterable[list[Any]]:
-    """Yield the children that one stack can hold: siblings together, every other child alone."""
-    children: dict[str, Any] = {name: child for name, child in parent.named_children() if _qualifies(child)}
-    for names in SIBLINGS:
+def _groups(parent: nn.Module, name: str) -> Iterable[list[Any]]:
+    """Yield the children that one stack can hold, given a module and its name: siblings together, all others alone."""
+    children: dict[str, Any] = {key: child for key, child in parent.named_children() if _qualifies(child)}
+    for names in _APART.get(type(parent).__name__, _APART.get(name, SIBLINGS)):
         layers = [children.get(name) for name in names]
         if all(layer is not None and _alike(layer, layers[0]) for layer in layers):
             yield [children.pop(name) for name in names]
