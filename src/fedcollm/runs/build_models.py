@@ -142,6 +142,7 @@ def _pretrain(config: RunConfig, role: str, modality: Modality, network: nn.Modu
         epochs=section.pretrain_epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
+        **modality.pretraining,
     )
     # "warm_up" is the former name of `pretrain_epochs`. It is part of the seed: another word would change every bit.
     seed = derive_seed(config.seed, "warm_up", role)

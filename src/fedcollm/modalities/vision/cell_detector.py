@@ -10,7 +10,8 @@ The layers that see the pixels are blocks of ConvNeXt (Liu et al., arXiv 2201.03
 reaches every stage of the network.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ QUERIES = (SIDE // CELL) ** 2
 
 #: Side of the patches that the first stage, of three, starts with, in pixels; each further stage merges 2 x 2.
 _PATCH = 4
+
+#: Number of positions of the first stage.
+PATCHES = (SIDE // _PATCH) ** 2
 
 #: Width and height of every box before training, as a share of the image.
 _FIRST_SIZE = 0.4
@@ -41,12 +45,16 @@ class CellConfig:
         depths: number of blocks of the first two stages, and of layers of attention between the cells.
         num_labels: number of classes.
         model_type: name of the family.
+        id2label: names of the classes, if they are known.
+        label2id: the same, the other way round.
     """
 
     widths: tuple[int, int, int]
     depths: tuple[int, int, int]
     num_labels: int
     model_type: str = "cells"
+    id2label: Mapping[int, str] = field(default_factory=dict[int, str])
+    label2id: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Detected(NamedTuple):
@@ -74,6 +82,8 @@ class CellDetector(nn.Module):
             *(ConvBlock(second) for _ in range(late)),
             Merge(second, width, 2),
         )
+        self.first_boxes: Tensor
+        self.register_buffer("first_boxes", first_boxes().logit(), persistent=False)
         self.places = nn.Parameter(0.02 * torch.randn(QUERIES, width))
         self.layers = nn.Sequential(*(Layer(width) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
@@ -85,7 +95,7 @@ class CellDetector(nn.Module):
         cells = self.stages(pixel_values.permute(0, 2, 3, 1)).flatten(1, 2)  # [B, Q, width]
         queries = self.norm(self.layers(cells + self.places))
         boxes = self.bbox_predictor(queries)
-        return Detected(self.class_labels_classifier(queries), (boxes + first_boxes().logit().to(boxes)).sigmoid())
+        return Detected(self.class_labels_classifier(queries), (boxes + self.first_boxes).sigmoid())
 
 
 def first_boxes() -> Tensor:
@@ -156,7 +166,9 @@ class Layer(nn.Module):
     def forward(self, queries: Tensor) -> Tensor:
         """Return the queries after they have seen each other."""
         normed = self.norm(queries)
-        parts = (part(normed).unflatten(-1, (_HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        parts = (
+            part(normed).unflatten(-1, (_HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
         seen = functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(-2)
         queries = queries + self.output(seen)
         return queries + self.narrow(functional.gelu(self.wide(self.second_norm(queries))))
