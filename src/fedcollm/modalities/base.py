@@ -103,7 +103,6 @@ class Modality(ABC):
         causal_lm: whether the models are causal language models of transformers, as PEFT needs to know.
         scores_together: whether `score` gets all examples in one call, for metrics that are no mean over examples. It
             then makes batches of its own.
-        pretraining: settings of training with `pretrain_epochs` that differ from the defaults.
         options: everything besides models and examples that outputs and scores depend on, as plain values for cache
             keys.
     """
@@ -112,7 +111,6 @@ class Modality(ABC):
     metric: str = "accuracy"
     causal_lm: ClassVar[bool] = False
     scores_together: ClassVar[bool] = False
-    pretraining: ClassVar[Mapping[str, Any]] = {}
     options: Mapping[str, Any] = {}
 
     # models

@@ -56,7 +56,8 @@ def test_detector_learns_a_few_scenes():
     task = DetectionTask("shapes", SHAPES, DetectionPixels(64, 64))
     network = CellDetector(CellConfig((16, 32, 48), (1, 1, 1), num_labels=5))
     before = evaluate(task, network, scenes, 16).value
-    settings = ClientConfig(epochs=60, batch_size=8, learning_rate=3e-3, **task.pretraining)
+    schedule = {"schedule": "linear", "warmup_ratio": 0.1, "max_grad_norm": 1.0}
+    settings = ClientConfig(epochs=60, batch_size=8, learning_rate=3e-3, **schedule)
     fit(task, network, scenes, settings, 0)
     assert before < 0.1
     assert evaluate(task, network, scenes, 16).value > 0.5

@@ -41,7 +41,6 @@ class _DetectionModality(DetectorModels, Modality):
     """What detection with one preprocessing and with two have in common: everything that needs no pixels."""
 
     metric: str = "ap50"
-    pretraining: ClassVar[Mapping[str, Any]] = {"schedule": "linear", "warmup_ratio": 0.1, "max_grad_norm": 1.0}
 
     def labelled(self, batch: Any) -> int:
         """Return the number of labelled images."""
