@@ -73,9 +73,9 @@ class CellDetector(nn.Module):
 
     def __init__(self, config: CellConfig):
         super().__init__()
-        self.config = config
+        self.config: CellConfig = config
         (first, second, width), (early, late, layers) = config.widths, config.depths
-        self.stages = nn.Sequential(
+        self.stages: nn.Sequential = nn.Sequential(
             Merge(3, first, _PATCH),
             *(ConvBlock(first) for _ in range(early)),
             Merge(first, second, 2),
@@ -84,11 +84,11 @@ class CellDetector(nn.Module):
         )
         self.first_boxes: Tensor
         self.register_buffer("first_boxes", first_boxes().logit(), persistent=False)
-        self.places = nn.Parameter(0.02 * torch.randn(QUERIES, width))
-        self.layers = nn.Sequential(*(Layer(width) for _ in range(layers)))
-        self.norm = nn.LayerNorm(width)
-        self.class_labels_classifier = nn.Linear(width, config.num_labels + 1)
-        self.bbox_predictor = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+        self.places: nn.Parameter = nn.Parameter(0.02 * torch.randn(QUERIES, width))
+        self.layers: nn.Sequential = nn.Sequential(*(Layer(width) for _ in range(layers)))
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.class_labels_classifier: nn.Linear = nn.Linear(width, config.num_labels + 1)
+        self.bbox_predictor: nn.Sequential = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
 
     def forward(self, pixel_values: Tensor) -> Detected:
         """Return the answer to pixels [B, 3, SIDE, SIDE]."""
@@ -116,9 +116,9 @@ class Merge(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, side: int):
         super().__init__()
-        self.side = side
-        self.linear = nn.Linear(inputs * side * side, outputs)
-        self.norm = nn.LayerNorm(outputs)
+        self.side: int = side
+        self.linear: nn.Linear = nn.Linear(inputs * side * side, outputs)
+        self.norm: nn.LayerNorm = nn.LayerNorm(outputs)
 
     def forward(self, map: Tensor) -> Tensor:
         """Return the merged positions."""
@@ -137,10 +137,10 @@ class ConvBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.around = nn.Conv2d(width, width, _KERNEL, padding=_KERNEL // 2, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.wide = nn.Linear(width, 2 * width)
-        self.narrow = nn.Linear(2 * width, width)
+        self.around: nn.Conv2d = nn.Conv2d(width, width, _KERNEL, padding=_KERNEL // 2, groups=width)
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.wide: nn.Linear = nn.Linear(width, 2 * width)
+        self.narrow: nn.Linear = nn.Linear(2 * width, width)
 
     def forward(self, map: Tensor) -> Tensor:
         """Return the features with what each position sees around it."""
@@ -157,11 +157,14 @@ class Layer(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.output = nn.Linear(width, width)
-        self.wide = nn.Linear(width, 2 * width)
-        self.narrow = nn.Linear(2 * width, width)
+        self.norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.second_norm: nn.LayerNorm = nn.LayerNorm(width)
+        self.query: nn.Linear = nn.Linear(width, width)
+        self.key: nn.Linear = nn.Linear(width, width)
+        self.value: nn.Linear = nn.Linear(width, width)
+        self.output: nn.Linear = nn.Linear(width, width)
+        self.wide: nn.Linear = nn.Linear(width, 2 * width)
+        self.narrow: nn.Linear = nn.Linear(2 * width, width)
 
     def forward(self, queries: Tensor) -> Tensor:
         """Return the queries after they have seen each other."""
