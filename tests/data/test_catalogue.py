@@ -190,7 +190,7 @@ def test_own_boxes_are_a_modality_whose_classes_reach_a_client(tmp_path):
 
 def test_shipped_detectors_are_for_the_drawn_scenes():
     task = TaskConfig(name="shapes")
-    slm, llm = (ModelConfig(source=f"yolos-shapes-{size}") for size in ("small", "large"))
+    slm, llm = (ModelConfig(source=f"cells-shapes-{size}") for size in ("small", "large"))
     modality = build_modality(task, slm, llm, False)
     assert isinstance(modality, DetectionTask)
     assert modality.classes == ("circle", "square", "triangle", "cross", "ring")

@@ -6,10 +6,12 @@ import pytest
 import torch
 from tests.modalities.vision.tiny_detectors import save_detector, write_coco
 
-from fedcollm.config import RunConfig
+from fedcollm.config import ClientConfig, RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
+from fedcollm.data.sources import shapes
 from fedcollm.errors import UserError
+from fedcollm.runs import build_models
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.estimate import check
 from fedcollm.runs.runner import evaluate_run, run
@@ -70,6 +72,32 @@ def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
         "boxes reach outside of their image and were clipped",
         "boxes have no area and were dropped",
     }
+
+
+def test_shipped_detectors_are_pretrained_with_a_schedule_and_resumed(tmp_path, monkeypatch):
+    sizes = {"private_size": 4, "public_size": 8, "unlabelled_size": 2, "test_size": 4}
+    known = {f"{role}.pretrain_epochs": 1 for role in ("slm", "llm")}
+    values = {**{f"task.{name}": size for name, size in sizes.items()}, **known, "federation.rounds": 2}
+    config = load_config("shapes", **values)
+    for name, size in {"PUBLIC": 20, "TRAIN": 8, "TEST": 4}.items():
+        monkeypatch.setattr(shapes, name, size)  # drawing all scenes takes seconds
+    seen = list[ClientConfig]()
+    fit = build_models.fit
+    monkeypatch.setattr(build_models, "fit", lambda *given: seen.append(given[3]) or fit(*given))
+    run(config, tmp_path / "whole")
+    assert [(one.schedule, one.warmup_ratio, one.max_grad_norm, one.batch_size) for one in seen] == [
+        ("linear", 0.1, 1.0, 16)
+    ] * 2
+    run(changed(config, {"federation.rounds": 1}), tmp_path / "parts")
+    run(config, tmp_path / "parts", resume=True)
+    assert len(seen) == 4  # the resumed run read its base
+    whole, parts = (run_directory.load_round(tmp_path / place) for place in ("whole", "parts"))
+    assert whole is not None
+    assert parts is not None
+    assert whole[0].scores == parts[0].scores
+    for role in ("slm", "llm"):
+        assert all(torch.equal(whole[1][role][name], parts[1][role][name]) for name in whole[1][role])
+    assert evaluate_run(tmp_path / "parts", "llm").value == whole[0].scores["llm"]
 
 
 def test_check_counts_heads_and_data(config):

@@ -131,7 +131,10 @@ def _save(network: nn.Module, directory: Path) -> None:
 
 
 def _pretrain(config: RunConfig, role: str, modality: Modality, network: nn.Module, public: Sequence[Any]) -> None:
-    """Train all weights of a base on the labelled public examples, as a stand-in for pretraining."""
+    """Train all weights of a base on the labelled public examples, as a stand-in for pretraining.
+
+    Batches, learning rate, its schedule and clipping are those of the server; all epochs are one round.
+    """
     section = config.slm if role == "slm" else config.llm
     labelled = [example for example in public if example.label is not None]
     if not labelled:
@@ -142,6 +145,9 @@ def _pretrain(config: RunConfig, role: str, modality: Modality, network: nn.Modu
         epochs=section.pretrain_epochs,
         batch_size=config.server.batch_size,
         learning_rate=config.server.learning_rate,
+        schedule=config.server.schedule,
+        warmup_ratio=config.server.warmup_ratio,
+        max_grad_norm=config.server.max_grad_norm,
     )
     # "warm_up" is the former name of `pretrain_epochs`. It is part of the seed: another word would change every bit.
     seed = derive_seed(config.seed, "warm_up", role)

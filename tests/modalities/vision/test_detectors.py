@@ -11,7 +11,7 @@ from torch import nn
 from fedcollm.config import AdapterConfig, ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.vision.detection_pixels import DetectionPixels, pixels_of
-from fedcollm.modalities.vision.detectors import DETECTORS, HEADS, DetectorModels, _grid, _sines
+from fedcollm.modalities.vision.detectors import DETECTORS, HEADS, DetectorModels
 from fedcollm.models.adapters import load_adapter, read_adapter, save_adapter, write_adapter
 from fedcollm.models.fused.patch import fuse
 from fedcollm.runs.build_models import adapted
@@ -103,23 +103,33 @@ def test_statistics_of_detr_stay_in_training(places):
     assert all(torch.equal(before[name], value) for name, value in network.named_buffers())
 
 
-def test_shipped_detectors_start_with_different_queries():
-    for source in DETECTORS:
-        section = ModelConfig(source=source, dtype="float32", layers=None)
-        network = FIVE.load_model(section, "slm", CPU, 0).eval()
-        boxes = network(pixel_values=torch.zeros(1, 3, 64, 64)).pred_boxes[0]
-        assert boxes.shape == (9, 4)
-        assert boxes.std(0).min() > 1e-3
-        again = FIVE.load_model(section, "slm", CPU, 0).eval()
-        assert torch.equal(again(pixel_values=torch.zeros(1, 3, 64, 64)).pred_boxes[0], boxes)
-        assert not FIVE.is_pretrained(section)
-        assert FIVE.footprint(None, network.config) == (8 * 8 + 9, 9)
+@pytest.mark.parametrize("source", DETECTORS)
+def test_shipped_detectors_are_random_and_have_the_outline_of_their_network(source):
+    section = ModelConfig(source=source, layers=None)
+    network = loaded(source, FIVE, layers=None)
+    pixels = torch.zeros(1, 3, 64, 64)
+    assert torch.equal(loaded(source, FIVE, layers=None)(pixels).logits, network(pixels).logits)
+    assert not torch.equal(loaded(source, FIVE, seed=2, layers=None)(pixels).logits, network(pixels).logits)
+    assert not FIVE.is_pretrained(section)
+    assert FIVE.footprint(None, network.config) == (256, 16)
+    outline = FIVE.outline(section)
+    assert {n: p.shape for n, p in outline.named_parameters()} == {n: p.shape for n, p in network.named_parameters()}
+    assert all(parameter.is_meta for parameter in outline.parameters())
 
 
-def test_places_are_centers_of_cells_and_their_sines():
-    assert _grid(2).tolist() == [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]
-    # octaves 1 and 8 of x = .5: sin π/2, sin 4π, cos π/2, cos 4π; then those of y = 0
-    assert _sines(torch.tensor([[0.5, 0.0]]), 8)[0].tolist() == pytest.approx([1, 0, 0, 1, 0, 0, 1, 1], abs=1e-5)
+def test_adapters_of_shipped_detectors_reach_every_stage():
+    network = loaded("cells-shapes-small", FIVE, layers=None)
+    assert FIVE.trained_modules(network) == []
+    # three stages that merge, two convolutional blocks with two linear layers each, one layer with six
+    assert len(FIVE.adapted_layers(network)) == 3 + 2 * 2 + 6
+
+
+def test_shipped_detector_for_other_classes_has_fresh_heads_and_leaves_the_table_as_it_is():
+    network = loaded("cells-shapes-small", layers=None)
+    assert THREE.trained_modules(network) == list(HEADS)
+    assert network(torch.zeros(2, 3, 64, 64)).logits.shape == (2, 16, 4)
+    assert THREE.trained_modules(THREE.outline(ModelConfig(source="cells-shapes-small", layers=None))) == list(HEADS)
+    assert DETECTORS["cells-shapes-small"].num_labels == 5
 
 
 @pytest.mark.parametrize(
@@ -176,4 +186,4 @@ def test_shortest_edge_becomes_the_side_of_a_square(places, tmp_path):
 
 
 def test_shipped_detectors_need_no_file():
-    assert pixels_of(ModelConfig(source="yolos-shapes-small")) == DetectionPixels(64, 64)
+    assert pixels_of(ModelConfig(source="cells-shapes-small")) == DetectionPixels(64, 64)

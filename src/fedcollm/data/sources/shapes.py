@@ -1,4 +1,4 @@
-"""Scenes of 64 x 64 pixels with one to four shapes each, drawn here: detection that needs no download.
+"""Scenes of 64 x 64 pixels with one to three shapes each, drawn here: detection that needs no download.
 
 The public set D_a has a plain style. Each client has a style of its own: what is behind the shapes, their colors and
 the noise. All scenes come from a fixed seed, so that every run has the same ones.

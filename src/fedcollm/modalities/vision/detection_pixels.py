@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
-from fedcollm.modalities.vision.detectors import DETECTORS, SHAPES_SIDE
+from fedcollm.modalities.vision.cell_detector import SIDE
+from fedcollm.modalities.vision.detectors import DETECTORS
 from fedcollm.models.pretrained import base_directory, from_pretrained, transformers_class
 
 _ADVICE = (
@@ -67,7 +68,7 @@ def pixels_of(section: ModelConfig) -> DetectionPixels:
         UserError: the source does not exist, or does not say how its images are prepared.
     """
     if section.source in DETECTORS:
-        return DetectionPixels(SHAPES_SIDE, SHAPES_SIDE)
+        return DetectionPixels(SIDE, SIDE)
     place = base_directory(section.source, None)
     own = from_pretrained(transformers_class("AutoImageProcessor"), place, _ADVICE, backend="pil")
     height, width = _size(own.size, section.source)

@@ -1,4 +1,4 @@
-"""Pretrained detectors of transformers, YOLOS and DETR, with heads for the task's classes.
+"""Pretrained detectors of transformers, YOLOS and DETR, with heads for the task's classes; and the shipped ones.
 
 YOLOS (Fang et al., arXiv 2106.00666) and DETR (Carion et al., arXiv 2005.12872) answer with a fixed number of queries
 per image. Each has the logits of C classes and of "no object", and a box.
@@ -8,8 +8,8 @@ and that of the boxes, are then trained as a whole, in float32, and travel with 
 computes with the statistics of pretraining, as in `classifiers.py`.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.classifiers import FreshHead, freeze_statistics
+from fedcollm.modalities.vision.cell_detector import PATCHES, QUERIES, CellConfig, CellDetector
 from fedcollm.modalities.vision.models import refuse_cut
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import SHIPPED, base_directory, from_pretrained, transformers_class
@@ -32,42 +33,11 @@ FAMILIES = ("detr", "yolos")
 #: Names of the two heads, which are the same in both families.
 HEADS = ("class_labels_classifier", "bbox_predictor")
 
-#: Height and width of the images of the shipped detectors, in pixels, and their number of classes.
-SHAPES_SIDE, SHAPES_CLASSES = 64, 5
-
-#: Options common to all `DETECTORS`. One patch of 8 pixels is about a third of a shape.
-DETECTOR_SHAPE: Mapping[str, Any] = {
-    "image_size": [SHAPES_SIDE, SHAPES_SIDE],
-    "patch_size": 8,
-    "num_detection_tokens": 9,
-    "num_labels": SHAPES_CLASSES,
-    "use_mid_position_embeddings": False,
-    "initializer_range": 0.08,
-}
-
-#: Standard deviation of the shipped detectors' queries at the start.
-_QUERY_DEVIATION = 0.5
-
 #: Name of a shipped detector to its configuration. The weights are random, so use them with `pretrain_epochs`.
-DETECTORS: Mapping[str, Mapping[str, int]] = {
-    "yolos-shapes-large": {
-        "hidden_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-    },
-    "yolos-shapes-small": {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-    },
+DETECTORS: Mapping[str, CellConfig] = {
+    "cells-shapes-large": CellConfig(widths=(32, 64, 96), depths=(1, 2, 2), num_labels=5),
+    "cells-shapes-small": CellConfig(widths=(16, 32, 64), depths=(1, 1, 1), num_labels=5),
 }
-
-
-def detector_config(source: str) -> Any:
-    """Return the configuration of one of `DETECTORS`."""
-    return transformers_class("YolosConfig")(**DETECTOR_SHAPE, **DETECTORS[source])
 
 
 class DetectorModels:
@@ -99,9 +69,7 @@ class DetectorModels:
         dtype = resolve_dtype(section.dtype, device)
         cast(Any, torch).manual_seed(seed)  # of `DETECTORS`, and of whatever a checkpoint lacks of its heads
         if section.source in DETECTORS:
-            network = transformers_class("YolosForObjectDetection")(detector_config(section.source))
-            _spread_queries(network)
-            network, missing = network.to(dtype), set[str]()
+            network, missing = CellDetector(replace(DETECTORS[section.source])).to(dtype), set[str]()
         else:
             _shape(section)
             loader, place = transformers_class("AutoModelForObjectDetection"), _place(section)
@@ -149,7 +117,10 @@ class DetectorModels:
         refuse_cut(section)
         shape = _shape(section)
         with torch.device("meta"):
-            network = transformers_class("AutoModelForObjectDetection").from_config(shape)
+            if isinstance(shape, CellConfig):
+                network: Any = CellDetector(shape)
+            else:
+                network = transformers_class("AutoModelForObjectDetection").from_config(shape)
             self._give_heads(network, 0, not _has_heads(shape))
         return network
 
@@ -177,40 +148,15 @@ class DetectorModels:
         """Return estimates of the number of positions of an image, and its number of rows, one per query.
 
         YOLOS computes with patches and queries; DETR with the last feature map of its backbone, of 1/32 of the image's
-        side, for an image of 800 x 800 pixels.
+        side, for an image of 800 x 800 pixels; a shipped detector with the patches of its first stage.
         """
+        if isinstance(shape, CellConfig):
+            return PATCHES, QUERIES
         queries = getattr(shape, "num_detection_tokens", None) or getattr(shape, "num_queries", 100)
         size: Any = getattr(shape, "image_size", 800)
         patch: Any = getattr(shape, "patch_size", 32)
         (height, width), (rows, columns) = _both_axes(size), _both_axes(patch)
         return (height // rows) * (width // columns) + queries, queries
-
-
-def _spread_queries(network: Any) -> None:
-    """Give patches and queries the sine position embedding of their places; the queries' places are on a square grid.
-
-    YOLOS starts with zeros for both, so that all queries are the same and know no place. In single trials on drawn
-    scenes, mAP50 was .02 after 40 epochs of 1,000 images from there, and .18 after 12 from here; the second trial also
-    had larger initial weights, 16 queries in place of 8, and half the learning rate.
-    """
-    embeddings, width = network.vit.embeddings, network.config.hidden_size
-    queries = network.config.num_detection_tokens
-    places = [_grid(SHAPES_SIDE // network.config.patch_size), _grid(math.isqrt(queries))]
-    with torch.no_grad():
-        embeddings.position_embeddings[0, 1:] = _sines(torch.cat(places), width)
-        embeddings.detection_tokens.normal_(0, _QUERY_DEVIATION)
-
-
-def _grid(side: int) -> Tensor:
-    """Return the centers of side² cells as [side², 2], from 0 to 1, row by row."""
-    centers = (torch.arange(side) + 0.5) / side
-    return torch.cartesian_prod(centers, centers).flip(-1)
-
-
-def _sines(places: Tensor, width: int) -> Tensor:
-    """Return [P, width], sines and cosines of four octaves of places [P, 2]."""
-    phases = places[:, :, None] * torch.pi * 2.0 ** torch.linspace(0, 3, width // 4)
-    return torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(1)
 
 
 def _both_axes(size: Any) -> tuple[int, int]:
@@ -229,7 +175,7 @@ def _shape(section: ModelConfig) -> Any:
         UserError: the source can't be read, or is of another family.
     """
     if section.source in DETECTORS:
-        return detector_config(section.source)
+        return replace(DETECTORS[section.source])
     shape = from_pretrained(transformers_class("AutoConfig"), _place(section), GIVE_A_DETECTOR)
     if shape.model_type not in FAMILIES:
         raise UserError(
@@ -248,7 +194,7 @@ def _place(section: ModelConfig) -> str:
 
 def _has_heads(shape: Any) -> bool:
     """Return whether the weights that belong to a configuration are those of a detector."""
-    return any("ForObjectDetection" in name for name in shape.architectures or ())
+    return isinstance(shape, CellConfig) or any("ForObjectDetection" in name for name in shape.architectures or ())
 
 
 def _modules(network: nn.Module) -> Iterable[tuple[str, nn.Module]]:
