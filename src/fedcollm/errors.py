@@ -29,7 +29,7 @@ class Interrupted(FedcollmError):  # noqa: N818
 
 
 class NonFiniteError(UserError):
-    """A loss became NaN or infinite. The last good state is kept."""
+    """A loss, a weight or an output of a model became NaN or infinite. The last good state is kept."""
 
 
 class RefusalError(FedcollmError):

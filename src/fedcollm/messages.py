@@ -102,7 +102,7 @@ class Score:
         confusion: (true label, predicted label) to number of examples; empty where the task has no classes.
         outcomes: example id to its value of the main metric, for paired statistics; a client never sends it.
         counts: metric name to what its sum is divided by, such as the number of words of the references; a metric
-            without an entry is a mean over examples.
+            without an entry is a mean over examples. Zero if nothing of a part counts for the metric.
     """
 
     sums: Mapping[str, float]
@@ -136,7 +136,9 @@ class Score:
         names = self.sums or other.sums
         sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names}
         confusion = dict(Counter(self.confusion) + Counter(other.confusion))
-        counts = dict(Counter(self.counts) + Counter(other.counts))
+        counts = {
+            name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in {**self.counts, **other.counts}
+        }
         return Score(sums, self.count + other.count, confusion, {**self.outcomes, **other.outcomes}, counts)
 
 

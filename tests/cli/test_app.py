@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from fedcollm.cli import app as cli
+from fedcollm.messages import Score
+from fedcollm.runs import runner
 
 
 @pytest.fixture
@@ -231,6 +233,13 @@ def test_broken_line_of_the_data_is_named(command, config_file, tmp_path, word_d
     code, _, err = command("run", config_file, "--set", f"task.path={broken}", "--out", tmp_path / "run")
     assert code == 2
     assert "line 5" in err
+
+
+def test_metric_that_is_not_defined_is_null_in_json(command, monkeypatch, tmp_path):
+    score = Score({"ap50": 1.0, "map": 0.0}, 4, counts={"map": 0})
+    monkeypatch.setattr(runner, "evaluate_run", lambda *values, **options: score)
+    _, out, _ = command("evaluate", tmp_path, "--json")
+    assert json.loads(out, parse_constant=pytest.fail) == {"role": "slm", "examples": 4, "ap50": 0.25, "map": None}
 
 
 def test_a_fault_of_ours_is_exit_1(command, monkeypatch):

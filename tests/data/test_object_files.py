@@ -114,6 +114,60 @@ WRONG = {
     "no categories": ({"categories": [], "annotations": []}, "at least one class"),
     "twice the same name": ({"categories": [{"id": 5, "name": "x"}, {"id": 2, "name": "x"}]}, "each only once"),
     "no name": ({"categories": [{"id": 5}]}, "has no name"),
+    "equal categories": (
+        {"categories": [{"id": 5, "name": "x"}, {"id": 2, "name": "y"}, {"id": 5, "name": "z"}]},
+        r"category 3: id 5 is already that of .*category 1",
+    ),
+    "equal images": (
+        {"images": [{"id": 1, "file_name": "north/a.png"}, {"id": 1, "file_name": "b.png"}]},
+        r"image 2: id 1 is already that of .*image 1",
+    ),
+    "bool as id of a category": (
+        {"categories": [{"id": True, "name": "x"}, {"id": 2, "name": "y"}], "annotations": []},
+        "id is True",
+    ),
+    "bool as id of an image": ({"images": [{"id": True, "file_name": "b.png"}]}, "image 1: id is True"),
+    "bool as image_id": (
+        {"annotations": [{"image_id": True, "category_id": 5, "bbox": [0, 0, 1, 1]}]},
+        "annotation 1: image_id is True",
+    ),
+    "bool as category_id": (
+        {"annotations": [{"image_id": 1, "category_id": False, "bbox": [0, 0, 1, 1]}]},
+        "annotation 1: category_id is False",
+    ),
+    "fraction as id": ({"images": [{"id": 1.0, "file_name": "b.png"}]}, r"id is 1\.0"),
+    "which annotation has an unknown image": (
+        {
+            "annotations": [
+                {"image_id": 1, "category_id": 5, "bbox": [0, 0, 1, 1]},
+                {"image_id": "1", "category_id": 5, "bbox": [0, 0, 1, 1]},
+            ]
+        },
+        "annotation 2: image_id '1' is the id of no image",
+    ),
+    "more than a float can be": (
+        {"annotations": [{"image_id": 1, "category_id": 5, "bbox": [1, 2, 10**400, 3]}]},
+        "annotation 1: bbox .* is no box",
+    ),
+    "a class that means nothing": ({"categories": [{"id": 5, "name": NOTHING}, {"id": 2, "name": "x"}]}, "Rename"),
+    "a width that is no number": (
+        {"images": [{"id": 1, "file_name": "b.png", "width": "20"}]},
+        "image 1: width is '20'",
+    ),
+    "a height that is no whole number": (
+        {"images": [{"id": 1, "file_name": "b.png", "height": float("nan")}]},
+        "image 1: height is nan",
+    ),
+    "another size": (
+        {"images": [{"id": 1, "file_name": "b.png", "width": 2000, "height": 1000}]},
+        r"image 1: the stated size is 2000 x 1000 pixels, but 'b\.png' has 20 x 10\. Give the image",
+    ),
+    "another height": ({"images": [{"id": 1, "file_name": "b.png", "height": 11}]}, "20 x 11 pixels, but .* 20 x 10"),
+    "no box": ({"annotations": []}, r"train\.json: no image of the train set has a box.* no object can be learned"),
+    "only boxes without area": (
+        {"annotations": [{"image_id": 1, "category_id": 5, "bbox": [1, 2, 0, 3]}]},
+        "no object can be learned",
+    ),
 }
 
 
@@ -123,6 +177,61 @@ def test_coco_that_is_wrong_is_named(coco, content, changes, said):
     (coco / "train.json").write_text(json.dumps(new), encoding="utf-8")
     with pytest.raises(UserError, match=said):
         load(coco, COCO)
+
+
+@pytest.mark.parametrize("value", ["0", [], 2, True, None, 1.0])
+def test_iscrowd_is_0_or_1(coco, content, value):
+    content["annotations"][1]["iscrowd"] = value
+    (coco / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="annotation 2: iscrowd is"):
+        load(coco, COCO)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1], True, "", " ", float("nan"), float("inf")])
+def test_group_is_a_text_or_a_number(coco, content, value):
+    content["images"][1]["ward"] = value
+    (coco / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"image 2: ward \(task\.format\.group\) is"):
+        load(coco, FormatConfig(boxes="coco", group="ward"))
+
+
+def test_group_may_be_a_number(coco, content):
+    content["images"][0]["ward"], content["images"][1]["ward"] = 3, " 3 "
+    (coco / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    assert [one.group for one in load(coco, FormatConfig(boxes="coco", group="ward")).train] == ["3", "3"]
+
+
+def test_size_that_is_stated_and_right_is_accepted(coco, content):
+    content["images"][0] |= {"width": 20, "height": 10.0}
+    content["images"][1] |= {"width": None}
+    (coco / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    assert len(load(coco, COCO).train) == 2
+
+
+def test_size_of_an_image_that_exif_turns_is_that_of_the_upright_one(coco, content):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter
+    Image.new("RGB", (20, 10)).save(coco / "images" / "b.png", exif=turned)
+    content["images"][1] |= {"width": 10, "height": 20}
+    (coco / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    assert load(coco, COCO).train[1].width == 10
+    content["images"][1] |= {"width": 20, "height": 10}
+    (coco / "train.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"20 x 10 pixels, but 'b\.png' has 10 x 20\. The EXIF data .* upright image"):
+        load(coco, COCO)
+
+
+def test_test_set_without_a_box_is_refused(coco, content):
+    (coco / "test.json").write_text(json.dumps(content | {"annotations": []}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"test\.json: no image of the test set has a box .*nothing can be scored"):
+        load(coco, COCO)
+
+
+def test_data_of_one_client_may_have_no_object(coco, content):
+    for name in ("train", "test"):
+        (coco / f"{name}.json").write_text(json.dumps(content | {"annotations": []}), encoding="utf-8")
+    pool = load_objects(coco, COCO, ("red",), needs_objects=False)
+    assert [example.boxes for example in pool.train] == [(), ()]
 
 
 def test_coco_that_is_no_json_is_named(coco):
@@ -160,6 +269,21 @@ def test_symbolic_link_does_not_lead_out(coco, tmp_path_factory):
         load(coco, COCO)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows needs a privilege for symbolic links")
+def test_folder_of_images_does_not_lead_out_but_the_data_may_be_a_link(coco, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "data").symlink_to(coco)
+    assert len(load(outside / "data", COCO).train) == 2
+    (coco / "images").rename(coco / "pictures")
+    (coco / "images").symlink_to(coco / "pictures")
+    assert len(load(coco, COCO).train) == 2
+    (coco / "pictures").rename(outside / "pictures")
+    (coco / "images").unlink()
+    (coco / "images").symlink_to(outside / "pictures")
+    with pytest.raises(UserError, match=r"images: the folder of the images is a symbolic link that leads out"):
+        load(coco, COCO)
+
+
 @pytest.mark.skipif(not CELLS.is_dir(), reason="the blood cells are not in ../shared/data")
 def test_blood_cells_have_two_boxes_without_area():
     """The boxes alone: the images are in an archive."""
@@ -174,6 +298,8 @@ def test_blood_cells_have_two_boxes_without_area():
 # --- Pascal VOC ---
 
 OBJECT = "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+
+RED = OBJECT.format("red", 1, 2, 3, 4)
 
 
 @pytest.fixture
@@ -204,6 +330,47 @@ def test_voc_unlabelled_images_need_no_annotation(voc):
     assert example.boxes is None
 
 
+def test_voc_ignores_parts_and_accepts_a_size_that_is_right(voc):
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+    size = "<size><width>20</width><height>10</height><depth>3</depth></size>"
+    text = f"<annotation>{size}{RED.replace('</object>', part)}</annotation>"
+    (voc / "Annotations" / "b.xml").write_text(text, encoding="utf-8")
+    assert load(voc, VOC).train[1].boxes == (Box(0, 1, 3, 4, "red"),)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "x\0"])
+def test_voc_name_that_no_file_can_have_is_named(voc, name):
+    for part in ("unlabelled", "train"):
+        (voc / "ImageSets" / "Main" / f"{part}.txt").write_text(f"{name}\n", encoding="utf-8")
+        with pytest.raises(UserError, match=r"there is no (image|annotation) '"):
+            load_objects(voc, VOC, ("red", "white"))
+
+
+def test_voc_longest_name_that_a_file_can_have(voc):
+    """With the suffix .jpeg it would be too long, with .jpg it is not."""
+    name = "x" * 251
+    draw(voc / "JPEGImages" / f"{name}.jpg", 7)
+    (voc / "ImageSets" / "Main" / "unlabelled.txt").write_text(f"{name}\n", encoding="utf-8")
+    (example,) = load(voc, VOC).unlabelled or ()
+    assert example.id == name
+
+
+def test_voc_name_of_two_images_is_refused(voc):
+    draw(voc / "JPEGImages" / "b.bmp", 3)
+    with pytest.raises(UserError, match=r"both b\.bmp and b\.PNG"):
+        load(voc, VOC)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows needs a privilege for symbolic links")
+@pytest.mark.parametrize("folder", ["Annotations", "JPEGImages"])
+def test_voc_folder_does_not_lead_out(voc, tmp_path_factory, folder):
+    outside = tmp_path_factory.mktemp("outside") / folder
+    (voc / folder).rename(outside)
+    (voc / folder).symlink_to(outside)
+    with pytest.raises(UserError, match=f"{folder}: the folder of the .* leads out"):
+        load(voc, VOC)
+
+
 BOMB = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]><annotation>&y;</annotation>'
 FILE = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>'
 
@@ -225,6 +392,21 @@ FILE = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</a
         ),
         (f"<annotation>{OBJECT.format('red', 1, 2, 'x', 4)}</annotation>", "bndbox of 'red'"),
         (f"<annotation>{OBJECT.format('red', 1, 2, 'nan', 4)}</annotation>", "no finite number"),
+        ("<html/>", "begins with 'html'"),
+        ("<Annotation/>", "begins with 'Annotation'"),
+        (f"<annotation><part>{RED}</part></annotation>", "inside of another element"),
+        (f"<annotation>{RED.replace('</object>', RED + '</object>')}</annotation>", "inside of another element"),
+        (f"<annotation>{RED.replace('</object>', '<bndbox/></object>')}</annotation>", "2 times bndbox"),
+        (f"<annotation>{RED.replace('</object>', '<name>x</name></object>')}</annotation>", "2 times name"),
+        (f"<annotation>{RED.replace('</bndbox>', '<xmin>3</xmin></bndbox>')}</annotation>", "2 times xmin"),
+        (f"<annotation>{OBJECT.format(' ', 1, 2, 3, 4)}</annotation>", "name of an object is empty"),
+        (f"<annotation>{OBJECT.format(NOTHING, 1, 2, 3, 4)}</annotation>", "Rename"),
+        ("<annotation><size><width>x</width></size></annotation>", "width is 'x'"),
+        ("<annotation><size/><size/></annotation>", "2 times size"),
+        (
+            "<annotation><size><width>30</width><height>10</height></size></annotation>",
+            r"30 x 10 pixels, but 'b\.PNG' has 20 x 10",
+        ),
     ],
 )
 def test_annotation_that_is_wrong_is_named(voc, text, said):

@@ -1,6 +1,7 @@
 """The commands `fedcollm report` and `fedcollm evaluate`: the results of finished runs."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,8 @@ def evaluate(
         score = evaluate_run(run_dir, role, examples, accept_changed_data=accept_changed_data)
     values = {name: score.mean(name) for name in score.sums}
     if as_json:
-        print(json.dumps({"role": role, "examples": score.count, **values}))
+        known = {name: None if math.isnan(value) else value for name, value in values.items()}  # JSON has no NaN
+        print(json.dumps({"role": role, "examples": score.count, **known}))
     elif not quiet:
         means = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
         print(f"{role}: {means} on {score.count} examples")

@@ -1,17 +1,21 @@
 """Read annotations in the JSON format of COCO (Lin et al., arXiv 1405.0312): `images`, `annotations`, `categories`.
 
 A box, `bbox`, is left, top, width and height in pixels. Segmentations are ignored. A region of many objects (`iscrowd`)
-is left out, and counted.
+is left out, and counted. `width` and `height` of an image may be left out.
+
+Ids of images and of categories are whole numbers or texts, and no two are equal.
 """
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from fedcollm.config import FormatConfig
 from fedcollm.data.labelled_images import LabelledImage, top_folder
+from fedcollm.data.media_files import folder_inside
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.vision.boxes import Box
@@ -38,24 +42,21 @@ def coco_images(file: Path, root: Path, format: FormatConfig) -> list[LabelledIm
         UserError: the file is not in the format of COCO.
     """
     content = _read(file)
-    boxes, crowds = _boxes(content, file)
-    folder = root / "images" if (root / "images").is_dir() else root
+    rows = _by_id(content, "images", "image", file)
+    boxes, crowds = _boxes(content, set(rows), file)
+    folder = folder_inside(root, "images", "images") if (root / "images").is_dir() else root
     images: list[LabelledImage] = []
-    for number, image in enumerate(_list(content, "images", file), start=1):
-        place = f"{file}, image {number}"
-        name, key = _text(image, "file_name", place), _key(image, "id", place)
-        group = top_folder(name) if format.group is None else str(_value(image, format.group, place))
-        own = tuple(boxes.pop(key, ()))
-        images.append(LabelledImage(place, name, folder, name, own, crowds.pop(key, 0), group))
-    if unknown := [*boxes, *crowds]:
-        raise UserError(
-            f"{file}: an annotation has image_id {unknown[0]!r}, which no image has, or two images. Correct or remove "
-            "it."
-        )
+    for key, (place, image) in rows.items():
+        name = _text(image, "file_name", place)
+        group = top_folder(name) if format.group is None else _group(image, format.group, place)
+        size = tuple(_side(image, side, place) for side in ("width", "height"))
+        images.append(LabelledImage(place, name, folder, name, tuple(boxes[key]), crowds[key], group, size))
     return images
 
 
-def _boxes(content: Mapping[str, Any], file: Path) -> tuple[dict[int | str, list[Box]], dict[int | str, int]]:
+def _boxes(
+    content: Mapping[str, Any], images: Set[int | str], file: Path
+) -> tuple[Mapping[int | str, list[Box]], Mapping[int | str, int]]:
     """Return the boxes of each image by its id, and the number of its regions of many objects."""
     names = _categories(content, file)
     boxes, crowds = defaultdict[int | str, list[Box]](list), defaultdict[int | str, int](int)
@@ -63,8 +64,12 @@ def _boxes(content: Mapping[str, Any], file: Path) -> tuple[dict[int | str, list
         place = f"{file}, annotation {number}"
         image, category = _key(one, "image_id", place), _key(one, "category_id", place)
         if category not in names:
-            raise UserError(f"{place}: category_id {category!r} is in no category. Add the category, or correct it.")
-        if one.get("iscrowd"):
+            raise UserError(
+                f"{place}: category_id {shorten(category)} is in no category. Add the category, or correct it."
+            )
+        if image not in images:
+            raise UserError(f"{place}: image_id {shorten(image)} is the id of no image. Correct or remove it.")
+        if _is_crowd(one, place):
             crowds[image] += 1
         else:
             left, top, width, height = _sides(one, place)
@@ -75,18 +80,72 @@ def _boxes(content: Mapping[str, Any], file: Path) -> tuple[dict[int | str, list
 def _sides(annotation: Mapping[str, Any], place: str) -> list[float]:
     values = _value(annotation, "bbox", place)
     known = cast("list[Any]", values) if isinstance(values, list) else []
-    numbers = [float(one) for one in known if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    try:
+        numbers = [float(one) for one in known if _is_number(one)]
+    except OverflowError:  # a whole number can be larger than any float
+        numbers = []
     if len(known) != 4 or len(numbers) != 4:
         raise UserError(f"{place}: bbox {shorten(values)} is no box. Write [left, top, width, height], in pixels.")
     return numbers
 
 
+def _is_crowd(annotation: Mapping[str, Any], place: str) -> bool:
+    value = annotation.get("iscrowd", 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value not in (0, 1):
+        raise UserError(
+            f"{place}: iscrowd is {shorten(value)}. Write 1 if the annotation is a region of many objects, or else 0."
+        )
+    return value == 1
+
+
+def _side(image: Mapping[str, Any], key: str, place: str) -> int | None:
+    """Return the width or the height that an image has according to the file, in pixels; None if it does not say."""
+    value = image.get(key)
+    if value is None:
+        return None
+    if not _is_number(value) or not math.isfinite(value) or value != int(value):
+        raise UserError(f"{place}: {key} is {shorten(value)}. Write a whole number of pixels, or leave it out.")
+    return int(value)
+
+
+def _group(image: Mapping[str, Any], key: str, place: str) -> str:
+    value = _value(image, key, place)
+    group = value.strip() if isinstance(value, str) else str(value) if _is_number(value) else ""
+    if not group or group in ("nan", "inf", "-inf"):
+        raise UserError(
+            f"{place}: {key} (task.format.group) is {shorten(value)}. Write the client that the image belongs to, a "
+            "text or a number."
+        )
+    return group
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _categories(content: Mapping[str, Any], file: Path) -> dict[int | str, str]:
-    found: dict[int | str, str] = {}
-    for number, one in enumerate(_list(content, "categories", file), start=1):
-        place = f"{file}, category {number}"
-        found[_key(one, "id", place)] = _text(one, "name", place)
+    found = {
+        key: _text(one, "name", place) for key, (place, one) in _by_id(content, "categories", "category", file).items()
+    }
     return dict(sorted(found.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
+
+
+def _by_id(
+    content: Mapping[str, Any], key: str, what: str, file: Path
+) -> dict[int | str, tuple[str, Mapping[str, Any]]]:
+    """Return the place, for messages, and the values of each object of a list by its id.
+
+    Raises:
+        UserError: an id is missing, has a wrong type, or is there twice.
+    """
+    found: dict[int | str, tuple[str, Mapping[str, Any]]] = {}
+    for number, one in enumerate(_list(content, key, file), start=1):
+        place = f"{file}, {what} {number}"
+        own = _key(one, "id", place)
+        if own in found:
+            raise UserError(f"{place}: id {shorten(own)} is already that of {found[own][0]}. Give each its own id.")
+        found[own] = place, one
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -124,6 +183,6 @@ def _text(row: Mapping[str, Any], key: str, place: str) -> str:
 
 def _key(row: Mapping[str, Any], key: str, place: str) -> int | str:
     value = _value(row, key, place)
-    if not isinstance(value, (int, str)):
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
         raise UserError(f"{place}: {key} is {shorten(value)}. Write a whole number.")
     return value

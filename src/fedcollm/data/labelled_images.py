@@ -18,6 +18,7 @@ class LabelledImage:
         boxes: the objects.
         crowds: number of regions of many objects, which are left out.
         group: the client that it belongs to, if the data says so.
+        size: width and height in pixels as the data states them; None where it does not.
     """
 
     place: str
@@ -27,6 +28,7 @@ class LabelledImage:
     boxes: tuple[Box, ...] = ()
     crowds: int = 0
     group: str | None = None
+    size: tuple[int | None, ...] = (None, None)
 
 
 def top_folder(file: str) -> str | None:

@@ -138,6 +138,30 @@ def table_rows(file: Path, column: Column, labels: str | None, label_key: str, g
         )
 
 
+def folder_inside(root: Path, name: str, what: str) -> Path:
+    """Return a folder of the data.
+
+    Args:
+        root: the directory of the data, which may be a symbolic link itself.
+        name: path of the folder, relative to it.
+        what: what is in the folder, such as images.
+
+    Raises:
+        UserError: a symbolic link leads out of the directory.
+    """
+    folder = root / name
+    try:
+        leads_out = not folder.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        leads_out = True
+    if leads_out:
+        raise UserError(
+            f"{folder}: the folder of the {what} is a symbolic link that leads out of {root}. Put the {what} into that "
+            "directory."
+        )
+    return folder
+
+
 def inside(root: Path, name: str, place: str, what: str) -> Path:
     """Return a file in a folder, given its relative path.
 

@@ -23,7 +23,7 @@ from fedcollm.data.pool import Pool
 from fedcollm.data.voc_files import voc_classes, voc_images
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
-from fedcollm.modalities.vision.boxes import DetectionExample
+from fedcollm.modalities.vision.boxes import NOTHING, DetectionExample
 from fedcollm.progress import track
 
 #: Part of a pool to the names that its file may have.
@@ -69,6 +69,10 @@ def find_object_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
     else:
         layout = _layout(format)
         classes = layout.classes(_train(path, layout), path)
+    if NOTHING in classes:
+        raise UserError(
+            f"task.path: {path} has a class {NOTHING!r}, which means that there is no object. Rename the class."
+        )
     if not classes or len(set(classes)) < len(classes) or not all(classes):
         raise UserError(
             f"task.path: {path} has the classes {shorten(classes)}. Give at least one class, and each only once."
@@ -76,23 +80,39 @@ def find_object_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def load_objects(path: Path, format: FormatConfig, classes: Sequence[str]) -> Pool:
+def load_objects(path: Path, format: FormatConfig, classes: Sequence[str], needs_objects: bool = True) -> Pool:
     """Return the examples of a user's own images with boxes.
 
     Args:
         path: the directory of the data; see the description of this module.
         format: which of the formats it has, and where the group is.
         classes: names of the classes.
+        needs_objects: whether to refuse training or test data without any object. The data of one client may have none.
 
     Raises:
-        UserError: a file, an image, a box or a class is invalid.
+        UserError: a file, an image, a box or a class is invalid, or no image of the training or test data has a box.
     """
     layout = _layout(format)
     parts: dict[str, list[DetectionExample] | None] = {}
     for part, names in _PARTS.items():
         file = _train(path, layout) if part == "train" else _part(path, layout, names)
         parts[part] = None if file is None else _examples(path, file, format, classes, part != "unlabelled")
+        if needs_objects:
+            _check_boxes(part, file, parts[part])
     return Pool(parts.pop("train") or [], **parts)
+
+
+def _check_boxes(part: str, file: Path | None, examples: Sequence[DetectionExample] | None) -> None:
+    """Check that there is something to learn, or to score.
+
+    Raises:
+        UserError: there is no box in the training data, or in the test data.
+    """
+    missed = {"train": "no object can be learned", "test": "nothing can be scored"}.get(part)
+    if examples and missed and not any(example.boxes for example in examples):
+        raise UserError(
+            f"{file}: no image of the {part} set has a box with an area: {missed}. Add boxes, or give other images."
+        )
 
 
 def _layout(format: FormatConfig) -> _Layout:
@@ -133,6 +153,30 @@ def _example(image: LabelledImage, classes: Sequence[str], labelled: bool) -> De
     source = inside(image.folder, image.file, image.place, "image")
     boxes = image.boxes if labelled else None
     try:
-        return DetectionExample.read(image.id, source, classes, boxes, image.group, image.crowds if labelled else 0)
+        read = DetectionExample.read(image.id, source, classes, boxes, image.group, image.crowds if labelled else 0)
     except UserError as error:
         raise UserError(f"{image.place}: {error}") from None
+    _check_size(image, read)
+    return read
+
+
+def _check_size(image: LabelledImage, read: DetectionExample) -> None:
+    """Check that an image has the size that the data states, since its boxes are in pixels of that size.
+
+    Raises:
+        UserError: it has another one.
+    """
+    own = (read.width, read.height)
+    stated = tuple(side if known is None else known for side, known in zip(own, image.size, strict=True))
+    if stated == own:
+        return
+    is_stored = "rotated" in read.rules and stated == own[::-1]
+    raise UserError(
+        f"{image.place}: the stated size is {stated[0]} x {stated[1]} pixels, but {shorten(image.file)} has {own[0]} x "
+        f"{own[1]}. "
+        + (
+            "The EXIF data of the file turns the image: give the boxes and the size in pixels of the upright image."
+            if is_stored
+            else "Give the image that was annotated, or correct the size and the boxes."
+        )
+    )

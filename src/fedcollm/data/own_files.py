@@ -42,7 +42,8 @@ OWN_FILES: Mapping[str, OwnFiles] = {
     ),
     "speech_files": OwnFiles(load_speech, lambda path, form, modality: load_speech(path, form)),
     "object_files": OwnFiles(
-        detection_tasks.load_own, lambda path, form, modality: load_objects(path, form, modality.classes)
+        detection_tasks.load_own,
+        lambda path, form, modality: load_objects(path, form, modality.classes, needs_objects=False),
     ),
 }
 

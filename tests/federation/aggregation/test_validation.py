@@ -232,6 +232,13 @@ def test_client_that_does_not_answer_is_named():
     assert refused() == {"b": "no answer"}
 
 
+def test_client_whose_test_set_has_no_object_is_kept():
+    update = dataclasses.replace(A, score=Score({"ap50": 1.0, "map": 0.0}, 4, counts={"map": 0}))
+    lost: dict[str, str] = {}
+    assert list(validate_updates([update, B], Expected(REQUEST, ["a", "b"], 100.0), lost)) == [update, B]
+    assert not lost
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -250,6 +257,8 @@ def test_client_that_does_not_answer_is_named():
         {"score": Score({"words": 1.0, "wer": 5.0}, 4, counts={"words": 8})},
         {"score": Score({"words": 1.0, "wer": math.nan}, 4, counts={"words": 8, "wer": 8})},
         {"score": Score({"words": 1.0}, 4, counts={"words": 0})},
+        {"score": Score({"ap50": 1.0, "map": 1.0}, 4, counts={"map": 0})},
+        {"score": Score({"ap50": 1.0, "map": 0.0}, 4, counts={"map": -1})},
         {"score": Score({"words": 1.0}, 4, counts={"words": 2**31 + 1})},
         {"score": Score({"words": 1.0}, 4, counts={"words": 8, "letters": 8})},
         {"seconds": {"clients": math.inf}},

@@ -69,6 +69,7 @@ IMAGE = base64.b64encode(png()).decode()
         ({"id": "x", "image": IMAGE, "boxes": [[0, 0, 1, "a"]]}, "is no box"),
         ({"id": "x", "image": IMAGE, "boxes": [[0, 0, 1, True, "a"]]}, "is no box"),
         ({"id": "x", "image": IMAGE, "boxes": [[0, 0, 1, 1, 3]]}, "is no box"),
+        ({"id": "x", "image": IMAGE, "boxes": [[0, 0, 1, 10**400, "a"]]}, "is no box"),
         ({"id": "x", "image": IMAGE, "boxes": [[0, 0, 1, float("nan"), "a"]]}, "no finite number"),
         ({"id": "x", "image": IMAGE, "boxes": [[0, 0, 1, 1, "d"]]}, "class 'd'"),
     ],

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tests.modalities.vision.tiny_detectors import TINY, example, png, save_detector
 from torch import nn, tensor
+from transformers import YolosConfig
 
 from fedcollm.config import ModelConfig
-from fedcollm.errors import UserError
+from fedcollm.errors import NonFiniteError, UserError
 from fedcollm.modalities.base import UNLABELLED, matched, outputs
 from fedcollm.modalities.exhibits import Region
 from fedcollm.modalities.vision.boxes import Box, DetectionExample
@@ -89,6 +90,45 @@ def test_notes_count_rules_once_for_each_image():
     assert task.notes() == [
         "1 boxes reach outside of their image and were clipped",
         "1 boxes have no area and were dropped",
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("what", ["logits", "pred_boxes"])
+def test_outputs_that_are_not_finite_are_an_error_and_no_hit(value, what):
+    class Broken(Fixed):
+        config = YolosConfig(name_or_path="some/detector")
+
+        def forward(self, pixel_values):
+            answer = super().forward(pixel_values)
+            getattr(answer, what)[-1, -1, 0] = value
+            return answer
+
+    with pytest.raises(NonFiniteError, match=r"scoring: .* detector some/detector became NaN or infinite; the last"):
+        TASK.score(Broken(), [example(A, id="1"), example(B, id="2")])
+    with pytest.raises(NonFiniteError):
+        TASK.answers(Broken(), [example(A)])
+
+
+def test_notes_count_images_with_more_objects_than_queries():
+    task = DetectionTask("cells", "abc", DetectionPixels(8, 8))
+    crowded, fits = example(A, B, A), example(A, B, shade=9)
+    batch = task.collate([crowded, fits, crowded, example(A, B, A, shade=8).without_label()])
+    assert task.notes() == []
+    task.logits(Fixed(), batch)
+    assert task.notes() == ["1 images have more objects than the 2 queries of a detector, some of which it misses"]
+    task.collate([crowded.without_label()])
+    assert len(task.notes()) == 1
+
+
+def test_notes_say_that_a_scored_set_has_no_object():
+    task = DetectionTask("cells", "abc", DetectionPixels(8, 8))
+    task.score(Fixed(), [example(A, id="1"), example(id="2")])
+    task.score(Fixed(), [])
+    assert task.notes() == []
+    task.score(Fixed(), [example(id="2")])
+    assert task.notes() == [
+        "a set without any object was scored: it has no map, and its ap50 says how often nothing is shown"
     ]
 
 

@@ -1,9 +1,11 @@
 """AP of an image, COCO's mAP of a set, and the confusion of classes, on cases worked by hand."""
 
+import math
+
 import pytest
 from tests.modalities.vision.tiny_detectors import example
 
-from fedcollm.errors import UserError
+from fedcollm.errors import NonFiniteError, UserError
 from fedcollm.modalities.vision import detection_score as scores
 from fedcollm.modalities.vision.boxes import NOTHING, Box
 from fedcollm.modalities.vision.detection_score import Detection, coco_map, detection_score, image_ap, iou
@@ -83,6 +85,31 @@ def test_parts_add_up_to_a_mean_weighted_by_images():
     two = detection_score([example(A, id="3")], [[]])
     assert (one + two).mean("map50") == pytest.approx(2 / 3)
     assert (one + two).outcomes == {"1": 1.0, "2": 1.0, "3": 0.0}
+
+
+def test_part_without_objects_does_not_change_the_map_of_the_others():
+    one = detection_score([example(A, id="1"), example(id="2")], [[seen(A, 0.9)], []])
+    none = detection_score([example(id="3"), example(id="4")], [[], []])
+    assert (one.counts, none.counts) == ({"map50": 1, "map": 1}, {"map50": 0, "map": 0})
+    assert math.isnan(none.mean("map50"))
+    for total in (one + none, none + one, none + none + one):
+        assert total.mean("map50") == total.mean("map") == pytest.approx(1.0)
+    assert (none + none).counts == none.counts
+    assert (one + none).count == 4
+    assert (none + none).value == 1
+
+
+def test_map_of_parts_is_weighted_by_images_with_objects():
+    one = detection_score([example(A, id="1"), *[example(id=f"n{i}") for i in range(6)]], [[seen(A, 0.9)], *[[]] * 6])
+    two = detection_score([example(A, id=str(i)) for i in range(3)], [[]] * 3)
+    assert (one + two).mean("map50") == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_detection_that_is_not_finite_is_an_error(value):
+    for one in (seen(A, value), seen(A._replace(right=value), 0.9)):
+        with pytest.raises(NonFiniteError, match="scoring"):
+            detection_score([example(A)], [[one]])
 
 
 def test_package_that_is_missing_is_named(monkeypatch):

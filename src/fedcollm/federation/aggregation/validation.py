@@ -129,9 +129,10 @@ def odd_score(score: Score | None) -> str | None:
     """Return what is wrong with a client's score; None if nothing is, or if there is no score."""
     if score is None:
         return None
-    counts = [score.count, *score.counts.values()]
-    fits = score.sums and score.counts.keys() <= score.sums.keys() and all(1 <= n <= _MOST_EXAMPLES for n in counts)
     main = next(iter(score.sums), None)
+    least = {name: int(name == main) for name in score.counts}  # of a further metric, a client may have nothing
+    fits = score.sums and score.counts.keys() <= score.sums.keys() and 1 <= score.count <= _MOST_EXAMPLES
+    fits = fits and all(least[name] <= count <= _MOST_EXAMPLES for name, count in score.counts.items())
     for name, value in score.sums.items():
         most = 1 if name == main or name not in score.counts else _LARGEST_RATE
         fits = fits and abs(value) <= most * score.counts.get(name, score.count)

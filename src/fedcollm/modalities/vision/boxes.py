@@ -189,10 +189,13 @@ def told(changed: Iterable[Mapping[str, int]]) -> list[str]:
 def _box(values: Any, place: str) -> Box:
     known = cast("list[Any]", values) if isinstance(values, list) else []
     numbers = [value for value in known[:4] if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if len(known) != 5 or len(numbers) != 4 or not isinstance(known[4], str):
-        raise UserError(f"{place}: {shorten(values)} is no box. Write [left, top, right, bottom, class], in pixels.")
-    left, top, right, bottom = map(float, numbers)
-    return Box(left, top, right, bottom, known[4])
+    try:
+        if len(known) == 5 and len(numbers) == 4 and isinstance(known[4], str):
+            left, top, right, bottom = map(float, numbers)
+            return Box(left, top, right, bottom, known[4])
+    except OverflowError:  # a whole number can be larger than any float
+        pass
+    raise UserError(f"{place}: {shorten(values)} is no box. Write [left, top, right, bottom, class], in pixels.")
 
 
 def _check(box: Box, place: str, classes: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from fedcollm.modalities.vision.detection_score import SHOWN, Detection, detecti
 from fedcollm.modalities.vision.detectors import DetectorModels
 from fedcollm.modalities.vision.files import CACHE_BYTES
 from fedcollm.modalities.vision.images import noted
-from fedcollm.modalities.vision.set_prediction import Objects, matched_rows, set_loss, to_corners
+from fedcollm.modalities.vision.set_prediction import Objects, check_outputs, matched_rows, set_loss, to_corners
 
 #: Images per forward pass when a whole set is scored.
 _AT_ONCE = 16
@@ -104,6 +104,9 @@ class DetectionTask(_DetectionModality):
         self._room = CACHE_BYTES // (4 * 3 * preprocessing.height * preprocessing.width)
         self._changed: dict[str, set[str]] = {}
         self._boxes: dict[str, Mapping[str, int]] = {}
+        self._numbers: dict[str, int] = {}
+        self._queries: int | None = None
+        self._scored_nothing = False
 
     def pixels(self, example: DetectionExample, image: Callable[[], Image.Image]) -> Tensor:
         """Return the pixels of an example, [3, height, width], from memory if they are kept there.
@@ -116,6 +119,8 @@ class DetectionTask(_DetectionModality):
             self._changed.setdefault(rule, set()).add(example.content)
         if example.changed:
             self._boxes[example.content] = example.changed
+        if example.boxes is not None:
+            self._numbers[example.content] = len(example.boxes)
         if (known := self._kept.get(example.content)) is not None:
             self._kept.move_to_end(example.content)
             return known
@@ -132,6 +137,8 @@ class DetectionTask(_DetectionModality):
     def logits(self, model: nn.Module, batch: DetectionBatch) -> Tensor:
         """Return [B * Q, C + 5] float32, one row per query of each image."""
         answer = model(pixel_values=batch.pixels.to(next(model.parameters())))
+        queries = int(answer.logits.shape[1])
+        self._queries = min(self._queries or queries, queries)
         return torch.cat([answer.logits.float(), answer.pred_boxes.float()], dim=-1).flatten(0, 1)
 
     def loss(self, logits: Tensor, batch: DetectionBatch) -> Tensor:
@@ -143,12 +150,16 @@ class DetectionTask(_DetectionModality):
 
         The class of a query is its likeliest one, and its confidence is the probability of that class. Most queries see
         nothing and have a low confidence; `detection_score.SHOWN` is the bound for showing them.
+
+        Raises:
+            NonFiniteError: an output of the model is NaN or infinite.
         """
         found: list[list[Detection]] = []
         for start in range(0, len(examples), _AT_ONCE):
             part = examples[start : start + _AT_ONCE]
             with torch.no_grad():
                 rows = self.logits(model, self.collate(part)).cpu()
+                check_outputs(rows, model)
                 rows = rows.reshape(len(part), -1, rows.shape[-1])
             found += [self._found(one, example) for one, example in zip(rows, part, strict=True)]
         return found
@@ -180,11 +191,26 @@ class DetectionTask(_DetectionModality):
 
     def score(self, model: nn.Module, examples: Sequence[DetectionExample]) -> Score:
         """Return `ap50`, `map50` and `map` of a model in evaluation mode; see `detection_score`."""
+        self._scored_nothing |= bool(examples) and not any(example.boxes for example in examples)
         return detection_score(examples, self.detections(model, examples))
 
     def notes(self) -> list[str]:
-        """Return how many of the distinct images that were read, and of their boxes, are changed by each rule."""
-        return noted(self._changed) + told(self._boxes.values())
+        """Return how many of the distinct images that were read, and of their boxes, are changed by each rule.
+
+        Images with more objects than the detector has queries are counted, too, and a scored set without objects is
+        named.
+        """
+        more = sum(count > (self._queries or count) for count in self._numbers.values())
+        crowded = (
+            f"{more} images have more objects than the {self._queries} queries of a detector, some of which it misses"
+        )
+        nothing = "a set without any object was scored: it has no map, and its ap50 says how often nothing is shown"
+        return (
+            noted(self._changed)
+            + told(self._boxes.values())
+            + [crowded] * bool(more)
+            + [nothing] * self._scored_nothing
+        )
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,23 @@ if no detection has a confidence of 0.5 or more, else 0.
 
 `map` (mean over IoU thresholds 0.50 to 0.95) and `map50` are those of COCO (Lin et al., arXiv 1405.0312), which rank
 the detections of all images together, and are no sums over images. They are computed once per scored set by
-faster-coco-eval, and kept as mAP times the number of images: adding the scores of several parts, such as those of
-clients with test sets of their own, gives the mean of the parts' mAP, weighted by number of images. That is not the mAP
-of all parts together, for which one party would need all detections.
+faster-coco-eval, and kept as mAP times the number of images with objects: adding the scores of several parts, such as
+those of clients with test sets of their own, gives the mean of the parts' mAP, weighted by number of images with
+objects. A part without objects has no mAP, and does not change that of the others; the mAP of nothing else is NaN. The
+mean is not the mAP of all parts together, for which one party would need all detections.
 """
 
 import contextlib
 import importlib
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedcollm.errors import UserError
+from fedcollm.errors import NonFiniteError, UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.vision.boxes import NOTHING, Box, DetectionExample
 
@@ -44,7 +46,7 @@ class Detection(NamedTuple):
 
 
 def detection_score(examples: Sequence[DetectionExample], found: Sequence[Sequence[Detection]]) -> Score:
-    """Return `ap50`, `map50` and `map` of labelled images as sums over images.
+    """Return `ap50` of labelled images as a sum over images, and `map50` and `map` as sums over those with objects.
 
     Args:
         examples: the images with their objects.
@@ -52,13 +54,18 @@ def detection_score(examples: Sequence[DetectionExample], found: Sequence[Sequen
 
     Raises:
         UserError: faster-coco-eval is not installed.
+        NonFiniteError: a detection has a side or a confidence that is NaN or infinite.
     """
+    if not all(
+        map(math.isfinite, (side for one in found for seen in one for side in (*seen.box[:4], seen.confidence)))
+    ):
+        raise NonFiniteError("scoring: a detection has a side or a confidence that is NaN or infinite.")
     outcomes = {e.id: image_ap(e.boxes or (), one) for e, one in zip(examples, found, strict=True)}
-    count = len(examples)
+    known = sum(bool(e.boxes) for e in examples)
     overall = coco_map(examples, found)
-    sums = {"ap50": sum(outcomes.values()), **{name: value * count for name, value in overall.items()}}
+    sums = {"ap50": sum(outcomes.values()), **{name: value * known for name, value in overall.items()}}
     confusion = Counter(pair for e, one in zip(examples, found, strict=True) for pair in _confused(e.boxes or (), one))
-    return Score(sums, count, confusion, outcomes)
+    return Score(sums, len(examples), confusion, outcomes, dict.fromkeys(overall, known))
 
 
 def iou(one: Box, other: Box) -> float:

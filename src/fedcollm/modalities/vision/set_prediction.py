@@ -33,6 +33,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fedcollm.errors import NonFiniteError
 from fedcollm.modalities.base import UNLABELLED, Rows, Values
 
 #: Weight of "no object" in the cross-entropy, and the smallest weight of a pair in the KL.
@@ -92,6 +93,24 @@ def set_loss(outputs: Tensor, objects: Sequence[Objects | None]) -> Tensor:
     losses = _transformers().ImageLoss(matcher, logits.shape[-1] - 1, BACKGROUND, ["labels", "boxes"]).to(kept.device)
     parts = losses({"logits": logits, "pred_boxes": boxes}, targets)
     return CLASS_WEIGHT * parts["loss_ce"] + L1_WEIGHT * parts["loss_bbox"] + GIOU_WEIGHT * parts["loss_giou"]
+
+
+def check_outputs(outputs: Tensor, model: object) -> None:
+    """Check that what a detector says can be scored.
+
+    Args:
+        outputs: [B * Q, C + 5].
+        model: the detector, of which the message names the source.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite.
+    """
+    if not bool(outputs.isfinite().all()):
+        source = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+        raise NonFiniteError(
+            f"scoring: the outputs of the detector {source} became NaN or infinite; the last good state is kept. Lower "
+            "the learning rate, or look for broken weights."
+        )
 
 
 def pair_queries(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
