@@ -18,7 +18,7 @@ def test_valid_names_come_back():
 @pytest.mark.parametrize("classes", ODD, ids=range(len(ODD)))
 @pytest.mark.parametrize("fewest", [1, 2])
 def test_odd_names_are_refused(classes, fewest):
-    with pytest.raises(UserError, match="^task t: the server's facts have classes .*Get a fresh copy") as error:
+    with pytest.raises(UserError, match=r"^task t: the server's facts have classes .*Get a fresh copy") as error:
         class_names("t", {"classes": classes}, fewest)
     assert len(str(error.value)) < 400
     str(error.value).encode("utf-8")
@@ -32,21 +32,21 @@ def test_one_class_is_too_few_for_a_classifier_and_a_missing_fact_is_named():
             check("t", {})
 
 
-@pytest.mark.parametrize("value", [999, 3_600_001, 10**400, -(10**400), 1_000.0, float("nan"), "1000", True, None, [1]])
+@pytest.mark.parametrize("value", [99, 3_600_001, 10**400, -(10**400), 1_000.0, float("nan"), "960", True, None, [1]])
 def test_durations_have_bounds(value):
-    with pytest.raises(UserError, match="have milliseconds .*not a whole number from 1000 to 3600000"):
+    with pytest.raises(UserError, match=r"have milliseconds .*not a whole number from 100 to 3600000"):
         clip_seconds("t", {"milliseconds": value})
-    assert [clip_seconds("t", {"milliseconds": n}) for n in (1_000, 3_600_000)] == [1.0, 3_600.0]
+    assert [clip_seconds("t", {"milliseconds": n}) for n in (100, 3_600_000)] == [0.1, 3_600.0]
 
 
 @pytest.mark.parametrize("value", [None, 5, "ab", [], ["c"], ["a", 1], ["a"] * 3, [["a"]], {"a": 0}])
 def test_tokens_must_be_those_of_the_model(value):
-    with pytest.raises(UserError, match="have prompt .*not a list of 1 to 2 tokens"):
+    with pytest.raises(UserError, match=r"have prompt .*not a list of 1 to 2 tokens"):
         token_names("t", {"prompt": value}, "prompt", {"a": 0, "b": 1}, most=2)
     assert token_names("t", {"prompt": ["b", "a"]}, "prompt", {"a": 0, "b": 1}, most=2) == ["b", "a"]
 
 
 @pytest.mark.parametrize("value", [0, 11, True, 5.0, "5"])
 def test_numbers_have_bounds(value):
-    with pytest.raises(UserError, match="have n .*from 1 to 10"):
+    with pytest.raises(UserError, match=r"have n .*from 1 to 10"):
         whole_number("t", {"n": value}, "n", 1, 10)

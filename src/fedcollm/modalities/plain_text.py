@@ -9,8 +9,8 @@ from fedcollm.modalities.jsonl import shorten
 def fault(text: str) -> str | None:
     r"""Return why a text can't be used; None if it can.
 
-    A lone surrogate is half of a character. JSON can spell one (``"\ud800"``), and a file name that is not UTF-8 becomes
-    one, but no file in UTF-8 can hold it.
+    A lone surrogate is half of a character. JSON can spell one (``"\ud800"``), and a file name that is not UTF-8
+    becomes one, but no file in UTF-8 can hold it.
 
     >>> fault("naïve 🙂"), fault("a\0")
     (None, 'a null character (U+0000)')
@@ -33,7 +33,7 @@ def check_text(value: Any, what: str) -> None:
     """
     if isinstance(value, str):
         if reason := fault(value):
-            raise UserError(f"{what} holds {shorten(value)}, with {reason}. Write it again in valid UTF-8.")
+            raise UserError(f"{what} holds {shorten(value)}, with {reason}. Correct it: write text in valid UTF-8.")
     elif isinstance(value, dict):
         for key, part in cast("dict[Any, Any]", value).items():
             check_text(key, what)
