@@ -101,7 +101,8 @@ def read_run(directory: Path) -> Run:
         UserError: the directory holds no run, or one of its files is malformed.
     """
     config, records = read_config(directory), read_records(directory)
-    environment, data, rows = (read_json(directory, name) or {} for name in (ENVIRONMENT, DATA, CONFUSION))
+    values: list[dict[str, Any]] = [read_json(directory, name) or {} for name in (ENVIRONMENT, DATA, CONFUSION)]
+    environment, data, rows = values
     try:
         exhibits = from_json(read_json(directory, EXHIBITS) or [])
     except ValueError as error:

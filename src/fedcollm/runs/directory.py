@@ -197,8 +197,8 @@ def damaged(file: Path, error: Exception) -> UserError:
     """Return the error that says which file of a run can't be read, and why."""
     reason = explain(error) if isinstance(error, ValidationError) else str(error)
     return UserError(
-        f"{file} is not a file that this version of fedcollm wrote: {' '.join(reason.split())[:200]}. Restore it, or run "
-        "again."
+        f"{file} is not a file that this version of fedcollm wrote: {' '.join(reason.split())[:200]}. Restore it, or "
+        "run again."
     )
 
 

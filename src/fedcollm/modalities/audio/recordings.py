@@ -3,9 +3,9 @@
 A recording is decoded when it is needed, so that only the encoded bytes, or a path, and a bounded number of decoded
 samples stay in memory. What can't be heard as it was meant is refused: a file that is missing, empty, no audio,
 truncated, not finite, absurdly loud, in another container, or whose header claims a sampling rate, channels or a
-duration that no clip has. The header is checked before anything is decoded. What can be used all the same is used, by one rule each, and counted
-(`Reader.notes`): several channels are averaged, another sampling rate is converted, a clip that is too long is cut off
-at its end, one that is too short gets silence at its end, and a silent one stays as it is.
+duration that no clip has. The header is checked before anything is decoded. What can be used all the same is used, by
+one rule each, and counted (`Reader.notes`): several channels are averaged, another sampling rate is converted, a clip
+that is too long is cut off at its end, one that is too short gets silence at its end, and a silent one stays as it is.
 """
 
 import hashlib
