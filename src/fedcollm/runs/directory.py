@@ -102,7 +102,7 @@ def parse_config(file: Path) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{file} is not a configuration that fedcollm wrote: {explain(error)}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not a configuration that fedcollm wrote: {error}") from error
 
 

@@ -163,7 +163,9 @@ def test_package_that_is_missing_is_named():
 
 @pytest.mark.parametrize("kind", ["AIFF", "AU", "CAF", "W64", "NIST", "VOC"])
 def test_other_containers_are_refused_by_name(kind):
-    with pytest.raises(UserError, match=f"clip: the recording is a {kind} file. Convert it to WAV, FLAC, OGG or MP3"):
+    with pytest.raises(
+        UserError, match=f"clip: the recording has the format {kind}, which is not read. Convert it to WAV"
+    ):
         _ = Recording(encoded(tone(), kind=kind), "clip").facts
 
 
