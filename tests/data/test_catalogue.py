@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 from tests.modalities.audio.clips import tone
+from tests.modalities.audio.speech_models import ctc_directory, whisper_directory
 from tests.modalities.vision.tiny_classifiers import save_classifier
 from tests.modalities.vision.tiny_detectors import save_detector, write_coco
 
@@ -19,6 +20,7 @@ from fedcollm.data.catalogue import (
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioTask
 from fedcollm.modalities.audio.files import AudioFileTask
+from fedcollm.modalities.audio.recognizers import build_recognizer_for_client
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.task import TextTask
@@ -148,6 +150,8 @@ def test_own_images_are_a_modality_whose_classes_reach_a_client(tmp_path):
     assert (example.label, example.target) == ("cat", 1)
     with pytest.raises(UserError, match="facts lack classes"):
         build_client_modality(task, slm, {})
+    with pytest.raises(UserError, match="facts have classes"):
+        build_client_modality(task, slm, {"classes": ["a", "\ud800"]})
 
 
 def test_own_recordings_reach_a_client_as_its_own_data(tmp_path):
@@ -162,6 +166,9 @@ def test_own_recordings_reach_a_client_as_its_own_data(tmp_path):
     client = build_client_modality(task, model, modality.facts())
     assert isinstance(client, AudioFileTask)
     assert client.classes == ("high", "low")
+    for odd in ({"classes": ["a", "a"]}, {"milliseconds": 10**400}, {"milliseconds": ["1000"]}):
+        with pytest.raises(UserError, match="facts have"):
+            build_client_modality(task, model, {**modality.facts(), **odd})
     assert base_models(task).outline(model).config.num_labels == 2
     (tmp_path / "mine.csv").write_text("file,kind\nlow.flac,low\n", encoding="utf-8")
     (example,) = load_private(form, tmp_path / "mine.csv", client).train
@@ -186,6 +193,8 @@ def test_own_boxes_are_a_modality_whose_classes_reach_a_client(tmp_path):
     assert len(load_private(FormatConfig(boxes="coco", group="nothing"), data, client).train) == 4
     with pytest.raises(UserError, match="facts lack classes"):
         build_client_modality(task, slm, {})
+    with pytest.raises(UserError, match="facts have classes"):
+        build_client_modality(task, slm, {"classes": ["a", "\ud800"]})
 
 
 def test_shipped_detectors_are_for_the_drawn_scenes():
@@ -196,3 +205,19 @@ def test_shipped_detectors_are_for_the_drawn_scenes():
     assert modality.classes == ("circle", "square", "triangle", "cross", "ring")
     with pytest.raises(UserError, match="smollm2-135m"):
         build_modality(task, slm, ModelConfig(), False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "odd"),
+    [("ctc", {"milliseconds": "1000"}), ("whisper", {"prompt": 5}), ("whisper", {"prompt": ["nonsense"]}),
+     ("whisper", {"prompt": []}), ("whisper", {"most_tokens": ["x"]}), ("whisper", {"most_tokens": 10**9})],
+)  # fmt: skip
+def test_speech_of_a_client_is_built_from_valid_facts_only(tmp_path, kind, odd):
+    source = {"ctc": ctc_directory, "whisper": whisper_directory}[kind](tmp_path / "model")
+    model, facts = (
+        ModelConfig(source=source),
+        {"milliseconds": 1_000, "prompt": ["<|startoftranscript|>"], "most_tokens": 5},
+    )
+    assert build_recognizer_for_client("t", model, facts).reader.longest == 1.0
+    with pytest.raises(UserError, match=f"facts have {next(iter(odd))}"):
+        build_recognizer_for_client("t", model, {**facts, **odd})

@@ -134,7 +134,9 @@ def test_runs_without_exhibits_have_no_such_section(make_run, make_record, tmp_p
     assert 'id="examples"' not in write_report([run], tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", [{"a": 1}, [1], [{"id": "x", "picture": "PHN2Zz4="}]])
+@pytest.mark.parametrize(
+    "content", [{"a": 1}, [1], 5, [[[]]], [{"id": "x", "picture": "PHN2Zz4="}], [{"id": "x", "answers": 5}]]
+)
 def test_a_file_that_is_none_of_ours_is_refused(make_run, make_record, tmp_path, content):
     run = make_run("odd", [make_record(0, 0.1), make_record(1, 0.2)])
     write_json(run, EXHIBITS, content)

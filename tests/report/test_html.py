@@ -106,7 +106,7 @@ def test_page_of_a_control_says_what_it_is(make_run, tmp_path):
     records = [RoundRecord(0), RoundRecord(1, {"control": 0.75}, bytes_up=8_564_736, bytes_down=8_564_736)]
     run = make_run("control", records, bare=True, name="control", **config)
     write_json(run, CONFUSION, {"control": [["cat", "cat", 3], ["dog", "cat", 1]]})
-    write_json(run, DATA, {"test": 4})
+    write_json(run, DATA, {"clients": {}, "public": {}, "unlabelled": 0, "test": 4})
     page = Page(write_report([run], tmp_path / "page.html").read_text(encoding="utf-8"))
     text = " ".join(page.text.split())
     for words in (

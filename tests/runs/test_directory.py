@@ -159,8 +159,8 @@ def test_broken_checkpoint_is_the_users_error(tmp_path):
 
 
 def test_json_survives(tmp_path):
-    write_json(tmp_path, "data.json", {"clients": {"ä": [1, 2.5, None]}})
-    assert read_json(tmp_path, "data.json") == {"clients": {"ä": [1, 2.5, None]}}
+    write_json(tmp_path, "values.json", {"clients": {"ä": [1, 2.5, None]}})
+    assert read_json(tmp_path, "values.json") == {"clients": {"ä": [1, 2.5, None]}}
 
 
 def test_missing_json_is_none(tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
 from fedcollm.data.object_files import find_object_classes, load_objects
@@ -10,6 +10,7 @@ from fedcollm.data.pool import Pool
 from fedcollm.data.sources.shapes import SHAPES, load_shapes
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
+from fedcollm.modalities.facts import class_fault, class_names
 from fedcollm.modalities.vision.detection import DetectionPair, DetectionTask
 from fedcollm.modalities.vision.detection_pixels import pixels_of
 from fedcollm.modalities.vision.detectors import DetectorModels
@@ -26,7 +27,7 @@ def load_own(path: Path, format: FormatConfig) -> Pool:
     Raises:
         UserError: a file, an image, a box or a class is invalid.
     """
-    return load_objects(path, format, find_object_classes(path, format))
+    return load_objects(path, format, _own_classes(path, format))
 
 
 def models_of_shapes(config: TaskConfig) -> DetectorModels:
@@ -40,7 +41,7 @@ def models_of_own(path: Path, format: FormatConfig) -> DetectorModels:
     Raises:
         UserError: the training data can't be read, or has no class.
     """
-    return DetectorModels(find_object_classes(path, format))
+    return DetectorModels(_own_classes(path, format))
 
 
 def build_shapes(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
@@ -58,19 +59,24 @@ def build_own(name: str, path: Path, format: FormatConfig, slm: ModelConfig, llm
     Raises:
         UserError: the training data or a model can't be read.
     """
-    return _detection(name, find_object_classes(path, format), slm, llm)
+    return _detection(name, _own_classes(path, format), slm, llm)
 
 
 def build_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
     """Return the modality of a deployed client.
 
     Raises:
-        UserError: the model can't be read, or the facts lack the classes.
+        UserError: the model can't be read, or the facts have no valid classes.
     """
-    classes = facts.get("classes")
-    if not isinstance(classes, list) or not classes:
-        raise UserError(f"task {name}: the server's facts lack classes. Get a fresh copy of them from the server.")
-    return DetectionTask(name, cast("list[str]", classes), pixels_of(slm))
+    return DetectionTask(name, class_names(name, facts, fewest=1), pixels_of(slm))
+
+
+def _own_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
+    """Return the classes of a user's own objects; raise UserError if clients would refuse the name of one."""
+    classes = find_object_classes(path, format)
+    if reason := class_fault(classes, fewest=1):
+        raise UserError(f"task.path: {path} has classes of objects with names that can't be used: {reason}. Rename it.")
+    return classes
 
 
 def _detection(name: str, classes: Sequence[str], slm: ModelConfig, llm: ModelConfig) -> Modality:

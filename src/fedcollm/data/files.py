@@ -14,6 +14,7 @@ from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Example
 from fedcollm.modalities.jsonl import read_jsonl, shorten
+from fedcollm.modalities.plain_text import check_text
 from fedcollm.modalities.text.examples import TextExample, listed_choices
 
 JSONL = (".jsonl", ".jsonl.gz")
@@ -239,11 +240,12 @@ def cell_value(row: dict[str, Any], column: str, place: str, key: str) -> Any:
         key: key of the configuration that names the column, for the message.
 
     Raises:
-        UserError: there is no such column, or it is empty in this row.
+        UserError: there is no such column, or in this row it is empty, or holds text that `check_text` refuses.
     """
     if column not in row:
         raise UserError(f"{place}: there is no column {column!r} ({key}). The columns are {', '.join(map(str, row))}.")
     value = row[column]
+    check_text(value, f"{place}: column {column!r} ({key})")
     if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN differs from itself
         raise UserError(f"{place}: column {column!r} ({key}) is empty. Fill it in, or remove the row.")
     return value
@@ -328,6 +330,7 @@ def _split(text: str) -> list[Any]:
 
 
 def _check_choices(choices: list[Any], place: str) -> None:
+    check_text(choices, place)
     if not all(isinstance(choice, (str, int, float)) and str(choice).strip() for choice in choices):
         raise UserError(f"{place} holds {shorten(choices)}. Each choice must be text that is not empty.")
     if len(choices) < 2:

@@ -25,6 +25,7 @@ from fedcollm.data.media_files import (
 from fedcollm.data.partition import check_classes
 from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
+from fedcollm.modalities.plain_text import check_text
 from fedcollm.modalities.vision.files import ImageFile
 from fedcollm.modalities.vision.images import SUFFIXES as IMAGE_SUFFIXES
 from fedcollm.progress import track
@@ -124,6 +125,8 @@ def _folders(place: Path) -> list[Path]:
     entries = [entry for entry in sorted(place.iterdir()) if not _is_hidden(entry)]
     if files := [entry for entry in entries if not entry.is_dir()]:
         raise UserError(f"{files[0]} is in no class folder. Move it to {place.name}/CLASS/, or remove it.")
+    for entry in entries:
+        check_text(entry.name, f"{place}: the name of a class folder")
     return entries
 
 
@@ -131,6 +134,7 @@ def _in_folder(root: Path, folder: Path, label: str | None) -> Iterator[Found]:
     for file in sorted(folder.iterdir()):
         if _is_hidden(file):
             continue
+        check_text(file.name, f"{folder}: the name of an image")
         if not file.is_file() or file.suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(f"{file} is no image file ({', '.join(IMAGE_SUFFIXES)}). Convert it, or remove it.")
         name = file.relative_to(root).as_posix()

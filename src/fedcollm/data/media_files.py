@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from fedcollm.config import FormatConfig
 from fedcollm.data.files import SUFFIXES, cell_text, cell_value, file_rows, find_part
 from fedcollm.errors import UserError
+from fedcollm.modalities.facts import class_fault
 from fedcollm.modalities.jsonl import shorten
 
 #: Part of a pool to the names that its folder or file may have.
@@ -98,12 +99,16 @@ def check_names(path: Path, classes: Sequence[str], examples: str) -> tuple[str,
     """Return the names of classes as they are.
 
     Raises:
-        UserError: there are fewer than two, one is empty, or two are equal.
+        UserError: there are fewer than two, two are equal, or a name is one that clients refuse, see `class_fault`.
     """
     if len(classes) < 2 or len(set(classes)) < len(classes) or not all(classes):
         raise UserError(
             f"task.path: {path} has the classes {shorten(list(classes))}. Give at least two distinct classes of "
             f"{examples}."
+        )
+    if reason := class_fault(classes):
+        raise UserError(
+            f"task.path: {path} has classes of {examples} with names that can't be used: {reason}. Rename it."
         )
     return tuple(classes)
 

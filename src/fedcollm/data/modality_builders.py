@@ -5,7 +5,7 @@ To add a modality, add an entry to `MODALITIES`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -17,7 +17,6 @@ from fedcollm.data.image_files import find_classes
 from fedcollm.data.own_files import own_files
 from fedcollm.data.sources.digits import CLASSES
 from fedcollm.data.sources.spoken_words import WORDS
-from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioTask
 from fedcollm.modalities.audio.classifiers import AudioClassifiers
 from fedcollm.modalities.audio.files import AudioFileTask, audio_task_for_client
@@ -25,6 +24,7 @@ from fedcollm.modalities.audio.models import AudioModels, features_of
 from fedcollm.modalities.audio.recognizers import build_recognizer, build_recognizer_for_client
 from fedcollm.modalities.audio.speech_models import SpeechModels
 from fedcollm.modalities.base import Modality
+from fedcollm.modalities.facts import class_names, whole_number
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
 from fedcollm.modalities.text.task import TextTask
@@ -96,9 +96,8 @@ def _build_text(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_t
 
 
 def _build_text_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
-    if missing := sorted({"vocabulary_size", "context_length"} - facts.keys()):
-        raise UserError(f"task {name}: the server's facts lack {missing[0]}. Get a fresh copy of them from the server.")
-    return _text_task(name, client_facts(slm, facts["vocabulary_size"], facts["context_length"]))
+    context = whole_number(name, facts, "context_length", 1, 2**63 - 1)
+    return _text_task(name, client_facts(slm, whole_number(name, facts, "vocabulary_size", 1, 2**31 - 1), context))
 
 
 def _build_pixels(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
@@ -119,10 +118,7 @@ def _build_images(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across
 
 
 def _build_images_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
-    classes = facts.get("classes")
-    if not isinstance(classes, list) or len(cast("list[Any]", classes)) < 2:
-        raise UserError(f"task {name}: the server's facts lack classes. Get a fresh copy of them from the server.")
-    return ImageFileTask(name, cast("list[str]", classes), load_preprocessor(slm))
+    return ImageFileTask(name, class_names(name, facts), load_preprocessor(slm))
 
 
 def _build_audio(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:

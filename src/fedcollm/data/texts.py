@@ -11,6 +11,7 @@ from fedcollm.data.sources.icd10 import other_descriptions
 from fedcollm.data.sources.qa import download
 from fedcollm.errors import SECTION, UserError
 from fedcollm.modalities.jsonl import shorten
+from fedcollm.modalities.plain_text import check_text
 from fedcollm.modalities.text.examples import TextExample
 
 #: Column or field that holds the text in files that have columns, and in data sets of the hub.
@@ -56,17 +57,21 @@ def _of_hub(name: str) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
             f"{SECTION}heal.text: {path} can't be read ({error}). Give an existing file in UTF-8."
         ) from None
+    for number, line in enumerate(lines, start=1):
+        check_text(line, f"{path}: line {number}")
+    return lines
 
 
 def _text(row: Mapping[str, Any], place: str) -> str:
     value = row.get(COLUMN)
     if not isinstance(value, str):
         raise UserError(f"{place}: column {COLUMN!r} holds {shorten(value)}. Each row needs text in it.")
+    check_text(value, f"{place}: column {COLUMN!r}")
     return value
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
 from fedcollm.config.roles import MODELS
@@ -22,7 +20,7 @@ from fedcollm.runs.directory import (
     DATA,
     ENVIRONMENT,
     EXHIBITS,
-    ROUNDS,
+    damaged,
     read_config,
     read_json,
     read_records,
@@ -102,25 +100,17 @@ def read_run(directory: Path) -> Run:
     Raises:
         UserError: the directory holds no run, or one of its files is malformed.
     """
-    name = CONFIG
+    config, records = read_config(directory), read_records(directory)
+    values: list[dict[str, Any]] = [read_json(directory, name) or {} for name in (ENVIRONMENT, DATA, CONFUSION)]
+    environment, data, rows = values
     try:
-        config = read_config(directory)
-        name = ROUNDS
-        records = read_records(directory)
-        values: dict[str, dict[str, Any]] = {}
-        for name in (ENVIRONMENT, DATA, CONFUSION):
-            values[name] = read_json(directory, name) or {}
-        name = EXHIBITS
-        exhibits = from_json(read_json(directory, name) or [])
-        told = [note for record in records for note in record.notes]
-        values[DATA]["notes"] = [*values[DATA].get("notes", ()), *told]
-        confusion = {role: [(str(t), str(p), int(n)) for t, p, n in rows] for role, rows in values[CONFUSION].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{directory / name} is not a file that this version of fedcollm wrote: {reason}. Restore it, or run again."
-        ) from error
-    return Run(directory, config, records, values[ENVIRONMENT], values[DATA], confusion, exhibits)
+        exhibits = from_json(read_json(directory, EXHIBITS) or [])
+    except ValueError as error:
+        raise damaged(directory / EXHIBITS, error) from error
+    told = [note for record in records for note in record.notes]
+    data["notes"] = [*data.get("notes", ()), *told]
+    confusion = {role: [(true, found, number) for true, found, number in part] for role, part in rows.items()}
+    return Run(directory, config, records, environment, data, confusion, exhibits)
 
 
 def group(runs: Iterable[Run]) -> list[Method]:

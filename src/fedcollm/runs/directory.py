@@ -37,12 +37,15 @@ from fedcollm.config import SCHEMA_VERSION, RunConfig
 from fedcollm.config.loading import explain
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
+from fedcollm.runs.shapes import check_shape
 from fedcollm.storage import remove_leftovers, replacing, write_atomically, writing
 
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
 STEPS, IDENTITY, EXHIBITS = "steps.jsonl", "identity.json", "exhibits.json"
+
+_DAMAGES = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 def start(directory: Path, config: RunConfig) -> None:
@@ -99,7 +102,7 @@ def parse_config(file: Path) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{file} is not a configuration that fedcollm wrote: {explain(error)}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not a configuration that fedcollm wrote: {error}") from error
 
 
@@ -153,11 +156,18 @@ def check_healed(directory: Path, healed: Mapping[str, str]) -> None:
 
 
 def read_records(directory: Path) -> list[RoundRecord]:
-    """Return the records of all finished rounds, starting with round 0; an empty list if there are none."""
+    """Return the records of all finished rounds, starting with round 0; an empty list if there are none.
+
+    Raises:
+        UserError: a line is no record.
+    """
     file = directory / ROUNDS
     if not file.is_file():
         return []
-    return [RoundRecord.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [RoundRecord.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except _DAMAGES as error:
+        raise damaged(file, error) from error
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:
@@ -167,9 +177,29 @@ def write_json(directory: Path, name: str, value: Any) -> None:
 
 
 def read_json(directory: Path, name: str) -> Any:
-    """Return the content of one of the JSON files of a run directory; None if the file is missing."""
+    """Return the content of one of the JSON files of a run directory; None if the file is missing.
+
+    Raises:
+        UserError: it can't be read, or has another shape than this file has.
+    """
     file = directory / name
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+        check_shape(name, text)
+        return json.loads(text)
+    except _DAMAGES as error:
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, error: Exception) -> UserError:
+    """Return the error that says which file of a run can't be read, and why."""
+    reason = explain(error) if isinstance(error, ValidationError) else str(error)
+    return UserError(
+        f"{file} is not a file that this version of fedcollm wrote: {' '.join(reason.split())[:200]}. Restore it, or "
+        "run again."
+    )
 
 
 def save_round(directory: Path, record: RoundRecord, adapters: Mapping[str, Adapter]) -> None:

@@ -159,3 +159,36 @@ def test_samples_must_be_finite():
 def test_package_that_is_missing_is_named():
     with pytest.raises(UserError, match=r"no_such_package.*fedcollm\[audio\]"):
         audio_package("no_such_package")
+
+
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "CAF", "W64", "NIST", "VOC"])
+def test_other_containers_are_refused_by_name(kind):
+    with pytest.raises(
+        UserError, match=f"clip: the recording has the format {kind}, which is not read. Convert it to WAV"
+    ):
+        _ = Recording(encoded(tone(), kind=kind), "clip").facts
+
+
+@pytest.mark.parametrize("kind", ["WAVEX", "RF64", "MP3"])
+def test_other_kinds_of_wav_and_mp3_are_read(kind):
+    data = encoded(tone(), kind=kind, subtype=None)
+    assert Recording(data).facts.frames == 8_000
+
+
+def test_flac_without_a_length_is_said_to_be_of_unknown_length():
+    data = bytearray(encoded(tone(), kind="FLAC"))
+    data[21] &= 0xF0
+    data[22:26] = b"\0\0\0\0"  # the number of samples in STREAMINFO
+    with pytest.raises(UserError, match="clip: the length is unknown"):
+        _ = Recording(bytes(data), "clip").facts
+
+
+@pytest.mark.parametrize(("loudness", "fits"), [(9_999.0, True), (10_001.0, False), (1e30, False), (-3e38, False)])
+def test_samples_of_another_scale_are_refused_by_name(loudness, fits):
+    samples = np.stack([np.full(1_600, loudness), np.full(1_600, -loudness)], axis=1)  # their mean is zero
+    recording = Recording(encoded(samples, subtype="FLOAT"), "clip")
+    if fits:
+        assert len(Reader().read(recording)) == 1_600
+        return
+    with pytest.raises(UserError, match=r"clip: a sample of .*times full scale"):
+        recording.mono()

@@ -90,3 +90,15 @@ def test_words_of_what_was_heard_rightly_or_not_at_all():
     right = compared(said("x", "Go on!"), "go on")
     assert (right.right, right.words) == (True, (("go", "same"), ("on", "same")))
     assert compared(said("x", "go on"), "").words == (("go", "deleted"), ("on", "deleted"))
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u0301", "\0", "\u200b \u0301", "\ufeff", "\u2060…", "\u00ad"])
+def test_words_that_cannot_be_seen_are_none(text):
+    assert normalized(text) == ""
+    assert normalized(f"a {text} b") == "a b"
+    with pytest.raises(UserError, match="has no word"):
+        transcript(said("x", text))
+
+
+def test_marks_within_a_word_stay():
+    assert normalized("हिन्दी می\u200cخواهم 21") == "हिन्दी می\u200cخواهم 21"

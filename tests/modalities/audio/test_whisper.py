@@ -90,3 +90,18 @@ def test_models_with_different_tokens_are_refused(place, tmp_path):
 def test_clips_longer_than_the_model_takes_are_refused(place):
     with pytest.raises(UserError, match=r"clips of 31 s"):
         WhisperTask("letters", place, longest=31.0)
+
+
+@pytest.mark.parametrize("text", ["<|endoftext|>", "＜｜endoftext｜＞", "a <|startoftranscript|> b"])
+def test_special_tokens_in_a_transcript_are_plain_words(task, text):
+    written = task.collate([clip("x", text)]).targets.tolist()
+    assert START not in written
+    assert written[-1] == END
+    assert task.collate([clip("x", text.replace("<|", "").replace("|>", ""))]).targets.tolist() == written
+
+
+def test_special_tokens_of_letters_are_plain_words_too(tmp_path):
+    task = WhisperTask("t", whisper_directory(tmp_path / "model"), longest=1.0)
+    task.tokenizer.add_special_tokens({"additional_special_tokens": ["abc"]})
+    special = task.tokenizer.convert_tokens_to_ids("abc")
+    assert special not in task.collate([clip("x", "abc")]).targets.tolist()

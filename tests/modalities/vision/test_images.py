@@ -187,3 +187,11 @@ def test_notes_count_the_images_of_each_rule():
     ]
     assert set(RULES) == {"first_frame", "rotated", "on_white", "converted", "from_16_bits"}
     assert {".jpg", ".png"} <= set(SUFFIXES)
+
+
+def test_thin_images_are_refused_with_their_name_and_size():
+    assert images.MOST_RATIO == 100
+    assert decode(stored(Image.new("L", (1, 100))), "x").image.size == (1, 100)
+    for width, height in ((1, 101), (30_000, 1), (2, 201)):
+        with pytest.raises(UserError, match=rf"thin.png: the image has {width} x {height} pixels, .*at most 100 times"):
+            decode(stored(Image.new("L", (width, height))), "thin.png")

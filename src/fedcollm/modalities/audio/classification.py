@@ -22,6 +22,7 @@ from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.classification import ClassificationTask
 from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.exhibits import Exhibit
+from fedcollm.modalities.facts import LONGEST_CLIP
 from fedcollm.modalities.jsonl import read_jsonl, shorten
 
 
@@ -165,7 +166,7 @@ class AudioTask(AudioModels, ClassificationTask):
 
     def facts(self) -> dict[str, Any]:
         """Return the names of the classes, and the duration of the longest clip, in milliseconds."""
-        return {"classes": list(self.classes), "milliseconds": round(1_000 * self.reader.longest)}
+        return {"classes": list(self.classes), "milliseconds": min(round(1_000 * self.reader.longest), LONGEST_CLIP)}
 
     def write_examples(self, examples: Sequence[AudioExample]) -> str:
         """Return examples as JSON lines that contain the recordings."""

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcollm.config import ModelConfig
-from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioTask
 from fedcollm.modalities.audio.classifiers import AudioClassifiers
 from fedcollm.modalities.audio.features import Extractor, Features
 from fedcollm.modalities.audio.models import AUDIO_MODELS, features_of
 from fedcollm.modalities.audio.recordings import Reader
+from fedcollm.modalities.facts import class_names, clip_seconds
 
 
 class AudioFileTask(AudioClassifiers, AudioTask):
@@ -55,8 +55,6 @@ def audio_task_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any])
         facts: `AudioTask.facts` of the SLM's modality, as the server computed it.
 
     Raises:
-        UserError: the SLM can't be read, or facts are missing.
+        UserError: the SLM can't be read, or facts are missing or invalid.
     """
-    if missing := sorted({"classes", "milliseconds"} - facts.keys()):
-        raise UserError(f"task {name}: the server's facts lack {missing[0]}. Get a fresh copy of them from the server.")
-    return AudioFileTask(name, facts["classes"], slm, None, facts["milliseconds"] / 1_000)
+    return AudioFileTask(name, class_names(name, facts), slm, None, clip_seconds(name, facts))

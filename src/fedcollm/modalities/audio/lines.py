@@ -7,6 +7,7 @@ from typing import Any
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.recordings import Recording
 from fedcollm.modalities.jsonl import shorten
+from fedcollm.modalities.plain_text import check_text
 
 
 def recording_row(example: Any) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def recording_of(row: Mapping[str, Any], place: str) -> Recording:
         raise UserError(
             f"{place}: {shorten(dict(row))} is no example. Each line needs id, audio (a file in base64) and label."
         )
+    check_text([row["id"], row["label"], row.get("group")], place)
     try:
         content = base64.b64decode(row["audio"], validate=True)
     except ValueError as error:

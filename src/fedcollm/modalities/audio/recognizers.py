@@ -1,14 +1,18 @@
 """Build the task of speech recognition that fits a pair of models: CTC or Whisper, as their configurations say."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.ctc import CtcTask
 from fedcollm.modalities.audio.speech import SpeechTask
 from fedcollm.modalities.audio.speech_models import speech_directory, speech_kind
-from fedcollm.modalities.audio.whisper import WhisperTask, language_prompt
+from fedcollm.modalities.audio.whisper import WhisperTask, known_tokens, language_prompt
+from fedcollm.modalities.facts import clip_seconds, token_names, whole_number
+
+#: Bounds on the tokens of a transcript (see `speech_models.most_tokens`), and of what Whisper is told before it.
+MOST_TOKENS, MOST_PROMPT = 224, 16
 
 
 def build_recognizer(
@@ -52,13 +56,12 @@ def build_recognizer_for_client(name: str, slm: ModelConfig, facts: Mapping[str,
         facts: `build_recognizer(...).of("slm").facts()`, as the server computed it.
 
     Raises:
-        UserError: the SLM can't be read, or facts are missing.
+        UserError: the SLM can't be read, or facts are missing or invalid.
     """
     kind, place = speech_kind(slm.source), speech_directory(slm.source)
-    needed = {"milliseconds"} if kind == "ctc" else {"milliseconds", "prompt", "most_tokens"}
-    if missing := sorted(needed - facts.keys()):
-        raise UserError(f"task {name}: the server's facts lack {missing[0]}. Get a fresh copy of them from the server.")
-    longest = facts["milliseconds"] / 1_000
+    longest = clip_seconds(name, facts)
     if kind == "ctc":
         return CtcTask(name, place, None, longest)
-    return WhisperTask(name, place, None, longest, cast("list[str]", facts["prompt"]), facts["most_tokens"])
+    most = whole_number(name, facts, "most_tokens", 1, MOST_TOKENS)
+    prompt = token_names(name, facts, "prompt", known_tokens(place), MOST_PROMPT)
+    return WhisperTask(name, place, None, longest, prompt, most)

@@ -2,10 +2,10 @@
 
 A recording is decoded when it is needed, so that only the encoded bytes, or a path, and a bounded number of decoded
 samples stay in memory. What can't be heard as it was meant is refused: a file that is missing, empty, no audio,
-truncated, not finite, or whose header claims a sampling rate, channels or a duration that no clip has. The header is
-checked before anything is decoded. What can be used all the same is used, by one rule each, and counted
-(`Reader.notes`): several channels are averaged, another sampling rate is converted, a clip that is too long is cut off
-at its end, one that is too short gets silence at its end, and a silent one stays as it is.
+truncated, not finite, absurdly loud, in another container, or whose header claims a sampling rate, channels or a
+duration that no clip has. The header is checked before anything is decoded. What can be used all the same is used, by
+one rule each, and counted (`Reader.notes`): several channels are averaged, another sampling rate is converted, a clip
+that is too long is cut off at its end, one that is too short gets silence at its end, and a silent one stays as it is.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcollm.errors import UserError
+from fedcollm.modalities.audio.containers import FORMATS, is_cut_short
 
 #: Bounds on what a header may claim.
 SLOWEST_RATE, FASTEST_RATE, MOST_CHANNELS, LONGEST_SECONDS, MOST_BYTES = 1_000, 384_000, 16, 3_600.0, 2**29
@@ -30,7 +31,11 @@ SLOWEST_RATE, FASTEST_RATE, MOST_CHANNELS, LONGEST_SECONDS, MOST_BYTES = 1_000, 
 #: A recording whose samples all stay below this share of full scale, -80 dB, is silent.
 SILENCE = 1e-4
 
+#: Largest sample, as a multiple of full scale: beyond it, floating-point samples are on another scale, or damaged.
+LOUDEST = 1e4
+
 _BLOCK = 2**16  # frames that are decoded at once
+_UNKNOWN = 2**62  # libsndfile says 2**63 - 1 frames for a FLAC file that does not tell its length
 _KEPT_BYTES = 2**27  # decoded samples that a reader keeps
 
 
@@ -115,10 +120,14 @@ class Recording:
             UserError: the file is missing, empty, no audio or truncated, or the header claims what no clip has.
         """
         data = self.encoded()
-        if _is_cut_short(data):
+        if is_cut_short(data):
             raise UserError(f"{self.label}: the recording is truncated: its end is missing. Restore it, or remove it.")
         with _opened(data, self.label) as file:
-            rate, channels, frames = int(file.samplerate), int(file.channels), int(file.frames)
+            kind, rate, channels, frames = str(file.format), int(file.samplerate), int(file.channels), int(file.frames)
+        if kind not in FORMATS:
+            raise UserError(
+                f"{self.label}: the recording has the format {kind}, which is not read. Convert it to WAV, FLAC, OGG or MP3."
+            )
         if reason := _absurdity(rate, channels, frames):
             raise UserError(f"{self.label}: {reason}. Correct the recording, or remove it.")
         return Facts(rate, channels, frames, hashlib.sha256(data).hexdigest())
@@ -127,7 +136,8 @@ class Recording:
         """Return the samples from the start up to so many seconds, averaged over channels, at their own rate: [T].
 
         Raises:
-            UserError: as `facts`, or fewer samples can be decoded than the header claims, or one is not finite.
+            UserError: as `facts`, or fewer samples can be decoded than the header claims, or one is not finite, or
+                more than `LOUDEST` times full scale.
         """
         facts = self.facts
         wanted = min(facts.frames, math.ceil(seconds * facts.rate))
@@ -141,15 +151,22 @@ class Recording:
                             f"{self.label}: the recording is truncated: {wanted - missing} of {facts.frames} samples "
                             "can be decoded. Restore it, or remove it."
                         )
+                    self._check_samples(block)
                     blocks.append(block.mean(axis=1))
         except RuntimeError as error:  # soundfile's own errors
             raise UserError(
                 f"{self.label}: the recording is truncated or damaged ({error}). Restore it, or remove it."
             ) from error
-        samples = np.concatenate(blocks)
-        if not np.isfinite(samples).all():
+        return np.concatenate(blocks)
+
+    def _check_samples(self, block: NDArray[np.float32]) -> None:
+        if not np.isfinite(block).all():
             raise UserError(f"{self.label}: a sample is not a finite number. Correct the recording, or remove it.")
-        return samples
+        if (loudest := float(np.abs(block).max())) > LOUDEST:
+            raise UserError(
+                f"{self.label}: a sample of {loudest:.4g} is more than {LOUDEST:,.0f} times full scale, which is 1. "
+                "Divide the samples by their full scale, or remove the recording."
+            )
 
     def _unchanged(self) -> bytes:
         """Return the encoded bytes; raise UserError if the file is not the one any more that was read at first."""
@@ -254,26 +271,10 @@ def _absurdity(rate: int, channels: int, frames: int) -> str | None:
         return f"a sampling rate of {rate} Hz is not from {SLOWEST_RATE} to {FASTEST_RATE}"
     if not 1 <= channels <= MOST_CHANNELS:
         return f"{channels} channels are not from 1 to {MOST_CHANNELS}"
+    if frames >= _UNKNOWN:
+        return "the length is unknown, since the header leaves it out, as a streaming encoder does"
     if frames < 1:
         return "the recording has no samples"
     if frames > LONGEST_SECONDS * rate:
         return f"a duration of {frames / rate:.4g} s is more than {LONGEST_SECONDS:g} s"
     return None
-
-
-def _is_cut_short(data: bytes) -> bool:
-    """Return whether a WAV file is shorter than its header says, or an OGG file's last page is not whole or not marked.
-
-    soundfile reads both without a word. A size of 0 or 2³² - 1 is that of a WAV file that was streamed. A page of OGG
-    (RFC 3533) has its flags in byte 5 (4: the last one), the number of its segments in byte 26, then their lengths.
-    """
-    if data[:4] == b"RIFF":
-        size = int.from_bytes(data[4:8], "little")
-        return size not in (0, 2**32 - 1) and size + 8 > len(data)
-    if data[:4] == b"OggS":
-        page = data[data.rfind(b"OggS") :]
-        if len(page) < 27 or not page[5] & 4:
-            return True
-        lengths = page[27 : 27 + page[26]]
-        return len(page) < 27 + page[26] + sum(lengths)
-    return False

@@ -24,6 +24,7 @@ from fedcollm.modalities.audio.transcripts import (
 )
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.exhibits import Answer, Exhibit
+from fedcollm.modalities.facts import LONGEST_CLIP
 from fedcollm.modalities.tokenizers import tokenizer_digest
 
 
@@ -126,7 +127,7 @@ class SpeechTask(SpeechModels, Modality):
 
     def facts(self) -> dict[str, Any]:
         """Return the duration of the longest clip, in milliseconds."""
-        return {"milliseconds": round(1_000 * self.reader.longest)}
+        return {"milliseconds": min(round(1_000 * self.reader.longest), LONGEST_CLIP)}
 
     def write_examples(self, examples: Sequence[SpeechExample]) -> str:
         """Return examples as JSON lines that contain the recordings."""

@@ -72,14 +72,16 @@ def read_speech(path: Path) -> list[SpeechExample]:
 def normalized(text: str) -> str:
     """Return a text in lower case, without punctuation and symbols, with single spaces between words.
 
-    Hyphens and dashes become spaces; all other characters of the Unicode categories P and S are left out.
+    Hyphens and dashes become spaces; all other characters of the Unicode categories P and S are left out, and then
+    words without any letter or number (categories L and N), which can't be seen.
 
     >>> normalized("  Don't STOP: twenty-one… ")
     'dont stop twenty one'
     """
     lower = unicodedata.normalize("NFKC", text).lower()
     spaced = "".join(" " if unicodedata.category(sign) == "Pd" else sign for sign in lower)
-    return " ".join("".join(sign for sign in spaced if unicodedata.category(sign)[0] not in "PS").split())
+    words = "".join(sign for sign in spaced if unicodedata.category(sign)[0] not in "PS").split()
+    return " ".join(word for word in words if any(unicodedata.category(sign)[0] in "LN" for sign in word))
 
 
 def transcript(example: SpeechExample) -> str:

@@ -120,10 +120,11 @@ class WhisperTask(SpeechTask):
         )
 
     def _written(self, example: SpeechExample) -> list[int]:
-        """Return the tokens of a transcript and its end, or one `UNLABELLED`."""
+        """Return the tokens of a transcript, none of them special, and its end; or one `UNLABELLED`."""
         if example.label is None:
             return [UNLABELLED]
-        tokens: list[int] = self.tokenizer(" " + transcript(example), add_special_tokens=False).input_ids
+        text, as_text = " " + transcript(example), {"add_special_tokens": False, "split_special_tokens": True}
+        tokens: list[int] = self.tokenizer(text, **as_text).input_ids
         if len(tokens) >= self.most_tokens:
             self._cut.add(example.id)
         return [*tokens[: self.most_tokens - 1], self.end]
@@ -165,6 +166,15 @@ class WhisperTask(SpeechTask):
         return super().notes() + cut * bool(self._cut)
 
 
+def known_tokens(source: str) -> Mapping[str, int]:
+    """Return the tokens of a Whisper model and their columns.
+
+    Raises:
+        UserError: the source has no tokenizer.
+    """
+    return from_pretrained(transformers_class("WhisperTokenizer"), source, _ADVICE).get_vocab()
+
+
 def language_prompt(language: str | None, source: str) -> tuple[str, ...]:
     """Return the tokens that tell a multilingual Whisper to write down what is said in a language, without times.
 
@@ -178,7 +188,7 @@ def language_prompt(language: str | None, source: str) -> tuple[str, ...]:
     if language is None:
         return ()
     tokens = ("<|startoftranscript|>", f"<|{language}|>", "<|transcribe|>", "<|notimestamps|>")
-    known: Mapping[str, int] = from_pretrained(transformers_class("WhisperTokenizer"), source, _ADVICE).get_vocab()
+    known = known_tokens(source)
     if not all(token in known for token in tokens):
         raise UserError(
             f"task.format.language: {source!r} has no language {language!r}. Give its code, such as en, or set "

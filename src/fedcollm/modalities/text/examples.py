@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import read_jsonl
+from fedcollm.modalities.plain_text import check_text
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def read_examples(path: Path) -> list[TextExample]:
 
 
 def _example(row: dict[str, object], place: str) -> TextExample:
+    check_text(row, place)
     try:
         example = _EXAMPLE.validate_python(row)
     except ValidationError as error:

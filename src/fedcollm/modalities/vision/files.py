@@ -21,6 +21,7 @@ from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.exhibits import Exhibit
 from fedcollm.modalities.jsonl import read_jsonl, shorten
 from fedcollm.modalities.pictures import picture
+from fedcollm.modalities.plain_text import check_text
 from fedcollm.modalities.vision.classifiers import ClassifierModels
 from fedcollm.modalities.vision.images import decode, fingerprint, noted
 from fedcollm.modalities.vision.preprocessing import Preprocessor
@@ -288,6 +289,7 @@ def _example(row: Mapping[str, Any], place: str, classes: tuple[str, ...]) -> Im
             f"{place}: {shorten(dict(row))} is no example. Each line needs id, image (a file in base64) and label (one "
             f"of {', '.join(classes)})."
         )
+    check_text([row["id"], group], place)
     try:
         content = base64.b64decode(row["image"], validate=True)
     except ValueError as error:

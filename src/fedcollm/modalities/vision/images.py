@@ -5,6 +5,8 @@
 - Transparent pixels are composited on white.
 - Gray, bilevel, palette, CMYK and other colour models are converted to RGB, without colour profiles.
 - 16-bit gray values are divided by 257, so that black and white stay black and white.
+- An image with a side of more than `MOST_RATIO` times the other is refused: scaled to the shortest side that a model
+  reads, it could fill the memory.
 - An image with more than `MOST_PIXELS` pixels is refused before it is decoded, and so is a broken one.
 """
 
@@ -22,6 +24,9 @@ from fedcollm.errors import UserError
 
 #: Largest number of pixels of an image: a small file can claim any number (a decompression bomb).
 MOST_PIXELS = 64_000_000
+
+#: Largest ratio of the sides of an image.
+MOST_RATIO = 100
 
 #: Formats that are read. Pillow knows more, some of which start other programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -96,6 +101,11 @@ def noted(rules: Mapping[str, Iterable[str]]) -> list[str]:
 def _check_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > MOST_PIXELS:
         raise UserError(_too_large(name, f"{image.width} x {image.height}"))
+    if max(image.size) > MOST_RATIO * min(image.size):
+        raise UserError(
+            f"{name}: the image has {image.width} x {image.height} pixels, and a side may be at most {MOST_RATIO} "
+            "times the other. Crop it, or remove it."
+        )
 
 
 def _too_large(name: str, size: str) -> str:
