@@ -126,7 +126,8 @@ class Recording:
             kind, rate, channels, frames = str(file.format), int(file.samplerate), int(file.channels), int(file.frames)
         if kind not in FORMATS:
             raise UserError(
-                f"{self.label}: the recording has the format {kind}, which is not read. Convert it to WAV, FLAC, OGG or MP3."
+                f"{self.label}: the recording has the format {kind}, which is not read. Convert it to WAV, FLAC, OGG "
+                "or MP3."
             )
         if reason := _absurdity(rate, channels, frames):
             raise UserError(f"{self.label}: {reason}. Correct the recording, or remove it.")
