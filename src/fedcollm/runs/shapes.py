@@ -1,7 +1,7 @@
 """What the JSON files of a run directory must hold, so that a damaged one is named when it is read."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -9,7 +9,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Shape(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow", strict=True)
 
 
 class Environment(_Shape):
