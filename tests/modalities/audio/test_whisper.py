@@ -105,3 +105,12 @@ def test_special_tokens_of_letters_are_plain_words_too(tmp_path):
     task.tokenizer.add_special_tokens({"additional_special_tokens": ["abc"]})
     special = task.tokenizer.convert_tokens_to_ids("abc")
     assert special not in task.collate([clip("x", "abc")]).targets.tolist()
+
+
+def test_no_more_tokens_are_written_than_the_decoder_reads(tmp_path, place):
+    # 2 s would allow 28 tokens, but the decoder has 20 positions and the prompt takes its part of them
+    task = WhisperTask("words", place, longest=2.0)
+    assert task.most_tokens == 20 - len(task.prompt) + 1
+    model = task.load_model(ModelConfig(source=place, dtype="float32"), "slm", torch.device("cpu"), 0)
+    torch.nn.init.zeros_(model.proj_out.weight)  # never the end
+    assert len(task.hear(model.eval(), [SpeechExample("x", tone(300, 0.5), "a b")])) == 1

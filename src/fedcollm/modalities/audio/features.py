@@ -92,7 +92,8 @@ class Extractor:
     """
 
     def __init__(self, source: str, longest: float = 30.0):
-        if Path(source).is_dir() and not (Path(source) / "preprocessor_config.json").is_file():
+        files = ("preprocessor_config.json", "processor_config.json")  # the second one is that of a whole processor
+        if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in files):
             raise UserError(
                 f"model source {source!r} has no preprocessor_config.json, which says what the model reads. Save the "
                 "model's feature extractor there too."

@@ -53,7 +53,7 @@ class WhisperTask(SpeechTask):
         prompt: the tokens that the decoder starts with, such as `<|startoftranscript|> <|notimestamps|>`; by default
             those of the tokenizer.
         most_tokens: the largest number of tokens of a transcript, with its end; by default those of
-            `speech_models.most_tokens`.
+            `speech_models.most_tokens`, or as many as the models' decoders read.
 
     Raises:
         UserError: a directory can't be read, or the models differ in vocabulary or sampling rate.
@@ -70,8 +70,9 @@ class WhisperTask(SpeechTask):
     ):
         self._cut: set[str] = set()
         super().__init__(name, slm, llm, longest)
-        self.most_tokens: int = most_tokens or speech_models.most_tokens(longest)
         self.prompt: list[int] = self.tokenizer.convert_tokens_to_ids(list(prompt)) or self.tokenizer.prefix_tokens
+        room = min(map(_positions, {slm, llm or slm})) - len(self.prompt) + 1  # the last token is never an input
+        self.most_tokens: int = most_tokens or max(min(speech_models.most_tokens(longest), room), 1)
         self.end: int = int(self.tokenizer.eos_token_id)
         self.options: Mapping[str, Any] = {**self.options, "prompt": list(self.prompt), "most_tokens": self.most_tokens}
 
@@ -164,6 +165,11 @@ class WhisperTask(SpeechTask):
         """Return what was changed of recordings and transcripts."""
         cut = [f"transcripts of more than {self.most_tokens} tokens, which are cut off there: {len(self._cut)}"]
         return super().notes() + cut * bool(self._cut)
+
+
+def _positions(source: str) -> int:
+    """Return the number of tokens that a model's decoder reads at most."""
+    return int(from_pretrained(transformers_class("AutoConfig"), source, _ADVICE).max_target_positions)
 
 
 def known_tokens(source: str) -> Mapping[str, int]:
