@@ -55,7 +55,11 @@ def shown(run: Run) -> list[tuple[str, list[Card]]]:
         answer = exhibit.answers.get("slm")
         groups[answer.right if answer else None].append(Card(exhibit, list(_said(exhibit)), _alt(exhibit)))
     slm = ROLES["slm"].label.lower()
-    headings = {False: f"Wrong answers of the {slm}", True: f"Right answers of the {slm}", None: "Answers of both models"}
+    headings = {
+        False: f"Wrong answers of the {slm}",
+        True: f"Right answers of the {slm}",
+        None: "Answers of both models",
+    }
     return [(headings[right], cards) for right, cards in groups.items() if cards]
 
 
