@@ -3,8 +3,8 @@
     python -m benchmarks.blood_boxes DATA OUT
     fedcollm compare OUT/blood_boxes.yaml --methods METHODS
 
-DATA is a folder with `images.zip` and, in COCO's format, `train.json`, `val.json` and `test.json`. Writes OUT/data in the
-layout of `task.format.boxes: coco`, where `val.json` becomes `public.json`, and OUT/blood_boxes.yaml. No pretrained
+DATA is a folder with `images.zip` and, in COCO's format, `train.json`, `val.json` and `test.json`. Writes OUT/data in
+the layout of `task.format.boxes: coco`, where `val.json` becomes `public.json`, and OUT/blood_boxes.yaml. No pretrained
 detector comes with a package, so both models are the small ones of the task `shapes`, which see 64 x 64 pixels and have
 16 queries. Each method pretrains them in the same way on the public part.
 """
