@@ -176,7 +176,7 @@ class Classifiers(ABC):
                 missing = {f"{name}.weight" for name in (*self.head_names(network), *self.inner)}
                 missing = {name for name in missing if name in network.state_dict()}
             self._give_head(network, section.source, 0, missing)
-        return network
+        return freeze_statistics(network)
 
     def is_pretrained(self, section: ModelConfig) -> bool:
         """Return False if the classifier gets a fresh head, whose weights depend on the run's seed."""

@@ -43,7 +43,10 @@ def identity_of(task: TaskConfig, split: Split, pair: ModelPair) -> Identity:
     files = {f"file {file}": _file_digest(file) for file in _data_files(task.path)}
     examples = {f"examples: {name}": _digest_or_none(part) for name, part in parts.items()}
     bases = dict(base for role, model in pair.models().items() for base in _bases(role, model))
-    read = {f"preprocessing of {role}": _plain_digest(pair.modality.of(role).to_wire()) for role in pair.models()}
+    read = {
+        f"preprocessing of {role}": _plain_digest(_placeless(pair.modality.of(role).to_wire()))
+        for role in pair.models()
+    }
     return {**files, **examples, **bases, **read}
 
 
@@ -126,6 +129,14 @@ def _data_files(path: Path | None) -> Iterator[Path]:
 def _file_digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _placeless(value: Any) -> Any:
+    """Return a value without the names of the places that models were read from: a cache may have moved."""
+    if not isinstance(value, Mapping):
+        return value
+    items = cast(Mapping[str, Any], value).items()
+    return {name: _placeless(item) for name, item in items if name not in ("tokenizer", "source")}
 
 
 def _plain_digest(value: Any) -> str:

@@ -469,12 +469,13 @@ def test_facts_are_the_sizes_that_a_client_must_be_told(task):
 
 def test_options_hold_what_scores_depend_on(tokenizer):
     task = TextTask("toy", tokenizer, 16, 32, normalized=True, start=(1,))
-    assert task.options | {"tokenizer": None} == {
+    assert task.options | {"tokenizer": None, "tokenizer_digest": None} == {
         "vocabulary_size": 16,
         "context_length": 32,
         "metric": "acc_norm",
         "start": [1],
         "tokenizer": None,
+        "tokenizer_digest": None,
     }
 
 

@@ -53,7 +53,7 @@ class SpeechTask(SpeechModels, Modality):
             "longest": longest,
             **self.features.options,
             "source": slm,
-            "tokenizer": tokenizer_digest(self.tokenizer),
+            "tokenizer_digest": tokenizer_digest(self.tokenizer),
         }
         self._other: tuple[str, Extractor] | None = None
         if llm is not None and llm != slm:

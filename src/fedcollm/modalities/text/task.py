@@ -91,7 +91,8 @@ class TextTask(TextModels, Modality):
             "context_length": context_length,
             "metric": self.main_metric,
             "start": list(start),
-            "tokenizer": tokenizer_digest(tokenizer),
+            "tokenizer": getattr(tokenizer, "name_or_path", None),  # tells apart bases that were made of other texts
+            "tokenizer_digest": tokenizer_digest(tokenizer),
         }
         self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._truncated: set[str] = set()
