@@ -112,7 +112,7 @@ class Classifiers(ABC):
         Raises:
             UserError: the source can't be loaded, is no classifier, or lacks weights other than those of a head.
         """
-        self.refuse_cut(section, f"{role}.")
+        refuse_cut(section, self.what, f"{role}.")
         dtype, place, loader = (
             resolve_dtype(section.dtype, device),
             self.place(section),
@@ -159,7 +159,7 @@ class Classifiers(ABC):
         Raises:
             UserError: the source does not exist, or a part of its layers is asked for.
         """
-        self.refuse_cut(section)
+        refuse_cut(section, self.what)
         self.place(section)
 
     def outline(self, section: ModelConfig) -> nn.Module:
@@ -168,7 +168,7 @@ class Classifiers(ABC):
         Raises:
             UserError: the source can't be read, is no classifier, or a part of its layers is asked for.
         """
-        self.refuse_cut(section)
+        refuse_cut(section, self.what)
         shape, missing = self.load_shape(section), set[str]()
         with torch.device("meta"):
             network = transformers_class(self.loader).from_config(shape)
@@ -196,22 +196,6 @@ class Classifiers(ABC):
         linear = (name for name, module in modules(network) if isinstance(module, nn.Linear))
         return [name for name in linear if any(part in self.heads for part in name.split("."))]
 
-    def refuse_cut(self, section: ModelConfig, prefix: str = "") -> None:
-        """Refuse to keep only some layers of a classifier.
-
-        Args:
-            section: the section `llm` or `slm` of the configuration.
-            prefix: `llm.` or `slm.`, if the section is known, for the message.
-
-        Raises:
-            UserError: `layers` is set.
-        """
-        if section.layers is not None:
-            raise UserError(
-                f"{prefix}layers {section.layers}: an {self.what} can't be cut to some of its layers. "
-                f"Set {prefix}layers: null."
-            )
-
     def load_shape(self, section: ModelConfig) -> Any:
         """Return the configuration of a classifier.
 
@@ -233,6 +217,23 @@ class Classifiers(ABC):
     def _has_head(self, shape: Any) -> bool:
         """Return whether the weights that belong to a configuration are those of a classifier."""
         return any(str(name).endswith(self.architectures) for name in shape.architectures or ())
+
+
+def refuse_cut(section: ModelConfig, what: str, prefix: str = "") -> None:
+    """Refuse to keep only some layers of a classifier.
+
+    Args:
+        section: the section `llm` or `slm` of the configuration.
+        what: what the model is called in messages.
+        prefix: `llm.` or `slm.`, if the section is known, for the message.
+
+    Raises:
+        UserError: `layers` is set.
+    """
+    if section.layers is not None:
+        raise UserError(
+            f"{prefix}layers {section.layers}: an {what} can't be cut to some of its layers. Set {prefix}layers: null."
+        )
 
 
 def freeze_statistics(network: nn.Module) -> nn.Module:

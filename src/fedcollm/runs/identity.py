@@ -61,7 +61,7 @@ def check(directory: Path, config: RunConfig, now: Identity) -> None:
     Raises:
         UserError: something is not the same.
     """
-    before = _recorded(directory)
+    before = _latest(_entries(directory))
     changed = [name for name, digest in now.items() if name in before and before[name] != digest]
     if changed:
         raise UserError(
@@ -73,22 +73,23 @@ def check(directory: Path, config: RunConfig, now: Identity) -> None:
 
 def record(directory: Path, now: Identity) -> None:
     """Write the digests of what a run is made of, after those of before if they are not the same."""
-    before = _recorded(directory)
-    if any(name not in before or before[name] != digest for name, digest in now.items()):
-        directories.write_json(directory, directories.IDENTITY, [*_entries(directory), now])
-
-
-def _recorded(directory: Path) -> Identity:
-    """Return the digests that a run recorded, the latest of each name; nothing if it has no record.
-
-    Raises:
-        UserError: the record is damaged.
-    """
     known = _entries(directory)
+    before = _latest(known)
+    if any(name not in before or before[name] != digest for name, digest in now.items()):
+        directories.write_json(directory, directories.IDENTITY, [*known, now])
+
+
+def _latest(known: Iterable[Identity]) -> Identity:
+    """Return the latest digest of each name."""
     return {name: digest for one in known for name, digest in one.items()}
 
 
 def _entries(directory: Path) -> list[Identity]:
+    """Return what a run recorded; nothing if it has no record.
+
+    Raises:
+        UserError: the record is damaged.
+    """
     file = directory / directories.IDENTITY
     if not file.is_file():
         return []

@@ -143,7 +143,7 @@ def test_decoded_images_are_kept_up_to_a_bound(task, monkeypatch):
     decoded = []
     read = ImageFile.image
     monkeypatch.setattr(ImageFile, "image", lambda self: decoded.append(self.id) or read(self))
-    task._room = 1
+    task.kept.room = 1
     for example in (RED, RED, GRAY, RED):
         task.collate([example])
     assert decoded == ["red", "gray", "red"]

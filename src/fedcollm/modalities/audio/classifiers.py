@@ -16,7 +16,7 @@ from fedcollm.modalities.audio.models import (
     layers_to_adapt,
     without_random_masks,
 )
-from fedcollm.modalities.classifiers import Classifiers
+from fedcollm.modalities.classifiers import Classifiers, refuse_cut
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import transformers_class
 
@@ -47,7 +47,7 @@ class AudioClassifiers(Classifiers):
         """
         if section.source not in AUDIO_MODELS:
             return without_random_masks(super().load_model(section, role, device, seed))
-        self.refuse_cut(section, f"{role}.")
+        refuse_cut(section, self.what, f"{role}.")
         cast(Any, torch).manual_seed(seed)
         network = cast(nn.Module, transformers_class("ASTForAudioClassification")(self.load_shape(section)))
         return network.to(resolve_dtype(section.dtype, device)).to(device)

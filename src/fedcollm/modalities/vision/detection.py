@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,7 @@ from fedcollm.modalities.vision.boxes import Box, DetectionExample, from_row, to
 from fedcollm.modalities.vision.detection_pixels import DetectionPixels
 from fedcollm.modalities.vision.detection_score import SHOWN, Detection, detection_score
 from fedcollm.modalities.vision.detectors import DetectorModels
-from fedcollm.modalities.vision.files import CACHE_BYTES
-from fedcollm.modalities.vision.images import noted
+from fedcollm.modalities.vision.kept_pixels import KeptPixels
 from fedcollm.modalities.vision.set_prediction import Objects, check_outputs, matched_rows, set_loss, to_corners
 
 #: Images per forward pass when a whole set is scored.
@@ -100,9 +99,7 @@ class DetectionTask(_DetectionModality):
         self.name = name
         self.preprocessing = preprocessing
         self.options: Mapping[str, Any] = {"classes": list(self.classes), "pixels": preprocessing.to_wire()}
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._room = CACHE_BYTES // (4 * 3 * preprocessing.height * preprocessing.width)
-        self._changed: dict[str, set[str]] = {}
+        self.kept: KeptPixels = KeptPixels(preprocessing, (preprocessing.height, preprocessing.width))
         self._boxes: dict[str, Mapping[str, int]] = {}
         self._numbers: dict[str, int] = {}
         self._queries: int | None = None
@@ -115,19 +112,11 @@ class DetectionTask(_DetectionModality):
             example: the example.
             image: returns its image.
         """
-        for rule in example.rules:
-            self._changed.setdefault(rule, set()).add(example.content)
         if example.changed:
             self._boxes[example.content] = example.changed
         if example.boxes is not None:
             self._numbers[example.content] = len(example.boxes)
-        if (known := self._kept.get(example.content)) is not None:
-            self._kept.move_to_end(example.content)
-            return known
-        made = self._kept[example.content] = self.preprocessing(image())
-        while len(self._kept) > max(self._room, 1):
-            self._kept.popitem(last=False)
-        return made
+        return self.kept.of(example, image)
 
     def collate(self, examples: Sequence[DetectionExample]) -> DetectionBatch:
         """Return a batch of images stacked along a new first dimension, and their objects."""
@@ -206,10 +195,7 @@ class DetectionTask(_DetectionModality):
         )
         nothing = "a set without any object was scored: it has no map, and its ap50 says how often nothing is shown"
         return (
-            noted(self._changed)
-            + told(self._boxes.values())
-            + [crowded] * bool(more)
-            + [nothing] * self._scored_nothing
+            self.kept.notes() + told(self._boxes.values()) + [crowded] * bool(more) + [nothing] * self._scored_nothing
         )
 
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
-from fedcollm.modalities.classifiers import FreshHead, freeze_statistics
+from fedcollm.modalities.classifiers import FreshHead, freeze_statistics, refuse_cut
 from fedcollm.modalities.vision.cell_detector import PATCHES, QUERIES, CellConfig, CellDetector
-from fedcollm.modalities.vision.models import refuse_cut
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import SHIPPED, base_directory, from_pretrained, transformers_class
 
@@ -65,7 +64,7 @@ class DetectorModels:
         Raises:
             UserError: the source can't be loaded, is no YOLOS or DETR, or lacks weights other than those of its heads.
         """
-        refuse_cut(section, f"{role}.")
+        refuse_cut(section, "image classifier", f"{role}.")
         dtype = resolve_dtype(section.dtype, device)
         cast(Any, torch).manual_seed(seed)  # of `DETECTORS`, and of whatever a checkpoint lacks of its heads
         if section.source in DETECTORS:
@@ -104,7 +103,7 @@ class DetectorModels:
         Raises:
             UserError: the source does not exist, or a part of its layers is asked for.
         """
-        refuse_cut(section)
+        refuse_cut(section, "image classifier")
         if section.source not in DETECTORS:
             _place(section)
 
@@ -114,7 +113,7 @@ class DetectorModels:
         Raises:
             UserError: the source can't be read, is no YOLOS or DETR, or a part of its layers is asked for.
         """
-        refuse_cut(section)
+        refuse_cut(section, "image classifier")
         shape = _shape(section)
         with torch.device("meta"):
             if isinstance(shape, CellConfig):

@@ -3,7 +3,6 @@
 import base64
 import functools
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +22,10 @@ from fedcollm.modalities.jsonl import read_jsonl, shorten
 from fedcollm.modalities.pictures import picture
 from fedcollm.modalities.plain_text import check_text
 from fedcollm.modalities.vision.classifiers import ClassifierModels
-from fedcollm.modalities.vision.images import decode, fingerprint, noted
+from fedcollm.modalities.vision.images import decode, fingerprint
+from fedcollm.modalities.vision.kept_pixels import KeptPixels
 from fedcollm.modalities.vision.preprocessing import Preprocessor
 from fedcollm.modalities.vision.task import ImageBatch, ImageTask
-
-#: Largest size of the pixels that a task keeps in memory, so that it need not decode them in every epoch.
-CACHE_BYTES = 256 * 2**20
 
 #: Side of the gray image that the control without a model reads.
 _CONTROL_SIDE = 16
@@ -118,9 +115,7 @@ class ImageFileTask(ClassifierModels, ImageTask):
         ImageTask.__init__(self, name, classes)
         self.preprocessor = preprocessor
         self.options: Mapping[str, Any] = {"classes": list(self.classes), "preprocessor": preprocessor.to_wire()}
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._room = CACHE_BYTES // (4 * 3 * preprocessor.shape[0] * preprocessor.shape[1])
-        self._changed: dict[str, set[str]] = {}
+        self.kept: KeptPixels = KeptPixels(preprocessor, preprocessor.shape)
 
     def load_model(self, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
         """Return an image classifier with one column per class; see `ClassifierModels.load_model`.
@@ -149,15 +144,7 @@ class ImageFileTask(ClassifierModels, ImageTask):
             example: the example.
             image: returns its image.
         """
-        for rule in example.rules:
-            self._changed.setdefault(rule, set()).add(example.content)
-        if (known := self._kept.get(example.content)) is not None:
-            self._kept.move_to_end(example.content)
-            return known
-        made = self._kept[example.content] = self.preprocessor(image())
-        while len(self._kept) > max(self._room, 1):
-            self._kept.popitem(last=False)
-        return made
+        return self.kept.of(example, image)
 
     def collate(self, examples: Sequence[Any]) -> ImageBatch:
         """Return a batch of images stacked along a new first dimension."""
@@ -174,7 +161,7 @@ class ImageFileTask(ClassifierModels, ImageTask):
 
     def notes(self) -> list[str]:
         """Return how many of the distinct images that were read are changed by each rule."""
-        return noted(self._changed)
+        return self.kept.notes()
 
     def facts(self) -> dict[str, Any]:
         """Return the names of the classes."""

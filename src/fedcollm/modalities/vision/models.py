@@ -9,11 +9,15 @@ from torch import nn
 
 from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
+from fedcollm.modalities.classifiers import refuse_cut
 from fedcollm.models.adapters import resolve_dtype
 from fedcollm.models.pretrained import from_pretrained, transformers_class
 
 if TYPE_CHECKING:
     from transformers import ViTConfig
+
+#: What these models are called in messages.
+_WHAT = "image classifier"
 
 #: Options common to all `VISION_MODELS`, which classify gray images of 8 x 8 pixels into ten classes.
 VISION_SHAPE: Mapping[str, Any] = {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10}
@@ -48,7 +52,7 @@ class ImageModels:
         Raises:
             UserError: the source is neither of these, or can't be read, or a part of its layers is asked for.
         """
-        refuse_cut(section, f"{role}.")
+        refuse_cut(section, _WHAT, f"{role}.")
         dtype = resolve_dtype(section.dtype, device)
         if section.source in VISION_MODELS:
             cast(Any, torch).manual_seed(seed)
@@ -66,7 +70,7 @@ class ImageModels:
             UserError: the source is neither a key of `VISION_MODELS` nor a directory, or can't be read, or a part of
                 its layers is asked for.
         """
-        refuse_cut(section)
+        refuse_cut(section, _WHAT)
         known = section.source in VISION_MODELS
         shape = vision_config(section.source) if known else _from_directory("AutoConfig", section.source)
         with torch.device("meta"):
@@ -87,23 +91,6 @@ class ImageModels:
     def footprint(self, example: Any, shape: Any, scoring: bool = False) -> tuple[int, int]:
         """Return the number of patches of an image plus its class token, and its single row of logits."""
         return (shape.image_size // shape.patch_size) ** 2 + 1, 1
-
-
-def refuse_cut(section: ModelConfig, prefix: str = "") -> None:
-    """Refuse to keep only some layers of an image classifier.
-
-    Args:
-        section: the section `llm` or `slm` of the configuration.
-        prefix: `llm.` or `slm.`, if the section is known, for the message.
-
-    Raises:
-        UserError: `layers` is set.
-    """
-    if section.layers is not None:
-        raise UserError(
-            f"{prefix}layers {section.layers}: an image classifier can't be cut to some of its layers. "
-            f"Set {prefix}layers: null."
-        )
 
 
 def _from_directory(loader: str, source: str, **options: Any) -> Any:
