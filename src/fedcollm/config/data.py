@@ -9,7 +9,10 @@ from pydantic import Field, model_validator
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
 
 #: Key of `FormatConfig` that names an example's input to what it is for, for messages.
-_INPUTS: Mapping[str, str] = {"prompt": "text", "image": "images", "audio": "audio"}
+_INPUTS: Mapping[str, str] = {"prompt": "text", "messages": "conversations", "image": "images", "audio": "audio"}
+
+#: Keys of `FormatConfig` that only text has, with their defaults.
+_TEXT_KEYS: Mapping[str, object] = {"chat": False, "joiner": " ", "max_new_tokens": 64}
 
 #: Tasks that ship with fedcollm and whose answers are boxes.
 _BOX_TASKS = ("shapes",)
@@ -43,6 +46,14 @@ class FormatConfig(Section):
 
     prompt: str | None = None
     """text: template of the prompt, with column names in braces, such as "{diagnosis}:" """
+    messages: str | None = None
+    """text: column with a conversation in place of prompt and answer; its last message is the answer"""
+    chat: bool = False
+    """text: whether the prompt is put into the chat template of the models' tokenizer; always so with messages"""
+    joiner: str = " "
+    """text: what stands between prompt and answer, unless the prompt ends with white space; "" for Japanese, say"""
+    max_new_tokens: Positive = 64
+    """text without choices: longest answer, in tokens, that a model generates when it is scored"""
     image: str | None = None
     """images: column with the path of an image, relative to its file; null, without prompt: train/CLASS/ has images"""
     audio: str | None = None
@@ -57,6 +68,12 @@ class FormatConfig(Section):
     """detection: coco (train.json, test.json, ... and images/) or voc (Annotations/, JPEGImages/, ImageSets/Main/)"""
     group: str | None = None
     """column that says which client (hospital, bank, ...) a row belongs to; needed for partition kind natural"""
+    encoding: str = "utf-8"
+    """encoding of CSV, TSV and JSON files, such as shift_jis, cp1252 or utf-16"""
+    delimiter: str | None = None
+    """what separates the fields of CSV files; null: a comma, semicolon, tab or |, whichever the header has"""
+    skip_unanswered: bool = False
+    """whether to leave out rows without an answer, and to count them, instead of refusing the file"""
     longest_seconds: Annotated[float, Field(ge=1)] = 30.0
     """audio: longer recordings are cut off there; Whisper's encoder, made for 30 s, is shortened to it"""
     language: str | None = None
@@ -76,19 +93,27 @@ class FormatConfig(Section):
             self._check_audio()
         elif self.transcript is not None or self.language is not None:
             raise ValueError("transcript and language are for audio. Set audio to the column of the recordings")
-        if given and self.answer is None and self.transcript is None:
+        self._check_text()
+        if given and self.answer is None and self.transcript is None and self.messages is None:
             raise ValueError("answer is missing. Set it to the column that holds the right answer")
         if self.is_folders and (self.answer is not None or self.group is not None):
             raise ValueError(
                 "without prompt (text), image (a column of image files) or audio, images are in class folders, and "
                 "there is no column for answer or group. Set prompt, image or audio, or remove answer and group"
             )
-        if self.prompt is None and isinstance(self.choices, str):
+        if self.kind != "text" and isinstance(self.choices, str):
             examples = "images" if self.audio is None else "recordings"
             raise ValueError(
                 f"choices {self.choices!r} is a column, but all {examples} share their classes. Give a list"
             )
         return self
+
+    def _check_text(self) -> None:
+        if self.messages is not None and (self.answer is not None or self.choices is not None):
+            raise ValueError("the answer to messages is their last one. Remove answer and choices")
+        odd = next((name for name, default in _TEXT_KEYS.items() if getattr(self, name) != default), None)
+        if odd is not None and self.prompt is None and self.messages is None:
+            raise ValueError(f"{odd} is for text. Set prompt, or remove {odd}")
 
     def _check_audio(self) -> None:
         if self.answer is not None and self.transcript is not None:
@@ -106,7 +131,9 @@ class FormatConfig(Section):
             )
 
     def _checked_boxes(self) -> "FormatConfig":
-        for name in ("prompt", "image", "audio", "answer", "transcript", "language"):
+        for name in ("prompt", "messages", "image", "audio", "answer", "transcript", "language", *_TEXT_KEYS):
+            if name in _TEXT_KEYS and getattr(self, name) == _TEXT_KEYS[name]:
+                continue
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"boxes {self.boxes} says where images and classes are. Remove {name} {value!r}")
         if isinstance(self.choices, str):
@@ -122,7 +149,7 @@ class FormatConfig(Section):
         """What an example is: a prompt, an image or a recording, and what is asked of it."""
         if self.boxes is not None:
             return "object_files"
-        if self.prompt is not None:
+        if self.prompt is not None or self.messages is not None:
             return "text"
         if self.audio is not None:
             return "audio_files" if self.transcript is None else "speech_files"
@@ -131,12 +158,12 @@ class FormatConfig(Section):
     @property
     def is_folders(self) -> bool:
         """Whether the data is a folder of class folders."""
-        return all(value is None for value in (self.prompt, self.image, self.audio, self.boxes))
+        return all(value is None for value in (self.prompt, self.messages, self.image, self.audio, self.boxes))
 
     @property
     def is_free(self) -> bool:
         """Whether answers are free text, such as transcripts, instead of one of several choices."""
-        return self.transcript is not None or (self.prompt is not None and self.choices is None)
+        return self.transcript is not None or (self.kind == "text" and self.choices is None)
 
 
 class TaskConfig(Section):
@@ -159,6 +186,8 @@ class TaskConfig(Section):
     """unlabelled examples in D_a, for distillation, and for training too if pseudo_labels label them"""
     test_size: Positive = 300
     """examples for evaluation, which nobody trains on"""
+    max_length: Positive | None = None
+    """text: longest sequence in tokens; longer prompts lose their oldest; null: the models' context"""
 
     @property
     def no_choices(self) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import string
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ class TextExample:
         group: natural client of the example, if the data has one.
         own_choices: whether the choices are this example's own although they are its labels, as letters whose texts the
             prompt lists. The loader knows it: letters can as well be labels that all examples share, such as grades.
+        turns: the conversation before the answer, as pairs of a role and what it says; empty if the prompt is not one.
     """
 
     id: str
@@ -36,6 +38,7 @@ class TextExample:
     labels: tuple[str, ...]
     group: str | None = None
     own_choices: bool = False
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def label(self) -> str | None:
@@ -44,8 +47,8 @@ class TextExample:
 
     @property
     def content(self) -> str:
-        """The prompt without differences of case and spacing."""
-        return " ".join(self.prompt.casefold().split())
+        """The prompt, the conversation and the choices, which for free completion are the answer, in Unicode NFC."""
+        return unicodedata.normalize("NFC", json.dumps([self.prompt, self.turns, self.choices], ensure_ascii=False))
 
     @property
     def has_free_label(self) -> bool:
