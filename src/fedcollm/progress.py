@@ -3,18 +3,85 @@
 import contextlib
 import contextvars
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from fedcollm import metrics
 
-_display: contextvars.ContextVar["Progress | Console | None"] = contextvars.ContextVar("display", default=None)
+_display: contextvars.ContextVar["_Bars | Console | None"] = contextvars.ContextVar("display", default=None)
 _PLAIN_SECONDS = 20.0  # between two lines of progress where there is no terminal
 _LOSSES_SECONDS = 0.5  # between two updates of the losses beside a bar
+_WIDE = 80  # columns that a terminal needs to show bars and losses too
 T = TypeVar("T")
+
+
+class _Count(ProgressColumn):
+    """How many items are done, and of how many; nothing for what has no count."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.total is None else f"{int(task.completed)}/{int(task.total)}")
+
+
+class _TimeLeft(ProgressColumn):
+    """The time left by the mean of the steps so far, which may take hours; before the first step, the time spent."""
+
+    def render(self, task: Task) -> Text:
+        left: float | None = task.fields["left"]
+        if left is None:
+            return Text(f"{_clock(task.elapsed or 0.0)} so far")
+        return Text(f"{_clock(max(left - (time.monotonic() - task.fields['at']), 0.0))} left")
+
+
+def _clock(seconds: float) -> str:
+    """Return seconds as hours, minutes and seconds.
+
+    >>> _clock(3.2), _clock(75), _clock(7384)
+    ('0:03', '1:15', '2:03:04')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Bars:
+    """The bars of nested loops, the outermost one on top; where there is no loop, what is being done instead.
+
+    Args:
+        progress: the display.
+    """
+
+    def __init__(self, progress: Progress):
+        self.progress, self._open = progress, list[TaskID]()
+        self._idle = progress.add_task("starting", total=None, losses="", left=None, at=0.0)
+
+    def say(self, message: str) -> None:
+        """Print a line, and show it until there is a bar or another line."""
+        _print(self.progress.console, message)
+        self.progress.update(self._idle, description=message)
+
+    def add(self, description: str, total: int, done: int) -> TaskID:
+        """Add a bar below those that are there."""
+        self._open.append(
+            self.progress.add_task(description, total=total, completed=done, losses="", left=None, at=0.0)
+        )
+        self.progress.update(self._idle, visible=False)
+        return self._open[-1]
+
+    def remove(self, bar: TaskID) -> None:
+        """Remove a bar."""
+        self._open.remove(bar)
+        self.progress.remove_task(bar)
+        if not self._open:
+            self.progress.reset(self._idle, description="working", visible=True)
+
+    def show_losses(self, losses: str) -> None:
+        """Show losses beside the innermost bar."""
+        if self._open:
+            self.progress.update(self._open[-1], losses=losses)
 
 
 @contextlib.contextmanager
@@ -34,70 +101,99 @@ def shown(console: Console) -> Generator[Console, None, None]:
         finally:
             _display.reset(token)
         return
-    text, losses = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[losses]"))
-    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), losses)
-    with Progress(*columns, console=console, transient=True) as progress, metrics.listening(_Losses(progress)):
-        token = _display.set(progress)
+    with Progress(*_columns(console), console=console, transient=True) as progress:
+        bars = _Bars(progress)
+        token = _display.set(bars)
         try:
-            yield progress.console
+            with metrics.listening(_Losses(bars)):
+                yield progress.console
         finally:
             _display.reset(token)
+
+
+def _columns(console: Console) -> list[ProgressColumn]:
+    """Return what a line of progress consists of. The spinner is in ASCII, as some terminals know nothing else."""
+    text, losses = (TextColumn(f"{{task.{what}}}", markup=False) for what in ("description", "fields[losses]"))
+    short: list[ProgressColumn] = [SpinnerColumn("line"), text, _Count(), _TimeLeft()]
+    return short if console.width < _WIDE else [*short[:2], BarColumn(20), *short[2:], losses]
 
 
 class _Losses:
     """A listener that shows the losses of a step beside the progress bar of its loop, at most twice per second.
 
     Args:
-        progress: the display, whose last bar belongs to the loop.
+        bars: the bars, the innermost of which belongs to the loop.
     """
 
-    def __init__(self, progress: Progress):
-        self._progress, self._last = progress, float("-inf")
+    def __init__(self, bars: _Bars):
+        self._bars, self._last = bars, float("-inf")
 
     def __call__(self, step: metrics.Step) -> None:
         now = time.monotonic()
-        if now - self._last < _LOSSES_SECONDS or not self._progress.tasks:
+        if now - self._last < _LOSSES_SECONDS:
             return
         self._last = now
         losses = ", ".join(f"{name} {value:.3f}" for name, value in step.to_json()["losses"].items())
-        self._progress.update(self._progress.tasks[-1].id, losses=f"loss: {losses}")
+        self._bars.show_losses(f"loss: {losses}")
 
 
-def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+@contextlib.contextmanager
+def counting(description: str, total: int, done: int = 0) -> Generator[Callable[[], None], None, None]:
+    """Count steps and, inside `shown`, show how many are done and how much time is left.
+
+    Args:
+        description: what the steps do, in a few words.
+        total: number of steps.
+        done: number of steps that were done before, which say nothing about the time of those to come.
+
+    Yields:
+        The function to call after each step.
+    """
+    display, start, count = _display.get(), time.monotonic(), done
+    bar = display.add(description, total, done) if isinstance(display, _Bars) else None
+    last = start
+
+    def step() -> None:
+        nonlocal count, last
+        count, now = count + 1, time.monotonic()
+        left = (now - start) / (count - done) * (total - count)
+        if isinstance(display, _Bars) and bar is not None:
+            display.progress.update(bar, advance=1, left=left, at=now)
+        elif isinstance(display, Console) and now - last > _PLAIN_SECONDS and count < total:
+            _print(display, f"{description}: {count}/{total}, {left:.0f} s left")
+            last = now
+
+    try:
+        yield step
+    finally:
+        if isinstance(display, _Bars) and bar is not None:
+            display.remove(bar)
+
+
+def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
     """Yield the items and, inside `shown`, show how many are done and how much time is left.
 
     Args:
         items: what to iterate over.
         description: what the loop does, in a few words.
-        total: number of items.
+        total: number of items, with those that were done before.
+        done: number of items that were done before.
     """
-    display = _display.get()
-    if isinstance(display, Progress):
-        task = display.add_task(description, total=total, losses="")
-        try:
-            for item in items:
-                yield item
-                display.advance(task)
-        finally:
-            display.remove_task(task)
-        return
-    start = last = time.monotonic()
-    for done, item in enumerate(items):
-        now = time.monotonic()
-        if display is not None and now - last > _PLAIN_SECONDS:
-            left = (now - start) / done * (total - done) if done else float("nan")
-            _print(display, f"{description}: {done}/{total}, {left:.0f} s left")
-            last = now
-        yield item
+    with counting(description, total, done) as step:
+        for item in items:
+            yield item
+            step()
 
 
 def say(message: str) -> None:
     """Print one line above the progress bars; outside `shown`, do nothing."""
     display = _display.get()
-    if display is not None:
-        _print(display.console if isinstance(display, Progress) else display, message)
+    if isinstance(display, _Bars):
+        display.say(message)
+    elif display is not None:
+        _print(display, message)
 
 
 def _print(console: Console, text: str) -> None:
     """Print text as it is, without interpreting markup, because another party may have written it."""
-    console.print(text, markup=False, emoji=False, highlight=False)
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)

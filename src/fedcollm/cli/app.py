@@ -1,6 +1,5 @@
 """The command line, a thin layer over the Python API. Each command imports only what it needs."""
 
-import io
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn, cast
@@ -15,6 +14,7 @@ from fedcollm.cli.evaluate import evaluate, report
 from fedcollm.cli.options import option
 from fedcollm.cli.run import check, run
 from fedcollm.cli.shrink import shrink
+from fedcollm.cli.streams import lasting_streams
 from fedcollm.errors import Interrupted, UserError
 
 app: typer.Typer = typer.Typer(
@@ -49,19 +49,19 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _write_utf8() -> None:
-    """Write UTF-8 to pipes and files on Windows too, because `load_config` reads UTF-8."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
-            stream.reconfigure(encoding="utf-8")
-
-
 def main() -> None:
     """Run the command line, and exit with a status.
 
     The status is 0 for success, 1 for a fault of fedcollm, 2 if the user's input is wrong, and 130 if interrupted.
     """
-    _write_utf8()
+    try:
+        with lasting_streams():
+            _run_command()
+    except UserError as error:  # nothing can be said on standard output
+        _fail(f"error: {error}", 2)
+
+
+def _run_command() -> NoReturn:
     usage_error = typer.BadParameter.__mro__[2]  # click's UsageError, which typer does not export
     try:
         raise SystemExit(app(standalone_mode=False))

@@ -69,23 +69,26 @@ def _show(plan: "Plan", jobs: "Jobs", quiet: bool, as_json: bool) -> None:
     from fedcollm.cli.terminal import interruptible, output, screen
     from fedcollm.experiments.comparison import comparing
     from fedcollm.experiments.workers import Failed, raise_for
-    from fedcollm.progress import shown
+    from fedcollm.progress import say, shown
     from fedcollm.report import write_report
     from fedcollm.runs.directory import REPORT
 
     failed: list[Failed] = []
-    with shown(screen(quiet or as_json)) as live, interruptible("the same command"):
-        for place, record in comparing(plan, failed, jobs):
-            live.print(f"{place:32} {round_line(record)}", soft_wrap=True)
-    comparison = plan.tabulate()
-    homes = [plan.home(one) for one, table in zip(plan.configs, comparison.tasks, strict=True) if table.rows]
+    with shown(screen(quiet or as_json)) as live:
+        with interruptible("the same command"):
+            for place, record in comparing(plan, failed, jobs):
+                live.print(f"{place:32} {round_line(record)}", soft_wrap=True)
+        say("writing tables and reports")
+        comparison = plan.tabulate()
+        homes = [plan.home(one) for one, table in zip(plan.configs, comparison.tasks, strict=True) if table.rows]
+        reports = [write_report([home], home / REPORT) for home in homes]
     if homes:
         comparison.write()
-        reports = [write_report([home], home / REPORT) for home in homes]
         if as_json:
             print(json.dumps(comparison.to_dict()))
         elif not quiet:
             for table in comparison_tables(comparison):
                 output().print(table)
-            print("\n".join(f"report: {file}" for file in reports))
+            ended = f"finished: {len(plan.jobs()) - len(failed)} of {len(plan.jobs())} runs"
+            print("\n".join([ended, *(f"report: {file}" for file in reports)]))
     raise_for(failed)

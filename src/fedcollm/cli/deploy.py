@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from fedcollm.cli.options import Json, Quiet, Settings, argument, option
-from fedcollm.cli.terminal import output
+from fedcollm.cli.terminal import new_table, output
 from fedcollm.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ def status(directory: Server, out: Out = None, as_json: Json = False) -> None:
 
 def _table(state: "Status") -> Table:
     """Return the states of the services on the server's machine and of the clients."""
-    table = Table(title=f"run {state.run}", title_justify="left")
-    table.add_column("")
-    table.add_column("state")
+    table = new_table(f"run {state.run}", "", "state")
     for name, runs in state.services.items():
         table.add_row(name, "running" if runs else "stopped")
     table.add_section()

@@ -17,10 +17,16 @@ def report(
     out: Annotated[Path | None, option("--out", help="HTML file; default: report.html in the first directory")] = None,
 ) -> None:
     """Write one self-contained HTML file with tables and plots of one or more runs."""
-    from fedcollm.report import write_report
+    from fedcollm.cli.terminal import screen
+    from fedcollm.progress import shown
     from fedcollm.runs.directory import REPORT
 
-    print(write_report(runs, out or runs[0] / REPORT))
+    file = out or runs[0] / REPORT
+    with shown(screen(silent=False)):
+        from fedcollm.report import write_report  # its plots take a while to import
+
+        written = write_report(runs, file)
+    print(written)
 
 
 def evaluate(

@@ -1,11 +1,16 @@
 """The commands `fedcollm run` and `fedcollm check`: run a configuration, or only validate it."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fedcollm.cli.options import AcceptChangedData, Json, Quiet, Settings, Source, argument, option
+
+if TYPE_CHECKING:
+    from fedcollm.config import RunConfig
+    from fedcollm.messages import RoundRecord
 
 
 def run(
@@ -22,9 +27,7 @@ def run(
     """Run a federation and write a run directory with its report."""
     from fedcollm.cli.terminal import show_rounds
     from fedcollm.config.loading import load_config, parse_settings
-    from fedcollm.runs.build import Inputs
-    from fedcollm.runs.directory import read_config
-    from fedcollm.runs.runner import default_directory, rounds
+    from fedcollm.runs.directory import default_directory, read_config
 
     overrides = parse_settings(settings or [])
     if resume and out and source is None:  # the configuration is that of the run directory
@@ -32,8 +35,18 @@ def run(
     else:
         config = load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())
-    records = rounds(config, directory, Inputs(accept_changed_data=accept_changed_data), resume=resume)
+    records = _records(config, directory, resume, accept_changed_data)
     show_rounds(records, directory, f"fedcollm run --resume --out {directory}", quiet, as_json)
+
+
+def _records(
+    config: "RunConfig | None", directory: Path, resume: bool, accept_changed_data: bool
+) -> Iterator["RoundRecord"]:
+    """Yield the records of a run. Import what it needs, which takes seconds, only when the first is asked for."""
+    from fedcollm.runs.build import Inputs
+    from fedcollm.runs.runner import rounds
+
+    yield from rounds(config, directory, Inputs(accept_changed_data=accept_changed_data), resume=resume)
 
 
 def check(

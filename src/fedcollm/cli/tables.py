@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from fedcollm.cli.terminal import new_table
 from fedcollm.config.roles import MODELS, PARTS, ROLES
 from fedcollm.messages import RoundRecord
 from fedcollm.report import tables
@@ -40,9 +41,8 @@ def summary_table(directory: Path) -> Table:
     """Return the zero-shot and final scores, bytes, time and memory of a finished run."""
     records = directories.read_records(directory)
     last = records[-1]
-    table = Table(title=f"{directory}: {last.round} round{'' if last.round == 1 else 's'}", title_justify="left")
-    for column in ("", "zero-shot", "final", "gain"):
-        table.add_column(column, justify="left" if not column else "right")
+    title = f"{directory}: {last.round} round{'' if last.round == 1 else 's'}"
+    table = new_table(title, "", "zero-shot", "final", "gain")
     _add_scores(table, records[0], last)
     table.add_section()
     _add_bytes(table, last, directories.read_json(directory, directories.ENVIRONMENT))
@@ -81,9 +81,7 @@ def comparison_tables(comparison: "Comparison") -> list[Table]:
 
 def _plain_table(source: tables.Table) -> Table:
     """Return a table of the report as a table for the terminal."""
-    table = Table(title=source.caption, title_justify="left")
-    for column in source.header:
-        table.add_column(column, justify="left" if column == source.header[0] else "right")
+    table = new_table(source.caption, *source.header)
     for row in source.rows:
         table.add_row(*row)
     return table
@@ -91,10 +89,7 @@ def _plain_table(source: tables.Table) -> Table:
 
 def parity_table(role: str, parity: "Parity") -> Table:
     """Return the scores by lm-evaluation-harness and by fedcollm's own scorer."""
-    table = Table(title=f"{role} on {parity.examples} test examples of {parity.task}", title_justify="left")
-    table.add_column("")
-    for metric in parity.harness:
-        table.add_column(metric, justify="right")
+    table = new_table(f"{role} on {parity.examples} test examples of {parity.task}", "", *parity.harness)
     for name, means in ((f"lm-evaluation-harness {parity.version}", parity.harness), ("fedcollm", parity.ours)):
         table.add_row(name, *(f"{means[metric]:.4f}" for metric in parity.harness))
     table.add_section()
@@ -111,9 +106,8 @@ def parity_table(role: str, parity: "Parity") -> Table:
 
 def shrink_table(report: "ShrinkReport", scores: Mapping[str, float]) -> Table:
     """Return how well a model fits a held-out text before and after cutting and healing, and its zero-shot scores."""
-    table = Table(title=f"kept layers: {', '.join(map(str, report.layers))}", title_justify="left")
-    for column in ("", "parameters", "KL per token (nats)", "perplexity", *(["zero-shot"] if scores else [])):
-        table.add_column(column, justify="left" if not column else "right")
+    header = ["", "parameters", "KL per token (nats)", "perplexity", *(["zero-shot"] if scores else [])]
+    table = new_table(f"kept layers: {', '.join(map(str, report.layers))}", *header)
     for name, fit in (("whole", report.whole), ("cut", report.cut), ("healed", report.healed)):
         size = report.parameters["whole" if name == "whole" else "cut"]
         kl = "–" if fit.kl is None else f"{fit.kl:.3f}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 
 from fedcollm.errors import Interrupted
 
@@ -26,6 +27,19 @@ def screen(silent: bool) -> Console:
 def output() -> Console:
     """Return a console for results, on standard output."""
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def new_table(title: str, *header: str) -> Table:
+    """Return a table without rows, whose cells lose no letter in a narrow terminal.
+
+    Args:
+        title: what stands above it.
+        header: names of the columns, of which the first is aligned to the left and the others to the right.
+    """
+    table = Table(title=title, title_justify="left")
+    for column in header:
+        table.add_column(column, justify="right" if table.columns else "left", overflow="fold")
+    return table
 
 
 @contextlib.contextmanager
@@ -57,18 +71,20 @@ def show_rounds(records: Iterable["RoundRecord"], directory: Path, again: str, q
         as_json: whether to print only the last record, as one line of JSON.
     """
     from fedcollm.cli.tables import round_line, summary_table
-    from fedcollm.progress import shown
+    from fedcollm.progress import say, shown
     from fedcollm.runs.directory import REPORT
 
     record = None
-    with shown(screen(quiet or as_json)) as live, interruptible(again):
-        for record in records:
-            live.print(round_line(record), soft_wrap=True)
-    from fedcollm.report import write_report  # its plots take a while to import
+    with shown(screen(quiet or as_json)) as live:
+        with interruptible(again):
+            for record in records:
+                live.print(round_line(record), soft_wrap=True)
+        say(f"writing {directory / REPORT}")
+        from fedcollm.report import write_report  # its plots take a while to import
 
-    write_report([directory], directory / REPORT)
+        write_report([directory], directory / REPORT)
     if as_json and record is not None:
         print(record.to_json())
     elif not quiet:
         output().print(summary_table(directory))
-        print(f"report: {directory / REPORT}")
+        print(f"finished: all rounds of {directory}\nreport: {directory / REPORT}")

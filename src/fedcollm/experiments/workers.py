@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,7 @@ from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.experiments.hardware import threads_each
 from fedcollm.messages import RoundRecord
+from fedcollm.progress import counting, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Inputs
 from fedcollm.runs.runner import rounds
@@ -169,7 +170,7 @@ def in_processes(jobs: Sequence[Job], count: int, failed: list[Failed]) -> Itera
     """
     waiting, threads = list(reversed(jobs)), threads_each(min(count, max(len(jobs), 1)))
     children: list[_Child] = []
-    try:
+    with counting("runs", total=len(jobs)) as step, _stopping(children):
         while waiting or children:
             while waiting and len(children) < count:
                 children.append(_Child.start(waiting.pop(), threads))
@@ -181,6 +182,14 @@ def in_processes(jobs: Sequence[Job], count: int, failed: list[Failed]) -> Itera
             for child in ended:
                 children.remove(child)
                 failed += [failure] if (failure := child.failure()) else []
+                step()
+
+
+@contextlib.contextmanager
+def _stopping(children: Sequence[_Child]) -> Generator[None, None, None]:
+    """Stop the children that are left at the end of the `with` block, however it ends."""
+    try:
+        yield
     finally:
         for child in children:
             child.stop()
@@ -196,7 +205,7 @@ def in_this_process(jobs: Sequence[Job], failed: list[Failed]) -> Iterator[tuple
     Yields:
         The name of a run and the record of its round, after each round.
     """
-    for job in jobs:
+    for job in track(jobs, "runs", total=len(jobs)):
         try:
             for record in job.records():
                 yield job.place, record

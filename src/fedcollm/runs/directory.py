@@ -48,6 +48,11 @@ STEPS, IDENTITY, EXHIBITS = "steps.jsonl", "identity.json", "exhibits.json"
 _DAMAGES = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
+def default_directory(config: RunConfig) -> Path:
+    """Return the run directory of a configuration where none is given: `runs/NAME`."""
+    return Path("runs") / config.name
+
+
 def start(directory: Path, config: RunConfig) -> None:
     """Begin a run in a directory that holds none yet.
 

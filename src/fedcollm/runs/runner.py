@@ -22,6 +22,7 @@ from fedcollm.federation.server import Server
 from fedcollm.messages import Adapter, RoundRecord, Score
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, save_adapter
+from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
@@ -86,16 +87,11 @@ def run(
     Raises:
         UserError: the configuration, the data or the directory is not usable.
     """
-    directory = Path(out) if out is not None else default_directory(config)
+    directory = Path(out) if out is not None else directories.default_directory(config)
     given = Inputs(modality, pool, accept_changed_data=accept_changed_data)
     for _ in rounds(config, directory, given, resume=resume):
         pass
     return result(directory)
-
-
-def default_directory(config: RunConfig) -> Path:
-    """Return `runs/NAME`."""
-    return Path("runs") / config.name
 
 
 def result(directory: Path) -> RunResult:
@@ -172,6 +168,8 @@ def _rounds(
             server.scores()
             write_exhibits(directory, server)
             _publish(directory, federation)
+        if done == config.federation.rounds:
+            say(f"{directory}: all {done} rounds were done before")
         _personalize(config, directory, server)
         yield from directories.read_records(directory)
     else:
@@ -180,7 +178,8 @@ def _rounds(
         first = replace(first, scores=scores, epsilon=0.0 if privacy else None)
         directories.save_round(directory, first, server.adapters())
         yield first
-    for index in range(done + 1, config.federation.rounds + 1):
+    left = range(done + 1, config.federation.rounds + 1)
+    for index in track(left, "rounds", config.federation.rounds, done):
         when = index, config.federation.rounds
         epsilon = privacy_budget.spend(directory, privacy, index) if privacy else None
         with _step_log(config, directory):
