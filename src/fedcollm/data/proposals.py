@@ -1,0 +1,268 @@
+"""Look at a person's table, and propose the section `task` of a configuration that runs on it.
+
+Every guess is said in a sentence, so that whoever reads the configuration can correct it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, cast
+
+from fedcollm.errors import UserError
+from fedcollm.modalities.vision.images import SUFFIXES as IMAGE_SUFFIXES
+
+#: Endings of recordings.
+_SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+
+#: Words in the names of columns that hold answers, the strongest first.
+_ANSWERS = (
+    "label",
+    "answer",
+    "class",
+    "category",
+    "target",
+    "output",
+    "response",
+    "completion",
+    "department",
+    "diagnosis",
+    "klasse",
+    "kategorie",
+    "abteilung",
+    "etiqueta",
+    "clase",
+    "classe",
+    "étiquette",
+    "ラベル",
+    "分類",
+    "カテゴリ",
+    "正解",
+    "回答",
+    "診療科",
+    "标签",
+    "类别",
+    "科室",
+)
+#: Words in the names of columns that say whose row it is.
+_GROUPS = (
+    "hospital",
+    "client",
+    "clinic",
+    "bank",
+    "court",
+    "site",
+    "center",
+    "centre",
+    "institution",
+    "branch",
+    "group",
+    "speaker",
+    "device",
+    "region",
+    "krankenhaus",
+    "klinik",
+    "filiale",
+    "hôpital",
+    "clinique",
+    "病院",
+    "医院",
+    "施設",
+    "支店",
+    "병원",
+)
+#: First and last characters of scripts without spaces: Thai to Khmer, kana, Chinese characters.
+_SPACELESS = (
+    ("\u0e00", "\u0eff"),
+    ("\u1000", "\u109f"),
+    ("\u1780", "\u17ff"),
+    ("\u3040", "\u30ff"),
+    ("\u3400", "\u9fff"),
+)
+
+_CONVERSATIONS = ({"role", "content"}, {"from", "value"})
+_MOST_CHOICES, _MOST_GROUPS = 50, 50
+_ROWS_PER_VALUE = 4  # a column with fewer rows per distinct value has no classes
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column of a table holds.
+
+    Attributes:
+        name: its name.
+        filled: number of rows in which it is not empty.
+        values: distinct values as text to how many rows have them; nothing for lists and objects.
+        nested: the first list or object in it, if there is one.
+        length: mean number of characters of its values.
+    """
+
+    name: str
+    filled: int
+    values: Mapping[str, int]
+    nested: Any
+    length: float
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows have one value or none."""
+        return len(self.values) < 2 and self.nested is None
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether every row has a number of its own, as an id has."""
+        return len(self.values) == self.filled and all(value.lstrip("-").isdecimal() for value in self.values)
+
+    @property
+    def fits_a_template(self) -> bool:
+        """Whether the name can stand in the braces of a template."""
+        return bool(self.name) and not set(self.name) & set("{}!:")
+
+    def has_classes(self, most: int) -> bool:
+        """Whether few enough values, each in several rows, can be classes or groups."""
+        return 2 <= len(self.values) <= min(most, self.filled // _ROWS_PER_VALUE)
+
+    def is_called(self, words: Sequence[str]) -> int | None:
+        """Return the place in the list of the first word that the name has in it, or None."""
+        name = self.name.casefold()
+        return next((place for place, word in enumerate(words) if word in name), None)
+
+    def holds_files(self, suffixes: Iterable[str]) -> bool:
+        """Whether every value is the path of a file with one of these suffixes."""
+        return bool(self.values) and all(PurePath(value).suffix.lower() in suffixes for value in self.values)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The columns that a person names; None where they are to be guessed.
+
+    Attributes:
+        prompt: template of the prompt.
+        answer: column of the answers.
+        group: column of the groups.
+    """
+
+    prompt: str | None = None
+    answer: str | None = None
+    group: str | None = None
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Return what each column of a table holds, in the order of the table."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [_column(name, [row[name] for row in rows if name in row]) for name in names]
+
+
+def _column(name: str, cells: Sequence[Any]) -> Column:
+    filled = [cell for cell in cells if cell is not None and (not isinstance(cell, str) or cell.strip())]
+    nested = next((cell for cell in filled if isinstance(cell, (list, dict))), None)
+    texts = [str(cell).strip() for cell in filled if not isinstance(cell, (list, dict))]
+    length = sum(map(len, texts)) / len(texts) if texts else 0.0
+    return Column(name, len(filled), Counter(texts), nested, length)
+
+
+def propose_format(columns: Sequence[Column], wishes: Wishes = Wishes()) -> tuple[dict[str, Any], list[str]]:
+    """Return the section `task.format` for a table, and what was guessed, in sentences.
+
+    Args:
+        columns: the columns of the table.
+        wishes: the columns that the person names.
+
+    Raises:
+        UserError: a column that is named does not exist, or nothing can be learnt from the table.
+    """
+    known = {column.name: column for column in columns}
+    for key in (wishes.answer, wishes.group):
+        if key is not None and key not in known:
+            raise UserError(f"there is no column {key!r}. The columns are {', '.join(known)}.")
+    if (talk := next((c for c in columns if _is_conversation(c.nested)), None)) and not wishes.answer:
+        group = _group(columns, [talk.name], wishes)
+        found = {"messages": talk.name} | ({"group": group} if group else {})
+        return found, [f"{talk.name} holds conversations; their last messages are the answers", *_said_of(group)]
+    answer = known[wishes.answer] if wishes.answer else _answer(columns)
+    group = _group(columns, [answer.name], wishes)
+    used = {answer.name, group}
+    inputs, findings = _inputs([c for c in columns if c.name not in used], answer, wishes)
+    choices, said = _choices(columns, answer, inputs)
+    key = "transcript" if "audio" in inputs and not answer.has_classes(_MOST_CHOICES) else "answer"
+    joiner = {"joiner": ""} if "prompt" in inputs and _is_spaceless("".join(answer.values)) else {}
+    found = inputs | {key: answer.name} | choices | joiner | ({"group": group} if group else {})
+    return found, [*findings, *said, *_said_of(group)]
+
+
+def _is_conversation(cell: Any) -> bool:
+    if not isinstance(cell, list) or not cell:
+        return False
+    first = cast("list[Any]", cell)[0]
+    return isinstance(first, dict) and any(keys <= set(cast("dict[str, Any]", first)) for keys in _CONVERSATIONS)
+
+
+def _answer(columns: Sequence[Column]) -> Column:
+    """Return the column of the answers: the one that is called so, or the last one that has classes."""
+    usable = [c for c in columns if c.nested is None and not c.is_constant and not c.counts_rows]
+    called = sorted((place, c.name) for c in usable if (place := c.is_called(_ANSWERS)) is not None)
+    if called:
+        return next(c for c in usable if c.name == called[0][1])
+    classes = [c for c in usable if c.has_classes(_MOST_CHOICES) and c.is_called(_GROUPS) is None]
+    if not classes:
+        raise UserError(
+            "no column looks like an answer: none is called so, and none has a few values that repeat. Name it with "
+            f"--answer. The columns are {', '.join(c.name for c in columns)}."
+        )
+    return classes[-1]
+
+
+def _group(columns: Sequence[Column], taken: Sequence[str], wishes: Wishes) -> str | None:
+    """Return the column of the groups: the one that is called so and has groups, if there is one."""
+    if wishes.group:
+        return wishes.group
+    left = [c for c in columns if c.name not in taken and c.has_classes(_MOST_GROUPS)]
+    called = sorted((place, c.name) for c in left if (place := c.is_called(_GROUPS)) is not None)
+    return called[0][1] if called else None
+
+
+def _said_of(group: str | None) -> list[str]:
+    return [f"{group} says which client a row belongs to"] if group else ["no column looks like the clients' names"]
+
+
+def _inputs(columns: Sequence[Column], answer: Column, wishes: Wishes) -> tuple[dict[str, Any], list[str]]:
+    """Return the key that says what an example is, and what was guessed."""
+    for key, suffixes in (("image", IMAGE_SUFFIXES), ("audio", _SOUND_SUFFIXES)):
+        if files := [c.name for c in columns if c.holds_files(suffixes)]:
+            return {key: files[0]}, [f"{files[0]} holds paths of {key} files"]
+    if wishes.prompt:
+        return {"prompt": wishes.prompt}, []
+    asked = [c for c in columns if c.nested is None and not c.is_constant and not c.counts_rows and c.fits_a_template]
+    if not asked:
+        raise UserError(f"beside {answer.name!r}, no column has text to ask about. Give a template with --prompt.")
+    lines = [f"{{{c.name}}}" if len(asked) == 1 else f"{_escaped(c.name)}: {{{c.name}}}" for c in asked]
+    left = sorted({c.name for c in columns} - {c.name for c in asked})
+    unused = [f"not used: {', '.join(left)}"] if left else []
+    return {"prompt": "\n".join([*lines, f"{_escaped(answer.name)}:"])}, unused
+
+
+def _escaped(name: str) -> str:
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+def _is_spaceless(text: str) -> bool:
+    """Return whether most letters are of a script that puts no spaces between words."""
+    letters = [sign for sign in text if sign.isalpha()]
+    spaceless = sum(any(start <= sign <= end for start, end in _SPACELESS) for sign in letters)
+    return 2 * spaceless > len(letters)
+
+
+def _choices(columns: Sequence[Column], answer: Column, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the choices, if the answers have some, and what was guessed."""
+    own = next(
+        (c.name for c in columns if c.nested is not None and c.is_called(("choice", "option")) is not None), None
+    )
+    if own and "prompt" in inputs:
+        return {"choices": own}, [f"{own} holds the choices of each row, {answer.name} the right one"]
+    if "prompt" in inputs and not answer.has_classes(_MOST_CHOICES):
+        return {}, [f"{answer.name} holds free text, which the models learn to write"]
+    if "prompt" not in inputs:
+        said = "classes" if answer.has_classes(_MOST_CHOICES) else "different texts"
+        return {}, [f"{answer.name} holds {len(answer.values)} {said}"]
+    choices = sorted(answer.values)
+    return {"choices": choices}, [f"{answer.name} holds {len(choices)} classes"]
