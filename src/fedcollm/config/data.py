@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
 
@@ -13,6 +13,14 @@ _INPUTS: Mapping[str, str] = {"prompt": "text", "messages": "conversations", "im
 
 #: Keys of `FormatConfig` that only text has, with their defaults.
 _TEXT_KEYS: Mapping[str, object] = {"chat": False, "joiner": " ", "max_new_tokens": 64}
+
+#: Keys of `FormatConfig` that only tables have, with their defaults.
+_TABLE_KEYS: Mapping[str, object] = {
+    "encoding": "utf-8",
+    "delimiter": None,
+    "skip_unanswered": False,
+    "answer_is": "auto",
+}
 
 #: Tasks that ship with fedcollm and whose answers are boxes.
 _BOX_TASKS = ("shapes",)
@@ -60,6 +68,8 @@ class FormatConfig(Section):
     """audio: column with the path of a recording (WAV, FLAC, OGG or MP3), relative to its file"""
     answer: str | None = None
     """column that holds the right answer, or the class of an image or a recording; null for class folders"""
+    answer_is: Literal["auto", "text", "letter", "position", "position_from_1"] = "auto"
+    """how an answer names its choice; position: 0, 1, ...; auto: the only way that fits all rows of your files"""
     transcript: str | None = None
     """audio: column that holds what is said, in place of answer; the models then recognize speech"""
     choices: list[str] | str | None = None
@@ -71,13 +81,34 @@ class FormatConfig(Section):
     encoding: str = "utf-8"
     """encoding of CSV, TSV and JSON files, such as shift_jis, cp1252 or utf-16"""
     delimiter: str | None = None
-    """what separates the fields of CSV files; null: a comma, semicolon, tab or |, whichever the header has"""
+    """what separates the fields of CSV and TSV files; null: a comma, semicolon, tab or |, whichever the header has"""
     skip_unanswered: bool = False
     """whether to leave out rows without an answer, and to count them, instead of refusing the file"""
     longest_seconds: Annotated[float, Field(ge=1)] = 30.0
     """audio: longer recordings are cut off there; Whisper's encoder, made for 30 s, is shortened to it"""
     language: str | None = None
     """transcript: the language that Whisper is told, such as en; null: the one in its tokenizer's files, if any"""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            bytes(4).decode(name)  # four null bytes are text in every encoding of text
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"{name!r} is no encoding of text that Python knows. Give one such as utf-8, cp1252, shift_jis or utf-16"
+            ) from None
+        return name
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, sign: str | None) -> str | None:
+        if sign is not None and (len(sign) != 1 or sign in '"\r\n\0' or "\ud800" <= sign <= "\udfff"):
+            raise ValueError(
+                f'{sign!r} can\'t separate fields. Give one character that is no quote and no line end, such as ";", or '
+                '"\\t" in double quotes for a tab'
+            )
+        return sign
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FormatConfig":
@@ -94,6 +125,7 @@ class FormatConfig(Section):
         elif self.transcript is not None or self.language is not None:
             raise ValueError("transcript and language are for audio. Set audio to the column of the recordings")
         self._check_text()
+        self._check_table()
         if given and self.answer is None and self.transcript is None and self.messages is None:
             raise ValueError("answer is missing. Set it to the column that holds the right answer")
         if self.is_folders and (self.answer is not None or self.group is not None):
@@ -114,6 +146,14 @@ class FormatConfig(Section):
         odd = next((name for name, default in _TEXT_KEYS.items() if getattr(self, name) != default), None)
         if odd is not None and self.prompt is None and self.messages is None:
             raise ValueError(f"{odd} is for text. Set prompt, or remove {odd}")
+
+    def _check_table(self) -> None:
+        if self.answer_is != "auto" and (self.answer is None or (self.kind == "text" and self.choices is None)):
+            raise ValueError(f"answer_is {self.answer_is} is for one of several choices. Set answer and choices")
+        if self.is_folders or self.boxes is not None:
+            odd = next((name for name, default in _TABLE_KEYS.items() if getattr(self, name) != default), None)
+            if odd is not None:
+                raise ValueError(f"{odd} is for tables. Set prompt, messages, image or audio, or remove {odd}")
 
     def _check_audio(self) -> None:
         if self.answer is not None and self.transcript is not None:
@@ -136,6 +176,7 @@ class FormatConfig(Section):
                 continue
             if (value := getattr(self, name)) is not None:
                 raise ValueError(f"boxes {self.boxes} says where images and classes are. Remove {name} {value!r}")
+        self._check_table()
         if isinstance(self.choices, str):
             raise ValueError(f"choices {self.choices!r} is a column, but all boxes share their classes. Give a list")
         if self.group is not None and self.boxes == "voc":
@@ -172,7 +213,7 @@ class TaskConfig(Section):
     name: str = "icd10"
     """arc_easy, arc_challenge, commonsense_qa, digits, icd10, openbookqa, professions, shapes, spoken_words, custom"""
     path: Path | None = None
-    """your file, or a directory with a train file (or folder) and, if you like, test (or dev), public, unlabelled"""
+    """your file, or a directory with a train file (or folder), and possibly test (or validation), public, unlabelled"""
     format: FormatConfig | None = None
     """custom only: prompt, image, audio or boxes, answer or transcript, choices, group: how rows become examples"""
     clients: Positive = 4

@@ -4,24 +4,16 @@ Every recording is decoded once here, so that a broken one is named before anyth
 found. No path leaves the folder of the data, also not by a symbolic link.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedcollm.config import FormatConfig
-from fedcollm.data.files import check_ids
-from fedcollm.data.media_files import (
-    PARTS,
-    Column,
-    Found,
-    check_class,
-    listed_classes,
-    part_table,
-    table_rows,
-    train_table,
-)
+from fedcollm.data.media_files import Column, Found, found_in, listed_classes, with_classes
 from fedcollm.data.partition import check_classes
+from fedcollm.data.parts import find_parts
 from fedcollm.data.pool import Pool
+from fedcollm.data.rows import check_ids, label_notes
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioExample
 from fedcollm.modalities.audio.recordings import Recording
@@ -46,8 +38,7 @@ def load_sounds(path: Path, format: FormatConfig, classes: Sequence[str], severa
     """Return the examples of a user's own recordings with classes.
 
     Args:
-        path: a CSV, JSONL or Parquet file with a row per recording, or a directory with such a file `train`, and
-            possibly others named `test` (or `dev` or `val`), `public` and `unlabelled`.
+        path: a table with a row per recording, or a directory of such tables, as `find_parts` describes it.
         format: which columns are the recording, its class and its group.
         classes: names of the classes.
         several_classes: whether to refuse training data with a single class. The data of one client may have one.
@@ -57,10 +48,11 @@ def load_sounds(path: Path, format: FormatConfig, classes: Sequence[str], severa
     """
 
     def example(found: Found) -> AudioExample:
-        check_class(found, classes)
         return AudioExample(found.id, _recording(found, format), found.label, found.group, tuple(classes))
 
-    pool = _pool(path, format, "answer", example)
+    found, notes = _found(path, format, "answer")
+    found, told = with_classes(found, format, classes)
+    pool = _pool(found, [*notes, *told, *label_notes(classes)], example)
     if several_classes:
         check_classes(pool.train, str(path))
     return pool
@@ -83,31 +75,32 @@ def load_speech(path: Path, format: FormatConfig) -> Pool:
             _naming(found, lambda: transcript(made))
         return made
 
-    return _pool(path, format, "transcript", example)
+    return _pool(*_found(path, format, "transcript"), example)
 
 
-def _pool(path: Path, format: FormatConfig, labels: str, example: Callable[[Found], Any]) -> Pool:
-    """Return all parts of the data.
+def _found(path: Path, format: FormatConfig, label: str) -> tuple[dict[str, list[Found]], list[str]]:
+    """Return what the rows of each part name, and notes.
 
     Args:
         path: as in `load_sounds`.
         format: which columns are what.
-        labels: the key of `format` that names the column of labels.
-        example: makes an example of a row, and reads it.
+        label: the key of `format` that names the column of labels.
     """
-    column, parts = Column("task.format.audio", str(format.audio), "recording"), dict[str, list[Any] | None]()
-    for part, names in PARTS.items():
-        table = train_table(path) if part == "train" else part_table(path, names)
-        named = None if part == "unlabelled" else str(getattr(format, labels))
-        rows = table and list(table_rows(table, column, named, f"task.format.{labels}", format.group))
-        parts[part] = None if table is None or rows is None else _examples(table, rows, example)
-    return Pool(parts.pop("train") or [], **parts)
+    column, parts = Column("task.format.audio", str(format.audio), "recording"), find_parts(path)
+    found, notes = dict[str, list[Found]](), list(parts.notes)
+    for part, files in parts.files.items():
+        found[part], told = found_in(files, column, format, None if part == "unlabelled" else label)
+        notes += told
+    return found, notes
 
 
-def _examples(table: Path, rows: Sequence[Found], example: Callable[[Found], Any]) -> list[Any]:
-    if not rows:
-        raise UserError(f"{table} has no rows. Add some, or remove it.")
-    made = [example(row) for row in track(rows, f"reading recordings of {table.name}", total=len(rows))]
+def _pool(found: Mapping[str, Sequence[Found]], notes: list[str], example: Callable[[Found], Any]) -> Pool:
+    """Return all parts of the data; `example` makes an example of a row, and reads it."""
+    return Pool(**{part: _examples(part, rows, example) for part, rows in found.items()}, notes=notes)
+
+
+def _examples(part: str, rows: Sequence[Found], example: Callable[[Found], Any]) -> list[Any]:
+    made = [example(row) for row in track(rows, f"reading recordings of {part}", total=len(rows))]
     check_ids(made, [row.place for row in rows])
     return made
 

@@ -8,22 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedcollm.config import FormatConfig
-from fedcollm.data.files import check_ids
-from fedcollm.data.media_files import (
-    PARTS,
-    Column,
-    Found,
-    check_class,
-    check_names,
-    inside,
-    listed_classes,
-    only,
-    part_table,
-    table_rows,
-    train_table,
-)
+from fedcollm.data.media_files import Column, Found, check_names, found_in, inside, listed_classes, with_classes
 from fedcollm.data.partition import check_classes
+from fedcollm.data.parts import PARTS, choose, find_parts
 from fedcollm.data.pool import Pool
+from fedcollm.data.rows import check_ids, label_notes
 from fedcollm.errors import UserError
 from fedcollm.modalities.plain_text import check_text
 from fedcollm.modalities.vision.files import ImageFile
@@ -42,7 +31,7 @@ def find_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
         UserError: the training data can't be read, or has fewer than two classes.
     """
     if format.image is None and not isinstance(format.choices, list):
-        return check_names(path, sorted(folder.name for folder in _folders(_train(path, format))), "images")
+        return check_names(path, sorted(folder.name for folder in _folders(_part_folders(path)[0]["train"])), "images")
     return listed_classes(path, format, "images")
 
 
@@ -51,8 +40,8 @@ def load_images(path: Path, format: FormatConfig, classes: Sequence[str], severa
 
     Args:
         path: without `format.image`, a directory with a folder `train` of class folders, and possibly such folders
-            `test` (or `dev` or `val`) and `public`, and a folder `unlabelled` of images. Otherwise a CSV, JSONL or
-            Parquet file with a row per image, or a directory of such files with these names.
+            `test` (or `validation`) and `public`, and a folder `unlabelled` of images; the names are those of
+            `parts.PARTS`. Otherwise a table with a row per image, or a directory of such tables.
         format: which columns are the image, its label and its group.
         classes: names of the classes.
         several_classes: whether to refuse training data with a single class. The data of one client may have one.
@@ -60,54 +49,53 @@ def load_images(path: Path, format: FormatConfig, classes: Sequence[str], severa
     Raises:
         UserError: a file, an image, a label or the format is invalid.
     """
-    parts: dict[str, list[ImageFile] | None] = {}
-    for part, names in PARTS.items():
-        place = _train(path, format) if part == "train" else _part(path, format, names)
-        parts[part] = None if place is None else _examples(path, place, format, tuple(classes), part != "unlabelled")
-    train = parts.pop("train") or []
+    found, notes = _found_in_tables(path, format) if format.image is not None else _found_in_folders(path)
+    found, told = with_classes(found, format, classes)
+    parts = {part: _examples(part, ones, tuple(classes)) for part, ones in found.items()}
     if several_classes:
-        check_classes(train, str(path))
-    return Pool(train, **parts)
+        check_classes(parts["train"], str(path))
+    return Pool(**parts, notes=[*notes, *told, *label_notes(classes)])
 
 
-def _train(path: Path, format: FormatConfig) -> Path:
-    """Return the file or folder of the training data; raise UserError if there is none."""
-    if format.image is not None:
-        return train_table(path)
-    found = _part(path, format, PARTS["train"])
-    if found is None:
+def _found_in_tables(path: Path, format: FormatConfig) -> tuple[dict[str, list[Found]], list[str]]:
+    column, parts = Column("task.format.image", str(format.image), "image"), find_parts(path)
+    found, notes = dict[str, list[Found]](), list(parts.notes)
+    for part, files in parts.files.items():
+        found[part], told = found_in(files, column, format, None if part == "unlabelled" else "answer")
+        notes += told
+    return found, notes
+
+
+def _found_in_folders(path: Path) -> tuple[dict[str, list[Found]], list[str]]:
+    folders, notes = _part_folders(path)
+    found: dict[str, list[Found]] = {}
+    for part, folder in folders.items():
+        found[part] = list(_in_folders(path, folder) if part != "unlabelled" else _in_folder(path, folder, None))
+        if not found[part]:
+            raise UserError(f"{folder} has no images. Add some ({', '.join(IMAGE_SUFFIXES)}), or remove it.")
+    return found, notes
+
+
+def _part_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of each part, and notes; raise UserError if there is no training data, or a part has two."""
+    names = [name for names in PARTS.values() for name in names]
+    found, notes = choose({name: path / name for name in names if (path / name).is_dir()}, path)
+    if "train" not in found:
         raise UserError(
             f"task.path: {path} has no folder train. Put the training images into train/CLASS/, one folder per class, "
             "or set task.format.image to the column of a table that names image files."
         )
-    return found
+    return found, notes
 
 
-def _part(path: Path, format: FormatConfig, names: Sequence[str]) -> Path | None:
-    """Return the file or folder of a part; raise UserError if there are two."""
-    if format.image is not None:
-        return part_table(path, names)
-    return only([path / name for name in names if (path / name).is_dir()], path)
-
-
-def _examples(
-    root: Path, place: Path, format: FormatConfig, classes: tuple[str, ...], labelled: bool
-) -> list[ImageFile]:
+def _examples(part: str, found: Sequence[Found], classes: tuple[str, ...]) -> list[ImageFile]:
     """Return the examples of one part, each decoded once."""
-    if format.image is not None:
-        column = Column("task.format.image", format.image, "image")
-        found = list(table_rows(place, column, format.answer if labelled else None, "task.format.answer", format.group))
-    else:
-        found = list(_in_folders(root, place) if labelled else _in_folder(root, place, None))
-    if not found:
-        raise UserError(f"{place} has no images. Add some ({', '.join(IMAGE_SUFFIXES)}), or remove it.")
-    examples = [_example(one, classes) for one in track(found, f"reading images of {place.name}", total=len(found))]
+    examples = [_example(one, classes) for one in track(found, f"reading images of {part}", total=len(found))]
     check_ids(examples, [one.place for one in found])
     return examples
 
 
 def _example(found: Found, classes: tuple[str, ...]) -> ImageFile:
-    check_class(found, classes)
     target = None if found.label is None else classes.index(found.label)
     try:
         return ImageFile.read(found.id, found.source, classes, target, found.group)

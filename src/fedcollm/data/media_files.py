@@ -3,23 +3,20 @@
 No path leaves the folder of the data, also not by a symbolic link.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
 
 from fedcollm.config import FormatConfig
-from fedcollm.data.files import SUFFIXES, cell_text, cell_value, file_rows, find_part
+from fedcollm.data.answers import Asked, answer_indices
+from fedcollm.data.cells import cell_text, cell_value, composed, is_empty
+from fedcollm.data.choices import listed
+from fedcollm.data.parts import find_parts
+from fedcollm.data.rows import Row, part_rows, with_answers
 from fedcollm.errors import UserError
 from fedcollm.modalities.facts import class_fault
 from fedcollm.modalities.jsonl import shorten
-
-#: Part of a pool to the names that its folder or file may have.
-PARTS: Mapping[str, Sequence[str]] = {
-    "train": ("train",),
-    "test": ("test", "dev", "val"),
-    "public": ("public",),
-    "unlabelled": ("unlabelled",),
-}
+from fedcollm.modalities.plain_text import check_text
 
 
 class Found(NamedTuple):
@@ -40,59 +37,22 @@ class Column(NamedTuple):
     what: str
 
 
-def train_table(path: Path) -> Path:
-    """Return the table of the training data.
-
-    Args:
-        path: a table, or a directory of tables with the names of `PARTS`.
-
-    Raises:
-        UserError: there is none, or there are two.
-    """
-    found = part_table(path, PARTS["train"]) if path.is_dir() else path
-    if found is None or not found.exists():
-        names = ", ".join("train" + suffix for suffix in SUFFIXES)
-        raise UserError(f"task.path: {path} does not exist or has no train file. Give a file, or name it {names}.")
-    return found
-
-
-def part_table(path: Path, names: Sequence[str]) -> Path | None:
-    """Return the table of a part, or None if there is none.
-
-    Raises:
-        UserError: there are two.
-    """
-    if not path.is_dir():
-        return None
-    return only([file for name in names if (file := find_part(path, name)) is not None], path)
-
-
-def only(found: Sequence[Path], path: Path) -> Path | None:
-    """Return the only file or folder of a part, or None if there is none.
-
-    Raises:
-        UserError: there are two.
-    """
-    if len(found) > 1:
-        raise UserError(f"{path}: there are both {found[0].name} and {found[1].name}. Keep only one of them.")
-    return found[0] if found else None
-
-
 def listed_classes(path: Path, format: FormatConfig, examples: str) -> tuple[str, ...]:
-    """Return the classes that a format lists, or else all answers of the training table, sorted.
+    """Return the classes that a format lists, or else all answers of the training tables, sorted.
 
     Args:
-        path: as in `train_table`.
+        path: as in `find_parts`.
         format: its column of answers, and its choices.
         examples: what the examples are, for the message.
 
     Raises:
-        UserError: the training table can't be read, or has fewer than two classes.
+        UserError: a training table can't be read, or there are fewer than two classes.
     """
     if isinstance(format.choices, list):
-        return check_names(path, [choice.strip() for choice in format.choices], examples)
-    key, rows = "task.format.answer", file_rows(train_table(path))
-    return check_names(path, sorted({cell_text(row, str(format.answer), place, key) for place, row in rows}), examples)
+        return check_names(path, [composed(choice).strip() for choice in format.choices], examples)
+    key, column, files = "task.format.answer", str(format.answer), find_parts(path).files["train"]
+    rows, _ = _labelled(part_rows(files, format, [(column, key)]), column, key, format, files)
+    return check_names(path, sorted({cell_text(row.cells, column, row.place, key) for row in rows}), examples)
 
 
 def check_names(path: Path, classes: Sequence[str], examples: str) -> tuple[str, ...]:
@@ -113,34 +73,96 @@ def check_names(path: Path, classes: Sequence[str], examples: str) -> tuple[str,
     return tuple(classes)
 
 
-def table_rows(file: Path, column: Column, labels: str | None, label_key: str, group: str | None) -> Iterator[Found]:
-    """Yield what each row of a table names.
+def found_in(
+    files: Sequence[Path], column: Column, format: FormatConfig, label: str | None
+) -> tuple[list[Found], list[str]]:
+    """Return what each row of a part names, and notes about rows that are left out.
 
     Args:
-        file: the table; the paths in it are relative to its folder.
+        files: the tables of the part; the paths in a table are relative to its folder.
         column: the column of file names, or of the contents of files.
-        labels: the column of labels; None if there are none.
-        label_key: the key of the configuration that names it.
-        group: the column of natural clients, if any.
+        format: names the columns, and says how tables are read.
+        label: the key of `format` that names the column of labels; None if there are none.
 
     Raises:
-        UserError: the table or a row is invalid, or a file is missing or outside of the folder.
+        UserError: a table or a row is invalid, or a file is missing or outside of the folder.
     """
-    for position, (place, row) in enumerate(file_rows(file), start=1):
-        value = cell_value(row, column.name, place, column.key)
-        content = cast("dict[str, Any]", value).get("bytes") if isinstance(value, dict) else value
-        if not isinstance(content, (str, bytes)):
-            raise UserError(
-                f"{place}: column {column.name!r} ({column.key}) holds {shorten(value)}. It needs the path of "
-                f"{article(column.what)} file, or its bytes."
-            )
-        yield Found(
-            place=place,
-            id=cell_text(row, "id", place, "id") if "id" in row else str(position),
-            source=content if isinstance(content, bytes) else inside(file.parent, content, place, column.what),
-            label=None if labels is None else cell_text(row, labels, place, label_key),
-            group=None if group is None else cell_text(row, group, place, "task.format.group"),
+    key, labels = f"task.format.{label}", None if label is None else str(getattr(format, label))
+    named = {column.key: column.name, key: labels, "task.format.group": format.group}
+    asked = [(name, which) for which, name in named.items() if name is not None]
+    rows, notes = part_rows(files, format, asked), list[str]()
+    if labels is not None:
+        rows, notes = _labelled(rows, labels, key, format, files)
+    found = [
+        Found(
+            place=row.place,
+            id=row.id,
+            source=_source(row, column),
+            label=None if labels is None else cell_text(row.cells, labels, row.place, key),
+            group=None if format.group is None else cell_text(row.cells, format.group, row.place, "task.format.group"),
         )
+        for row in rows
+    ]
+    return found, notes
+
+
+def _labelled(
+    rows: Sequence[Row], column: str, key: str, format: FormatConfig, files: Sequence[Path]
+) -> tuple[list[Row], list[str]]:
+    """Return the rows that have a label, and a note if others are left out."""
+
+    def is_labelled(row: Row) -> bool:
+        return cell_value(row.cells, column, row.place, key) is not None
+
+    return with_answers(rows, is_labelled, f"column {column!r} ({key})", format.skip_unanswered, files)
+
+
+def _source(row: Row, column: Column) -> Path | bytes:
+    """Return the file that a row names, or its content."""
+    value, what = row.cells.get(composed(column.name)), f"{row.place}: column {column.name!r} ({column.key})"
+    if isinstance(value, dict):  # as `datasets` stores a file
+        stored = cast("dict[str, Any]", value)
+        value = stored.get("bytes") or stored.get("path")
+    if is_empty(value):
+        raise UserError(f"{what} is empty. Fill it in, or remove the row.")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise UserError(
+            f"{what} holds {shorten(value)}. It needs the path of {article(column.what)} file, or its bytes."
+        )
+    check_text(value, what)
+    return inside(row.file.parent, value, row.place, column.what)
+
+
+def with_classes(
+    found: Mapping[str, Sequence[Found]], format: FormatConfig, classes: Sequence[str]
+) -> tuple[dict[str, list[Found]], list[str]]:
+    """Return what rows name with the names of their classes for the answers, and notes about how these were read.
+
+    Args:
+        found: part to what its rows name.
+        format: says how an answer names its class, if it lists the classes. Otherwise answers are their names.
+        classes: names of the classes.
+
+    Raises:
+        UserError: answers are read in no single way, see `answer_indices`, or are no classes.
+    """
+    rows = [one for part in found.values() for one in part if one.label is not None]
+    if not isinstance(format.choices, list) or (
+        format.answer_is == "auto" and all(row.label in classes for row in rows)
+    ):
+        for row in rows:
+            check_class(row, classes)
+        return {part: list(ones) for part, ones in found.items()}, []
+    choices = listed(format.choices, "task.format.choices")
+    asked = [Asked(row.place, row.label, str(row.label), choices, listed=True) for row in rows]
+    indices, notes = answer_indices(asked, format.answer_is, str(format.answer))
+    names = iter([choices.texts[index] for index in indices])
+    return {
+        part: [one if one.label is None else one._replace(label=next(names)) for one in ones]
+        for part, ones in found.items()
+    }, notes
 
 
 def folder_inside(root: Path, name: str, what: str) -> Path:

@@ -1,7 +1,7 @@
 """Read the user's own images with boxes, in the formats of COCO and of Pascal VOC.
 
-COCO: a directory with `train.json` and possibly `test.json` (or `dev.json` or `val.json`), `public.json` and
-`unlabelled.json`. The images are in its folder `images` if there is one, or else beside these files. A client is what
+COCO: a directory with `train.json` and possibly `test.json` (or `val.json`), `public.json` and `unlabelled.json`; the
+names are those of `parts.PARTS`. The images are in its folder `images` if there is one, or else beside these files. A client is what
 an image's key `task.format.group` says, or else the folder that its `file_name` begins with.
 
 Pascal VOC: a directory with `ImageSets/Main/train.txt` and such lists of names as above, `Annotations/NAME.xml` and
@@ -16,18 +16,16 @@ from pathlib import Path, PurePosixPath
 
 from fedcollm.config import FormatConfig
 from fedcollm.data.coco_files import coco_classes, coco_images
-from fedcollm.data.files import check_ids
 from fedcollm.data.labelled_images import LabelledImage
 from fedcollm.data.media_files import inside
+from fedcollm.data.parts import PARTS, choose
 from fedcollm.data.pool import Pool
+from fedcollm.data.rows import check_ids
 from fedcollm.data.voc_files import voc_classes, voc_images
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.vision.boxes import NOTHING, DetectionExample
 from fedcollm.progress import track
-
-#: Part of a pool to the names that its file may have.
-_PARTS = {"train": ("train",), "test": ("test", "dev", "val"), "public": ("public",), "unlabelled": ("unlabelled",)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def find_object_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
         classes = [choice.strip() for choice in format.choices]
     else:
         layout = _layout(format)
-        classes = layout.classes(_train(path, layout), path)
+        classes = layout.classes(_parts(path, layout)[0]["train"], path)
     if NOTHING in classes:
         raise UserError(
             f"task.path: {path} has a class {NOTHING!r}, which means that there is no object. Rename the class."
@@ -92,24 +90,23 @@ def load_objects(path: Path, format: FormatConfig, classes: Sequence[str], needs
     Raises:
         UserError: a file, an image, a box or a class is invalid, or no image of the training or test data has a box.
     """
-    layout = _layout(format)
-    parts: dict[str, list[DetectionExample] | None] = {}
-    for part, names in _PARTS.items():
-        file = _train(path, layout) if part == "train" else _part(path, layout, names)
-        parts[part] = None if file is None else _examples(path, file, format, classes, part != "unlabelled")
+    files, notes = _parts(path, _layout(format))
+    parts: dict[str, list[DetectionExample]] = {}
+    for part, file in files.items():
+        parts[part] = _examples(path, file, format, classes, part != "unlabelled")
         if needs_objects:
             _check_boxes(part, file, parts[part])
-    return Pool(parts.pop("train") or [], **parts)
+    return Pool(**parts, notes=notes)
 
 
-def _check_boxes(part: str, file: Path | None, examples: Sequence[DetectionExample] | None) -> None:
+def _check_boxes(part: str, file: Path, examples: Sequence[DetectionExample]) -> None:
     """Check that there is something to learn, or to score.
 
     Raises:
         UserError: there is no box in the training data, or in the test data.
     """
     missed = {"train": "no object can be learned", "test": "nothing can be scored"}.get(part)
-    if examples and missed and not any(example.boxes for example in examples):
+    if missed and not any(example.boxes for example in examples):
         raise UserError(
             f"{file}: no image of the {part} set has a box with an area: {missed}. Add boxes, or give other images."
         )
@@ -119,22 +116,16 @@ def _layout(format: FormatConfig) -> _Layout:
     return _LAYOUTS[str(format.boxes)]
 
 
-def _train(path: Path, layout: _Layout) -> Path:
-    """Return the file of the training data; raise UserError if there is none."""
-    found = _part(path, layout, _PARTS["train"])
-    if found is None:
+def _parts(path: Path, layout: _Layout) -> tuple[dict[str, Path], list[str]]:
+    """Return the file of each part, and notes; raise UserError if there is no training data, or a part has two files."""
+    folder = path / layout.lists
+    names = [name for names in PARTS.values() for name in names]
+    files = {name: folder / f"{name}{layout.suffix}" for name in names}
+    found, notes = choose({name: file for name, file in files.items() if file.is_file()}, path)
+    if "train" not in found:
         wanted = (PurePosixPath(layout.lists) / f"train{layout.suffix}").as_posix()
         raise UserError(f"task.path: {path} has no file {wanted}. Give the directory that has it.")
-    return found
-
-
-def _part(path: Path, layout: _Layout, names: Sequence[str]) -> Path | None:
-    """Return the file of a part; raise UserError if there are two."""
-    files = [path / layout.lists / f"{name}{layout.suffix}" for name in names]
-    found = [file for file in files if file.is_file()]
-    if len(found) > 1:
-        raise UserError(f"{path}: there are both {found[0].name} and {found[1].name}. Keep only one of them.")
-    return found[0] if found else None
+    return found, notes
 
 
 def _examples(

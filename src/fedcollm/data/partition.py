@@ -66,6 +66,7 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
         test, train, notes = train[: config.test_size], train[config.test_size :], []
     else:
         test, notes = _sampled(test, config, seed)
+    notes = [*pool.notes, *notes]
     public, labelled = _public(kept, train, config, seed)
     if not private:
         return Split(public, {}, test, removed, notes)

@@ -14,12 +14,14 @@ class Pool:
         test: examples for scoring, or None to take them from `train`.
         public: examples for the public set D_a, or None to take them from `train`.
         unlabelled: examples for the unlabelled part of D_a, or None to take it from `public`, without its labels.
+        notes: sentences about how the files were read that a reader of the results should know.
     """
 
     train: Sequence[Any]
     test: Sequence[Any] | None = None
     public: Sequence[Any] | None = None
     unlabelled: Sequence[Any] | None = None
+    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)

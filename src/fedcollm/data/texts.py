@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedcollm.data.files import SUFFIXES, file_rows
 from fedcollm.data.sources.icd10 import other_descriptions
 from fedcollm.data.sources.qa import download
+from fedcollm.data.tables import KNOWN, ending_of, file_rows
 from fedcollm.errors import SECTION, UserError
 from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.plain_text import check_text
@@ -25,8 +25,8 @@ def load_text(name: str) -> list[str]:
     """Return the paragraphs of a public text, in their order.
 
     Args:
-        name: a key of `TEXTS`; a `.txt` file in UTF-8, one paragraph per line; a `.jsonl`, `.csv` or `.parquet` file
-            with a column `text`; or the id of a data set on the hub, whose training split has such a column.
+        name: a key of `TEXTS`; a `.txt` file in UTF-8, one paragraph per line; a table, such as a `.jsonl`, `.csv` or
+            `.parquet` file, with a column `text`; or the id of a data set on the hub, whose training split has such a column.
 
     Raises:
         UserError: there is no such text, or it can't be read.
@@ -36,12 +36,12 @@ def load_text(name: str) -> list[str]:
     path = Path(os.path.expanduser(name))  # leaves a user that does not exist as it is
     if path.suffix == ".txt":
         return _lines(path)
-    if path.name.endswith(SUFFIXES):
+    if ending_of(path):
         return [_text(row, place) for place, row in file_rows(path)]
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
             f"{SECTION}heal.text: {name} is not a text. Give one of {', '.join(TEXTS)}, a .txt file, a "
-            f"{', '.join(SUFFIXES)} file with a column {COLUMN!r}, or a data set of the hub (OWNER/NAME)."
+            f"table ({KNOWN}) with a column {COLUMN!r}, or a data set of the hub (OWNER/NAME)."
         )
     return _of_hub(name)
 

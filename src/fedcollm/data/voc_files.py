@@ -18,6 +18,7 @@ from xml.parsers import expat
 from fedcollm.config import FormatConfig
 from fedcollm.data.labelled_images import LabelledImage, top_folder
 from fedcollm.data.media_files import folder_inside, inside
+from fedcollm.data.parts import PARTS
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.vision.boxes import Box
@@ -59,7 +60,7 @@ def voc_images(file: Path, root: Path, format: FormatConfig) -> list[LabelledIma
     folder = folder_inside(root, "JPEGImages", "images")
     images: list[LabelledImage] = []
     for name in _names(file):
-        known = _annotation(root, name, file) if file.stem != "unlabelled" else _Annotation()
+        known = _annotation(root, name, file) if file.stem not in PARTS["unlabelled"] else _Annotation()
         own = _image(folder, name, file)
         images.append(LabelledImage(f"{file}, {name}", name, folder, own, known.boxes, 0, top_folder(name), known.size))
     return images

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fedcollm.config import RunConfig
 from fedcollm.data.catalogue import build_client_modality, load_private
-from fedcollm.data.files import find_part
+from fedcollm.data.parts import find_part
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
@@ -79,6 +79,8 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
         raise UserError(f"--data {path}: no such file or directory. Give this client's own examples.")
     if config.task.format is not None:
         pool = load_private(config.task.format, path, modality)
+        for note in pool.notes:
+            say(note)
         return list(pool.train), list(pool.test or ())
     train = find_part(path, "train") if path.is_dir() else path
     if train is None:

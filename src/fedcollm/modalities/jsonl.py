@@ -49,5 +49,8 @@ def _lines(path: Path) -> list[bytes]:
 
 def shorten(value: Any) -> str:
     """Return the repr of a value for messages, cut to 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # ValueError: a whole number of too many digits
+        text = f"a {type(value).__name__} that is nested too deeply, or a number that is too long, to be shown"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -15,10 +15,15 @@ def fault(text: str) -> str | None:
     >>> fault("naïve 🙂"), fault("a\0")
     (None, 'a null character (U+0000)')
     """
+    if text.isascii() and "\0" not in text:
+        return None
     if "\0" in text:
         return "a null character (U+0000)"
-    odd = next((sign for sign in text if "\ud800" <= sign <= "\udfff"), None)
-    return None if odd is None else f"half of a character (the lone surrogate U+{ord(odd):04X})"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"half of a character (the lone surrogate U+{ord(text[error.start]):04X})"
+    return None
 
 
 def check_text(value: Any, what: str) -> None:
@@ -31,13 +36,12 @@ def check_text(value: Any, what: str) -> None:
     Raises:
         UserError: a text has a lone surrogate or a null character.
     """
-    if isinstance(value, str):
-        if reason := fault(value):
-            raise UserError(f"{what} holds {shorten(value)}, with {reason}. Correct it: write text in valid UTF-8.")
-    elif isinstance(value, dict):
-        for key, part in cast("dict[Any, Any]", value).items():
-            check_text(key, what)
-            check_text(part, what)
-    elif isinstance(value, list):
-        for part in cast("list[Any]", value):
-            check_text(part, what)
+    left: list[Any] = [value]
+    while left:  # without recursion, since a value may be nested as deeply as JSON can be read
+        one = left.pop()
+        if isinstance(one, str) and (reason := fault(one)):
+            raise UserError(f"{what} holds {shorten(one)}, with {reason}. Correct it: write text in valid UTF-8.")
+        if isinstance(one, dict):
+            left += [part for pair in cast("dict[Any, Any]", one).items() for part in pair]
+        elif isinstance(one, (list, tuple)):
+            left += cast("list[Any]", one)

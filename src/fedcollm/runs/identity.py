@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from fedcollm.config import RunConfig, TaskConfig
-from fedcollm.data.files import SUFFIXES
+from fedcollm.data.parts import data_files
 from fedcollm.data.pool import Split
 from fedcollm.errors import UserError
 from fedcollm.runs import directory as directories
@@ -121,10 +121,7 @@ def _role(name: str) -> str:
 
 def _data_files(path: Path | None) -> Iterator[Path]:
     """Yield the tables of a user's data; images and recordings that they name count as examples."""
-    if path is not None and path.is_file():
-        yield path
-    elif path is not None and path.is_dir():
-        yield from (file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES) and file.is_file())
+    yield from () if path is None else data_files(path)
 
 
 def _file_digest(file: Path) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedcollm.data.files import JSONL, LETTERS, find_part
+from fedcollm.data.choices import LETTERS
 from fedcollm.data.partition import check_classes
+from fedcollm.data.parts import find_part
 from fedcollm.data.pool import Pool
-from fedcollm.data.sources.qa import Question, download, placed_rows, read_questions
+from fedcollm.data.sources.qa import JSONL, Question, download, placed_rows, read_questions
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.examples import TextExample
 

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcollm.data.files import JSONL, LETTERS, check_ids, find_part
+from fedcollm.data.choices import LETTERS
 from fedcollm.data.partition import check_classes
+from fedcollm.data.parts import find_part
 from fedcollm.data.pool import Pool
+from fedcollm.data.rows import check_ids
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import read_jsonl, shorten
 from fedcollm.modalities.text.examples import TextExample
+
+#: Endings of the files of these tasks.
+JSONL = (".jsonl", ".jsonl.gz")
 
 LAYOUT = (
     "a directory with train.jsonl and test.jsonl or dev.jsonl (or .jsonl.gz). Each line is "

@@ -1,0 +1,111 @@
+"""Read rows from Parquet and from Arrow, as pandas, Spark, BigQuery and the library `datasets` write them."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import shorten
+
+#: First bytes of an Arrow file that can be read in any order; one without them is a stream.
+_FILE_MAGIC = b"ARROW1"
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each row of a Parquet file after its place, which is the file and the number of the row.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
+
+    file: Any = cast("Any", parquet).ParquetFile
+    return _rows(path, "Parquet", lambda: file(path).read())
+
+
+def arrow_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each row of an Arrow file, a stream or not; see `parquet_rows`.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    return _rows(path, "Arrow", lambda: _arrow_table(path))
+
+
+def _arrow_table(path: Path) -> Any:
+    from pyarrow import ipc  # pyright: ignore[reportMissingTypeStubs]
+
+    library: Any = ipc
+    with path.open("rb") as file:
+        is_file = file.read(len(_FILE_MAGIC)) == _FILE_MAGIC
+        file.seek(0)
+        return (library.open_file if is_file else library.open_stream)(file).read_all()
+
+
+def _rows(path: Path, kind: str, read: Callable[[], Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        table = read()
+        names = list(table.schema.names)
+    except Exception as error:  # pyarrow raises many kinds
+        raise UserError(f"{path}: can't be read as {kind} ({_first_line(error)}). Check that it is complete.") from None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: there are two columns {shorten(twice[0])}. Give each column its own name.")
+    number, classes = 0, _class_names(table.schema)
+    floats = [field.name for field in table.schema if str(field.type) in ("float", "halffloat")]
+    try:
+        for batch in table.to_batches(max_chunksize=10_000):
+            for number, row in enumerate(batch.to_pylist(), start=number + 1):
+                place = f"{path}, row {number}"
+                yield place, _plain(row, classes, floats, place)
+    except UserError:
+        raise
+    except Exception as error:  # a time beyond Python's years, an unknown time zone, bytes that are not UTF-8, ...
+        raise UserError(
+            f"{path}: row {number + 1} or one soon after it can't be read ({_first_line(error)}). Correct the column, "
+            "or save it as text."
+        ) from None
+
+
+def _plain(row: dict[str, Any], classes: dict[str, list[str]], floats: list[str], place: str) -> dict[str, Any]:
+    """Return a row with the names of classes for their numbers, and short floats as they were written."""
+    for column, names in classes.items():
+        row[column] = _class_name(row[column], names, f"{place}: column {column!r}")
+    for column in floats:
+        row[column] = _short(row[column])
+    return row
+
+
+def _class_name(value: Any, names: list[str], what: str) -> str | None:
+    """Return the name of a class; None for -1, by which `datasets` means no class."""
+    if value is None or value == -1:
+        return None
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise UserError(
+            f"{what} holds {shorten(value)}, but its {len(names)} classes have the numbers from 0. Correct it."
+        )
+    return names[value]
+
+
+def _short(value: float | None) -> float | None:
+    """Return a float of 32 bits as the shortest number that stands for it: 0.1 instead of 0.10000000149."""
+    import numpy as np
+
+    return None if value is None else float(str(np.float32(value)))
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """Return the names of the classes of each column that `datasets` calls a ClassLabel."""
+    try:
+        content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = content["info"]["features"].items()
+        labels = {name: one["names"] for name, one in features if one.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not what `datasets` writes
+        return {}
+    return {name: list(map(str, names)) for name, names in labels.items() if name in schema.names}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,103 @@
+"""Read the bytes of a file, compressed or not, and decode them strictly: an error names the line and the byte."""
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from fedcollm.errors import UserError
+
+#: Byte-order mark that a file can begin with to the encoding that it stands for, the longer marks first.
+_MARKS: Mapping[bytes, str] = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+#: Encodings that a message may suggest, in the order of the suggestions.
+_LIKELY = ("utf-8", "cp1252", "cp932", "euc_jp", "gb18030", "big5", "euc_kr", "cp1251")
+
+#: Size of the piece of a file that is decoded to find likely encodings, in bytes.
+_TRIED_BYTES = 2**22
+
+
+def _zstandard(content: bytes) -> bytes:
+    import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
+
+    arrow = cast("Any", pa)
+    with arrow.CompressedInputStream(arrow.BufferReader(content), "zstd") as stream:
+        return cast("bytes", stream.read())
+
+
+#: Ending of a compressed file to what decompresses its bytes.
+COMPRESSIONS: Mapping[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".zst": _zstandard}
+
+
+def read_content(path: Path) -> bytes:
+    """Return the bytes of a file, decompressed if its ending says that they are compressed.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    decompress = COMPRESSIONS.get(path.suffix.lower())
+    try:
+        content = path.read_bytes()
+        return content if decompress is None else decompress(content)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Check task.path.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path}: can't be read ({error}). Check that the file is complete and that you have permission to read it."
+        ) from None
+
+
+def decode(content: bytes, encoding: str, path: Path) -> str:
+    """Return the text of a file. A byte-order mark is removed, and it goes before the encoding that is given.
+
+    Args:
+        content: the bytes of the file, decompressed.
+        encoding: name of an encoding that Python knows.
+        path: the file, for the message.
+
+    Raises:
+        UserError: the bytes are not text in this encoding.
+    """
+    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), encoding)
+    try:
+        return content.decode(marked).removeprefix("\ufeff")
+    except UnicodeError as error:
+        raise UserError(_not_decoded(content, marked, error, path)) from None
+
+
+def _not_decoded(content: bytes, encoding: str, error: UnicodeError, path: Path) -> str:
+    advice = _advice(content, encoding)
+    if not isinstance(error, UnicodeDecodeError):  # some codecs do not say where
+        return f"{path}: can't be read in the encoding {encoding} ({error}). {advice}"
+    before = content[: error.start].decode(encoding, errors="replace")
+    line = 1 + before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
+    return (
+        f"{path}, line {line}: byte 0x{content[error.start]:02X} (number {error.start + 1:,} of the file) is no text in "
+        f"the encoding {encoding}: {error.reason}. {advice}"
+    )
+
+
+def _advice(content: bytes, encoding: str) -> str:
+    """Return what to do about bytes that are no text in an encoding."""
+    piece = content[:_TRIED_BYTES]
+    if len(content) > len(piece):
+        piece = piece[: piece.rfind(b"\n") + 1]
+    names = [name for name in _LIKELY if name != codecs.lookup(encoding).name and _is_text(piece, name)]
+    tried = f", such as {', '.join(names)}" if names else ""
+    return f"Set task.format.encoding to the encoding of the file{tried}, or save the file in UTF-8."
+
+
+def _is_text(content: bytes, encoding: str) -> bool:
+    try:
+        text = content.decode(encoding)
+    except UnicodeError:
+        return False
+    return not any(sign < " " and sign not in "\t\n\r\f" for sign in set(text))

@@ -1,0 +1,111 @@
+"""Read rows from CSV and TSV, with any delimiter, as RFC 4180 describes them; lines may end with LF, CR LF or CR."""
+
+import contextlib
+import csv
+import io
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import shorten
+
+#: Delimiters that are tried, in this order: the first one under which the header has most of the named columns.
+DELIMITERS = (",", ";", "\t", "|")
+
+#: Largest field that the csv module can be told to read, on any platform.
+_LARGEST_FIELD = 2**31 - 1
+_limit_lock = threading.Lock()
+
+
+def csv_rows(text: str, path: Path, delimiter: str | None, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return each row of a CSV file after its place, which is the file and the line where the row begins.
+
+    Blank lines are skipped. White space around the names in the header is removed, and columns without a name are left
+    out.
+
+    Args:
+        text: the content of the file.
+        path: the file, for messages; in a `.tsv` file, a tab is tried first.
+        delimiter: what separates fields; None to find it.
+        columns: the columns that are needed, by which a delimiter is found.
+
+    Raises:
+        UserError: the text is not CSV.
+    """
+    if "\0" in text[:1000]:
+        raise UserError(
+            f"{path}, line 1: it has null characters, as text in UTF-16 has if it is read in another encoding. Set "
+            "task.format.encoding to the encoding of the file, such as utf-16-le."
+        )
+    with _fields_of_any_length():
+        sign = delimiter or _delimiter(text, path, columns)
+        return list(_rows(text, path, sign))
+
+
+def _rows(text: str, path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    line, header = 1, None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for fields in reader:
+            if not fields or fields == [""]:  # a blank line
+                pass
+            elif header is None:
+                header = _checked(fields, path, line)
+            elif len(fields) != len(header):
+                raise UserError(
+                    f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}. Put quotes around "
+                    f"text that contains {_spoken(delimiter)}."
+                )
+            else:
+                yield f"{path}, line {line}", {name: field for name, field in zip(header, fields, strict=True) if name}
+            line = reader.line_num + 1
+    except csv.Error as error:
+        reason = "a quote is not closed" if "end of data" in str(error) else str(error)
+        raise UserError(
+            f"{path}, line {line}: can't be read as CSV ({reason}). Correct the quotes of this row: a text in quotes "
+            "ends with a quote, and a quote inside of it is written twice."
+        ) from None
+
+
+def _checked(names: list[str], path: Path, line: int) -> list[str]:
+    names = [unicodedata.normalize("NFC", name.strip()) for name in names]
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise UserError(
+            f"{path}, line {line}: the header has column {shorten(twice[0])} twice. Give each column its own name."
+        )
+    return names
+
+
+def _delimiter(text: str, path: Path, columns: Sequence[str]) -> str:
+    """Return the first delimiter under which the header has most of the columns."""
+    signs = sorted(DELIMITERS, key=lambda sign: sign != "\t") if ".tsv" in path.name.lower() else DELIMITERS
+    needed = {unicodedata.normalize("NFC", name) for name in columns}
+    return max(signs, key=lambda sign: len(needed & _header(text, sign)))
+
+
+def _header(text: str, delimiter: str) -> set[str]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    with contextlib.suppress(csv.Error):
+        first = next((fields for fields in reader if fields and fields != [""]), [])
+        return {unicodedata.normalize("NFC", name.strip()) for name in first}
+    return set()
+
+
+def _spoken(delimiter: str) -> str:
+    return {",": "commas", ";": "semicolons", "\t": "tabs"}.get(delimiter, repr(delimiter))
+
+
+@contextlib.contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Lift the csv module's limit of 131,072 characters per field, which is one for the whole process, for a while."""
+    with _limit_lock:
+        before = csv.field_size_limit(_LARGEST_FIELD)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)

@@ -1,0 +1,133 @@
+"""Templates of prompts: text with the names of columns in braces, of which some may be empty in a row."""
+
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from fedcollm.data.cells import cell_value, is_whole, plain_text
+from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import shorten
+
+_KEY = "task.format.prompt"
+
+
+class _Field(NamedTuple):
+    """A piece of a line: literal text and, unless `column` is empty, the column that follows it.
+
+    The conversion (`r`, `s`, `a` or None) and the format specification are those of Python's format strings.
+    """
+
+    text: str
+    column: str
+    conversion: Literal["r", "s", "a"] | None
+    spec: str
+
+
+class Template:
+    """A template of a prompt. A column may have any name.
+
+    A column may be empty in a row if another one of the template is filled: a line whose columns are all empty is left
+    out of the prompt.
+
+    Attributes:
+        columns: the names of its columns.
+
+    Args:
+        prompt: the template.
+
+    Raises:
+        UserError: it is no template, or has no column.
+    """
+
+    def __init__(self, prompt: str):
+        try:
+            fields = list(_fields(prompt))
+        except ValueError as error:
+            raise UserError(
+                f"{_KEY}: {prompt!r} is not a valid template ({error}). Write a column as {{column}}."
+            ) from None
+        self.columns = list(dict.fromkeys(field.column for field in fields if field.column))
+        if not self.columns:
+            raise UserError(f"{_KEY}: {prompt!r} contains no column. Write a column as {{column}}.")
+        self._lines = _lines(fields)
+
+    def fill(self, row: dict[str, Any], place: str) -> tuple[str, list[str]]:
+        """Return the prompt of a row, and the columns that are empty in it.
+
+        Args:
+            row: column to value.
+            place: file and row, for messages.
+
+        Raises:
+            UserError: all columns of the template are empty, or one holds what is no text.
+        """
+        values = {column: cell_value(row, column, place, _KEY) for column in self.columns}
+        empty = [column for column, value in values.items() if value is None]
+        if len(empty) == len(values):
+            names = " and ".join(map(repr, empty))
+            raise UserError(
+                f"{place}: column{'s' * (len(empty) > 1)} {names} ({_KEY}) "
+                f"{'are' if len(empty) > 1 else 'is'} empty. Fill in at least one, or remove the row."
+            )
+        lines = [_line(fields, values, place) for fields in self._lines]
+        return "\n".join(line for line in lines if line is not None), empty
+
+
+def _fields(prompt: str) -> Iterator[_Field]:
+    for text, column, spec, conversion in string.Formatter().parse(prompt):
+        if column == "":
+            raise ValueError("{} without a name")
+        if conversion not in (None, "r", "s", "a"):
+            raise ValueError(f"unknown conversion !{conversion}")
+        yield _Field(text, column or "", conversion, spec or "")
+
+
+def _lines(fields: Sequence[_Field]) -> list[list[_Field]]:
+    """Return the fields of each line of the template, without the line ends."""
+    lines: list[list[_Field]] = [[]]
+    for field in fields:
+        *whole, last = field.text.split("\n")
+        for text in whole:
+            lines[-1].append(_Field(text, "", None, ""))
+            lines.append([])
+        lines[-1].append(field._replace(text=last))
+    return lines
+
+
+def _line(fields: Sequence[_Field], values: dict[str, Any], place: str) -> str | None:
+    """Return a line of a prompt; None if it has columns and all are empty."""
+    columns = [field.column for field in fields if field.column]
+    if columns and all(values[column] is None for column in columns):
+        return None
+    return "".join(
+        text + (_formatted(values[column], column, (conversion, spec), place) if column else "")
+        for text, column, conversion, spec in fields
+    )
+
+
+def _formatted(value: Any, column: str, how: tuple[Literal["r", "s", "a"] | None, str], place: str) -> str:
+    if value is None:
+        return ""
+    text, (conversion, spec) = plain_text(value), how
+    if text is None:
+        raise UserError(
+            f"{place}: column {column!r} ({_KEY}) holds {shorten(value)}. A prompt needs text, a number or a date."
+        )
+    if conversion is None and not spec:
+        return text
+    try:
+        return _in_format(value, conversion, spec)
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise UserError(
+            f"{place}: {_KEY} can't format {shorten(value)} in column {column!r} ({error}). Correct the row or the "
+            "template."
+        ) from None
+
+
+def _in_format(value: Any, conversion: Literal["r", "s", "a"] | None, spec: str) -> str:
+    try:
+        return format(string.Formatter().convert_field(value, conversion), spec)
+    except ValueError:  # such as {age:d} of 7.0, which is 7 in a column with empty cells
+        if not isinstance(value, float) or not is_whole(value):
+            raise
+        return format(string.Formatter().convert_field(int(value), conversion), spec)
