@@ -542,3 +542,13 @@ def test_ranks_that_do_not_fit_are_refused(changes, message):
 )
 def test_product_mean_where_it_means_nothing_is_refused(changes, message):
     assert message in refused(**{"federation.aggregation": "product"}, **changes)
+
+
+def test_commented_configuration_keeps_every_text_on_one_line_as_people_write_it():
+    text = "{所見}\n診療科: \t#" + "長い " * 500
+    form = {"prompt": text, "answer": "診療科", "choices": ["内科\n", "眼科"], "delimiter": "\t"}
+    config = load_config("icd10", task={"name": "custom", "path": "記録.csv", "format": form})
+    printed = commented_yaml(config)
+    assert 'choices: ["内科\\n", 眼科]' in printed
+    assert len([line for line in printed.splitlines() if "診療科" in line]) == 2
+    assert load_config(yaml.safe_load(printed)) == config

@@ -1,6 +1,7 @@
 """Load and validate a configuration from a preset, a YAML file and overrides."""
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -221,4 +222,16 @@ def _line(name: str, value: str, field: FieldInfo) -> str:
 def _flow(value: Any) -> str:
     """Return a plain value as YAML on one line."""
     plain = list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+    text = yaml.dump(plain, Dumper=_OneLine, default_flow_style=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+class _OneLine(yaml.SafeDumper):
+    """A dumper that keeps a text with line breaks on one line, in double quotes."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Return the node of a text."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if not text.isprintable() else None)
+
+
+_OneLine.add_representer(str, _OneLine.represent_text)

@@ -179,10 +179,14 @@ def propose_format(columns: Sequence[Column], wishes: Wishes = Wishes()) -> tupl
         group = _group(columns, [talk.name], wishes)
         found = {"messages": talk.name} | ({"group": group} if group else {})
         return found, [f"{talk.name} holds conversations; their last messages are the answers", *_said_of(group)]
-    answer = known[wishes.answer] if wishes.answer else _answer(columns)
+    files = _files(columns)
+    answer = known[wishes.answer] if wishes.answer else _answer(columns, files)
     group = _group(columns, [answer.name], wishes)
     used = {answer.name, group}
-    inputs, findings = _inputs([c for c in columns if c.name not in used], answer, wishes)
+    if files:
+        inputs, findings = files, [f"{column} holds paths of {key} files" for key, column in files.items()]
+    else:
+        inputs, findings = _prompt([c for c in columns if c.name not in used], answer, wishes)
     choices, said = _choices(columns, answer, inputs)
     key = "transcript" if "audio" in inputs and not answer.has_classes(_MOST_CHOICES) else "answer"
     joiner = {"joiner": ""} if "prompt" in inputs and _is_spaceless("".join(answer.values)) else {}
@@ -197,12 +201,26 @@ def _is_conversation(cell: Any) -> bool:
     return isinstance(first, dict) and any(keys <= set(cast("dict[str, Any]", first)) for keys in _CONVERSATIONS)
 
 
-def _answer(columns: Sequence[Column]) -> Column:
-    """Return the column of the answers: the one that is called so, or the last one that has classes."""
+def _files(columns: Sequence[Column]) -> dict[str, str]:
+    """Return the key of the format for files of images or recordings and their column; nothing if there are none."""
+    for key, suffixes in (("image", IMAGE_SUFFIXES), ("audio", _SOUND_SUFFIXES)):
+        if found := [c.name for c in columns if c.holds_files(suffixes)]:
+            return {key: found[0]}
+    return {}
+
+
+def _answer(columns: Sequence[Column], files: Mapping[str, str]) -> Column:
+    """Return the column of the answers: the one that is called so, or the last one that has classes.
+
+    Where there are recordings, it may also be the one with the longest texts: what is said in them.
+    """
+    columns = [c for c in columns if c.name not in files.values()]
     usable = [c for c in columns if c.nested is None and not c.is_constant and not c.counts_rows]
     called = sorted((place, c.name) for c in usable if (place := c.is_called(_ANSWERS)) is not None)
     if called:
         return next(c for c in usable if c.name == called[0][1])
+    if "audio" in files and usable:
+        return max(usable, key=lambda c: c.length)
     classes = [c for c in usable if c.has_classes(_MOST_CHOICES) and c.is_called(_GROUPS) is None]
     if not classes:
         raise UserError(
@@ -225,11 +243,8 @@ def _said_of(group: str | None) -> list[str]:
     return [f"{group} says which client a row belongs to"] if group else ["no column looks like the clients' names"]
 
 
-def _inputs(columns: Sequence[Column], answer: Column, wishes: Wishes) -> tuple[dict[str, Any], list[str]]:
-    """Return the key that says what an example is, and what was guessed."""
-    for key, suffixes in (("image", IMAGE_SUFFIXES), ("audio", _SOUND_SUFFIXES)):
-        if files := [c.name for c in columns if c.holds_files(suffixes)]:
-            return {key: files[0]}, [f"{files[0]} holds paths of {key} files"]
+def _prompt(columns: Sequence[Column], answer: Column, wishes: Wishes) -> tuple[dict[str, Any], list[str]]:
+    """Return the template of the prompt, and what was guessed."""
     if wishes.prompt:
         return {"prompt": wishes.prompt}, []
     asked = [c for c in columns if c.nested is None and not c.is_constant and not c.counts_rows and c.fits_a_template]

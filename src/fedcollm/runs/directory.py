@@ -88,7 +88,7 @@ def write_config(directory: Path, config: RunConfig) -> None:
 
 def config_text(config: RunConfig) -> str:
     """Return a resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def parse_config(file: Path) -> RunConfig:

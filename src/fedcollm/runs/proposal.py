@@ -72,11 +72,12 @@ def propose(path: Path, preset: str | None = None, wishes: Wishes = Wishes()) ->
     if any(column.name == form.get("answer") and column.filled < len(rows) for column in columns):
         form["skip_unanswered"] = True
     groups = next((len(column.values) for column in columns if column.name == form.get("group")), 0)
-    task = {"name": path.stem or "custom", "path": str(path), "format": form} | _clients(groups)
+    task = {"name": "custom", "path": str(path), "format": form} | _clients(groups)
     checked = TaskConfig.model_validate(task)
-    sizes = propose_sizes(load_pool(checked, 0), checked)
     base = preset or _PRESETS[FormatConfig.model_validate(form).kind]
-    values = load_config(base).model_dump(mode="json") | {"name": path.stem or "mine", "task": task | sizes}
+    start = load_config(base)
+    sizes = propose_sizes(load_pool(checked, 0), checked, labels_some=start.server.pseudo_labels is not None)
+    values = start.model_dump(mode="json") | {"name": path.stem or "mine", "task": task | sizes}
     found = f"{len(rows)} rows in {', '.join(file.name for file in files)}"
     return Proposal(load_config(values), [found, *findings, f"models and training are those of the preset {base}"])
 
@@ -119,7 +120,7 @@ def _clients(groups: int) -> dict[str, Any]:
     return {"clients": min(groups, _MOST_CLIENTS), "partition": {"kind": "natural"}}
 
 
-def propose_sizes(pool: Pool, config: TaskConfig) -> dict[str, int]:
+def propose_sizes(pool: Pool, config: TaskConfig, labels_some: bool = False) -> dict[str, int]:
     """Return the sizes of the parts: a fifth of the data to score with, a quarter for D_a, the rest for the clients.
 
     What a part of its own holds is used as it is. None of the sizes is above that of a first try, which takes minutes.
@@ -127,6 +128,7 @@ def propose_sizes(pool: Pool, config: TaskConfig) -> dict[str, int]:
     Args:
         pool: the examples.
         config: the section of the task, without sizes.
+        labels_some: whether a part of D_a must be unlabelled, because the run labels it.
 
     Raises:
         UserError: there are too few examples.
@@ -145,4 +147,6 @@ def propose_sizes(pool: Pool, config: TaskConfig) -> dict[str, int]:
     if pool.public is not None and pool.unlabelled is None:
         spare = len(pool.public) - public
     unlabelled = 0 if config.no_choices else min(spare, _MOST["unlabelled_size"])
+    if labels_some and not unlabelled:
+        public, unlabelled = public - public // 2, public // 2
     return {"private_size": private, "public_size": public, "unlabelled_size": unlabelled, "test_size": test}
