@@ -24,6 +24,7 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
 from fedcollm.runs.build_clients import secured
 from fedcollm.runs.directory import CONFIG, config_text
+from fedcollm.runs.resolve import with_number
 
 #: User and group of the server's container if this machine has no numeric user ids, as on Windows.
 _FIRST_USER = 1000
@@ -84,9 +85,10 @@ def initialize(
         UserError: the configuration can't be deployed, and nothing was written; or a file can't be written.
     """
     named = config.federation.participants
-    clients = [str(number) for number in range(config.task.clients)] if named is None else named
+    clients = [str(number) for number in range(config.task.clients or 0)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
     names.refuse_healing(config)
+    config = config if config.task.clients else with_number(config, len(clients))
     modality = _deployable(config)
     run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}
@@ -123,7 +125,10 @@ def _check(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already. Choose another --out: keys that are in use are never overwritten.")
     if not clients:
-        raise UserError("federation.participants is []: a deployment needs clients. Name them with --clients.")
+        raise UserError(
+            f"federation.participants {config.federation.participants}, task.clients {config.task.clients}: a "
+            "deployment needs clients. Name them with --clients."
+        )
     for name in (*clients, site.host):
         if not name or set(name) - _ALLOWED or name.startswith((".", "-")):
             raise UserError(
@@ -133,7 +138,7 @@ def _check(
         raise UserError(f"name {twice[0]!r} occurs twice among the clients. Give each client a name of its own.")
     if demo_data and config.federation.participants:
         raise UserError("--demo-data: the preset's parts have no names. Leave out --clients.")
-    if demo_data and config.task.name == "custom":
+    if demo_data and config.task.is_own:
         raise UserError("--demo-data: your own data has no parts to write. Give each client its own data with --data.")
     if not config.federation.secure_aggregation.enabled and not plain_updates:
         raise UserError(
