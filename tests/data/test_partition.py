@@ -352,8 +352,8 @@ def test_many_groups_are_not_all_named() -> None:
         (
             Pool(examples(22)),
             "23 training examples are needed (task.clients 2 × task.private_size 5 + task.public_size 4 + "
-            "task.unlabelled_size 3 + task.test_size 6), but there are 22. Lower one of these keys (task.private_size: 4, "
-            "task.public_size: 4, task.unlabelled_size: 3, task.test_size: 6 would fit)",
+            "task.unlabelled_size 3 + task.test_size 6), but there are 22. Lower one of these keys "
+            "(task.private_size: 4, task.public_size: 4, task.unlabelled_size: 3, task.test_size: 6 would fit)",
         ),
         (
             Pool(examples(16), examples(90)[50:]),
