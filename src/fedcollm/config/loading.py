@@ -1,7 +1,7 @@
 """Load and validate a configuration from a preset, a YAML file and overrides."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedcollm.config import RunConfig, Section
+from fedcollm.config.paths import absolute
 from fedcollm.errors import UserError
 
 #: First line of a commented configuration.
@@ -42,9 +43,32 @@ def load_config(source: str | Path | Mapping[str, Any] = "icd10", **overrides: A
     >>> load_config({"name": "mine", "client": {"epochs": 3}}).client.epochs
     3
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(source)
+    base = [] if isinstance(source, Mapping) or str(source) in preset_names() else [Path(source).parent]
+    return _validated(source, overrides, lambda values, *also: absolute(values, *also, Path.cwd()), base)
+
+
+def load_as_typed(source: str | Path | Mapping[str, Any] = "icd10", **overrides: Any) -> RunConfig:
+    """Return the same as `load_config`, with paths as they were typed, for a configuration that goes to others."""
+    return _validated(source, overrides, lambda values, *_: dict(values), [])
+
+
+def _validated(
+    source: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    placed: Callable[..., dict[str, Any]],
+    base: Sequence[Path],
+) -> RunConfig:
+    """Return a configuration whose paths are those that `placed(values, *directories)` returns.
+
+    Args:
+        source: see `load_config`.
+        overrides: see `load_config`.
+        placed: returns values with other paths.
+        base: the directory of the file, if the values come from one that is the user's.
+    """
+    values = placed(dict(source) if isinstance(source, Mapping) else _read(source), *base)
     for key, value in overrides.items():
-        values = _merged(values, _nested(key, value))
+        values = _merged(values, placed(_nested(key, value)))
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

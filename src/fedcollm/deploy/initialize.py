@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedcollm.config import RunConfig
+from fedcollm.config.paths import without_places
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import directories as names
@@ -70,7 +71,13 @@ class _Keys:
 
 
 def initialize(
-    config: RunConfig, site: Site, out: Path, *, demo_data: bool = False, plain_updates: bool = False
+    config: RunConfig,
+    site: Site,
+    out: Path,
+    *,
+    demo_data: bool = False,
+    plain_updates: bool = False,
+    typed: RunConfig | None = None,
 ) -> Deployment:
     """Make certificates, keys and configurations for the server and every client.
 
@@ -80,6 +87,8 @@ def initialize(
         out: directory to write, which must be empty or not exist yet.
         demo_data: whether to write each client's part of the preset's data into its directory too, for a trial.
         plain_updates: whether the server may see every single client's update.
+        typed: the same configuration with paths as they were typed, from which those of the clients are made; by
+            default `config`.
 
     Raises:
         UserError: the configuration can't be deployed, and nothing was written; or a file can't be written.
@@ -88,7 +97,9 @@ def initialize(
     clients = [str(number) for number in range(config.task.clients or 0)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
     names.refuse_healing(config)
-    config = config if config.task.clients else with_number(config, len(clients))
+    config, for_clients = (
+        one if one.task.clients else with_number(one, len(clients)) for one in (config, without_places(typed or config))
+    )
     modality = _deployable(config)
     run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}
@@ -107,7 +118,7 @@ def initialize(
             facts=modality.facts(),
         )
         place = out / "clients" / client
-        _write_client(place, config, membership, pair, authority)
+        _write_client(place, for_clients, membership, pair, authority)
         if parts is not None:
             _write(place / "data" / "train.jsonl", modality.write_examples(parts.private[client]))
             _write(place / "data" / "test.jsonl", modality.write_examples(parts.test))

@@ -30,7 +30,7 @@ from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Inputs
 from fedcollm.runs.estimate import check
-from fedcollm.runs.resolve import with_clients
+from fedcollm.runs.resolve import resolved
 from fedcollm.runs.shrink import shrunk
 from fedcollm.storage import write_atomically, writing
 
@@ -162,7 +162,7 @@ def plan(
         UserError: a method can't be derived from the configuration.
     """
     runs: list[tuple[str, RunConfig]] = []
-    config, _ = with_clients(config, pool)
+    config, _ = resolved(config, pool)
     for seed in seeds:
         for method in methods:
             seeded = config.model_copy(update={"seed": seed, "name": method})

@@ -1,14 +1,15 @@
-"""Fill in what a configuration leaves to the data: the number of clients of a natural partition."""
+"""Fill in what a configuration leaves open: where relative paths are, and how many clients a natural partition has."""
 
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
+from fedcollm.config.paths import with_absolute_paths
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.data.pool import Pool
 
 
-def with_clients(config: RunConfig, pool: Pool | None = None) -> tuple[RunConfig, Pool | None]:
-    """Return a configuration whose `task.clients` is a number, and the data if it had to be loaded for that.
+def resolved(config: RunConfig, pool: Pool | None = None) -> tuple[RunConfig, Pool | None]:
+    """Return a configuration with absolute paths and a number of clients, and the data if it had to be loaded for it.
 
     Args:
         config: the configuration of a run.
@@ -17,6 +18,7 @@ def with_clients(config: RunConfig, pool: Pool | None = None) -> tuple[RunConfig
     Raises:
         UserError: the data is not usable, or the configuration does not allow that number of clients.
     """
+    config = with_absolute_paths(config)
     if config.task.clients is not None:
         return config, pool
     pool = pool or load_pool(config.task, config.seed)
