@@ -166,7 +166,7 @@ def test_name_that_is_no_directory_is_refused(name):
     assert "without slashes" in refused(name=name)
 
 
-@pytest.mark.parametrize("value", ["2024-02-30", "9" * 5000, "[" * 3000])
+@pytest.mark.parametrize("value", ["{a: 1, a: 2}", "9" * 5000, "[" * 3000])
 def test_value_that_yaml_cannot_read_is_refused(value):
     with pytest.raises(UserError, match="YAML"):
         parse_settings([f"name={value}"])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
 
@@ -85,6 +85,17 @@ class FormatConfig(Section):
     """audio: longer recordings are cut off there; Whisper's encoder, made for 30 s, is shortened to it"""
     language: str | None = None
     """transcript: the language that Whisper is told, such as en; null: the one in its tokenizer's files, if any"""
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _texts(cls, choices: Any) -> Any:
+        """Take whole numbers for their digits, and refuse what YAML reads as something else than text."""
+        if not isinstance(choices, list | tuple):
+            return choices
+        values = [str(c) if isinstance(c, int) and not isinstance(c, bool) else c for c in cast("list[Any]", choices)]
+        if odd := [value for value in values if isinstance(value, bool | float) or value is None]:
+            raise ValueError(f"{odd[0]!r} is no text. Put each choice in quotes")
+        return values
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FormatConfig":

@@ -6,12 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedcollm.config import RunConfig, Section
 from fedcollm.config.paths import absolute
+from fedcollm.config.yaml_text import as_switch, read_yaml, write_yaml
 from fedcollm.errors import UserError
 
 #: First line of a commented configuration.
@@ -92,10 +92,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting!r}: write it as key=value, such as --set federation.rounds=2.")
         pairs.pop(key.strip(), None)  # the last one wins, and takes its place in the order
         try:
-            pairs[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            pairs[key.strip()] = read_yaml(value)
+        except ValueError as error:
             raise UserError(
-                f"--set {setting!r}: the value is not valid YAML. Quote text that has special characters."
+                f"--set {setting!r}: the value is not valid YAML ({' '.join(str(error).split())[:200]}). Quote text "
+                "that has special characters."
             ) from error
     return pairs
 
@@ -124,8 +125,8 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"configuration {name} can't be read: {error}. Check that it is a UTF-8 file.") from error
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = read_yaml(text)
+    except ValueError as error:
         raise UserError(f"configuration {name} is not valid YAML: {error}") from error
     if values is None:
         values = {}
@@ -151,7 +152,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _merged_value(key: str, old: Any, new: Any) -> Any:
     """Return the new value of a key: two sections are merged, and `secure_aggregation` may be a bool for short."""
     if key == "secure_aggregation":
-        old, new = ({"enabled": value} if isinstance(value, bool) else value for value in (old, new))
+        old, new = ({"enabled": v} if isinstance(v, bool) else v for v in (as_switch(old), as_switch(new)))
     if _is_section(new):
         return _merged(old if _is_section(old) else {}, new)
     return new
@@ -245,4 +246,4 @@ def _line(name: str, value: str, field: FieldInfo) -> str:
 def _flow(value: Any) -> str:
     """Return a plain value as YAML on one line."""
     plain = list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+    return write_yaml(plain, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
