@@ -220,7 +220,7 @@ MODELS = [
 ]
 
 DATA = [
-    ("task that is none", "task.name=icd9"),
+    ("task that is none", "task.name=icd9", "task.format=null"),
     ("no file", "task.path=/no/such/place"),
     ("more examples than there are", "task.private_size=100000"),
     ("column that is none", "task.format.answer=class"),

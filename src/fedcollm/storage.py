@@ -157,8 +157,20 @@ def _lock(file: Path) -> FileLock:
 
 
 def cache_directory() -> Path:
-    """Return the directory of what is made once per machine, such as converted models (`FEDCOLLM_CACHE`)."""
-    return Path(os.environ.get("FEDCOLLM_CACHE") or Path.home() / ".cache" / "fedcollm")
+    """Return the absolute path of what is made once per machine, such as converted models (`FEDCOLLM_CACHE`).
+
+    Raises:
+        UserError: the variable is not set, and the user has no home directory.
+    """
+    if given := os.environ.get("FEDCOLLM_CACHE"):
+        return Path(os.path.expanduser(given)).absolute()
+    try:
+        return Path.home() / ".cache" / "fedcollm"
+    except RuntimeError as error:
+        raise UserError(
+            "this user has no home directory, in which the cache would be. Set the environment variable "
+            "FEDCOLLM_CACHE to a directory that can be written, with some gigabytes free."
+        ) from error
 
 
 def cached_json(name: str, made_of: object, make: Callable[[], Any]) -> Any:
@@ -173,7 +185,10 @@ def cached_json(name: str, made_of: object, make: Callable[[], Any]) -> Any:
         make: returns the value. What comes back from the cache went through JSON, so that its tuples are lists.
     """
     key = _sha256(json.dumps(made_of, sort_keys=True))[:16]
-    file = cache_directory() / f"{name}-{key}.json"
+    try:
+        file = cache_directory() / f"{name}-{key}.json"
+    except UserError:  # there is none, and nothing needs it
+        return json.loads(json.dumps(make()))
     with contextlib.suppress(OSError, ValueError):
         digest, _, text = file.read_text(encoding="utf-8").partition("\n")
         if digest == _sha256(text):

@@ -90,7 +90,7 @@ def test_commented_yaml_keeps_awkward_values(tmp_path):
 def test_commented_yaml_names_every_key_and_explains_it():
     lines = commented_yaml(RunConfig()).splitlines()
     assert any(line.startswith("  rounds: 5  # rounds") for line in lines)
-    assert "  clients: 4  # number of clients K" in lines
+    assert any(line.startswith("  clients: 4  # number of clients K") for line in lines)
     assert any(line.startswith("    temperature: 1.0  # temperature τ") for line in lines)
 
 
@@ -166,7 +166,7 @@ def test_name_that_is_no_directory_is_refused(name):
     assert "without slashes" in refused(name=name)
 
 
-@pytest.mark.parametrize("value", ["2024-02-30", "9" * 5000, "[" * 3000])
+@pytest.mark.parametrize("value", ["{a: 1, a: 2}", "9" * 5000, "[" * 3000])
 def test_value_that_yaml_cannot_read_is_refused(value):
     with pytest.raises(UserError, match="YAML"):
         parse_settings([f"name={value}"])

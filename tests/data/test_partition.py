@@ -20,6 +20,7 @@ from fedcollm.modalities.audio.transcripts import SpeechExample
 from fedcollm.modalities.text.examples import TextExample
 
 KINDS = ["iid", "dirichlet", "shards", "natural", "quantity", "pooled"]
+SMALL = "the test set has only 6 examples, so that one of them is 17 % of a score"
 quickly = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 
 
@@ -211,7 +212,7 @@ def test_sizes_and_disjoint_parts() -> None:
     assert {client: len(part) for client, part in parts.private.items()} == {"0": 5, "1": 5}
     assert len(parts.test) == 6
     assert sorted(parts_of(parts)) == sorted(ids(examples(23)))
-    assert (parts.duplicates_removed, parts.notes) == (0, [])
+    assert (parts.duplicates_removed, parts.notes) == (0, [SMALL])
 
 
 def test_a_split_depends_on_the_seed_alone() -> None:
@@ -259,16 +260,21 @@ def test_a_test_set_that_is_too_small_is_used_whole_with_a_note() -> None:
     test = [example(i) for i in range(100, 104)]
     parts = split(Pool(examples(17), test), config(), 0)
     assert parts.test == test
-    assert parts.notes == ["the test set has 4 examples, fewer than task.test_size 6; all are used"]
+    assert parts.notes[0] == "the test set has 4 examples, fewer than task.test_size 6; all are used"
 
 
 def test_duplicates_leave_the_training_data_and_stay_in_the_test_set() -> None:
-    train = [*examples(17), example(90, prompt="Text  3"), example(91, prompt="asked"), example(92, prompt="ASKED ")]
-    test = [example(i) for i in range(100, 106)] + [example(106, prompt="Asked"), example(107, prompt="asked")]
+    train = [*examples(17), example(90, prompt="text 3"), example(91, 1, prompt="asked"), example(92, prompt="ASKED")]
+    test = [example(i) for i in range(100, 106)] + [example(106, prompt="asked"), example(107, prompt="asked")]
     parts = split(Pool(train, test), config(test_size=7), 0)
-    assert parts.duplicates_removed == 4
+    assert parts.duplicates_removed == 3
     assert ids(parts.test) == ["100", "101", "102", "103", "104", "105", "106"]
-    assert not {"90", "91", "92", "107"} & set(parts_of(parts))
+    assert not {"90", "91", "107"} & set(parts_of(parts))
+    assert parts.notes[:2] == [
+        "3 examples were dropped because an equal one is kept: 1 of the test set, 2 of the training data",
+        "1 example was dropped although the equal one that is kept has another label, so that one of the two labels is "
+        "wrong",
+    ]
 
 
 def test_public_examples_of_their_own_leave_the_training_data_to_the_clients() -> None:
@@ -285,7 +291,7 @@ def test_public_examples_of_their_own_leave_the_training_data_to_the_clients() -
 
 
 def test_public_examples_that_stand_elsewhere_are_dropped() -> None:
-    own = [example(90, prompt="Text  3"), example(91, prompt="ASKED"), *[example(i) for i in range(100, 107)]]
+    own = [example(90, prompt="text 3"), example(91, prompt="asked"), *[example(i) for i in range(100, 107)]]
     test = [example(i) for i in range(200, 206)] + [example(206, prompt="asked")]
     parts = split(Pool(examples(10), test, [*own, example(107, prompt="text 106")]), config(test_size=7), 0)
     assert parts.duplicates_removed == 3
@@ -318,10 +324,20 @@ def test_pooled_client_has_all_and_the_labelled_public_part_if_asked(with_public
 
 def test_natural_notes_say_who_is_who() -> None:
     parts = split(Pool(examples(60, groups=8)), config(kind="natural", private_size=20), 0)
-    assert len(parts.notes) == 2
+    assert len(parts.notes) == 3
     assert parts.notes[0].startswith("client 0 holds g")
     two = split(Pool(examples(60, groups=2)), config(kind="natural", private_size=20), 0)
-    assert two.notes == ["client 0 holds g0", "client 1 holds g1"]
+    assert two.notes == ["client 0 holds g0", "client 1 holds g1", SMALL]
+
+
+def test_clients_that_are_not_given_are_the_groups_of_a_natural_partition() -> None:
+    """Three of five groups are left where two are too small to reach the private part."""
+    parts = split(Pool(examples(60, groups=5)), config(kind="natural", clients=None), 0)
+    assert [note for note in parts.notes if "holds" in note] == [f"client {i} holds g{i}" for i in range(5)]
+    rare = [example(i, i % 3, "xyz"[i % 3] if i > 1 else f"rare{i}") for i in range(400)]
+    assert len(split(Pool(rare), config(kind="natural", clients=None), 0).private) == 3
+    assert TaskConfig(partition=PartitionConfig(kind="natural")).clients is None
+    assert (TaskConfig().clients, TaskConfig(clients=None).clients) == (4, 4)
 
 
 def test_many_groups_are_not_all_named() -> None:
@@ -336,7 +352,8 @@ def test_many_groups_are_not_all_named() -> None:
         (
             Pool(examples(22)),
             "23 training examples are needed (task.clients 2 × task.private_size 5 + task.public_size 4 + "
-            "task.unlabelled_size 3 + task.test_size 6), but there are 22. Lower one of these keys",
+            "task.unlabelled_size 3 + task.test_size 6), but there are 22. Lower one of these keys "
+            "(task.private_size: 4, task.public_size: 4, task.unlabelled_size: 3, task.test_size: 6 would fit)",
         ),
         (
             Pool(examples(16), examples(90)[50:]),
@@ -420,7 +437,7 @@ def test_the_papers_openbookqa() -> None:
     keys = {"name": "openbookqa", "clients": 4, "private_size": 900, "public_size": 900, "unlabelled_size": 0}
     parts = split(load_qa("openbookqa", SHARED), config(kind="dirichlet", test_size=498, **keys), 0)
     assert len(parts.test) == 498
-    assert parts.duplicates_removed == 151
+    assert parts.duplicates_removed == 5  # question and choices; 151 of the questions alone
     assert sum(map(len, parts.private.values())) == 3600
     assert not {e.content for e in parts.test} & {e.content for e in parts.public + parts.private["0"]}
 
@@ -438,7 +455,7 @@ def test_unlabelled_examples_of_their_own_leave_the_rest_to_the_others() -> None
 
 
 def test_unlabelled_examples_that_stand_elsewhere_are_dropped_and_too_few_are_refused() -> None:
-    own = [example(90, prompt="Text  3"), *[example(i) for i in range(200, 203)]]
+    own = [example(90, prompt="text 3"), *[example(i) for i in range(200, 203)]]
     parts = split(Pool(examples(20), unlabelled=[e.without_label() for e in own]), config(), 0)
     assert sorted(ids(parts.public[4:])) == ["200", "201", "202"]
     with pytest.raises(UserError, match=r"4 unlabelled examples are needed \(task.unlabelled_size 4\)"):

@@ -53,7 +53,7 @@ def init(
     ] = False,
 ) -> None:
     """Write certificates, keys and configurations: one directory for the server, one for each client."""
-    from fedcollm.config.loading import load_config, parse_settings
+    from fedcollm.config.loading import load_as_typed, load_config, parse_settings
     from fedcollm.deploy.initialize import Site, initialize
 
     overrides = parse_settings(settings or [])
@@ -61,7 +61,8 @@ def init(
         overrides |= {"federation.participants": clients.split(","), "task.clients": len(clients.split(","))}
     config = load_config(source, **overrides)
     site = Site(host, port, superlink_port, days)
-    initialize(config, site, out, demo_data=demo_data, plain_updates=unsafe_plain_updates)
+    typed = load_as_typed(source, **overrides)
+    initialize(config, site, out, demo_data=demo_data, plain_updates=unsafe_plain_updates, typed=typed)
     print((out / "README.txt").read_text(encoding="utf-8"), end="")
 
 

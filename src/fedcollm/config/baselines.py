@@ -96,7 +96,7 @@ def standalone(config: RunConfig) -> dict[str, RunConfig]:
     """Each client trains alone, in one run per client."""
     alone = baseline(config, {"server.epochs": 0, **ALONE})
     runs: dict[str, RunConfig] = {}
-    for k in range(config.task.clients):
+    for k in range(config.task.clients or 0):  # only the data says how many: see `runs.resolve`
         rank = config.client.rank(k)
         own = {"client.ranks": None if rank is None else [rank], "client.personal": False}
         runs[f"client-{k}"] = changed(alone, {"federation.participants": [str(k)]} | own)

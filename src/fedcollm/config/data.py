@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,13 @@ _TABLE_KEYS: Mapping[str, object] = {
 
 #: Tasks that ship with fedcollm and whose answers are boxes.
 _BOX_TASKS = ("shapes",)
+
+
+#: Name of the user's own data if the configuration gives it none.
+OWN = "custom"
+
+#: Number of clients, unless the configuration or the groups of the data say another one.
+_CLIENTS = 4
 
 
 class PartitionConfig(Section):
@@ -109,6 +116,17 @@ class FormatConfig(Section):
                 '"\\t" in double quotes for a tab'
             )
         return sign
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _texts(cls, choices: Any) -> Any:
+        """Take whole numbers for their digits, and refuse what YAML reads as something else than text."""
+        if not isinstance(choices, list | tuple):
+            return choices
+        values = [str(c) if isinstance(c, int) and not isinstance(c, bool) else c for c in cast("list[Any]", choices)]
+        if odd := [value for value in values if isinstance(value, bool | float) or value is None]:
+            raise ValueError(f"{odd[0]!r} is no text. Put each choice in quotes")
+        return values
 
     @model_validator(mode="after")
     def _one_kind(self) -> "FormatConfig":
@@ -207,6 +225,12 @@ class FormatConfig(Section):
         return self.transcript is not None or (self.kind == "text" and self.choices is None)
 
 
+def _name_of(path: object) -> str:
+    """Return the name of the user's own data: that of its file without endings, or of its directory."""
+    stem = Path(str(path)).name.split(".")[0] if isinstance(path, str | Path) else ""
+    return stem if stem.strip() and stem.isprintable() else OWN
+
+
 class TaskConfig(Section):
     """The data and how it is split."""
 
@@ -216,8 +240,8 @@ class TaskConfig(Section):
     """your file, or a directory with a train file (or folder), and possibly test (or validation), public, unlabelled"""
     format: FormatConfig | None = None
     """custom only: prompt, image, audio or boxes, answer or transcript, choices, group: how rows become examples"""
-    clients: Positive = 4
-    """number of clients K"""
+    clients: Positive | None = None
+    """number of clients K; null: the number of groups for partition kind natural, otherwise 4"""
     partition: PartitionConfig = PartitionConfig()
     private_size: Positive = 320
     """private training examples per client; the mean, if the partition makes the clients unequal"""
@@ -229,6 +253,26 @@ class TaskConfig(Section):
     """examples for evaluation, which nobody trains on"""
     max_length: Positive | None = None
     """text: longest sequence in tokens; longer prompts lose their oldest; null: the models' context"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        """Fill in the number of clients, unless the data decides it, and the name of the user's own data."""
+        if not isinstance(values, Mapping):
+            return values
+        given = dict(cast("Mapping[str, Any]", values))
+        partition: Any = given.get("partition")
+        kind = partition.get("kind") if isinstance(partition, Mapping) else getattr(partition, "kind", None)
+        if given.get("clients") is None and kind != "natural":
+            given["clients"] = _CLIENTS
+        if given.get("name") is None and given.get("format") is not None:
+            given["name"] = _name_of(given.get("path"))
+        return given
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the data is the user's own files, which have a `format`, and not a task that ships with fedcollm."""
+        return self.format is not None or self.name == OWN
 
     @property
     def no_choices(self) -> str | None:

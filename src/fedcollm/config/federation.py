@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedcollm.config.base import Positive, PositiveFloat, Section, Share, one_of
 from fedcollm.config.choices import AGGREGATIONS, SERVER_OPTIMIZERS, comment
+from fedcollm.config.yaml_text import as_switch
 
 
 def asked_clients(count: int, fraction: float) -> int:
@@ -34,7 +35,7 @@ class SecureAggregationConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        return {"enabled": value} if isinstance(value, bool) else value
+        return {"enabled": value} if isinstance(value := as_switch(value), bool) else value
 
 
 class DeadlinesConfig(Section):

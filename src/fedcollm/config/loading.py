@@ -1,17 +1,17 @@
 """Load and validate a configuration from a preset, a YAML file and overrides."""
 
 import difflib
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fedcollm.config import RunConfig, Section
+from fedcollm.config.paths import absolute
+from fedcollm.config.yaml_text import as_switch, read_yaml, write_yaml
 from fedcollm.errors import UserError
 
 #: First line of a commented configuration.
@@ -43,9 +43,32 @@ def load_config(source: str | Path | Mapping[str, Any] = "icd10", **overrides: A
     >>> load_config({"name": "mine", "client": {"epochs": 3}}).client.epochs
     3
     """
-    values = dict(source) if isinstance(source, Mapping) else _read(source)
+    base = [] if isinstance(source, Mapping) or str(source) in preset_names() else [Path(source).parent]
+    return _validated(source, overrides, lambda values, *also: absolute(values, *also, Path.cwd()), base)
+
+
+def load_as_typed(source: str | Path | Mapping[str, Any] = "icd10", **overrides: Any) -> RunConfig:
+    """Return the same as `load_config`, with paths as they were typed, for a configuration that goes to others."""
+    return _validated(source, overrides, lambda values, *_: dict(values), [])
+
+
+def _validated(
+    source: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    placed: Callable[..., dict[str, Any]],
+    base: Sequence[Path],
+) -> RunConfig:
+    """Return a configuration whose paths are those that `placed(values, *directories)` returns.
+
+    Args:
+        source: see `load_config`.
+        overrides: see `load_config`.
+        placed: returns values with other paths.
+        base: the directory of the file, if the values come from one that is the user's.
+    """
+    values = placed(dict(source) if isinstance(source, Mapping) else _read(source), *base)
     for key, value in overrides.items():
-        values = _merged(values, _nested(key, value))
+        values = _merged(values, placed(_nested(key, value)))
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -69,10 +92,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {setting!r}: write it as key=value, such as --set federation.rounds=2.")
         pairs.pop(key.strip(), None)  # the last one wins, and takes its place in the order
         try:
-            pairs[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            pairs[key.strip()] = read_yaml(value)
+        except ValueError as error:
             raise UserError(
-                f"--set {setting!r}: the value is not valid YAML. Quote text that has special characters."
+                f"--set {setting!r}: the value is not valid YAML ({' '.join(str(error).split())[:200]}). Quote text "
+                "that has special characters."
             ) from error
     return pairs
 
@@ -101,8 +125,8 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"configuration {name} can't be read: {error}. Check that it is a UTF-8 file.") from error
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = read_yaml(text)
+    except ValueError as error:
         raise UserError(f"configuration {name} is not valid YAML: {error}") from error
     if values is None:
         values = {}
@@ -128,7 +152,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _merged_value(key: str, old: Any, new: Any) -> Any:
     """Return the new value of a key: two sections are merged, and `secure_aggregation` may be a bool for short."""
     if key == "secure_aggregation":
-        old, new = ({"enabled": value} if isinstance(value, bool) else value for value in (old, new))
+        old, new = ({"enabled": v} if isinstance(v, bool) else v for v in (as_switch(old), as_switch(new)))
     if _is_section(new):
         return _merged(old if _is_section(old) else {}, new)
     return new
@@ -222,16 +246,4 @@ def _line(name: str, value: str, field: FieldInfo) -> str:
 def _flow(value: Any) -> str:
     """Return a plain value as YAML on one line."""
     plain = list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
-    text = yaml.dump(plain, Dumper=_OneLine, default_flow_style=True, width=math.inf, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-class _OneLine(yaml.SafeDumper):
-    """A dumper that keeps a text with line breaks on one line, in double quotes."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Return the node of a text."""
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if not text.isprintable() else None)
-
-
-_OneLine.add_representer(str, _OneLine.represent_text)
+    return write_yaml(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")

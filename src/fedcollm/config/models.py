@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, one_of
 from fedcollm.config.choices import LAYER_CHOICES, SCHEDULES, comment
 from fedcollm.config.training import TrainingConfig
+from fedcollm.config.yaml_text import as_switch
 
 
 class AdapterConfig(Section):
@@ -26,6 +27,11 @@ class AdapterConfig(Section):
     """further arguments of the method's PEFT configuration class, such as {use_rslora: true}"""
     freeze_a: bool = False
     """lora only: keep the random A frozen, train and send only B (FFA-LoRA); averaging is then exact"""
+
+    @field_validator("options")
+    @classmethod
+    def _with_switches(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {name: as_switch(value) for name, value in options.items()}  # PEFT takes any text for true
 
 
 def _kind(layers: object) -> str:

@@ -24,7 +24,7 @@ def refusals(config: "RunConfig") -> list[str]:
 
 
 def clients_per_round(config: "RunConfig") -> int:
-    """Return the number of clients that are sampled for a round."""
+    """Return the number of clients that are sampled for a round; 0 without clients, or if the data says how many."""
     federation = config.federation
     clients = config.task.clients if federation.participants is None else len(federation.participants)
     return asked_clients(clients, federation.fraction) if clients else 0

@@ -89,7 +89,13 @@ def _label_sums(config: "RunConfig", key: str) -> Iterator[str]:
             yield f"{key} can't be combined with {other}: {reason}. Set {key}: null"
     secure, threshold = federation.secure_aggregation, federation.secure_aggregation.threshold
     clients = config.task.clients if federation.participants is None else len(federation.participants)
-    if secure.enabled and federation.fraction < 1 and threshold is not None and 3 * threshold <= 2 * clients:
+    if (
+        secure.enabled
+        and federation.fraction < 1
+        and threshold is not None
+        and clients
+        and 3 * threshold <= 2 * clients
+    ):
         yield (
             f"{key} asks all {clients} clients in one session, not the share federation.fraction "
             f"{federation.fraction:g}, and federation.secure_aggregation.threshold {threshold} is not more than 2/3 of "

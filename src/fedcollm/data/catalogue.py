@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import FormatConfig, ModelConfig, TaskConfig
+from fedcollm.config.data import OWN
 from fedcollm.data import detection_tasks
 from fedcollm.data.modality_builders import MODALITIES, BaseModels, ModalityEntry
 from fedcollm.data.own_files import OWN_FILES, own_files
@@ -39,7 +40,9 @@ class TaskEntry:
 
 
 def _load_icd10(config: TaskConfig, seed: int) -> Pool:
-    needed = config.clients * config.private_size + config.public_size + config.unlabelled_size + config.test_size
+    needed = (
+        (config.clients or 1) * config.private_size + config.public_size + config.unlabelled_size + config.test_size
+    )
     return load_icd10(math.ceil(needed / len(CHAPTERS)), seed)
 
 
@@ -77,7 +80,7 @@ TASKS: Mapping[str, TaskEntry] = {
     "shapes": TaskEntry(
         detection_tasks.load_drawn, "shapes", "boxes of five shapes in drawn scenes, a client per style"
     ),
-    "custom": TaskEntry(
+    OWN: TaskEntry(
         _load_own_files, "text", "your own files of text, images or audio, with answers, classes or transcripts"
     ),
 }
@@ -150,12 +153,18 @@ def load_private(format: FormatConfig, path: Path, modality: Modality) -> Pool:
 
 def _modality(task: TaskConfig) -> ModalityEntry:
     entry = _entry(task)
-    if task.format is not None and entry.load is _load_own_files:
+    if task.format is not None:
         return MODALITIES[task.format.kind]
     return MODALITIES[entry.modality]
 
 
 def _entry(task: TaskConfig) -> TaskEntry:
+    """Return the entry of a task; a task with a format is the user's own data, whatever its name."""
+    if task.is_own:
+        return TASKS[OWN]
     if task.name not in TASKS:
-        raise UserError(f"task.name: unknown task {task.name!r}. Choose one of {', '.join(TASKS)}.")
+        raise UserError(
+            f"task.name: unknown task {task.name!r}. Choose one of {', '.join(TASKS)}, or set task.path and "
+            "task.format for files of your own."
+        )
     return TASKS[task.name]

@@ -6,12 +6,16 @@ integer codes, never the examples.
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from fedcollm.config import PartitionConfig, TaskConfig
+from fedcollm.data.degenerate import degenerate_notes
+from fedcollm.data.duplicates import without_duplicates
 from fedcollm.data.partitioners import dirichlet_parts, even_parts, group_parts, linear_parts, shard_parts
 from fedcollm.data.pool import Pool, Split
+from fedcollm.data.sizes import check_sizes
 from fedcollm.errors import UserError
 from fedcollm.seeding import derive_seed
 
@@ -57,25 +61,50 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
     Raises:
         UserError: there are not enough examples, or the partition is impossible.
     """
-    kept, removed = _without_duplicates(pool)
+    kept, removed, dropped = without_duplicates(pool)
+    dropped = [*pool.notes, *dropped]
     test, train = list(kept.test or ()), list(kept.train)
     random.Random(derive_seed(seed, "split")).shuffle(train)
-    clients = config.clients if private else 0
-    _check_sizes(kept, removed, config, clients)
+    clients = _most_clients(train, config) if private else 0
+    check_sizes(kept, removed, config, clients)
     if pool.test is None:
-        test, train, notes = train[: config.test_size], train[config.test_size :], []
+        test, train, notes = train[: config.test_size], train[config.test_size :], dropped
     else:
-        test, notes = _sampled(test, config, seed)
-    notes = [*pool.notes, *notes]
+        test, fewer = _sampled(test, config, seed)
+        notes = dropped + fewer
     public, labelled = _public(kept, train, config, seed)
     if not private:
-        return Split(public, {}, test, removed, notes)
+        return _noted(Split(public, {}, test, removed, notes))
+    clients = _clients_with_groups(train, clients, config)
     parts = partition(train[-clients * config.private_size :], clients, config.partition, seed)
     if config.partition.kind == "natural":
         notes += [_groups_note(client, examples) for client, examples in parts.items()]
     if config.partition.with_public:
         parts["0"] = parts["0"] + labelled
-    return Split(public, parts, test, removed, notes)
+    return _noted(Split(public, parts, test, removed, notes))
+
+
+def _noted(parts: Split) -> Split:
+    """Return a split with sentences on what makes it unfit to learn from or to score with, if anything does."""
+    return replace(parts, notes=[*parts.notes, *degenerate_notes(parts)])
+
+
+def _most_clients(train: Sequence[Any], config: TaskConfig) -> int:
+    """Return `task.clients` or, where that is null, the number of groups of the training data."""
+    return config.clients or len({example.group for example in train} - {None}) or 1
+
+
+def _clients_with_groups(train: Sequence[Any], clients: int, config: TaskConfig) -> int:
+    """Return the largest number of clients whose private examples are of at least as many groups.
+
+    The private part may lack a small group that the training data has. With `task.clients` set, it is that number.
+    """
+    while config.clients is None and clients > 1:
+        private = train[-clients * config.private_size :]
+        if len({example.group for example in private} - {None}) >= clients:
+            break
+        clients -= 1
+    return clients
 
 
 def _public(pool: Pool, train: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any], list[Any]]:
@@ -112,51 +141,6 @@ def _sampled(test: list[Any], config: TaskConfig, seed: int) -> tuple[list[Any],
         return test, [note]
     chosen = random.Random(derive_seed(seed, "test")).sample(range(len(test)), config.test_size)
     return [test[i] for i in sorted(chosen)], []
-
-
-def _without_duplicates(pool: Pool) -> tuple[Pool, int]:
-    """Return a pool of examples with distinct contents, and the number of examples dropped."""
-    seen: set[str] = set()
-    parts = {"test": pool.test, "train": pool.train, "public": pool.public, "unlabelled": pool.unlabelled}
-    kept = {name: None if part is None else _unseen(part, seen) for name, part in parts.items()}
-    return Pool(**cast(Any, kept)), sum(len(part or ()) for part in parts.values()) - len(seen)
-
-
-def _unseen(examples: Iterable[Any], seen: set[str]) -> list[Any]:
-    """Return the examples whose content is not in `seen`, and add their contents to it."""
-    kept: list[Any] = []
-    for example in examples:
-        if example.content not in seen:
-            seen.add(example.content)
-            kept.append(example)
-    return kept
-
-
-def _check_sizes(pool: Pool, removed: int, config: TaskConfig, clients: int) -> None:
-    """Check that each part of a pool has enough examples; `clients` is 0 if their data is elsewhere."""
-    needs: dict[str, dict[str, int]] = {"training": {}, "public": {}, "unlabelled": {}}
-    if clients:
-        name = f"task.clients {clients} × task.private_size {config.private_size}"
-        needs["training"][name] = clients * config.private_size
-    public = "training" if pool.public is None else "public"
-    needs[public][f"task.public_size {config.public_size}"] = config.public_size
-    unlabelled = public if pool.unlabelled is None else "unlabelled"
-    needs[unlabelled][f"task.unlabelled_size {config.unlabelled_size}"] = config.unlabelled_size
-    if pool.test is None:
-        needs["training"][f"task.test_size {config.test_size}"] = config.test_size
-    for kind, part in (("training", pool.train), ("public", pool.public), ("unlabelled", pool.unlabelled)):
-        if part is not None:
-            _check_size(kind, len(part), needs[kind], removed, config.name)
-
-
-def _check_size(kind: str, available: int, parts: dict[str, int], removed: int, name: str) -> None:
-    needed = sum(parts.values())
-    if needed > available:
-        duplicates = f" (after {removed} duplicates were dropped)" if removed else ""
-        raise UserError(
-            f"task {name}: {needed} {kind} examples are needed ({' + '.join(parts)}), "
-            f"but there are {available}{duplicates}. Lower one of these keys or provide more data."
-        )
 
 
 def _groups_note(client: str, examples: Sequence[Any]) -> str:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedcollm.config import RunConfig
+from fedcollm.config.paths import without_places
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import directories as names
@@ -24,6 +25,7 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
 from fedcollm.runs.build_clients import secured
 from fedcollm.runs.directory import CONFIG, config_text
+from fedcollm.runs.resolve import with_number
 
 #: User and group of the server's container if this machine has no numeric user ids, as on Windows.
 _FIRST_USER = 1000
@@ -69,7 +71,13 @@ class _Keys:
 
 
 def initialize(
-    config: RunConfig, site: Site, out: Path, *, demo_data: bool = False, plain_updates: bool = False
+    config: RunConfig,
+    site: Site,
+    out: Path,
+    *,
+    demo_data: bool = False,
+    plain_updates: bool = False,
+    typed: RunConfig | None = None,
 ) -> Deployment:
     """Make certificates, keys and configurations for the server and every client.
 
@@ -79,14 +87,19 @@ def initialize(
         out: directory to write, which must be empty or not exist yet.
         demo_data: whether to write each client's part of the preset's data into its directory too, for a trial.
         plain_updates: whether the server may see every single client's update.
+        typed: the same configuration with paths as they were typed, from which those of the clients are made; by
+            default `config`.
 
     Raises:
         UserError: the configuration can't be deployed, and nothing was written; or a file can't be written.
     """
     named = config.federation.participants
-    clients = [str(number) for number in range(config.task.clients)] if named is None else named
+    clients = [str(number) for number in range(config.task.clients or 0)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
     names.refuse_healing(config)
+    config, for_clients = (
+        one if one.task.clients else with_number(one, len(clients)) for one in (config, without_places(typed or config))
+    )
     modality = _deployable(config)
     run, keys = f"{config.name}-{secrets.token_hex(8)}", {client: _Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}
@@ -105,7 +118,7 @@ def initialize(
             facts=modality.facts(),
         )
         place = out / "clients" / client
-        _write_client(place, config, membership, pair, authority)
+        _write_client(place, for_clients, membership, pair, authority)
         if parts is not None:
             _write(place / "data" / "train.jsonl", modality.write_examples(parts.private[client]))
             _write(place / "data" / "test.jsonl", modality.write_examples(parts.test))
@@ -123,7 +136,10 @@ def _check(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already. Choose another --out: keys that are in use are never overwritten.")
     if not clients:
-        raise UserError("federation.participants is []: a deployment needs clients. Name them with --clients.")
+        raise UserError(
+            f"federation.participants {config.federation.participants}, task.clients {config.task.clients}: a "
+            "deployment needs clients. Name them with --clients."
+        )
     for name in (*clients, site.host):
         if not name or set(name) - _ALLOWED or name.startswith((".", "-")):
             raise UserError(
@@ -133,7 +149,7 @@ def _check(
         raise UserError(f"name {twice[0]!r} occurs twice among the clients. Give each client a name of its own.")
     if demo_data and config.federation.participants:
         raise UserError("--demo-data: the preset's parts have no names. Leave out --clients.")
-    if demo_data and config.task.name == "custom":
+    if demo_data and config.task.is_own:
         raise UserError("--demo-data: your own data has no parts to write. Give each client its own data with --data.")
     if not config.federation.secure_aggregation.enabled and not plain_updates:
         raise UserError(

@@ -15,6 +15,7 @@ from fedcollm.config.baselines import changed
 from fedcollm.config.loading import explain
 from fedcollm.config.methods import CONTROLS, METHODS, PAPER, fits
 from fedcollm.data.catalogue import base_models
+from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
 from fedcollm.experiments.bases import refuse_other_bases
 from fedcollm.experiments.hardware import fitting_jobs
@@ -29,6 +30,7 @@ from fedcollm.report.markup import to_latex, to_markdown
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Inputs
 from fedcollm.runs.estimate import check
+from fedcollm.runs.resolve import resolved
 from fedcollm.runs.shrink import shrunk
 from fedcollm.storage import write_atomically, writing
 
@@ -120,7 +122,7 @@ class Plan:
         found: list[Job] = []
         for config in self.configs:
             home = self.home(config)
-            for place, run_config in plan(config, self.methods, self.seeds):
+            for place, run_config in plan(config, self.methods, self.seeds, self.inputs.pool):
                 path = home / place
                 name = path.relative_to(self.directory).as_posix()
                 inputs = replace(self.inputs, shared=self.directory / SHARED)
@@ -142,8 +144,16 @@ class Plan:
         return Comparison(self.directory, tasks)
 
 
-def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, RunConfig]]:
+def plan(
+    config: RunConfig, methods: Sequence[str], seeds: Sequence[int], pool: Pool | None = None
+) -> list[tuple[str, RunConfig]]:
     """Plan the runs of one task, seed by seed.
+
+    Args:
+        config: the configuration of FedCoLLM.
+        methods: names from `METHODS`.
+        seeds: one run of each method per seed.
+        pool: the user's own data; it is read only if the number of clients follows from it.
 
     Returns:
         For each run, its directory relative to that of the task, and its configuration.
@@ -152,6 +162,7 @@ def plan(config: RunConfig, methods: Sequence[str], seeds: Sequence[int]) -> lis
         UserError: a method can't be derived from the configuration.
     """
     runs: list[tuple[str, RunConfig]] = []
+    config, _ = resolved(config, pool)
     for seed in seeds:
         for method in methods:
             seeded = config.model_copy(update={"seed": seed, "name": method})

@@ -26,7 +26,10 @@ _SUFFIXES = (".safetensors", ".bin", ".gguf", ".json", ".txt", ".model", ".tikto
 
 def is_entry(place: Path) -> bool:
     """Return whether a directory is an entry of the cache."""
-    return place.is_dir() and place.resolve().parent == cache_directory().resolve()
+    try:
+        return place.is_dir() and place.resolve().parent == cache_directory().resolve()
+    except UserError:  # there is no cache
+        return False
 
 
 def entry_stem(name: str, place: Path, revision: str | None = None) -> str:

@@ -164,7 +164,7 @@ def _result(method: str, directory: Path) -> _Result | None:
     configs = [directories.read_config(part) for part in parts]
     records = [directories.read_records(part) for part in parts]
     if not all(map(_is_finished, configs, records)) or (
-        method == "standalone" and len(parts) < configs[0].task.clients
+        method == "standalone" and len(parts) < (configs[0].task.clients or 1)
     ):
         return None
     scores = mean_by_key([dict(one[-1].scores) for one in records])

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.config.roles import PARTS, ROLES
+from fedcollm.config.yaml_text import write_yaml
 from fedcollm.errors import UserError
 from fedcollm.report import content, exhibits, labels, plots, tables
 from fedcollm.report.axes import Figure
@@ -128,7 +128,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
         regions=any(one.regions for one in run.exhibits),
         method=content.METHOD if run.config.control is None else content.CONTROL_METHOD,
         settings=content.settings(run.config),
-        configuration=yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        configuration=write_yaml(run.config.model_dump(mode="json"), sort_keys=False),
         environment=content.environment_table(run.environment) if run.environment else None,
         figures=Markup("{" + figures + "}"),
         plotly=Markup(get_plotlyjs()),

@@ -36,6 +36,7 @@ from fedcollm.runs.build_clients import (
     secured,
 )
 from fedcollm.runs.build_models import build_model, build_slm, set_backends
+from fedcollm.runs.resolve import resolved
 from fedcollm.runs.sharing import with_cache
 from fedcollm.runs.shrink import with_shrunk_models
 from fedcollm.seeding import RunIdentity
@@ -115,9 +116,12 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     given, config = config, with_shrunk_models(config, inputs.modality)
     say(f"loading the data of {config.task.name}")
     pool = inputs.pool or load_pool(config.task, config.seed)
+    config, _ = resolved(config, pool)
     split = split_pool(pool, config.task, config.seed, private=inputs.remote is None)
     across = config.server.distillation.across_tokenizers
     modality = inputs.modality or build_modality(config.task, config.slm, config.llm, across)
+    for note in split.notes:
+        say(f"data: {note}")
     check_statistics(config, modality, split.test[0])
     set_backends(config)
     pair = _build_pair(config, modality, split, base)

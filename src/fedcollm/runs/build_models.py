@@ -85,7 +85,7 @@ def build_model(
     network = _load(modality, section, role, device, seed)
     if (pretrained / _WEIGHTS).is_file():
         cast(Any, safetensors.torch).load_model(network, pretrained / _WEIGHTS)
-    base_name = getattr(network, "name_or_path", "") or str(pretrained)
+    base_name = getattr(network, "name_or_path", "") or str(pretrained.absolute())
     tuned = adapted(network, section.adapter, modality, derive_seed(config.seed, "adapter", role), base_name)
     fuse(tuned)
     return tuned

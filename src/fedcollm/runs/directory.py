@@ -29,12 +29,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from fedcollm.config import SCHEMA_VERSION, RunConfig
 from fedcollm.config.loading import explain
+from fedcollm.config.yaml_text import read_yaml, write_yaml
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs.shapes import check_shape
@@ -88,7 +88,7 @@ def write_config(directory: Path, config: RunConfig) -> None:
 
 def config_text(config: RunConfig) -> str:
     """Return a resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"), sort_keys=False)
 
 
 def parse_config(file: Path) -> RunConfig:
@@ -101,13 +101,13 @@ def parse_config(file: Path) -> RunConfig:
         UserError: the file is missing or malformed, or another version of fedcollm wrote it.
     """
     try:
-        values: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values: Any = read_yaml(file.read_text(encoding="utf-8"))
         if isinstance(values, dict):
             _check_version(file, cast(Mapping[str, Any], values).get("schema_version", 1))
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{file} is not a configuration that fedcollm wrote: {explain(error)}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not a configuration that fedcollm wrote: {error}") from error
 
 

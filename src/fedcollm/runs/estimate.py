@@ -19,6 +19,7 @@ from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.runs.activations import Activations
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 from fedcollm.runs.outlines import Outline, outline
+from fedcollm.runs.resolve import with_number
 from fedcollm.runs.shrink_plan import plan_bases
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
@@ -31,6 +32,10 @@ _LOGITS = 4.5  # float32 copies of each row of logits
 
 #: Bytes per d² that the regression on d features takes: XᵀX and its factor in float64, with copies (measured).
 _SOLVING = 40
+
+
+#: Number of clients that is assumed if it follows from data that would have to be downloaded first.
+_CLIENTS = 4
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,11 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     """
     device, known = resolve_device(config.device), modality or base_models(config.task)
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
+    parts, note = _data(config, pool)
+    if config.task.clients is None:
+        config = with_number(config, len(parts.private) if parts else _CLIENTS)
     named = config.federation.participants
-    uploads = build_uploads(config, [str(k) for k in range(config.task.clients)] if named is None else named)
+    uploads = build_uploads(config, [str(k) for k in range(config.task.clients or 0)] if named is None else named)
     roles: dict[str, RoleCost] = {}
     shapes: dict[str, Any] = {}
     itemsizes: dict[str, int] = {}
@@ -114,7 +122,6 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
         shapes[role], itemsizes[role], measured[role] = network.shape, dtype.itemsize, network.activations
         roles[role] = role_cost(model, network, dtype, uploads)
     healed = {role: plan.entry.is_dir() for role, plan in plan_bases(config, modality).items()}
-    parts, note = _data(config, pool)
     features, labels = _statistics_size(config, modality, parts, shapes["slm"])
     once = 4 * (features * (features + 1) // 2 + features * labels)
     if config.control is not None:

@@ -72,7 +72,7 @@ def propose(path: Path, preset: str | None = None, wishes: Wishes = Wishes()) ->
     if any(column.name == form.get("answer") and column.filled < len(rows) for column in columns):
         form["skip_unanswered"] = True
     groups = next((len(column.values) for column in columns if column.name == form.get("group")), 0)
-    task = {"name": "custom", "path": str(path), "format": form} | _clients(groups)
+    task = {"path": str(path), "format": form} | _clients(groups)
     checked = TaskConfig.model_validate(task)
     base = preset or _PRESETS[FormatConfig.model_validate(form).kind]
     start = load_config(base)

@@ -14,6 +14,7 @@ import torch
 
 from fedcollm import metrics
 from fedcollm.config import RunConfig
+from fedcollm.config.paths import with_absolute_paths
 from fedcollm.config.words import changes_in_words
 from fedcollm.data.partition import describe
 from fedcollm.data.pool import Pool
@@ -31,6 +32,7 @@ from fedcollm.runs.exhibits import write_exhibits
 from fedcollm.runs.identity import check as check_identity
 from fedcollm.runs.identity import identity_of
 from fedcollm.runs.identity import record as record_identity
+from fedcollm.runs.resolve import resolved, with_number
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.runs.shrink_plan import base_names, on_recorded_bases
 from fedcollm.storage import locked, write_atomically, writing
@@ -120,6 +122,8 @@ def rounds(
     Raises:
         UserError: the configuration, the data or the directory is not usable, or a round failed.
     """
+    if config is not None:
+        config = with_absolute_paths(config)
     if resume:
         config = _resumed_config(config, directory)
     elif config is None:
@@ -131,7 +135,8 @@ def rounds(
         if resume:
             directories.check_healed(directory, base_names(config, inputs.modality))
         try:
-            inputs = replace(inputs, personal=directory / "adapters" / "clients")
+            config, pool = resolved(config, inputs.pool)
+            inputs = replace(inputs, pool=pool, personal=directory / "adapters" / "clients")
             federation = build_federation(config, directory / "base", inputs)
         except BaseException:
             if fresh:
@@ -273,6 +278,8 @@ def _resumed_config(config: RunConfig | None, directory: Path) -> RunConfig:
     if config is None:
         return stored
     rounds = config.federation.rounds
+    if config.task.clients is None:  # the run counted the groups of its data
+        config = with_number(config, stored.task.clients or 1)
     extended = stored.model_copy(update={"federation": stored.federation.model_copy(update={"rounds": rounds})})
     if extended != config:
         raise UserError(

@@ -56,8 +56,10 @@ def test_without_label_forgets_the_answer_and_nothing_else():
     assert (unlabelled.prompt, unlabelled.choices, unlabelled.id) == (labelled.prompt, labelled.choices, labelled.id)
 
 
-def test_content_folds_case_and_spacing():
-    assert example("  The\tcat \n IS:", "a").content == "the cat is:"
+def test_content_is_the_prompt_and_the_choices_as_they_are_but_in_one_unicode_form():
+    one, other = (example(f"caf{e}:", f"th{e}", "b").content for e in ("\u00e9", "e\u0301"))
+    assert one == other
+    assert len({example(*texts).content for texts in (("Co", "a"), ("CO", "a"), ("Co ", "a"), ("Co", "b"))}) == 4
 
 
 # --- encoding ---

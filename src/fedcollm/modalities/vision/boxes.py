@@ -129,6 +129,11 @@ class DetectionExample:
         counts = Counter(box.label for box in self.boxes)
         return max(self.classes, key=lambda name: counts[name]) if counts else NOTHING
 
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The class of each box."""
+        return tuple(box.label for box in self.boxes or ())
+
     def without_label(self) -> "DetectionExample":
         """Return the same image without its boxes, of which nothing is known then."""
         return replace(self, boxes=None, changed={})
