@@ -53,18 +53,18 @@ def _rows(path: Path, kind: str, read: Callable[[], Any]) -> Iterator[tuple[str,
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{path}: there are two columns {shorten(twice[0])}. Give each column its own name.")
-    number, classes = 0, _class_names(table.schema)
+    done, classes = 0, _class_names(table.schema)
     floats = [field.name for field in table.schema if str(field.type) in ("float", "halffloat")]
     try:
         for batch in table.to_batches(max_chunksize=10_000):
-            for number, row in enumerate(batch.to_pylist(), start=number + 1):
-                place = f"{path}, row {number}"
-                yield place, _plain(row, classes, floats, place)
+            for row in batch.to_pylist():
+                done += 1
+                yield f"{path}, row {done}", _plain(row, classes, floats, f"{path}, row {done}")
     except UserError:
         raise
     except Exception as error:  # a time beyond Python's years, an unknown time zone, bytes that are not UTF-8, ...
         raise UserError(
-            f"{path}: row {number + 1} or one soon after it can't be read ({_first_line(error)}). Correct the column, "
+            f"{path}: row {done + 1} or one soon after it can't be read ({_first_line(error)}). Correct the column, "
             "or save it as text."
         ) from None
 
@@ -99,7 +99,8 @@ def _short(value: float | None) -> float | None:
 def _class_names(schema: Any) -> dict[str, list[str]]:
     """Return the names of the classes of each column that `datasets` calls a ClassLabel."""
     try:
-        content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        metadata: dict[bytes, bytes] = schema.metadata or {}
+        content = json.loads(metadata.get(b"huggingface", b"{}"))
         features = content["info"]["features"].items()
         labels = {name: one["names"] for name, one in features if one.get("_type") == "ClassLabel"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not what `datasets` writes

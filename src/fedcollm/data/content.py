@@ -80,8 +80,8 @@ def _not_decoded(content: bytes, encoding: str, error: UnicodeError, path: Path)
     before = content[: error.start].decode(encoding, errors="replace")
     line = 1 + before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
     return (
-        f"{path}, line {line}: byte 0x{content[error.start]:02X} (number {error.start + 1:,} of the file) is no text in "
-        f"the encoding {encoding}: {error.reason}. {advice}"
+        f"{path}, line {line}: byte 0x{content[error.start]:02X} (number {error.start + 1:,} of the file) is not "
+        f"text in the encoding {encoding}: {error.reason}. {advice}"
     )
 
 

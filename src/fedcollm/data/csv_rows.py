@@ -6,7 +6,7 @@ import io
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _delimiter(text: str, path: Path, columns: Sequence[str]) -> str:
 def _header(text: str, delimiter: str) -> set[str]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     with contextlib.suppress(csv.Error):
-        first = next((fields for fields in reader if fields and fields != [""]), [])
+        first = next((fields for fields in reader if fields and fields != [""]), list[str]())
         return {unicodedata.normalize("NFC", name.strip()) for name in first}
     return set()
 
@@ -101,7 +101,7 @@ def _spoken(delimiter: str) -> str:
 
 
 @contextlib.contextmanager
-def _fields_of_any_length() -> Iterator[None]:
+def _fields_of_any_length() -> Generator[None, None, None]:
     """Lift the csv module's limit of 131,072 characters per field, which is one for the whole process, for a while."""
     with _limit_lock:
         before = csv.field_size_limit(_LARGEST_FIELD)

@@ -67,7 +67,7 @@ class Template:
             names = " and ".join(map(repr, empty))
             raise UserError(
                 f"{place}: column{'s' * (len(empty) > 1)} {names} ({_KEY}) "
-                f"{'are' if len(empty) > 1 else 'is'} empty. Fill in at least one, or remove the row."
+                f"{'are empty. Fill in at least one' if len(empty) > 1 else 'is empty. Fill it in'}, or remove the row."
             )
         lines = [_line(fields, values, place) for fields in self._lines]
         return "\n".join(line for line in lines if line is not None), empty
