@@ -87,7 +87,7 @@ def test_classes_are_those_of_the_training_data_or_listed(table):
     assert find_sounds(table, CLASSES) == ("high", "low")
     listed = CLASSES.model_copy(update={"choices": ["low", "dog"]})
     assert find_sounds(table, listed) == ("low", "dog")
-    with pytest.raises(UserError, match="line 3: answer 'high' .* is not one of"):
+    with pytest.raises(UserError, match=r"line 3: answer 'high' .* is not one of"):
         load(table, listed)
     rewrite(table, "clips/a.wav,low,north")
     with pytest.raises(UserError, match="at least two distinct classes of recordings"):
