@@ -80,8 +80,8 @@ def test_listed_texts_and_labels_of_a_row_go_before_positions_and_a_note_says_so
     stars = load(tmp_path, ["1", "2", "3"], 1, 2)
     assert chosen(stars) == ["1", "2"]
     assert stars.notes == [
-        "the answers in column 'a' are read as texts of the choices, though they could be positions of the choices from "
-        "0 as well (task.format.answer_is)"
+        "the answers in column 'a' are read as texts of the choices, though they could be positions of the choices "
+        "from 0 as well (task.format.answer_is)"
     ]
     numbered = {"text": ["4", "1", "9"], "label": ["1", "2", "3"]}
     labelled = load(tmp_path, "c", (numbered, "1"), (numbered, "1"))
