@@ -59,7 +59,8 @@ def _rows(path: Path, kind: str, read: Callable[[], Any]) -> Iterator[tuple[str,
     if twice:
         raise UserError(f"{path}: there are two columns {shorten(twice[0])}. Give each column its own name.")
     done, classes = 0, _class_names(table.schema)
-    floats = {field.name: kind for field in table.schema if (kind := _SHORT_FLOATS.get(str(field.type)))}
+    types = {field.name: str(field.type) for field in table.schema}
+    floats = {name: _SHORT_FLOATS[kind] for name, kind in types.items() if kind in _SHORT_FLOATS}
     try:
         for batch in table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():

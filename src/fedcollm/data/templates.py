@@ -46,7 +46,7 @@ class Template:
             raise UserError(
                 f"{_KEY}: {prompt!r} is not a valid template ({error}). Write a column as {{column}}."
             ) from None
-        self.columns = list(dict.fromkeys(field.column for field in fields if field.column))
+        self.columns: list[str] = list(dict.fromkeys(field.column for field in fields if field.column))
         if not self.columns:
             raise UserError(f"{_KEY}: {prompt!r} contains no column. Write a column as {{column}}.")
         self._lines = _lines(fields)
