@@ -107,6 +107,12 @@ def test_what_is_no_text_is_named(tmp_path, column, message):
     assert message in str(error.value)
 
 
+def test_what_is_nested_deeply_is_no_text(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": ' + "[" * 900 + "]" * 900 + ', "answer": "a"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 1: column 'text' .* holds"):
+        load_custom(tmp_path / "x.jsonl", FREE)
+
+
 def test_bytes_in_lists_are_choices(tmp_path):
     table = pa.table({"text": ["q", "r"], "answer": [b"no", b"yes"], "c": [[b"yes", b"no"]] * 2})
     path = write(tmp_path / "x.parquet", table)

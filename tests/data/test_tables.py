@@ -98,15 +98,19 @@ def test_bytes_that_are_no_text_are_named_with_their_line_and_likely_encodings(t
         assert "task.format.encoding" in message
         assert "cp1252" in message
     assert "cp932" in said(tmp_path / "x.jsonl", '{"text": "発熱と咳"}\n'.encode("cp932"))
-    utf_16 = said(tmp_path / "x.csv", CSV.replace("è", "e").replace("°", "").encode("utf-16-le"))
-    assert "line 1: it has null characters" in utf_16
-    assert "utf-16-le" in utf_16
+    for name, text in (("x.csv", CSV), ("x.jsonl", LINES)):
+        utf_16 = said(tmp_path / name, text.replace("è", "e").replace("°", "").encode("utf-16-le"))
+        assert "line 1: it has null characters" in utf_16
+        assert "utf-16-le" in utf_16
+    assert rows(tmp_path / "x.csv", "text,label\na\0,b\n") == [{"text": "a\0", "label": "b"}]  # refused with its row
 
 
 def test_delimiter_of_the_configuration_goes_before_all_others(tmp_path):
     reading = Reading("utf-8", "^", ("text", "label"))
     assert rows(tmp_path / "x.tsv", "text^label\na\tb,c^flu\n", reading) == [{"text": "a\tb,c", "label": "flu"}]
     assert rows(tmp_path / "x.csv", "a,b;c\n1,2;3\n", Reading(columns=("a,b",))) == [{"a,b": "1,2", "c": "3"}]
+    assert rows(tmp_path / "x.csv", "sep=^\r\na^b\r\n1,5^2\r\n", Reading()) == [{"a": "1,5", "b": "2"}]
+    assert "line 3: 1 fields" in said(tmp_path / "x.csv", "sep=;\na;b\n1\n")
     assert rows(tmp_path / "x.csv", "a;b\n1;2\n", Reading(columns=("b", "none"))) == [{"a": "1", "b": "2"}]
 
 

@@ -128,7 +128,10 @@ def cell_value(row: dict[str, Any], column: str, place: str, key: str) -> Any:
         return None
     what = f"{place}: column {column!r} ({key})"
     if not isinstance(value, (str, int, float)):
-        value = decoded(value, what)
+        try:
+            value = decoded(value, what)
+        except RecursionError:
+            raise UserError(f"{what} holds a value that is nested too deeply. Correct it, or remove the row.") from None
     check_text(value, what)
     return value
 
