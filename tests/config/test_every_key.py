@@ -110,6 +110,11 @@ INPUTS = {
     "task.format.answer": Change("c", FORMAT),
     "task.format.choices": Change(["x", "y"], FORMAT),
     "task.format.group": Change("d", FORMAT),
+    "task.format.messages": Change("b", {"task.format": {"messages": "a"}}),
+    "task.format.answer_is": Change("position", {"task.format": {"prompt": "{a}", "answer": "b", "choices": "c"}}),
+    "task.format.encoding": Change("cp1252", FORMAT),
+    "task.format.delimiter": Change(";", FORMAT),
+    "task.format.skip_unanswered": Change(True, FORMAT),
     "task.clients": Change(5),  # how it is split
     "task.partition.kind": Change("iid"),
     "task.partition.alpha": Change(0.5),

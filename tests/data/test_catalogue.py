@@ -173,6 +173,7 @@ def test_own_recordings_reach_a_client_as_its_own_data(tmp_path):
     (tmp_path / "mine.csv").write_text("file,kind\nlow.flac,low\n", encoding="utf-8")
     (example,) = load_private(form, tmp_path / "mine.csv", client).train
     assert (example.label, example.group) == ("low", None)
+    (tmp_path / "mine.csv").unlink()
     assert [clip.label for clip in load_pool(task, 0).train] == ["low", "high"]
 
 

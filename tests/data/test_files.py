@@ -100,13 +100,13 @@ def test_ids_of_their_own(tmp_path: Path) -> None:
         ('["flu", "cold"]', "cold", 1),
         ("flu|cold", " cold ", 1),
         ("flu | cold", "A", 0),
-        (["B", "A"], "A", 1),  # the text goes before the letter
+        (["B", "A"], "A", 0),  # which all answers can be read as letters, but not as texts
         ([1, 2], 2, 1),
         ("1|2", 2, 1),
     ],
 )
 def test_choices_of_a_column(tmp_path: Path, options: Any, answer: Any, index: int) -> None:
-    other = {"text": "other", "options": "x|y", "answer": "B" if index == 0 else "A"}
+    other = {"text": "other", "options": "x|y", "answer": "AB"[1 - index]}
     path = write(tmp_path / "x.jsonl", [{"text": "t", "options": options, "answer": answer}, other])
     example = load_custom(path, COLUMN).train[0]
     assert example.answer == index
@@ -153,7 +153,12 @@ def test_a_broken_csv(tmp_path: Path, content: str, message: str) -> None:
 
 def test_a_csv_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("text,answer\nä,b\n".encode("latin-1"))
-    assert "can't be read as CSV in UTF-8" in message_of(tmp_path / "x.csv")
+    said = message_of(tmp_path / "x.csv")
+    assert "line 2: byte 0xE4 (number 13 of the file)" in said
+    assert "task.format.encoding" in said
+    assert "cp1252" in said
+    latin = FREE.model_copy(update={"encoding": "latin-1"})
+    assert load_custom(tmp_path / "x.csv", latin).train[0].prompt == "ä"
 
 
 def test_a_broken_parquet(tmp_path: Path) -> None:
@@ -167,18 +172,18 @@ def test_an_empty_cell_of_a_parquet(tmp_path: Path) -> None:
 
 
 BAD_ROWS = [
-    ({"text": "a"}, LABELS, "line 3: there is no column 'answer' (task.format.answer)"),
+    ({"text": "a"}, LABELS, "line 3: column 'answer' (task.format.answer) is empty"),
     (
         {"note": "a", "answer": "flu"},
         FREE,
-        "line 3: there is no column 'text' (task.format.prompt)",
+        "line 3: column 'text' (task.format.prompt) is empty",
     ),
     ({**ROWS[0], "answer": "pox"}, LABELS, "line 3: answer 'pox' (column 'answer') is not one of the choices"),
     ({**ROWS[0], "answer": "A"}, LABELS, "line 3: answer 'A' (column 'answer') is not one of the choices"),
     ({**ROWS[0], "answer": None}, LABELS, "line 3: column 'answer' (task.format.answer) is empty"),
     ({**ROWS[0], "answer": ["flu"]}, LABELS, "line 3: column 'answer' (task.format.answer) holds ['flu']"),
     ({**ROWS[0], "ward": " "}, LABELS, "line 3: column 'ward' (task.format.group) is empty"),
-    ({**ROWS[0], "text": ["fever"]}, LABELS, "line 3: column 'text' holds ['fever']"),
+    ({**ROWS[0], "text": ["fever"]}, LABELS, "line 3: column 'text' (task.format.prompt) holds ['fever']"),
     (
         {**ROWS[0], "age": "seven"},
         LABELS.model_copy(update={"prompt": "{text} {age:d}"}),
@@ -242,12 +247,12 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
     assert "none does not exist" in message_of(tmp_path / "none")
     assert "has no train file" in message_of(tmp_path)
     (tmp_path / "x.xlsx").write_text("x")
-    assert "x.xlsx has an unknown suffix. Known suffixes: .jsonl, .jsonl.gz, .json, .csv, .parquet." in message_of(
+    assert "x.xlsx has an unknown ending. Known endings: .jsonl, .ndjson, .json, .csv, .tsv" in message_of(
         tmp_path / "x.xlsx"
     )
     write(tmp_path / "train.csv", ROWS)
     write(tmp_path / "train.jsonl", ROWS)
-    assert "both train.jsonl and train.csv" in message_of(tmp_path)
+    assert "both train.csv and train.jsonl" in message_of(tmp_path)
 
 
 def test_an_error_in_the_test_file_names_it(tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def test_coco_with_all_parts_and_images_beside_its_files(coco, content):
 
 
 def test_files_of_one_part_may_not_be_two(coco):
-    for name in ("val", "test"):
+    for name in ("val", "dev"):
         (coco / f"{name}.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=r"both test\.json and val\.json"):
+    with pytest.raises(UserError, match=r"both val and dev"):
         load(coco, COCO)
 
 

@@ -103,7 +103,7 @@ class FormatConfig(Section):
             bytes(4).decode(name)  # four null bytes are text in every encoding of text
         except (LookupError, ValueError):
             raise ValueError(
-                f"{name!r} is no encoding of text that Python knows. Give one such as utf-8, cp1252, shift_jis or utf-16"
+                f"{name!r} is no encoding of text that Python knows. Give one, such as utf-8, cp1252 or shift_jis"
             ) from None
         return name
 
@@ -112,7 +112,7 @@ class FormatConfig(Section):
     def _one_character(cls, sign: str | None) -> str | None:
         if sign is not None and (len(sign) != 1 or sign in '"\r\n\0' or "\ud800" <= sign <= "\udfff"):
             raise ValueError(
-                f'{sign!r} can\'t separate fields. Give one character that is no quote and no line end, such as ";", or '
+                f'{sign!r} can\'t separate fields. Give one character, no quote and no line end, such as ";", or '
                 '"\\t" in double quotes for a tab'
             )
         return sign

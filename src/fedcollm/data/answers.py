@@ -7,7 +7,9 @@ the way is that of all rows of all files together, and it is not guessed:
 - if the rows give their choices labels, and all answers are such labels, they are labels;
 - if the configuration lists the choices, and all answers are texts of these, they are texts;
 - otherwise it is the way that fits all rows. If several ways fit and differ in a row, the data is refused, and
-  `task.format.answer_is` decides.
+  `task.format.answer_is` decides;
+- if no way fits all rows, but each answer is either a text or a letter of the choices of its own row, and never both of
+  different choices, texts and letters are mixed.
 """
 
 import re
@@ -47,11 +49,11 @@ class Way(NamedTuple):
 
     Attributes:
         words: what the answers are, for messages.
-        index: returns the index of the choice that the answer of a row names; None if it names none.
+        find: returns the index of the choice that the answer of a row names; None if it names none.
     """
 
     words: str
-    index: Callable[[Asked], int | None]
+    find: Callable[[Asked], int | None]
 
 
 def _as_text(row: Asked) -> int | None:
@@ -62,6 +64,11 @@ def _as_text(row: Asked) -> int | None:
 
 def _as_letter(row: Asked) -> int | None:
     return row.choices.letters.index(row.text) if row.text in row.choices.letters else None
+
+
+def _as_either(row: Asked) -> int | None:
+    found = {index for index in (_as_text(row), _as_letter(row)) if index is not None}
+    return found.pop() if len(found) == 1 and not row.listed else None
 
 
 def _as_position(first: int) -> Callable[[Asked], int | None]:
@@ -95,8 +102,11 @@ def answer_indices(rows: Sequence[Asked], answer_is: str, column: str) -> tuple[
         UserError: no way fits all rows, or several do and differ.
     """
     tried = WAYS if answer_is == "auto" else {answer_is: WAYS[answer_is]}
-    found = {name: [way.index(row) for row in rows] for name, way in tried.items()}
+    found = {name: [way.find(row) for row in rows] for name, way in tried.items()}
     fitting = {name: indices for name, indices in found.items() if None not in indices}
+    if not fitting and answer_is == "auto" and None not in (mixed := [_as_either(row) for row in rows]):
+        note = f"some answers in column {column!r} are texts of the choices and some are letters"
+        return [index for index in mixed if index is not None], [note]
     if not fitting:
         raise UserError(_unfit(rows, found, column))
     preferred = _preferred(rows, fitting)
@@ -142,7 +152,7 @@ def _ambiguous(
     row = rows[at]
     texts = [row.choices.texts[fitting[name][at] or 0] for name in names]
     return (
-        f"{row.place}: answer {shorten(row.value)} (column {column!r}) can be read in two ways, and so can all answers: "
+        f"{row.place}: answer {shorten(row.value)} (column {column!r}) can be read in two ways, as can all answers: "
         f"{WAYS[one].words} ({texts[0]!r}) and {WAYS[other].words} ({texts[1]!r}). Set {_KEY} to "
         f"{' or '.join(fitting)}."
     )

@@ -6,11 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 
 #: First bytes of an Arrow file that can be read in any order; one without them is a stream.
 _FILE_MAGIC = b"ARROW1"
+
+#: Arrow's name of a type of floats to numpy's, for those with fewer digits than Python's.
+_SHORT_FLOATS = {"halffloat": "float16", "float": "float32"}
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,28 +58,29 @@ def _rows(path: Path, kind: str, read: Callable[[], Any]) -> Iterator[tuple[str,
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{path}: there are two columns {shorten(twice[0])}. Give each column its own name.")
-    number, classes = 0, _class_names(table.schema)
-    floats = [field.name for field in table.schema if str(field.type) in ("float", "halffloat")]
+    done, classes = 0, _class_names(table.schema)
+    types = {field.name: str(field.type) for field in table.schema}
+    floats = {name: _SHORT_FLOATS[kind] for name, kind in types.items() if kind in _SHORT_FLOATS}
     try:
         for batch in table.to_batches(max_chunksize=10_000):
-            for number, row in enumerate(batch.to_pylist(), start=number + 1):
-                place = f"{path}, row {number}"
-                yield place, _plain(row, classes, floats, place)
+            for row in batch.to_pylist():
+                done += 1
+                yield f"{path}, row {done}", _plain(row, classes, floats, f"{path}, row {done}")
     except UserError:
         raise
     except Exception as error:  # a time beyond Python's years, an unknown time zone, bytes that are not UTF-8, ...
         raise UserError(
-            f"{path}: row {number + 1} or one soon after it can't be read ({_first_line(error)}). Correct the column, "
+            f"{path}: row {done + 1} or one soon after it can't be read ({_first_line(error)}). Correct the column, "
             "or save it as text."
         ) from None
 
 
-def _plain(row: dict[str, Any], classes: dict[str, list[str]], floats: list[str], place: str) -> dict[str, Any]:
+def _plain(row: dict[str, Any], classes: dict[str, list[str]], floats: dict[str, str], place: str) -> dict[str, Any]:
     """Return a row with the names of classes for their numbers, and short floats as they were written."""
     for column, names in classes.items():
         row[column] = _class_name(row[column], names, f"{place}: column {column!r}")
-    for column in floats:
-        row[column] = _short(row[column])
+    for column, kind in floats.items():
+        row[column] = _short(row[column], kind)
     return row
 
 
@@ -89,17 +95,16 @@ def _class_name(value: Any, names: list[str], what: str) -> str | None:
     return names[value]
 
 
-def _short(value: float | None) -> float | None:
-    """Return a float of 32 bits as the shortest number that stands for it: 0.1 instead of 0.10000000149."""
-    import numpy as np
-
-    return None if value is None else float(str(np.float32(value)))
+def _short(value: float | None, kind: str) -> float | None:
+    """Return a float of 16 or 32 bits as the shortest number that stands for it: 0.1 instead of 0.10000000149."""
+    return None if value is None else float(str(np.dtype(kind).type(value)))
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
     """Return the names of the classes of each column that `datasets` calls a ClassLabel."""
     try:
-        content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        metadata: dict[bytes, bytes] = schema.metadata or {}
+        content = json.loads(metadata.get(b"huggingface", b"{}"))
         features = content["info"]["features"].items()
         labels = {name: one["names"] for name, one in features if one.get("_type") == "ClassLabel"}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not what `datasets` writes

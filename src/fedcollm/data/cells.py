@@ -71,12 +71,12 @@ def decoded(value: Any, what: str) -> Any:
     Raises:
         UserError: bytes are not text in UTF-8.
     """
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    if isinstance(value, bytes):
         try:
-            return bytes(value).decode("utf-8")
+            return value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{what} holds bytes that are no text in UTF-8 ({shorten(bytes(value))}, byte {error.start + 1}). Save "
+                f"{what} holds bytes that are no text in UTF-8 ({shorten(value)}, byte {error.start + 1}). Save "
                 "the column as text."
             ) from None
     if isinstance(value, list):
@@ -128,7 +128,10 @@ def cell_value(row: dict[str, Any], column: str, place: str, key: str) -> Any:
         return None
     what = f"{place}: column {column!r} ({key})"
     if not isinstance(value, (str, int, float)):
-        value = decoded(value, what)
+        try:
+            value = decoded(value, what)
+        except RecursionError:
+            raise UserError(f"{what} holds a value that is nested too deeply. Correct it, or remove the row.") from None
     check_text(value, what)
     return value
 

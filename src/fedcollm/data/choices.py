@@ -92,7 +92,7 @@ def _labelled(value: Any) -> tuple[list[Any] | None, Any]:
     entries = cast("list[Any]", value) if isinstance(value, list) else []
     if entries and all(isinstance(one, dict) and {"label", "text"} <= set(cast("Any", one)) for one in entries):
         return [one["label"] for one in entries], [one["text"] for one in entries]
-    return None, value
+    return None, cast("Any", value)
 
 
 def _texts(choices: list[Any], where: str) -> tuple[str, ...]:

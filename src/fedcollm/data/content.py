@@ -68,9 +68,15 @@ def decode(content: bytes, encoding: str, path: Path) -> str:
     """
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), encoding)
     try:
-        return content.decode(marked).removeprefix("\ufeff")
+        text = content.decode(marked).removeprefix("\ufeff")
     except UnicodeError as error:
         raise UserError(_not_decoded(content, marked, error, path)) from None
+    if "\0" in text[: max(0, text.find("\n"))]:
+        raise UserError(
+            f"{path}, line 1: it has null characters, as text in UTF-16 has if it is read in another encoding. Set "
+            "task.format.encoding to the encoding of the file, such as utf-16-le."
+        )
+    return text
 
 
 def _not_decoded(content: bytes, encoding: str, error: UnicodeError, path: Path) -> str:
@@ -80,8 +86,8 @@ def _not_decoded(content: bytes, encoding: str, error: UnicodeError, path: Path)
     before = content[: error.start].decode(encoding, errors="replace")
     line = 1 + before.replace("\r\n", "\n").replace("\r", "\n").count("\n")
     return (
-        f"{path}, line {line}: byte 0x{content[error.start]:02X} (number {error.start + 1:,} of the file) is no text in "
-        f"the encoding {encoding}: {error.reason}. {advice}"
+        f"{path}, line {line}: byte 0x{content[error.start]:02X} (number {error.start + 1:,} of the file) is not "
+        f"text in the encoding {encoding}: {error.reason}. {advice}"
     )
 
 

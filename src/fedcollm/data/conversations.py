@@ -93,8 +93,8 @@ def _turn(message: Any, where: str) -> tuple[str, str]:
     role = ROLES.get(named.strip().lower()) if isinstance(named, str) else None
     if role is None:
         raise UserError(
-            f"{where}: the role {shorten(named)} is unknown. The roles are {', '.join(ROLES)}; remove conversations with "
-            "tools."
+            f"{where}: the role {shorten(named)} is unknown. The roles are {', '.join(ROLES)}; remove conversations "
+            "with tools."
         )
     if odd := next((key for key in _CALLS if fields.get(key)), None):
         raise UserError(f"{where}: it has {odd}, which can't be used: only text can. Remove the conversation.")

@@ -3,10 +3,11 @@
 import contextlib
 import csv
 import io
+import re
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from fedcollm.modalities.jsonl import shorten
 
 #: Delimiters that are tried, in this order: the first one under which the header has most of the named columns.
 DELIMITERS = (",", ";", "\t", "|")
+
+#: Line before the header by which Excel names the delimiter.
+_NAMED_DELIMITER = re.compile(r"sep=([^\r\n\"])(?:\r\n|\n|\r)")
 
 #: Largest field that the csv module can be told to read, on any platform.
 _LARGEST_FIELD = 2**31 - 1
@@ -30,24 +34,22 @@ def csv_rows(text: str, path: Path, delimiter: str | None, columns: Sequence[str
     Args:
         text: the content of the file.
         path: the file, for messages; in a `.tsv` file, a tab is tried first.
-        delimiter: what separates fields; None to find it.
+        delimiter: what separates fields; None to find it, or to take the one that a line `sep=;` of Excel names.
         columns: the columns that are needed, by which a delimiter is found.
 
     Raises:
         UserError: the text is not CSV.
     """
-    if "\0" in text[:1000]:
-        raise UserError(
-            f"{path}, line 1: it has null characters, as text in UTF-16 has if it is read in another encoding. Set "
-            "task.format.encoding to the encoding of the file, such as utf-16-le."
-        )
     with _fields_of_any_length():
-        sign = delimiter or _delimiter(text, path, columns)
-        return list(_rows(text, path, sign))
+        first = None if delimiter else _NAMED_DELIMITER.match(text)
+        if first is not None:
+            return list(_rows(text[first.end() :], path, first[1], 2))
+        return list(_rows(text, path, delimiter or _delimiter(text, path, columns), 1))
 
 
-def _rows(text: str, path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    line, header = 1, None
+def _rows(text: str, path: Path, delimiter: str, first: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a text that begins in line `first` of the file."""
+    line, header = first, None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for fields in reader:
@@ -62,7 +64,7 @@ def _rows(text: str, path: Path, delimiter: str) -> Iterator[tuple[str, dict[str
                 )
             else:
                 yield f"{path}, line {line}", {name: field for name, field in zip(header, fields, strict=True) if name}
-            line = reader.line_num + 1
+            line = reader.line_num + first
     except csv.Error as error:
         reason = "a quote is not closed" if "end of data" in str(error) else str(error)
         raise UserError(
@@ -91,7 +93,7 @@ def _delimiter(text: str, path: Path, columns: Sequence[str]) -> str:
 def _header(text: str, delimiter: str) -> set[str]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     with contextlib.suppress(csv.Error):
-        first = next((fields for fields in reader if fields and fields != [""]), [])
+        first = next((fields for fields in reader if fields and fields != [""]), list[str]())
         return {unicodedata.normalize("NFC", name.strip()) for name in first}
     return set()
 
@@ -101,7 +103,7 @@ def _spoken(delimiter: str) -> str:
 
 
 @contextlib.contextmanager
-def _fields_of_any_length() -> Iterator[None]:
+def _fields_of_any_length() -> Generator[None, None, None]:
     """Lift the csv module's limit of 131,072 characters per field, which is one for the whole process, for a while."""
     with _limit_lock:
         before = csv.field_size_limit(_LARGEST_FIELD)

@@ -86,8 +86,8 @@ def _array(text: str, start: int, file: str) -> Iterator[Placed]:
         at = at if is_end else _skip(text, at + 1)
     if _skip(text, at + 1) < len(text):
         raise UserError(
-            f"{file}, line {line + text.count(chr(10), counted, at)}: there is more after the end of the array. Put all "
-            "objects into one array, or write one JSON object per line."
+            f"{file}, line {line + text.count(chr(10), counted, at)}: there is more after the end of the array. Put "
+            "all objects into one array, or write one JSON object per line."
         )
 
 

@@ -149,8 +149,10 @@ def with_classes(
         UserError: answers are read in no single way, see `answer_indices`, or are no classes.
     """
     rows = [one for part in found.values() for one in part if one.label is not None]
-    if not isinstance(format.choices, list) or (
-        format.answer_is == "auto" and all(row.label in classes for row in rows)
+    if (
+        not isinstance(format.choices, list)
+        or format.answer is None
+        or (format.answer_is == "auto" and all(row.label in classes for row in rows))
     ):
         for row in rows:
             check_class(row, classes)

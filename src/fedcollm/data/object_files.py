@@ -1,8 +1,8 @@
 """Read the user's own images with boxes, in the formats of COCO and of Pascal VOC.
 
 COCO: a directory with `train.json` and possibly `test.json` (or `val.json`), `public.json` and `unlabelled.json`; the
-names are those of `parts.PARTS`. The images are in its folder `images` if there is one, or else beside these files. A client is what
-an image's key `task.format.group` says, or else the folder that its `file_name` begins with.
+names are those of `parts.PARTS`. The images are in its folder `images` if there is one, or else beside these files. A
+client is what an image's key `task.format.group` says, or else the folder that its `file_name` begins with.
 
 Pascal VOC: a directory with `ImageSets/Main/train.txt` and such lists of names as above, `Annotations/NAME.xml` and
 `JPEGImages/NAME.jpg` (or another suffix of an image). A client is the folder that a name begins with.
@@ -117,7 +117,7 @@ def _layout(format: FormatConfig) -> _Layout:
 
 
 def _parts(path: Path, layout: _Layout) -> tuple[dict[str, Path], list[str]]:
-    """Return the file of each part, and notes; raise UserError if there is no training data, or a part has two files."""
+    """Return the file of each part, and notes; raise UserError if there is no training data, or two files of a part."""
     folder = path / layout.lists
     names = [name for names in PARTS.values() for name in names]
     files = {name: folder / f"{name}{layout.suffix}" for name in names}

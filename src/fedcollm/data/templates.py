@@ -46,7 +46,7 @@ class Template:
             raise UserError(
                 f"{_KEY}: {prompt!r} is not a valid template ({error}). Write a column as {{column}}."
             ) from None
-        self.columns = list(dict.fromkeys(field.column for field in fields if field.column))
+        self.columns: list[str] = list(dict.fromkeys(field.column for field in fields if field.column))
         if not self.columns:
             raise UserError(f"{_KEY}: {prompt!r} contains no column. Write a column as {{column}}.")
         self._lines = _lines(fields)
@@ -67,7 +67,7 @@ class Template:
             names = " and ".join(map(repr, empty))
             raise UserError(
                 f"{place}: column{'s' * (len(empty) > 1)} {names} ({_KEY}) "
-                f"{'are' if len(empty) > 1 else 'is'} empty. Fill in at least one, or remove the row."
+                f"{'are empty. Fill in at least one' if len(empty) > 1 else 'is empty. Fill it in'}, or remove the row."
             )
         lines = [_line(fields, values, place) for fields in self._lines]
         return "\n".join(line for line in lines if line is not None), empty

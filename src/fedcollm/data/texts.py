@@ -26,7 +26,7 @@ def load_text(name: str) -> list[str]:
 
     Args:
         name: a key of `TEXTS`; a `.txt` file in UTF-8, one paragraph per line; a table, such as a `.jsonl`, `.csv` or
-            `.parquet` file, with a column `text`; or the id of a data set on the hub, whose training split has such a column.
+            `.parquet` file, with a column `text`; or the id of a data set on the hub, whose training split has one.
 
     Raises:
         UserError: there is no such text, or it can't be read.

@@ -95,7 +95,7 @@ def load_spoken_words() -> Pool:
             test = clip.speaker in TEST_SPEAKERS
             part = "public" if clip.accent in PUBLIC_ACCENTS else "test" if test else "train"
             parts[part].append(AudioExample(clip.file, recording, clip.word, clip.accent, WORDS))
-    return Pool(**parts)
+    return Pool(parts["train"], parts["test"], parts["public"])
 
 
 def _recipe() -> str:
