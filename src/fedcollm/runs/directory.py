@@ -1,7 +1,8 @@
 """The files of a run directory, which is all that `report` and `evaluate` read.
 
     config.yaml             the resolved configuration
-    environment.json        versions, device and parameter counts
+    environment.json        versions, device and parameter counts that the run began with, and what had changed when it
+                            was resumed
     data.json               how the data was split
     identity.json           digests of data files, examples and base weights; a list, with one more entry for each
                             change that was accepted
@@ -245,7 +246,7 @@ def load_round(directory: Path) -> tuple[RoundRecord, dict[str, Adapter]] | None
                     key
                 ).clone()  # a view would keep the file mapped, and Windows can't replace it then
                 adapters.setdefault(role, {})[name] = tensor
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, *_DAMAGES) as error:
         raise UserError(f"{file} can't be read: {error}. Restore it from a copy, or start again elsewhere.") from error
     with writing(directory):
         _append_record(directory, record)
