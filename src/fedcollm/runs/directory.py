@@ -27,6 +27,7 @@ killed at any moment leaves a directory that can be resumed.
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -160,15 +161,19 @@ def read_records(directory: Path) -> list[RoundRecord]:
     """Return the records of all finished rounds, starting with round 0; an empty list if there are none.
 
     Raises:
-        UserError: a line is no record.
+        UserError: a line is no record, or the rounds are not in their order, each once.
     """
     file = directory / ROUNDS
     if not file.is_file():
         return []
     try:
-        return [RoundRecord.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        records = [RoundRecord.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except _DAMAGES as error:
         raise damaged(file, error) from error
+    for before, after in pairwise(records):
+        if after.round <= before.round:
+            raise damaged(file, ValueError(f"round {after.round} comes after round {before.round}"))
+    return records
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:
