@@ -138,7 +138,7 @@ def test_a_model_with_two_numbers_of_layers_is_refused():
 
 
 def test_layers_that_are_counted_in_the_network_can_be_left_out_and_come_back():
-    model = build("xlm", n_layers=4, num_hidden_layers=4)
+    model = build("xlm", num_hidden_layers=4)
     whole = logits(model)
     with only_layers(model, [0, 3]):
         assert not torch.equal(logits(model), whole)
