@@ -188,6 +188,51 @@ def test_directory_with_broken_weights_is_the_users_error(model_directories, tmp
         load_causal_lm(str(source), torch.float32)
 
 
+class Program:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def pickled(place: Path) -> None:
+    (place / "model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(1), "program": Program()}, place / "pytorch_model.bin")
+
+
+def texts(name: str, text: str):
+    return lambda place: (place / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (pickled, "hold other things than tensors, which are never run"),
+        (texts("config.json", "null"), "can't be loaded"),
+        (texts("config.json", '{"model_type": "llama", "hidden_size": "wide"}'), "hidden_size"),
+        (texts("config.json", '{"model_type": "llama", "num_attention_heads": 0}'), "can't be loaded"),
+        (texts("config.json", '{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 32}'), "can't be loaded"),
+        (texts("tokenizer_config.json", "[]"), "can't be loaded"),
+    ],
+)
+def test_damaged_directories_are_the_users_error(damage, message, model_directories, tmp_path, monkeypatch):
+    place = Path(shutil.copytree(model_directories["slm"], tmp_path / "model"))
+    damage(place)
+    monkeypatch.chdir(tmp_path)
+    load = load_tokenizer if (place / "tokenizer_config.json").read_text() == "[]" else load_causal_lm
+    with pytest.raises(UserError, match=f"model source .*{message}"):
+        load(str(place), *[torch.float32] * (load is load_causal_lm))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_a_bin_file_are_read(model_directories, tmp_path):
+    place = Path(shutil.copytree(model_directories["slm"], tmp_path / "model"))
+    whole = load_causal_lm(str(place), torch.float32)
+    (place / "model.safetensors").unlink()
+    torch.save(whole.state_dict(), place / "pytorch_model.bin")
+    assert torch.equal(logits(load_causal_lm(str(place), torch.float32)), logits(whole))
+
+
 def test_file_that_is_no_gguf_is_the_users_error(tmp_path, cache):
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"broken\.gguf"):

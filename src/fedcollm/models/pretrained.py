@@ -7,6 +7,7 @@ disk.
 
 import contextlib
 import io
+import pickle
 import socket
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,6 @@ from urllib.parse import urlparse
 import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from torch import nn
 
 from fedcollm.errors import UserError
@@ -129,7 +129,7 @@ def transformers_class(name: str) -> Any:
 
 
 def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **options: Any) -> Any:
-    """Call a loader of transformers.
+    """Call a loader of transformers. Weights in `pytorch_model.bin` are read as tensors alone (`weights_only`).
 
     Args:
         loader: a class with `from_pretrained`, such as `AutoConfig`.
@@ -142,7 +142,11 @@ def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **optio
     """
     try:
         return loader.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # damaged files make transformers raise errors of any type
+        if isinstance(error, pickle.UnpicklingError):
+            advice = "Its weights hold other things than tensors, which are never run. Give a model in safetensors."
         if is_entry(Path(place)):
             advice = f"It is a damaged entry of the cache of models: delete {place}, and it is made again."
         raise UserError(f"model source {place!r} can't be loaded: {_first_line(error)}. {advice}") from error
@@ -221,7 +225,9 @@ def _convert_gguf(file: Path, target: Path) -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar of transformers
             source: Any = auto_class.from_pretrained(**place, dtype=torch.float32)
             tokenizer: Any = auto_tokenizer.from_pretrained(**place)
-    except (OSError, ValueError, KeyError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # damaged files make transformers raise errors of any type
         raise UserError(
             f"model source {file} can't be read as GGUF: {_first_line(error)}. "
             "Give a complete GGUF file of an architecture that transformers supports."

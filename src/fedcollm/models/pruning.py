@@ -1,13 +1,14 @@
 """Cut a transformer: keep some of its layers, and some of the neurons of its MLPs."""
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedcollm.errors import SECTION, UserError
+from fedcollm.models.layer_settings import after_cut
 
 #: A number of layers, or their indices.
 Layers = int | Sequence[int]
@@ -122,25 +123,65 @@ def rebuilt(model: Any) -> Any:
 def only_layers(model: Any, layers: Sequence[int]) -> Generator[None, None, None]:
     """Let a transformer compute with some of its layers only, inside the `with` block."""
     lists, total = _layer_lists(model), layer_count(model)
-    values = _per_layer(model.config, total)
+    changed = ("num_hidden_layers", *after_cut(model.config, total, layers))
+    values = {name: getattr(model.config, name) for name in changed}
     _keep(model, layers)
     try:
         yield
     finally:
         for name, module in lists.items():
             model.set_submodule(name, module)
-        for name, value in ({"num_hidden_layers": total} | values).items():
+        for name, value in values.items():
             setattr(model.config, name, value)
+        _set_counts(model, lists, len(layers), total)
 
 
 def _keep(model: Any, chosen: Sequence[int]) -> None:
-    """Keep the chosen layers, and what the configuration says of each of them."""
-    lists, values = _layer_lists(model), _per_layer(model.config, layer_count(model))
+    """Keep the chosen layers, and what the configuration says of each of them.
+
+    Raises:
+        UserError: the layers share weights, or the configuration can't say how many there are.
+    """
+    lists, total = _layer_lists(model), layer_count(model)
+    _refuse_shared(model, lists)
+    values = after_cut(model.config, total, chosen)
+    try:
+        model.config.num_hidden_layers = len(chosen)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{SECTION}layers: {type(model).__name__} has no single number of layers, so none can be cut. {_WHOLE}"
+        ) from error
     for name, module in lists.items():
         model.set_submodule(name, nn.ModuleList(module[i] for i in chosen))
     for name, value in values.items():
-        setattr(model.config, name, [value[i] for i in chosen])
-    model.config.num_hidden_layers = len(chosen)
+        setattr(model.config, name, value)
+    _set_counts(model, lists, total, len(chosen))
+
+
+def _set_counts(model: Any, lists: Iterable[str], before: int, after: int) -> None:
+    """Tell the modules that have the lists of layers how many there are now, if they know a number."""
+    for owner in {name.rpartition(".")[0] for name in lists}:
+        module = model.get_submodule(owner)
+        for name in ("n_layers", "num_layers", "n_layer", "num_hidden_layers"):
+            if vars(module).get(name) == before:
+                setattr(module, name, after)
+
+
+def _refuse_shared(model: Any, lists: Mapping[str, nn.ModuleList]) -> None:
+    """Refuse layers that share a weight, as the blocks of Zamba: which of them owns it depends on their indices.
+
+    Raises:
+        UserError: as above.
+    """
+    for module in lists.values():
+        owners: dict[int, int] = {}
+        for index, layer in enumerate(module):
+            for parameter in layer.parameters():
+                if owners.setdefault(id(parameter), index) != index:
+                    raise UserError(
+                        f"{SECTION}layers: the layers of {type(model).__name__} share weights, so none can be cut. "
+                        f"{_WHOLE}"
+                    )
 
 
 def _layer_lists(model: Any) -> dict[str, nn.ModuleList]:
@@ -160,13 +201,6 @@ def _layer_lists(model: Any) -> dict[str, nn.ModuleList]:
             f"{SECTION}layers: {type(model).__name__} has no list of its {total} layers, so none can be cut. {_WHOLE}"
         )
     return found
-
-
-def _per_layer(config: Any, total: int) -> dict[str, list[Any]]:
-    """Return the values of a configuration that hold an entry per layer, such as `layer_types`."""
-    values = cast("dict[str, Any]", vars(config))
-    lists = {name: cast("list[Any]", value) for name, value in values.items() if isinstance(value, list)}
-    return {name: value for name, value in lists.items() if "layer" in name and len(value) == total}
 
 
 def _check_configuration(model: Any, key: str) -> None:

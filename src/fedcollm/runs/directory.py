@@ -1,7 +1,8 @@
 """The files of a run directory, which is all that `report` and `evaluate` read.
 
     config.yaml             the resolved configuration
-    environment.json        versions, device and parameter counts
+    environment.json        versions, device and parameter counts that the run began with, and what had changed when it
+                            was resumed
     data.json               how the data was split
     identity.json           digests of data files, examples and base weights; a list, with one more entry for each
                             change that was accepted
@@ -26,6 +27,7 @@ killed at any moment leaves a directory that can be resumed.
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -164,15 +166,19 @@ def read_records(directory: Path) -> list[RoundRecord]:
     """Return the records of all finished rounds, starting with round 0; an empty list if there are none.
 
     Raises:
-        UserError: a line is no record.
+        UserError: a line is no record, or the rounds are not in their order, each once.
     """
     file = directory / ROUNDS
     if not file.is_file():
         return []
     try:
-        return [RoundRecord.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        records = [RoundRecord.from_json(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except _DAMAGES as error:
         raise damaged(file, error) from error
+    for before, after in pairwise(records):
+        if after.round <= before.round:
+            raise damaged(file, ValueError(f"round {after.round} comes after round {before.round}"))
+    return records
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:
@@ -250,7 +256,7 @@ def load_round(directory: Path) -> tuple[RoundRecord, dict[str, Adapter]] | None
                     key
                 ).clone()  # a view would keep the file mapped, and Windows can't replace it then
                 adapters.setdefault(role, {})[name] = tensor
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, *_DAMAGES) as error:
         raise UserError(f"{file} can't be read: {error}. Restore it from a copy, or start again elsewhere.") from error
     with writing(directory):
         _append_record(directory, record)

@@ -2,15 +2,11 @@
 
 import contextlib
 import json
-import platform
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-
-import torch
 
 from fedcollm import metrics
 from fedcollm.config import RunConfig
@@ -22,12 +18,14 @@ from fedcollm.errors import UserError
 from fedcollm.federation.server import Server
 from fedcollm.messages import Adapter, RoundRecord, Score
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import resolve_device, save_adapter
+from fedcollm.models.adapters import save_adapter
 from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
 from fedcollm.runs.controls import control_rounds
+from fedcollm.runs.environment import environment
+from fedcollm.runs.environment import record as record_environment
 from fedcollm.runs.exhibits import write_exhibits
 from fedcollm.runs.identity import check as check_identity
 from fedcollm.runs.identity import identity_of
@@ -150,7 +148,7 @@ def rounds(
         else:
             directories.start(directory, config)
         record_identity(directory, now)
-        directories.write_json(directory, directories.ENVIRONMENT, environment(config, federation))
+        record_environment(directory, environment(config, federation))
         directories.write_json(directory, directories.DATA, describe(federation.split))
         if config.control is None:
             yield from _rounds(config, directory, federation, inputs.shared)
@@ -287,20 +285,6 @@ def _resumed_config(config: RunConfig | None, directory: Path) -> RunConfig:
             "Resume it without naming a configuration, or choose another --out."
         )
     return extended
-
-
-def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
-    """Return what a result may depend on besides the configuration, for `environment.json`."""
-    packages = ("fedcollm", "torch", "transformers", "peft", "tokenizers", "numpy")
-    return {
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
-        "device": str(resolve_device(config.device)),
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
-        "threads": torch.get_num_threads(),
-        "dtype": federation.dtypes,
-        "parameters": federation.parameters,
-        "healed": dict(federation.healed),
-    }
 
 
 def restore(directory: Path, role: str, accept_changed_data: bool = False) -> tuple[RunConfig, Federation]:

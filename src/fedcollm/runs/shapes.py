@@ -18,6 +18,7 @@ class Environment(_Shape):
     parameters: dict[str, dict[str, Count]] = {}
     dtype: dict[str, str] = {}
     healed: dict[str, str] | None = None
+    changes: dict[str, dict[str, Any]] = {}
 
 
 class Data(_Shape):

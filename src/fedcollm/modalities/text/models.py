@@ -15,6 +15,7 @@ from fedcollm.modalities.text.architectures import check_causal
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.vocabulary import check_tokens
 from fedcollm.models.adapters import resolve_dtype
+from fedcollm.models.layer_settings import after_cut
 from fedcollm.models.pretrained import (
     base_directory,
     load_causal_lm,
@@ -201,8 +202,8 @@ def _shape(section: ModelConfig) -> Any:
     text = text_sizes(shape)
     if section.layers is not None:
         kept = kept_layers(text.num_hidden_layers, section.layers)
-        if getattr(text, "layer_types", None):
-            text.layer_types = [text.layer_types[i] for i in kept]
+        for name, value in after_cut(text, text.num_hidden_layers, kept).items():
+            setattr(text, name, value)
         text.num_hidden_layers = len(kept)
     if section.mlp_share < 1 and hasattr(text, "intermediate_size"):
         text.intermediate_size = neuron_count(text.intermediate_size, section.mlp_share)
