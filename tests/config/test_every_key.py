@@ -71,6 +71,7 @@ ADAPTER = {
     "targets": ["q_proj"],
     "options": {"use_rslora": True},
     "freeze_a": True,
+    "start": Path("trained"),
 }
 MODEL = {
     "source": "another",

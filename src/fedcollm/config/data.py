@@ -17,6 +17,9 @@ _TEXT_KEYS: Mapping[str, object] = {"chat": False, "joiner": " ", "max_new_token
 #: Tasks that ship with fedcollm and whose answers are boxes.
 _BOX_TASKS = ("shapes",)
 
+#: Tasks that ship with fedcollm and whose examples are not text.
+_OTHER_TASKS = (*_BOX_TASKS, "digits", "spoken_words")
+
 
 class PartitionConfig(Section):
     """How the private examples are divided among the clients."""
@@ -188,6 +191,11 @@ class TaskConfig(Section):
     """examples for evaluation, which nobody trains on"""
     max_length: Positive | None = None
     """text: longest sequence in tokens; longer prompts lose their oldest; null: the models' context"""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are text."""
+        return self.format.kind == "text" if self.format is not None else self.name not in _OTHER_TASKS
 
     @property
     def no_choices(self) -> str | None:
