@@ -14,7 +14,7 @@ _TOKEN = re.compile(f"[{_SPACELESS}]|[^\\s{_SPACELESS}]+")
 _ARTICLES = {"a", "an", "the"}
 
 
-def answer_tokens(text: str, strict: bool = False) -> list[str]:
+def answer_tokens(text: str, articles: bool = False, punctuation: bool = False) -> list[str]:
     """Return the tokens of a text without case, punctuation and English articles, in Unicode NFKC.
 
     It is the normalization of SQuAD (Rajpurkar et al., arXiv 1606.05250). In scripts without spaces between words, such
@@ -22,16 +22,16 @@ def answer_tokens(text: str, strict: bool = False) -> list[str]:
 
     Args:
         text: the text.
-        strict: whether to keep punctuation and articles.
+        articles: whether to keep articles.
+        punctuation: whether to keep punctuation.
 
     >>> answer_tokens("The  Eiffel Tower!"), answer_tokens("東京（都）")
     (['eiffel', 'tower'], ['東', '京', '都'])
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    if strict:
-        return _TOKEN.findall(text)
-    kept = "".join(sign for sign in text if not _is_punctuation(sign))
-    return [token for token in _TOKEN.findall(kept) if token not in _ARTICLES]
+    if not punctuation:
+        text = "".join(sign for sign in text if not _is_punctuation(sign))
+    return [token for token in _TOKEN.findall(text) if articles or token not in _ARTICLES]
 
 
 def _is_punctuation(sign: str) -> bool:
@@ -41,16 +41,18 @@ def _is_punctuation(sign: str) -> bool:
 def agreement(said: str, truth: str) -> tuple[float, float]:
     """Return the exact match (0 or 1) and the token F1 of an answer.
 
-    If nothing is left of the true answer, as of "+" or of the letter A, both texts keep punctuation and articles.
+    If nothing is left of the true answer, both texts keep articles (for the letter A) and then punctuation (for "+").
 
     Args:
         said: the answer of a model.
         truth: the right answer.
 
-    >>> agreement("in Paris", "Paris."), agreement("B", "A"), agreement("a", "A")
+    >>> agreement("in Paris", "Paris."), agreement("B", "A"), agreement("a.", "A")
     ((0.0, 0.6666666666666666), (0.0, 0.0), (1.0, 1.0))
     """
-    strict = not answer_tokens(truth)
-    one, other = answer_tokens(said, strict), answer_tokens(truth, strict)
+    for kept in ((False, False), (True, False), (True, True)):
+        one, other = answer_tokens(said, *kept), answer_tokens(truth, *kept)
+        if other:
+            break
     common = sum((Counter(one) & Counter(other)).values())
     return float(one == other), 2 * common / (len(one) + len(other)) if common else float(one == other)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedcollm.modalities.text.architectures import tolerates_padding
+from fedcollm.modalities.text.architectures import caches, tolerates_padding
 from fedcollm.modalities.text.forward import Tokens, pad_left
 
 
@@ -18,7 +18,7 @@ def generate(
     """Return the likeliest next tokens of each prompt, one after the other, without the token that stops it.
 
     What a prompt gets does not depend on the rest of the batch, except for rounding. A model that padding would change
-    reads one prompt at a time.
+    reads one prompt at a time, and one without a cache that was tested reads the whole sequence for each token.
 
     Args:
         model: a causal language model of transformers in evaluation mode, or a PEFT model of one.
@@ -45,18 +45,21 @@ def _continued(
 ) -> list[Tokens]:
     from transformers import GenerationConfig, LogitsProcessorList
 
-    device = next(network.parameters()).device
-    inputs = pad_left(prompts, 0)
-    settings: Any = GenerationConfig(
-        do_sample=False, max_new_tokens=limit, eos_token_id=sorted(stops) or None, pad_token_id=0
-    )
-    made: Tensor = network.generate(
-        input_ids=inputs["input_ids"].to(device),
-        attention_mask=inputs["attention_mask"].to(device),
-        generation_config=settings,
-        logits_processor=cast(Any, LogitsProcessorList)([_Columns(columns)]),
-    )
-    return [_stopped(row, stops) for row in made[:, inputs["input_ids"].shape[1] :].tolist()]
+    inputs, device = pad_left(prompts, 0), next(network.parameters()).device
+    given = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+    processor = cast(Any, LogitsProcessorList)([_Columns(columns)])
+
+    def made(cached: bool) -> Tensor:
+        settings: Any = GenerationConfig(
+            do_sample=False, max_new_tokens=limit, eos_token_id=sorted(stops) or None, pad_token_id=0, use_cache=cached
+        )
+        return network.generate(**given, generation_config=settings, logits_processor=processor)
+
+    try:
+        tokens = made(caches(network.config))
+    except ValueError:  # as from transformers' cache for a hybrid model that has no layer of attention
+        tokens = made(False)
+    return [_stopped(row, stops) for row in tokens[:, given["input_ids"].shape[1] :].tolist()]
 
 
 class _Columns:

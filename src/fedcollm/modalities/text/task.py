@@ -250,7 +250,7 @@ class TextTask(TextModels, Modality):
         for example, said, (nats, greedy) in zip(examples, self.generated(model, examples), read, strict=True):
             one = self.encoded(example)
             exact, f1 = agreement(said, example.choices[0])
-            right = {"f1": f1, "greedy": float(greedy[0]), "loss": -float(nats[0])}
+            right = {"f1": f1, "greedy": float(greedy[0]), "loss": -float(nats.detach()[0])}
             sums = {metric: value + right.get(metric, exact) for metric, value in sums.items()}
             tokens += len(one.answer) + len(one.end)
             outcomes[example.id] = exact
