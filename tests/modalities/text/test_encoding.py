@@ -4,9 +4,11 @@ import pytest
 from tests.modalities.text.byte_pairs import byte_level
 from tokenizers import normalizers
 
+from fedcollm.data.sources.icd10 import load_icd10
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.encoding import Encoder
 from fedcollm.modalities.text.style import Style
+from fedcollm.models.pretrained import load_tokenizer
 
 END = "<end>"
 
@@ -91,3 +93,18 @@ def test_text_without_a_token_is_refused():
     nothing.backend_tokenizer.normalizer = normalizers.Replace("x", "")
     with pytest.raises(UserError, match="has no tokens"):
         encoder(nothing, joiner="").encode("x", ["x"])
+
+
+def test_prompts_that_end_in_no_space_have_the_tokens_of_the_harness():
+    """As in lm-evaluation-harness: what follows the tokens of the prompt in those of the whole text."""
+    tokenizer = load_tokenizer("smollm2-135m")
+    examples = load_icd10(6, seed=0).train[:100]
+    one = Encoder(tokenizer, len(tokenizer), 512, (), Style())
+    assert len(examples) == 100
+    for example in examples:
+        for choice, got in zip(example.choices, one.encode(example.prompt, example.choices), strict=True):
+            prompt, whole = tokenizer(
+                [example.prompt, f"{example.prompt} {choice}"], add_special_tokens=False
+            ).input_ids
+            assert (*got.prompt, *got.answer) == tuple(whole)
+            assert list(got.answer) == whole[len(prompt) :]
