@@ -98,9 +98,7 @@ def _factory(kind: str) -> Any:
         known = ", ".join(sorted(str(cast(Any, name).value).lower() for name in factories))
         raise UserError(f"adapter.kind: unknown method {kind!r}. Known: dora, {known}")
     if reason := _UNSUITED.get(method.lower()):
-        raise UserError(
-            f"adapter.kind: {kind} {reason}. Choose a method that changes layers, such as lora, dora or ia3."
-        )
+        raise UserError(f"adapter.kind: {kind} {reason}. Choose another method, such as lora, dora or ia3.")
     if issubclass(factories[method], cast(Any, peft).PromptLearningConfig):
         raise UserError(
             f"adapter.kind: {kind} puts learned tokens before every prompt, which changes the positions that fedcollm "

@@ -28,7 +28,7 @@ _INCIDENTAL = frozenset({
     "auto_mapping", "arrow_config", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
     "fan_in_fan_out", "inference_mode", "init_lora_weights", "init_weights", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
-    "module_dropout", "modules_to_save", "peft_version", "revision", "runtime_config", "task_type",
+    "module_dropout", "modules_to_save", "peft_version", "revision", "runtime_config", "target_modules", "task_type",
 })
 # fmt: on
 
@@ -36,7 +36,7 @@ _INCIDENTAL = frozenset({
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 #: Field of PEFT to our key.
-_KEYS = {"peft_type": "kind", "r": "rank", "lora_alpha": "alpha", "target_modules": "targets"}
+_KEYS = {"peft_type": "kind", "r": "rank", "lora_alpha": "alpha"}
 
 
 def check_start(section: AdapterConfig, expected: Mapping[str, Any]) -> Adapter:
@@ -60,8 +60,9 @@ def check_start(section: AdapterConfig, expected: Mapping[str, Any]) -> Adapter:
         there, here = shapes.get(odd[0], "missing"), wanted.get(odd[0], "missing")
         raise UserError(
             f"{SECTION}adapter.start: the adapter in {directory} does not fit the model: tensor {odd[0]} is {there} "
-            f"in the file and {here} in the model ({len(odd)} tensors differ). Give an adapter of this base, with the "
-            f"same {SECTION}adapter.targets and {SECTION}layers."
+            f"in the file and {here} in the model ({len(odd)} tensors differ). Its targets are "
+            f"{_plain(_settings(directory).get('target_modules'))}. Give an adapter of this base, with the same "
+            f"{SECTION}adapter.targets and {SECTION}layers."
         )
     if name := not_finite(state):
         raise UserError(
@@ -160,8 +161,6 @@ def _check_settings(section: AdapterConfig, theirs: Mapping[str, Any], directory
         )
     ours: dict[str, Any] = peft_config(section).to_dict()
     names = [name for name in theirs if name in ours and name not in _INCIDENTAL]
-    if isinstance(section.targets, str) or isinstance(theirs.get("target_modules"), str):
-        names = [name for name in names if name != "target_modules"]
     if "peft_type" not in theirs or _plain(theirs["peft_type"]) != _plain(ours["peft_type"]):
         names = ["peft_type"]  # another kind has other settings
     there, here = ({name: _plain(values.get(name)) for name in names} for values in (theirs, ours))
