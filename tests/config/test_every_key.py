@@ -111,6 +111,10 @@ INPUTS = {
     "task.format.answer": Change("c", FORMAT),
     "task.format.choices": Change(["x", "y"], FORMAT),
     "task.format.group": Change("d", FORMAT),
+    "task.format.chat": Change(True, FORMAT),
+    "task.format.joiner": Change("", FORMAT),
+    "task.format.max_new_tokens": Change(7, FORMAT),
+    "task.max_length": Change(7),
     "task.clients": Change(5),  # how it is split
     "task.partition.kind": Change("iid"),
     "task.partition.alpha": Change(0.5),

@@ -61,8 +61,8 @@ def check_start(section: AdapterConfig, expected: Mapping[str, Any]) -> Adapter:
         raise UserError(
             f"{SECTION}adapter.start: the adapter in {directory} does not fit the model: tensor {odd[0]} is {there} "
             f"in the file and {here} in the model ({len(odd)} tensors differ). Its targets are "
-            f"{_plain(_settings(directory).get('target_modules'))}. Give an adapter of this base, with the same "
-            f"{SECTION}adapter.targets and {SECTION}layers."
+            f"{', '.join(_targets(state))}. Give an adapter of this base, with the same {SECTION}adapter.targets and "
+            f"{SECTION}layers."
         )
     if name := not_finite(state):
         raise UserError(
@@ -173,6 +173,11 @@ def _check_settings(section: AdapterConfig, theirs: Mapping[str, Any], directory
             f"{SECTION}adapter.start: the adapter in {directory} has other settings than {SECTION}adapter: "
             f"{'; '.join(said)}. Set the keys of {SECTION}adapter to what the adapter has."
         )
+
+
+def _targets(state: Adapter) -> list[str]:
+    """Return the last part of the names of the modules that an adapter is on."""
+    return sorted({name.partition(".lora_")[0].rpartition(".")[2] for name in state})
 
 
 def _plain(value: Any) -> Any:

@@ -54,8 +54,11 @@ class Encoder:
     def __init__(self, tokenizer: Any, vocabulary_size: int, context_length: int, start: Tokens, style: Style):
         if style.chat:
             check_template(tokenizer)
-        self.tokenizer, self.vocabulary_size, self.context_length = tokenizer, vocabulary_size, context_length
-        self.start, self.style = start, style
+        self.tokenizer: Any = tokenizer
+        self.vocabulary_size: int = vocabulary_size
+        self.context_length: int = context_length
+        self.start: Tokens = start
+        self.style: Style = style
         self._known: dict[tuple[str, tuple[Turn, ...], bool, str], Encoded] = {}
         self._cut: set[tuple[str, tuple[Turn, ...]]] = set()
 

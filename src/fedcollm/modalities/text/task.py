@@ -94,7 +94,7 @@ class TextTask(TextModels, Modality):
         self.context_length: int = min(context_length, style.max_length or context_length)
         self.main_metric: str = "acc_norm" if normalized else "acc"
         self.start = start
-        self.style = style
+        self.style: Style = style
         self.encoder: Encoder = Encoder(tokenizer, vocabulary_size, self.context_length, start, style)
         self.options: Mapping[str, Any] = {
             "vocabulary_size": vocabulary_size,
@@ -245,7 +245,7 @@ class TextTask(TextModels, Modality):
     def _score_free(
         self, model: nn.Module, examples: Sequence[TextExample], read: Sequence[tuple[Tensor, Tensor]]
     ) -> Score:
-        sums, tokens = dict.fromkeys((*_OF_FREE, "loss", self.main_metric, *_OF_CHOICES), 0.0), 0
+        sums, tokens = dict.fromkeys((*_OF_FREE, "loss", self.main_metric), 0.0), 0
         outcomes: dict[str, float] = {}
         for example, said, (nats, greedy) in zip(examples, self.generated(model, examples), read, strict=True):
             one = self.encoded(example)
