@@ -175,6 +175,7 @@ CONFIGURATION = [
     ("products of DoRA", "federation.aggregation=product", "slm.adapter.kind=dora"),
     ("products with a half that stays", "federation.aggregation=product", "slm.adapter.freeze_a=true"),
     ("layer transfer without a cut", "server.layer_transfer=1"),
+    ("length of images", "task.name=digits", "task.format=null", "task.max_length=64"),
     ("ranks above the adapter's", "client.ranks=[2, 16]", "federation.aggregation=product"),
     ("control that trains", CONTROL),
     ("control of what adapters have", *SOLVED, "client.ranks=[2]", "federation.upload=float16", "client.personal=true"),

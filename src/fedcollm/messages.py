@@ -121,6 +121,9 @@ class Score:
         count = self.counts.get(metric, self.count)
         return self.sums[metric] / count if count else float("nan")
 
+    def _count(self, metric: str) -> int:
+        return self.counts.get(metric, self.count if metric in self.sums else 0)
+
     def to_wire(self) -> tuple[dict[str, float], int] | tuple[dict[str, float], int, dict[str, int]]:
         """Return the sums, the number of examples and, if there are any, the metrics' own counts."""
         parts = dict(self.sums), self.count
@@ -133,12 +136,22 @@ class Score:
         return cls(sums, count, counts=counts[0] if counts else {})
 
     def __add__(self, other: "Score") -> "Score":
-        names = self.sums or other.sums
+        """Return the score of both parts together.
+
+        The main metric is the first one that both have. A metric that only one part has is a mean over that part.
+        """
+        if not self.sums or not other.sums:
+            return self._joined(other, self.sums or other.sums, {**self.counts, **other.counts})
+        shared = [name for name in self.sums if name in other.sums]
+        single = {name: None for one in (self, other) for name in one.sums if name not in shared}
+        counted = dict.fromkeys([*self.counts, *other.counts, *single])
+        return self._joined(other, [*shared, *single], counted)
+
+    def _joined(self, other: "Score", names: Iterable[str], counted: Iterable[str]) -> "Score":
+        """Return the score of both parts together, with a count of its own for each metric in `counted`."""
         sums = {name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names}
         confusion = dict(Counter(self.confusion) + Counter(other.confusion))
-        counts = {
-            name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in {**self.counts, **other.counts}
-        }
+        counts = {name: self._count(name) + other._count(name) for name in counted}
         return Score(sums, self.count + other.count, confusion, {**self.outcomes, **other.outcomes}, counts)
 
 

@@ -71,6 +71,7 @@ ADAPTER = {
     "targets": ["q_proj"],
     "options": {"use_rslora": True},
     "freeze_a": True,
+    "start": Path("trained"),
 }
 MODEL = {
     "source": "another",
@@ -115,6 +116,10 @@ INPUTS = {
     "task.format.encoding": Change("cp1252", FORMAT),
     "task.format.delimiter": Change(";", FORMAT),
     "task.format.skip_unanswered": Change(True, FORMAT),
+    "task.format.chat": Change(True, FORMAT),
+    "task.format.joiner": Change("", FORMAT),
+    "task.format.max_new_tokens": Change(7, FORMAT),
+    "task.max_length": Change(7),
     "task.clients": Change(5),  # how it is split
     "task.partition.kind": Change("iid"),
     "task.partition.alpha": Change(0.5),

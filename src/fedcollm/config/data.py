@@ -25,6 +25,9 @@ _TABLE_KEYS: Mapping[str, object] = {
 #: Tasks that ship with fedcollm and whose answers are boxes.
 _BOX_TASKS = ("shapes",)
 
+#: Tasks that ship with fedcollm and whose examples are not text.
+_OTHER_TASKS = (*_BOX_TASKS, "digits", "spoken_words")
+
 
 #: Name of the user's own data if the configuration gives it none.
 OWN = "custom"
@@ -273,6 +276,11 @@ class TaskConfig(Section):
     def is_own(self) -> bool:
         """Whether the data is the user's own files, which have a `format`, and not a task that ships with fedcollm."""
         return self.format is not None or self.name == OWN
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the examples are text."""
+        return self.format.kind == "text" if self.format is not None else self.name not in _OTHER_TASKS
 
     @property
     def no_choices(self) -> str | None:

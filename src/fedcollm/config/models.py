@@ -1,5 +1,6 @@
 """The `llm` and `slm` sections of the configuration: base models and their adapters."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -27,6 +28,8 @@ class AdapterConfig(Section):
     """further arguments of the method's PEFT configuration class, such as {use_rslora: true}"""
     freeze_a: bool = False
     """lora only: keep the random A frozen, train and send only B (FFA-LoRA); averaging is then exact"""
+    start: Path | None = None
+    """directory of a trained PEFT adapter to start from, such as adapters/slm of a run directory; null: a fresh one"""
 
     @field_validator("options")
     @classmethod

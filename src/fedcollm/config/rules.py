@@ -177,7 +177,9 @@ def transferable(config: "RunConfig") -> bool:
     slm, llm = config.slm, config.llm
     cut = slm.source == llm.source and llm.layers is None and llm.heal is None and slm.mlp_share == 1
     cut = cut and not slm.pretrain_epochs + llm.pretrain_epochs  # each role would be pretrained by itself
-    adapters = slm.adapter == llm.adapter and slm.adapter.kind.lower() == "lora"
+    whatever = {"start": None}  # what they start from may differ
+    same = slm.adapter.model_copy(update=whatever) == llm.adapter.model_copy(update=whatever)
+    adapters = same and slm.adapter.kind.lower() == "lora"
     return cut and adapters and not slm.adapter.freeze_a
 
 
@@ -189,6 +191,11 @@ def _layer_transfer(config: "RunConfig") -> Iterator[str]:
             "llm.layers and llm.heal: null, slm.mlp_share: 1, pretrain_epochs: 0) and the same adapter settings for "
             "both models, of kind lora and without freeze_a. Set these, or server.layer_transfer: 0"
         )
+
+
+def _length(config: "RunConfig") -> Iterator[str]:
+    if config.task.max_length is not None and not config.task.is_text:
+        yield f"task.max_length {config.task.max_length} is for text, and {config.task.name} has none. Remove it"
 
 
 def _something_to_train(config: "RunConfig") -> Iterator[str]:
@@ -216,6 +223,7 @@ RULES: tuple[Rule, ...] = (
     _aggregation,
     _uploads,
     _layer_transfer,
+    _length,
     _something_to_train,
     control,
     pseudo_labels,

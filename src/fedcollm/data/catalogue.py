@@ -125,7 +125,7 @@ def build_client_modality(task: TaskConfig, slm: ModelConfig, facts: Mapping[str
     Raises:
         UserError: the task is unknown, the SLM can't be read, or facts are missing.
     """
-    return _modality(task).build_for_client(task.name, slm, facts)
+    return _modality(task).build_for_client(task, slm, facts)
 
 
 def base_models(task: TaskConfig) -> BaseModels:

@@ -27,6 +27,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.modalities.facts import class_names, whole_number
 from fedcollm.modalities.text.cross_tokenizer import TokenizerBridge
 from fedcollm.modalities.text.models import TextModelFacts, TextModels, client_facts, pair_facts
+from fedcollm.modalities.text.style import style_of
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.modalities.vision.classifiers import ClassifierModels
 from fedcollm.modalities.vision.files import ImageFileTask, ImagePair
@@ -68,6 +69,9 @@ class BaseModels(Protocol):
         ...
 
 
+_ForClient = Callable[[TaskConfig, ModelConfig, Mapping[str, Any]], Modality]
+
+
 @dataclass(frozen=True)
 class ModalityEntry:
     """A modality that ships with fedcollm.
@@ -76,36 +80,38 @@ class ModalityEntry:
         models: returns the part that deals with base models, given the section `task`, without loading a model.
         build: returns the modality of a pair of models, given the section `task`, the sections `slm` and `llm`, and
             whether their tokenizers may differ.
-        build_for_client: returns the modality of a client, given the task's name, the section `slm` and the server's
-            `Modality.facts`.
+        build_for_client: returns the modality of a client, given the section `task`, the section `slm` and the
+            server's `Modality.facts`.
     """
 
     models: Callable[[TaskConfig], BaseModels]
     build: Callable[[TaskConfig, ModelConfig, ModelConfig, bool], Modality]
-    build_for_client: Callable[[str, ModelConfig, Mapping[str, Any]], Modality]
+    build_for_client: _ForClient
 
 
-def _text_task(name: str, facts: TextModelFacts) -> TextTask:
-    return TextTask(name, facts.tokenizer, facts.vocabulary_size, facts.context_length, start=facts.start)
+def _text_task(config: TaskConfig, facts: TextModelFacts) -> TextTask:
+    sizes = facts.vocabulary_size, facts.context_length
+    return TextTask(config.name, facts.tokenizer, *sizes, start=facts.start, style=style_of(config))
 
 
 def _build_text(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
     facts = pair_facts(slm, llm, across_tokenizers)
-    task = _text_task(config.name, facts.slm)
-    return task if facts.llm is facts.slm else TokenizerBridge(task, _text_task(config.name, facts.llm))
+    task = _text_task(config, facts.slm)
+    return task if facts.llm is facts.slm else TokenizerBridge(task, _text_task(config, facts.llm))
 
 
-def _build_text_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
-    context = whole_number(name, facts, "context_length", 1, 2**63 - 1)
-    return _text_task(name, client_facts(slm, whole_number(name, facts, "vocabulary_size", 1, 2**31 - 1), context))
+def _build_text_for_client(config: TaskConfig, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
+    context = whole_number(config.name, facts, "context_length", 1, 2**63 - 1)
+    size = whole_number(config.name, facts, "vocabulary_size", 1, 2**31 - 1)
+    return _text_task(config, client_facts(slm, size, context))
 
 
 def _build_pixels(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
     return ImageTask(config.name, CLASSES)
 
 
-def _build_pixels_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
-    return ImageTask(name, CLASSES)
+def _build_pixels_for_client(config: TaskConfig, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
+    return ImageTask(config.name, CLASSES)
 
 
 def _build_images(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
@@ -117,16 +123,21 @@ def _build_images(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across
     return ImagePair(task, ImageFileTask(config.name, classes, other))
 
 
-def _build_images_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
-    return ImageFileTask(name, class_names(name, facts), load_preprocessor(slm))
+def _build_images_for_client(config: TaskConfig, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
+    return ImageFileTask(config.name, class_names(config.name, facts), load_preprocessor(slm))
 
 
 def _build_audio(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
     return AudioTask(config.name, WORDS, features_of(slm.source), features_of(llm.source))
 
 
-def _build_audio_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
-    return AudioTask(name, WORDS, features_of(slm.source))
+def _build_audio_for_client(config: TaskConfig, slm: ModelConfig, facts: Mapping[str, Any]) -> Modality:
+    return AudioTask(config.name, WORDS, features_of(slm.source))
+
+
+def _by_name(build: Callable[[str, ModelConfig, Mapping[str, Any]], Modality]) -> _ForClient:
+    """Return a builder that takes only the task's name as one that takes the section `task`."""
+    return lambda task, slm, facts: build(task.name, slm, facts)
 
 
 def _build_sounds(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:
@@ -147,18 +158,20 @@ MODALITIES: Mapping[str, ModalityEntry] = {
         lambda task: ClassifierModels(find_classes(*own_files(task))), _build_images, _build_images_for_client
     ),
     "shapes": ModalityEntry(
-        detection_tasks.models_of_shapes, detection_tasks.build_shapes, detection_tasks.build_for_client
+        detection_tasks.models_of_shapes, detection_tasks.build_shapes, _by_name(detection_tasks.build_for_client)
     ),
     "object_files": ModalityEntry(
         lambda task: detection_tasks.models_of_own(*own_files(task)),
         lambda task, slm, llm, _: detection_tasks.build_own(task.name, *own_files(task), slm, llm),
-        detection_tasks.build_for_client,
+        _by_name(detection_tasks.build_for_client),
     ),
     "audio": ModalityEntry(lambda task: AudioModels(), _build_audio, _build_audio_for_client),
     "audio_files": ModalityEntry(
-        lambda task: AudioClassifiers(find_sounds(*own_files(task))), _build_sounds, audio_task_for_client
+        lambda task: AudioClassifiers(find_sounds(*own_files(task))), _build_sounds, _by_name(audio_task_for_client)
     ),
     "speech_files": ModalityEntry(
-        lambda task: SpeechModels(own_files(task)[1].longest_seconds), _build_speech, build_recognizer_for_client
+        lambda task: SpeechModels(own_files(task)[1].longest_seconds),
+        _build_speech,
+        _by_name(build_recognizer_for_client),
     ),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedcollm.config import RunConfig
+from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import build_client_modality, load_private
 from fedcollm.data.parts import find_part
 from fedcollm.deploy import directories as names
@@ -89,6 +90,11 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
     return modality.read_examples(train), modality.read_examples(test) if test else []
 
 
+def _without_start(config: RunConfig) -> RunConfig:
+    """Return a configuration in which the SLM starts from no file: a client gets θ from the server in every round."""
+    return changed(config, {"slm.adapter.start": None}) if config.slm.adapter.start is not None else config
+
+
 def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     """Return this client, ready to answer requests in bytes.
 
@@ -100,7 +106,7 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
         UserError: the directory, the data or the model is not usable.
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
-    config = names.read_config(directory)
+    config = _without_start(names.read_config(directory))
     modality = build_client_modality(config.task, config.slm, membership.facts)
     examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")

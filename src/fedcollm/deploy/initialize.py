@@ -93,6 +93,11 @@ def initialize(
     Raises:
         UserError: the configuration can't be deployed, and nothing was written; or a file can't be written.
     """
+    if config.slm.adapter.start is not None and config.slm.adapter.freeze_a:
+        raise UserError(
+            f"slm.adapter.start: {config.slm.adapter.start} has another A than the clients, which with "
+            "slm.adapter.freeze_a never receive it. Set slm.adapter.freeze_a: false, or slm.adapter.start: null."
+        )
     named = config.federation.participants
     clients = [str(number) for number in range(config.task.clients or 0)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)

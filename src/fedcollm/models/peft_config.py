@@ -1,10 +1,19 @@
 """What PEFT is told of an adapter: its method, its sizes and its target modules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
+
+#: Methods of PEFT that can't be trained here, and why.
+_UNSUITED: Mapping[str, str] = {
+    "adaption_prompt": "puts learned tokens into the attention of every layer, which changes what fedcollm counts",
+    "poly": "needs the number of a task with every example",
+    "shadow": "replaces what passes between layers by objects that the models' own layers don't take",
+    "trainable_tokens": "trains rows of the embedding, which never leave a machine",
+    "xlora": "mixes adapters that are trained already",
+}
 
 
 def peft_config(section: AdapterConfig) -> Any:
@@ -88,6 +97,8 @@ def _factory(kind: str) -> Any:
     if method not in factories:
         known = ", ".join(sorted(str(cast(Any, name).value).lower() for name in factories))
         raise UserError(f"adapter.kind: unknown method {kind!r}. Known: dora, {known}")
+    if reason := _UNSUITED.get(method.lower()):
+        raise UserError(f"adapter.kind: {kind} {reason}. Choose another method, such as lora, dora or ia3.")
     if issubclass(factories[method], cast(Any, peft).PromptLearningConfig):
         raise UserError(
             f"adapter.kind: {kind} puts learned tokens before every prompt, which changes the positions that fedcollm "

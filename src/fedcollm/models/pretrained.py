@@ -7,6 +7,7 @@ disk.
 
 import contextlib
 import io
+import json
 import pickle
 import socket
 from importlib import metadata
@@ -19,7 +20,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from fedcollm.errors import UserError
+from fedcollm.errors import SECTION, UserError
 from fedcollm.models.cache import cached, entry_stem, is_entry
 from fedcollm.models.fused.attention import GROUPED, SUPPORTED, register
 from fedcollm.models.pruning import Layers, prune_layers
@@ -52,6 +53,8 @@ def base_directory(source: str, layers: Layers | None) -> str:
                 f"model source: no such file: {place}. Give an existing .gguf file, a directory or a hub id."
             )
         place = str(cached(stem(source, file), lambda target: _convert_gguf(file, target)))
+    elif (file := Path(place) / "adapter_config.json").is_file():
+        raise UserError(_is_adapter(place, file))
     elif not Path(place).is_dir():
         _require_hub(place)
     if layers is None:
@@ -150,6 +153,18 @@ def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **optio
         if is_entry(Path(place)):
             advice = f"It is a damaged entry of the cache of models: delete {place}, and it is made again."
         raise UserError(f"model source {place!r} can't be loaded: {_first_line(error)}. {advice}") from error
+
+
+def _is_adapter(place: str, file: Path) -> str:
+    """Return a message for a source that is an adapter instead of a model."""
+    try:
+        named = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    return (
+        f"{SECTION}source: {place} is a PEFT adapter of {named or 'another model'}, and no model itself. Set "
+        f"{SECTION}source to that base model and {SECTION}adapter.start to {place}, to go on with the adapter."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.peft_config import with_layers
+from fedcollm.models.warm_start import warm_start
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
 from fedcollm.training.fine_tuning import fit
@@ -70,7 +71,7 @@ def build_model(
         base: directory for base models that the run pretrains itself.
 
     Raises:
-        UserError: the base, the adapter and the data for pretraining do not fit together.
+        UserError: the base, the adapter, what it starts from and the data for pretraining do not fit together.
     """
     section = config.slm if role == "slm" else config.llm
     device, pretrained = resolve_device(config.device), base / role
@@ -87,6 +88,9 @@ def build_model(
         cast(Any, safetensors.torch).load_model(network, pretrained / _WEIGHTS)
     base_name = getattr(network, "name_or_path", "") or str(pretrained.absolute())
     tuned = adapted(network, section.adapter, modality, derive_seed(config.seed, "adapter", role), base_name)
+    if section.adapter.start is not None:
+        with in_section(role):
+            warm_start(tuned, section.adapter, base / f"{role}-start")
     fuse(tuned)
     return tuned
 

@@ -16,6 +16,7 @@ from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, resolve_dtype
+from fedcollm.models.warm_start import check_start
 from fedcollm.runs.activations import Activations
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 from fedcollm.runs.outlines import Outline, outline
@@ -119,6 +120,8 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     for role, model in models.items():
         with in_section(role):
             dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
+            if model.adapter.start is not None:
+                check_start(model.adapter, network.adapter)
         shapes[role], itemsizes[role], measured[role] = network.shape, dtype.itemsize, network.activations
         roles[role] = role_cost(model, network, dtype, uploads)
     healed = {role: plan.entry.is_dir() for role, plan in plan_bases(config, modality).items()}

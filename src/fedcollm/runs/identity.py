@@ -18,6 +18,7 @@ from fedcollm.config import RunConfig, TaskConfig
 from fedcollm.data.parts import data_files
 from fedcollm.data.pool import Split
 from fedcollm.errors import UserError
+from fedcollm.models.warm_start import WEIGHTS
 from fedcollm.runs import directory as directories
 from fedcollm.training.distillation import ModelPair
 
@@ -31,13 +32,14 @@ Identity = dict[str, str | None]
 _ENTRIES = TypeAdapter(Annotated[list[Annotated[Identity, Field(min_length=1)]], Field(min_length=1)])
 
 
-def identity_of(task: TaskConfig, split: Split, pair: ModelPair) -> Identity:
+def identity_of(task: TaskConfig, split: Split, pair: ModelPair, directory: Path) -> Identity:
     """Return the digests of what a run is made of.
 
     Args:
         task: the section that names the data.
         split: the run's examples; those of clients on other machines are not in it.
         pair: the run's models.
+        directory: the run directory, which has a copy of what an adapter started from.
     """
     parts = {"public": split.public, "test": split.test} | {f"client {k}": part for k, part in split.private.items()}
     files = {f"file {file}": _file_digest(file) for file in _data_files(task.path)}
@@ -47,7 +49,9 @@ def identity_of(task: TaskConfig, split: Split, pair: ModelPair) -> Identity:
         f"preprocessing of {role}": _plain_digest(_placeless(pair.modality.of(role).to_wire()))
         for role in pair.models()
     }
-    return {**files, **examples, **bases, **read}
+    starts = {role: directory / "base" / f"{role}-start" / WEIGHTS for role in pair.models()}
+    began = {f"start of {role}": _file_digest(file) for role, file in starts.items() if file.is_file()}
+    return {**files, **examples, **bases, **read, **began}
 
 
 def check(directory: Path, config: RunConfig, now: Identity) -> None:

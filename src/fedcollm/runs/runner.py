@@ -140,7 +140,7 @@ def rounds(
             if fresh:
                 shutil.rmtree(directory, ignore_errors=True)
             raise
-        now = identity_of(config.task, federation.split, federation.server.pair)
+        now = identity_of(config.task, federation.split, federation.server.pair, directory)
         if resume:
             if not inputs.accept_changed_data:
                 check_identity(directory, config, now)
@@ -311,7 +311,7 @@ def restore(directory: Path, role: str, accept_changed_data: bool = False) -> tu
         raise UserError(f"{directory} has no {role} adapter. Roles there: {', '.join(roles) or 'none yet'}.")
     federation = build_federation(on_recorded_bases(config, directory), directory / "base")
     if not accept_changed_data:
-        check_identity(directory, config, identity_of(config.task, federation.split, federation.server.pair))
+        check_identity(directory, config, identity_of(config.task, federation.split, federation.server.pair, directory))
     _restore(federation.server, directory, state[1])
     return config, federation
 

@@ -101,7 +101,7 @@ def zero_shot(config: RunConfig, server: Server, shared: Path) -> dict[str, floa
     """
     for role in server.pair.models():
         model, modality = config.slm if role == "slm" else config.llm, server.pair.modality.of(role)
-        neutral = model.adapter.kind.lower() in _NEUTRAL and not model.adapter.options
+        neutral = model.adapter.kind.lower() in _NEUTRAL and not model.adapter.options and model.adapter.start is None
         if _base_depends_on_run(model, modality) or not neutral:
             server.scored[role] = server.score(role)
             continue
@@ -137,7 +137,7 @@ def _environment(config: RunConfig, model: ModelConfig, modality: Modality) -> d
     return {
         "machine": [torch.get_num_threads(), str(device), name, *dtypes],
         "versions": {package: metadata.version(package) for package in ("fedcollm", "torch", "transformers", "peft")},
-        "files": _files(model.source),
+        "files": _files(model.source) + (_files(str(model.adapter.start)) if model.adapter.start else []),
         "modality": [type(modality).__name__, modality.to_wire()],
     }
 

@@ -18,6 +18,7 @@ from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.data.modality_builders import BaseModels
 from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.text.models import pair_facts
+from fedcollm.modalities.text.style import Style
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.models.cache import CACHE, cached
@@ -135,7 +136,8 @@ def _make(section: ModelConfig, plan: Plan, device: torch.device, target: Path, 
     teacher = load_causal_lm(place, resolve_dtype("auto", device), "default").to(device).eval()
     student = load_causal_lm(place, torch.float32, "default").to(device)
     facts = pair_facts(ModelConfig(source=section.source), ModelConfig(source=section.source), False).slm
-    modality = TextTask("text", facts.tokenizer, facts.vocabulary_size, facts.context_length, start=facts.start)
+    sizes, style = (facts.vocabulary_size, facts.context_length), Style(learns_end=False)  # a piece is no answer
+    modality = TextTask("text", facts.tokenizer, *sizes, start=facts.start, style=style)
     held, trained = (text_batches(modality, part, settings.batch_size) for part in (texts[:HELD_OUT], texts[HELD_OUT:]))
     before = _size(student)
     ranking = text_batches(modality, texts[HELD_OUT : HELD_OUT + RANKING], settings.batch_size)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig
 
 from fedcollm.errors import UserError
+from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED
 from fedcollm.modalities.exhibits import Answer, Exhibit
 from fedcollm.modalities.text.examples import TextExample
@@ -85,7 +86,7 @@ class Longest:
         return tokens
 
 
-@pytest.mark.parametrize("prompt", ["x:", "x: ", "x:  \n"])
+@pytest.mark.parametrize("prompt", ["x:", "x: "])
 def test_space_before_the_answer_belongs_to_the_answer(prompt):
     # encoded apart, the prompt would end in the token " " and the answer would be "y" without its space
     task = TextTask("toy", Longest("x", ":", "y", " ", " y"), 16, 32)
@@ -100,7 +101,7 @@ def test_answer_is_cut_as_part_of_the_whole_text():
 
 def test_answer_that_melts_into_the_prompt_keeps_a_token():
     task = TextTask("toy", Longest("x", ":", "y", " ", ": y"), 16, 32)
-    assert task.encode("x:", "y") == ((0, 1), (4,))
+    assert task.encode("x:", "y") == ((0,), (4,))  # together, they are the tokens of "x: y"
 
 
 def test_encode_by_hand(task):
@@ -429,17 +430,49 @@ def test_forward_passes_of_scoring_are_no_wider_than_the_batch(task):
     assert model.widths == [2]
 
 
-def test_free_completion_is_right_if_every_token_is_the_most_likely(task):
-    model = after_colon({"a": 0.6, "the": 0.3}, a={"bird": 0.7, "cat": 0.2})
-    assert task.score(model, [example("is :", "a bird")]).sums == {"acc": 1.0, "acc_norm": 1.0}
-    assert task.score(model, [example("is :", "a cat")]).sums == {"acc": 0.0, "acc_norm": 0.0}  # second token is not
-    assert task.score(model, [example("is :", "the bird")]).sums == {"acc": 0.0, "acc_norm": 0.0}  # first token is not
+@pytest.fixture
+def says(monkeypatch):
+    """Let every model generate this text, whatever the prompt."""
+
+    def let(text: str):
+        monkeypatch.setattr(
+            "fedcollm.modalities.text.task.generate", lambda model, prompts, *_: [ids(text)] * len(prompts)
+        )
+
+    return let
 
 
-def test_free_completions_add_up(task):
+@pytest.mark.parametrize(
+    ("answer", "exact", "f1", "greedy", "nats"),
+    [
+        ("a bird", 1, 1, 1, -math.log(0.6 * 0.7)),
+        ("a cat", 0, 0, 0, -math.log(0.6 * 0.2)),  # the second token is not the likeliest
+        ("the bird", 1, 1, 0, None),  # an article does not count
+        ("red bird", 0, 2 / 3, 0, None),
+    ],
+)
+def test_free_answer_is_scored_by_what_is_generated(task, says, answer, exact, f1, greedy, nats):
     model = after_colon({"a": 0.6, "the": 0.3}, a={"bird": 0.7, "cat": 0.2})
-    score = task.score(model, [example("is :", "a bird"), example("is :", "a cat"), example("good :", "a")])
-    assert (score.sums["acc"], score.count, score.confusion) == (2.0, 3, {})
+    says("a bird")
+    with torch.no_grad():
+        score = task.score(model, [example("is :", answer)])
+    assert list(score.sums) == ["exact_match", "f1", "greedy", "loss", "acc"]
+    found = [score.sums[name] for name in ("exact_match", "f1", "greedy", "acc")]
+    assert found == pytest.approx([exact, f1, greedy, exact])
+    assert (score.counts, score.value, score.outcomes) == ({"loss": 2}, exact, {"is :": exact})
+    if nats is not None:
+        assert score.mean("loss") == pytest.approx(nats / 2, abs=1e-5)
+
+
+def test_mixture_of_choices_and_free_answers_keeps_the_accuracy_whatever_the_batches(task, says):
+    model = after_colon({"a": 0.6, "the": 0.3}, a={"bird": 0.7, "cat": 0.2})
+    says("a bird")
+    mixed = [example("is :", "a bird"), example("is :", "the", "a", answer=1), example("good :", "red", "a", answer=0)]
+    parts = [task.score(model, [one]) for one in mixed]
+    for score in (task.score(model, mixed), sum(parts, Score({}, 0)), sum(parts[::-1], Score({}, 0))):
+        assert next(iter(score.sums)) == "acc"
+        assert (score.value, score.count, score.sums["exact_match"], score.mean("exact_match")) == (2 / 3, 3, 1, 1)
+        assert score.counts == {"loss": 2, "exact_match": 1, "f1": 1, "greedy": 1, "acc_norm": 2}
 
 
 # --- what the modality says of itself ---
@@ -451,10 +484,17 @@ def test_exhibit_is_the_prompt_and_the_label(task):
     assert task.exhibit(one.without_label()).truth == ""
 
 
-def test_answers_are_labels_of_choices_or_whether_a_completion_is_right(task):
+def test_answers_are_labels_of_choices_or_what_is_generated(task, says):
     model = after_colon({"a": 0.6, "the": 0.3}, a={"bird": 0.7, "cat": 0.2})
-    examples = [example("is :", "the", "a", answer=0), example("is :", "a bird"), example("is :", "a cat")]
-    assert task.answers(model, examples) == [Answer("label a", False), Answer("", True), Answer("", False)]
+    says("a bird")
+    examples = [example("is :", "a bird"), example("is :", "the", "a", answer=0), example("is :", "a cat")]
+    expected = [Answer("a bird", True), Answer("label a", False), Answer("a bird", False)]
+    assert task.answers(model, examples) == expected
+
+
+def test_conversation_is_shown_turn_by_turn(task):
+    one = TextExample("1", "", ("Yes",), 0, ("Yes",), turns=(("system", "Be brief."), ("user", "Ready?")))
+    assert task.exhibit(one).text == "system: Be brief.\nuser: Ready?"
 
 
 def test_notes_count_the_prompts_that_were_cut(tokenizer):
@@ -476,6 +516,7 @@ def test_options_hold_what_scores_depend_on(tokenizer):
         "context_length": 32,
         "metric": "acc_norm",
         "start": [1],
+        "style": {"joiner": " ", "chat": False, "max_new_tokens": 64, "max_length": None, "learns_end": True},
         "tokenizer": None,
         "tokenizer_digest": None,
     }

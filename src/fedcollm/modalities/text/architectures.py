@@ -34,6 +34,9 @@ PADDED = frozenset({
 })
 # fmt: on
 
+#: Types of the tables above whose cache gave other tokens than the whole sequence did.
+_UNCACHED = frozenset({"moshi"})
+
 #: Kinds of layers (`config.layer_types`) that consist of attention.
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -60,6 +63,11 @@ def obeys_any_mask(config: Any, columns: float = math.inf) -> bool:
 def tolerates_padding(config: Any) -> bool:
     """Return whether padding on the left, which the mask of padding hides, does not change a model's logits."""
     return config.model_type in BRANCHING or config.model_type in PADDED
+
+
+def caches(config: Any) -> bool:
+    """Return whether generation with a cache gives the same tokens as without one."""
+    return tolerates_padding(config) and config.model_type not in _UNCACHED
 
 
 def check_causal(source: str, config: Any) -> None:

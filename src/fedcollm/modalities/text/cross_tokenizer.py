@@ -5,6 +5,7 @@ same bytes of the answer (the chunks of ALM, Minixhofer et al., arXiv 2503.20083
 distribution of each model is summed into shared outcomes:
 
 - each text that is a token of both vocabularies, including the space before a word;
+- the end of a free answer, if both tokenizers have one token for it;
 - "other", which collects everything else.
 
 A token that only one vocabulary has counts as the longest shared token that it begins with. For example, " cardiology"
@@ -25,11 +26,15 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.base import UNLABELLED, Modality, Rows
 from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.exhibits import Exhibit
+from fedcollm.modalities.text.encoding import Encoded
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.forward import Tokens
 from fedcollm.modalities.text.models import TextModels
 from fedcollm.modalities.text.task import TextBatch, TextTask
 from fedcollm.modalities.text.vocabulary import token_texts
+
+#: Stands for the token that ends a free answer; no token has this text.
+_END = b"\xff<end>"
 
 #: Lowest probability of an outcome, so that its logarithm stays finite.
 _TINY = torch.finfo(torch.float32).tiny
@@ -76,6 +81,9 @@ class TokenizerBridge(TextModels, Modality):
         self.llm: TextTask = llm
         self.options: Mapping[str, Any] = {"slm": slm.options, "llm": llm.options}
         self._texts = [token_texts(task.tokenizer, task.vocabulary_size) for task in (slm, llm)]
+        for task, texts in zip((slm, llm), self._texts, strict=True):
+            if (end := task.encoder.end_token()) is not None:
+                texts[end] = _END
         outcomes, (slm_columns, llm_columns) = common_columns(*self._texts)
         self.outcomes: list[bytes] = outcomes
         self.slm_columns: Tensor = slm_columns
@@ -102,20 +110,18 @@ class TokenizerBridge(TextModels, Modality):
         pairs: list[tuple[int, int]] = []
         first = [0, 0]
         for example in examples:
-            one, other = (self._answer(task, example) for task in (self.slm, self.llm))
-            found = [(0, 0)] if example.answer is None else aligned(one, other, *self._texts)
+            one, other = self.slm.encoded(example), self.llm.encoded(example)
+            found = [(0, 0)] if example.answer is None else self._aligned(one, other)
             pairs += [(first[0] + i, first[1] + j) for i, j in found]
-            first[0] += len(one)
-            first[1] += len(other)
+            first[0] += 1 if example.answer is None else len(one.answer + one.end)
+            first[1] += 1 if example.answer is None else len(other.answer + other.end)
         rows = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
         return PairBatch(self.slm.collate(examples), self.llm.collate(examples), rows[:, 0], rows[:, 1])
 
-    @staticmethod
-    def _answer(task: TextTask, example: TextExample) -> Tokens:
-        """Return the answer tokens, each of which has one row in a batch of this task."""
-        if example.answer is None:
-            return (UNLABELLED,)
-        return task.encode(example.prompt, example.choices[example.answer])[1]
+    def _aligned(self, slm: Encoded, llm: Encoded) -> list[tuple[int, int]]:
+        """Return the pairs of rows of an answer, and of its end if that is one token for both."""
+        ends = [(len(slm.answer), len(llm.answer))] if len(slm.end) == len(llm.end) == 1 else []
+        return aligned(slm.answer, llm.answer, *self._texts) + ends
 
     def align(self, batch: PairBatch, slm_logits: Tensor, llm_logits: Tensor) -> Rows:
         """Return the outcomes of both models on the P' rows that can be compared.

@@ -47,11 +47,11 @@ def text_evidence(
     _check(task.name, examples)
     constant, answers = features.features == "constant", [example.answer for example in examples]
     if examples[0].shares_labels:
-        texts: list[Text] = [(example.prompt, "") for example in examples]
+        texts: list[Text] = [(example.text, "") for example in examples]
         rows = torch.ones(len(texts), 1) if constant else _FEATURES[features.features](task, texts, features, model)
         return with_labels(rows, examples[0].labels, answers)
     counts = [len(example.choices) for example in examples]
-    texts = [(example.prompt, choice) for example in examples for choice in choice_texts(example)]
+    texts = [(example.text, choice) for example in examples for choice in choice_texts(example)]
     rows = places(counts) if constant else _FEATURES[features.features](task, texts, features, model)
     return with_choices(rows, counts, answers)
 
@@ -128,8 +128,10 @@ def _hidden(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig,
 
 def _tokens(task: "TextTask", prompt: str, choice: str) -> Tokens:
     """Return the tokens of a prompt and, unless it is empty, of a choice, cut to the context."""
-    start, answer = task.encode(prompt, choice)
-    return (start + answer)[-task.context_length :] if choice else start
+    if not choice:
+        return task.encoder.text_tokens(prompt)
+    one = task.encoder.encode(prompt.rstrip(), [choice])[0]
+    return (one.prompt + one.answer)[-task.context_length :]
 
 
 _Features = Callable[["TextTask", Sequence[Text], StatisticsConfig, nn.Module | None], Tensor]

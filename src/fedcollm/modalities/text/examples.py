@@ -51,6 +51,15 @@ class TextExample:
         return unicodedata.normalize("NFC", json.dumps([self.prompt, self.turns, self.choices], ensure_ascii=False))
 
     @property
+    def text(self) -> str:
+        r"""The prompt, or the conversation with one turn a line.
+
+        >>> TextExample("1", "", ("Yes",), 0, ("Yes",), turns=(("user", "Ready?"),)).text
+        'user: Ready?'
+        """
+        return "\n".join(f"{role}: {content}" for role, content in self.turns) or self.prompt
+
+    @property
     def has_free_label(self) -> bool:
         """Whether the label is free text instead of one of several choices."""
         return len(self.choices) == 1

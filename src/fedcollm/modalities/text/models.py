@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedcollm.config import ModelConfig
-from fedcollm.errors import UserError
+from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.text.architectures import check_causal
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.vocabulary import check_tokens
@@ -70,9 +70,12 @@ def pair_facts(slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> P
     Raises:
         UserError: the models have different tokenizers, but may not.
     """
-    tokenizer, other = load_tokenizer(slm.source), None
+    other = None
+    with in_section("slm"):
+        tokenizer = load_tokenizer(slm.source)
     if llm.source != slm.source:
-        other = load_tokenizer(llm.source)
+        with in_section("llm"):
+            other = load_tokenizer(llm.source)
     configs = [text_sizes(load_config(model.source)) for model in (slm, llm)]
     for model, own, shape in zip((slm, llm), (tokenizer, other or tokenizer), configs, strict=True):
         check_tokens(model.source, own, shape.vocab_size)

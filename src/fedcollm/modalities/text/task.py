@@ -1,7 +1,7 @@
 """Text tasks on causal language models: multiple choice, and completion of a prompt.
 
-A row of `logits` is one answer token, so the prompt never reaches the LM head. When choices are scored, they follow
-their prompt one after the other without attending to each other, so that the prompt is read only once.
+A row of `logits` is one answer token, so the prompt never reaches the LM head. Choices are scored by their
+log-likelihood, and free answers by what the model generates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from fedcollm.config import StatisticsConfig
-from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality
 from fedcollm.modalities.evidence import Evidence
-from fedcollm.modalities.exhibits import Exhibit
+from fedcollm.modalities.exhibits import Answer, Exhibit
+from fedcollm.modalities.text.answers import agreement
+from fedcollm.modalities.text.encoding import Encoded, Encoder
 from fedcollm.modalities.text.evidence import text_evidence
 from fedcollm.modalities.text.examples import TextExample, example_lines, read_examples
-from fedcollm.modalities.text.forward import Branched, Tokens, branch, logits_of, pad_left, reads_branches
+from fedcollm.modalities.text.forward import Tokens, logits_of, pad_left
+from fedcollm.modalities.text.generation import generate
+from fedcollm.modalities.text.likelihoods import likelihoods
 from fedcollm.modalities.text.models import TextModels
-from fedcollm.modalities.text.vocabulary import check_known
+from fedcollm.modalities.text.style import Style
 from fedcollm.modalities.tokenizers import tokenizer_digest
 
-#: Number of rows of logits that are converted to float32 at once when choices are scored.
-_ROWS_AT_ONCE = 64
+#: Metrics of choices and of free answers. The first one is the main one, unless `normalized` or a mixture of both.
+_OF_CHOICES, _OF_FREE = ("acc", "acc_norm"), ("exact_match", "f1", "greedy")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def picks(example: TextExample, likelihoods: Tensor) -> dict[str, int]:
 
 
 class TextTask(TextModels, Modality):
-    """The text modality: answers to prompts, trained on answer tokens and scored by log-likelihood.
+    """The text modality: answers to prompts, trained on answer tokens.
 
     Args:
         name: name of the task, for reports.
@@ -66,9 +69,13 @@ class TextTask(TextModels, Modality):
         vocabulary_size: size of the output space that the models share; logits are cut to it.
         context_length: longest sequence that the models accept, in tokens. A longer prompt loses its oldest tokens,
             but never the answer; `truncated` counts such prompts.
-        normalized: whether the main metric is length-normalized (`acc_norm` instead of `acc`).
+        normalized: whether the main metric of choices is length-normalized (`acc_norm` instead of `acc`).
         start: tokens that every prompt begins with even if it is cut, namely those that the tokenizer puts before a
             text (as for Gemma, Llama 2 and OPT), as in lm-evaluation-harness.
+        style: how prompts and answers become one text, and how free answers are generated.
+
+    Raises:
+        UserError: the style is `chat`, and the tokenizer has no chat template.
     """
 
     def __init__(
@@ -79,92 +86,70 @@ class TextTask(TextModels, Modality):
         context_length: int,
         normalized: bool = False,
         start: Tokens = (),
+        style: Style = Style(),
     ):
         self.name = name
         self.tokenizer = tokenizer
         self.vocabulary_size = vocabulary_size
-        self.context_length = context_length
+        self.context_length: int = min(context_length, style.max_length or context_length)
         self.main_metric: str = "acc_norm" if normalized else "acc"
         self.start = start
+        self.style: Style = style
+        self.encoder: Encoder = Encoder(tokenizer, vocabulary_size, self.context_length, start, style)
         self.options: Mapping[str, Any] = {
             "vocabulary_size": vocabulary_size,
-            "context_length": context_length,
+            "context_length": self.context_length,
             "metric": self.main_metric,
             "start": list(start),
+            "style": style.to_wire(),
             "tokenizer": getattr(tokenizer, "name_or_path", None),  # tells apart bases that were made of other texts
             "tokenizer_digest": tokenizer_digest(tokenizer),
         }
-        self._encoded: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
-        self._truncated: set[str] = set()
 
     @property
     def truncated(self) -> int:
         """Number of distinct prompts that have been cut so far."""
-        return len(self._truncated)
+        return self.encoder.truncated
 
     def encode(self, prompt: str, answer: str) -> tuple[Tokens, Tokens]:
-        """Return the tokens of the prompt and of the answer, split as in lm-evaluation-harness.
-
-        One space separates prompt and answer. Both are encoded together, so that the split does not change how the
-        whole text is tokenized.
+        """Return the tokens of the prompt and of the answer, as `Encoder` splits them.
 
         Raises:
-            UserError: the answer alone is longer than the context.
+            UserError: the answer alone is longer than the context, or the chat template refuses the prompt.
         """
-        if (prompt, answer) not in self._encoded:
-            self._encode(prompt, [answer])
-        return self._encoded[prompt, answer]
+        one = self.encoder.encode(prompt, [answer])[0]
+        return one.prompt, one.answer
 
-    def _encode(self, prompt: str, answers: Sequence[str]) -> None:
-        """Store the results of `encode` for several answers, with a single call of the tokenizer."""
-        new = [answer for answer in answers if (prompt, answer) not in self._encoded]
-        if not new:
-            return
-        context = prompt.rstrip()
-        texts = [context, *(f"{context} {answer}" for answer in new)]
-        prefix, *wholes = map(tuple, self.tokenizer(texts, add_special_tokens=False).input_ids)
-        for answer, whole in zip(new, wholes, strict=True):
-            self._encoded[prompt, answer] = self._split(prompt, answer, prefix, whole)
+    def encoded(self, example: TextExample) -> Encoded:
+        """Return the tokens of an example with its correct answer, or with its first choice if it is unlabelled.
 
-    def _split(self, prompt: str, answer: str, prefix: Tokens, whole: Tokens) -> tuple[Tokens, Tokens]:
-        continuation = whole[len(prefix) :] or whole[-1:]
-        check_known(prefix + whole, self.tokenizer, self.vocabulary_size, f"{prompt} {answer}")
-        start = self.start or (() if prefix else (self.start_token(),))
-        room = self.context_length - len(continuation) + 1  # the last answer token is never an input
-        if room < 1:
-            tokens, limit = len(continuation), self.context_length
-            raise UserError(
-                f"an answer of {tokens} tokens does not fit into the models' context of {limit} tokens: "
-                f"{answer[:60]!r}. Shorten it, or choose models with a longer context."
-            )
-        if len(start + prefix) > room:
-            self._truncated.add(prompt)
-            prefix = prefix[max(len(start + prefix) - room, 0) :]
-        return (start + prefix)[-room:], continuation
+        Raises:
+            UserError: as in `encode`.
+        """
+        return self._encoded(example, (example.choices[example.answer or 0],))[0]
+
+    def _encoded(self, example: TextExample, answers: Sequence[str]) -> list[Encoded]:
+        return self.encoder.encode(example.prompt, answers, example.turns, example.has_free_label)
 
     def start_token(self) -> int:
-        """Return the token that replaces an empty prompt, from which the first token is predicted.
-
-        It is the token for the beginning of a text, or else for its end, as in lm-evaluation-harness.
-        """
-        special = self.tokenizer
-        tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
-        return next((token for token in tokens if token is not None), 0)
+        """Return the token that replaces an empty prompt, from which the first token is predicted."""
+        return self.encoder.start_token()
 
     def size(self, example: TextExample) -> int:
         """Return the number of tokens of the prompt and the first choice."""
-        prompt, answer = self.encode(example.prompt, example.choices[0])
-        return len(prompt) + len(answer)
+        one = self._encoded(example, example.choices[:1])[0]
+        return len(one.prompt) + len(one.answer) + len(one.end)
 
     def collate(self, examples: Sequence[TextExample]) -> TextBatch:
         """Return a batch whose supervised tokens are those of the correct answers.
 
-        An unlabelled example has one row, for the first answer token, with the target `UNLABELLED`.
+        A free answer is followed by the token for the end of text or turn, so that a model learns to stop. An
+        unlabelled example has one row, for the first answer token, with the target `UNLABELLED`.
         """
         pairs: list[tuple[Tokens, Tokens]] = []
         for example in examples:
-            prompt, answer = self.encode(example.prompt, example.choices[example.answer or 0])
-            pairs.append((prompt, (UNLABELLED,) if example.answer is None else answer))
+            one = self.encoded(example)
+            pairs.append((one.prompt, (UNLABELLED,) if example.answer is None else one.answer + one.end))
         return self._batch(pairs)
 
     def _batch(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> TextBatch:
@@ -174,10 +159,8 @@ class TextTask(TextModels, Modality):
         for i, (_, answer) in enumerate(pairs):
             rows[i, kept - len(answer) :] = True
         targets = torch.tensor([token for _, answer in pairs for token in answer])
-        return TextBatch(self._padded([prompt + answer[:-1] for prompt, answer in pairs]), rows, targets)
-
-    def _padded(self, sequences: Sequence[Tokens]) -> dict[str, Tensor]:
-        return pad_left(sequences, self.tokenizer.pad_token_id or 0)
+        inputs = pad_left([prompt + answer[:-1] for prompt, answer in pairs], self.tokenizer.pad_token_id or 0)
+        return TextBatch(inputs, rows, targets)
 
     def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
         """Return [P, V] float32 logits, one row per supervised token. The head sees at most the last R columns."""
@@ -197,14 +180,18 @@ class TextTask(TextModels, Modality):
         return text_evidence(self, examples, features, model)
 
     def exhibit(self, example: TextExample) -> Exhibit:
-        """Return the prompt and the label."""
-        return Exhibit(example.id, example.prompt, example.label or "")
+        """Return the prompt, or the conversation, and the label."""
+        return Exhibit(example.id, example.text, example.label or "")
 
     def notes(self) -> list[str]:
-        """Return a sentence on the number of prompts that were cut, if there are any."""
-        if not self.truncated:
-            return []
-        return [f"{self.truncated} prompts were longer than the models' context and lost their oldest tokens"]
+        """Return sentences on prompts that were cut, and on free answers without an end, if there are any."""
+        said: list[str] = []
+        if self.truncated:
+            limit = "the models' context" if self.context_length != self.style.max_length else "task.max_length"
+            said.append(f"{self.truncated} prompts were longer than {limit} and lost their oldest tokens")
+        if self.style.learns_end and self.encoder.lacks_end:
+            said.append("the tokenizer has no token for the end of text, so the models don't learn where answers end")
+        return said
 
     def facts(self) -> dict[str, int]:
         """Return the sizes that depend on both models."""
@@ -223,27 +210,74 @@ class TextTask(TextModels, Modality):
         return read_examples(path)
 
     def score(self, model: nn.Module, examples: Sequence[TextExample]) -> Score:
-        """Return the accuracy of the most likely choice, by log-likelihood (`acc`) and per character (`acc_norm`).
+        """Return the share of right answers, and further metrics.
 
-        As in lm-evaluation-harness, `acc_norm` divides the log-likelihood by the length of the choice in characters,
-        and ties go to the first choice. A free completion is correct if every answer token is the most likely one (the
-        harness's `is_greedy`).
+        Of choices, these are the accuracy of the most likely one by log-likelihood (`acc`) and per character
+        (`acc_norm`, which divides by the length of the choice in characters); ties go to the first one, as in
+        lm-evaluation-harness. Of free answers, they are the exact match and the token F1 of what the model generates,
+        on normalized text; `greedy`, whether every token of the answer is the most likely one (the harness's
+        `is_greedy`, without the end); and `loss`, the mean over tokens of the negative log-likelihood in nats, with the
+        end. In accuracies, a free answer counts by its exact match.
         """
-        sums = {self.main_metric: 0.0, "acc": 0.0, "acc_norm": 0.0}
+        read = self._likelihoods(model, examples)
+        free = [i for i, example in enumerate(examples) if example.has_free_label]
+        total = Score({}, 0)
+        if free:
+            total += self._score_free(model, [examples[i] for i in free], [read[i] for i in free])
+        if len(free) < len(examples):
+            chosen = [i for i, example in enumerate(examples) if not example.has_free_label]
+            total += self._score_choices([examples[i] for i in chosen], [read[i][0] for i in chosen])
+        return total
+
+    def _score_choices(self, examples: Sequence[TextExample], values: Sequence[Tensor]) -> Score:
+        sums = dict.fromkeys((self.main_metric, *_OF_CHOICES), 0.0)
         outcomes: dict[str, float] = {}
         confusion: dict[tuple[str, str], int] = {}
-        for example, (likelihoods, greedy) in zip(examples, self._likelihoods(model, examples), strict=True):
-            answer = example.answer or 0
-            if len(example.choices) == 1:
-                right: dict[str, float] = dict.fromkeys(("acc", "acc_norm"), float(greedy[0]))
-            else:
-                chosen = picks(example, likelihoods)
-                right = {metric: float(choice == answer) for metric, choice in chosen.items()}
-                pair = (example.labels[answer], example.labels[chosen["acc"]])
-                confusion[pair] = confusion.get(pair, 0) + 1
+        for example, nats in zip(examples, values, strict=True):
+            answer, chosen = example.answer or 0, picks(example, nats)
+            right = {metric: float(choice == answer) for metric, choice in chosen.items()}
+            pair = (example.labels[answer], example.labels[chosen["acc"]])
+            confusion[pair] = confusion.get(pair, 0) + 1
             sums = {metric: sums[metric] + right[metric] for metric in sums}
             outcomes[example.id] = right[self.main_metric]
         return Score(sums, len(examples), confusion, outcomes)
+
+    def _score_free(
+        self, model: nn.Module, examples: Sequence[TextExample], read: Sequence[tuple[Tensor, Tensor]]
+    ) -> Score:
+        sums, tokens = dict.fromkeys((*_OF_FREE, "loss", self.main_metric), 0.0), 0
+        outcomes: dict[str, float] = {}
+        for example, said, (nats, greedy) in zip(examples, self.generated(model, examples), read, strict=True):
+            one = self.encoded(example)
+            exact, f1 = agreement(said, example.choices[0])
+            right = {"f1": f1, "greedy": float(greedy[0]), "loss": -float(nats.detach()[0])}
+            sums = {metric: value + right.get(metric, exact) for metric, value in sums.items()}
+            tokens += len(one.answer) + len(one.end)
+            outcomes[example.id] = exact
+        return Score(sums, len(examples), outcomes=outcomes, counts={"loss": tokens})
+
+    def generated(self, model: nn.Module, examples: Sequence[TextExample]) -> list[str]:
+        """Return what a model in evaluation mode answers freely, by greedy decoding.
+
+        It stops at the token for the end of text or turn, after `max_new_tokens`, or where the context is full.
+        """
+        ones = [self._encoded(example, example.choices[:1])[0] for example in examples]
+        stops = {self.tokenizer.eos_token_id, *(one.end[-1] for one in ones if one.end)} - {None}
+        limits = [min(self.style.max_new_tokens, self.context_length + 1 - len(one.prompt)) for one in ones]
+        made = generate(model, [one.prompt for one in ones], limits, stops, self.vocabulary_size)
+        texts = [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in made]
+        return [text.removeprefix(one.lead.strip()).strip() for text, one in zip(texts, ones, strict=True)]
+
+    def answers(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Answer]:
+        """Return what a model in evaluation mode says: the label that it chooses, or the text that it generates."""
+        free = [example for example in examples if example.has_free_label]
+        said = iter(self.generated(model, free) if free else ())
+        rest = iter(super().answers(model, [example for example in examples if not example.has_free_label]))
+        return [self._free_answer(e, next(said)) if e.has_free_label else next(rest) for e in examples]
+
+    @staticmethod
+    def _free_answer(example: TextExample, said: str) -> Answer:
+        return Answer(said, agreement(said, example.choices[0])[0] == 1)
 
     def probabilities(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Tensor]:
         """Return [C] probabilities of the choices of each example, as if one of them had to follow the prompt."""
@@ -254,55 +288,5 @@ class TextTask(TextModels, Modality):
         return [values for values, _ in self._likelihoods(model, examples)]
 
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
-        """Return for each example [C] log-likelihoods of its choices, and [C] whether greedy decoding gives them.
-
-        A prompt is read once for all of its choices if the model's attention allows it.
-        """
-        for example in examples:
-            self._encode(example.prompt, example.choices)
-        encoded = [[self.encode(example.prompt, text) for text in example.choices] for example in examples]
-        longest = max(max(len(p) for p, _ in pairs) + sum(len(a) for _, a in pairs) for pairs in encoded)
-        shared = reads_branches(model, longest)
-        parts: list[tuple[int, list[int], Tokens, list[Tokens]]] = []  # example, choices, shared prompt, answers
-        for index, pairs in enumerate(encoded):
-            by_prompt: dict[Any, tuple[int, list[int], Tokens, list[Tokens]]] = {}
-            for choice, (prompt, answer) in enumerate(pairs):
-                one = by_prompt.setdefault(prompt if shared else choice, (index, [], prompt, []))
-                one[1].append(choice)
-                one[3].append(answer)
-            parts += by_prompt.values()
-        values = [torch.empty(len(example.choices)) for example in examples]
-        greedy = [torch.empty(len(example.choices), dtype=torch.bool) for example in examples]
-        for start in range(0, len(parts), len(examples)):
-            some = parts[start : start + len(examples)]
-            read = self._read(model, [(prompt, answers) for _, _, prompt, answers in some])
-            for (index, choices, _, _), (likelihoods, likeliest) in zip(some, read, strict=True):
-                values[index][choices], greedy[index][choices] = likelihoods, likeliest
-        return list(zip(values, greedy, strict=True))
-
-    def _read(self, model: nn.Module, branched: Sequence[Branched]) -> list[tuple[Tensor, Tensor]]:
-        """Return the same as `_likelihoods`, on the CPU, from one forward pass over prompts with their answers."""
-        inputs, seen = self._padded([prompt + sum((a[:-1] for a in answers), ()) for prompt, answers in branched]), None
-        if any(len(answers) > 1 and max(map(len, answers)) > 1 for _, answers in branched):
-            seen, inputs["position_ids"] = branch(inputs, branched)
-        read = [1 + sum(len(answer) - 1 for answer in answers) for _, answers in branched]
-        columns = torch.arange(-max(read), 0)
-        logits = self._rows(model, inputs, columns >= -torch.tensor(read)[:, None], seen)  # [P, V]
-        rows: list[int] = []  # the row that predicts each answer token
-        tokens: list[int] = []  # the answer tokens
-        first = 0  # row of the last token of the prompt
-        for _, answers in branched:
-            row = first
-            for answer in answers:
-                rows += [first, *range(row + 1, row + len(answer))]
-                row += len(answer) - 1
-                tokens += answer
-            first = row + 1
-        normal = torch.cat([some.float().logsumexp(-1) for some in torch.split(logits, _ROWS_AT_ONCE)])  # [P]
-        chosen, at = logits[rows, tokens].float(), torch.tensor(rows, device=logits.device)
-        likelihoods, likeliest = (chosen - normal[at]).cpu(), (chosen == logits.amax(-1)[at].float()).cpu()
-        lengths = torch.tensor([len(answer) for _, answers in branched for answer in answers])
-        sums = torch.segment_reduce(likelihoods, "sum", lengths=lengths)
-        all_likeliest = torch.segment_reduce(likeliest.float(), "min", lengths=lengths).bool()
-        counts = [len(answers) for _, answers in branched]
-        return list(zip(torch.split(sums, counts), torch.split(all_likeliest, counts), strict=True))
+        encoded = [self._encoded(example, example.choices) for example in examples]
+        return likelihoods(model, encoded, self._rows, self.tokenizer.pad_token_id or 0)
