@@ -26,11 +26,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """A dumper of PyYAML that quotes text which either version would read as something else, and keeps it on one line."""
+    """A dumper of PyYAML that keeps text on one line, in quotes where either version would read something else."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """Return the node of a text, which is in double quotes if it has line breaks or other signs of control."""
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+        return cast(Any, self).represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)

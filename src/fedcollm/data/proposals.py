@@ -155,7 +155,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
 
 def _column(name: str, cells: Sequence[Any]) -> Column:
     filled = [cell for cell in cells if cell is not None and (not isinstance(cell, str) or cell.strip())]
-    nested = next((cell for cell in filled if isinstance(cell, (list, dict))), None)
+    nested: Any = next((cast("object", cell) for cell in filled if isinstance(cell, (list, dict))), None)
     texts = [str(cell).strip() for cell in filled if not isinstance(cell, (list, dict))]
     length = sum(map(len, texts)) / len(texts) if texts else 0.0
     return Column(name, len(filled), Counter(texts), nested, length)

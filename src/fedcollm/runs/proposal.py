@@ -133,17 +133,18 @@ def propose_sizes(pool: Pool, config: TaskConfig, labels_some: bool = False) -> 
     Raises:
         UserError: there are too few examples.
     """
+    clients = config.clients or _CLIENTS
     count = len({example.content for example in pool.train})
     test = min(_MOST["test_size"], count // 5 if pool.test is None else len(pool.test))
     public = min(_MOST["public_size"], count // 4 if pool.public is None else len(pool.public))
     left = count - test * (pool.test is None) - public * (pool.public is None)
-    private = min(left // config.clients, _MOST["private_size"])
+    private = min(left // clients, _MOST["private_size"])
     if private < _FEWEST_PER_CLIENT:
         raise UserError(
-            f"{config.path}: {count} different rows are too few for {config.clients} clients, a public part and a test "
-            f"set. Give at least {2 * _FEWEST_PER_CLIENT * config.clients}."
+            f"{config.path}: {count} different rows are too few for {clients} clients, a public part and a test "
+            f"set. Give at least {2 * _FEWEST_PER_CLIENT * clients}."
         )
-    spare = left - private * config.clients if pool.unlabelled is None else len(pool.unlabelled)
+    spare = left - private * clients if pool.unlabelled is None else len(pool.unlabelled)
     if pool.public is not None and pool.unlabelled is None:
         spare = len(pool.public) - public
     unlabelled = 0 if config.no_choices else min(spare, _MOST["unlabelled_size"])
