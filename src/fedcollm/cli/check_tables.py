@@ -108,7 +108,7 @@ def _data_lines(cost: "Cost") -> list[str]:
     labels = {f"client {name}": held for name, held in cost.data["clients"].items()} | {"public": cost.data["public"]}
     return [
         f"data: private {sizes}, public {public}, {rest}",
-        *(f"  labels, {name}: {_counts(held)}" for name, held in labels.items() if len(held) > 1),
+        *(f"  labels, {name}: {_counts(held)}" for name, held in labels.items() if held.keys() - {"all"}),
         *(
             f"  {name}: " + ", ".join(f"{what} {value}" for what, value in values.items())
             for name, values in cost.lengths.items()

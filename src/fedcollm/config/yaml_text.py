@@ -88,7 +88,7 @@ def write_yaml(value: Any, **options: Any) -> str:
         value: a plain value.
         options: those of `yaml.dump`.
     """
-    return yaml.dump(value, Dumper=_Dumper, **options)
+    return cast(Any, yaml).dump(value, Dumper=_Dumper, **options)
 
 
 def _children(node: Node) -> list[Node]:
