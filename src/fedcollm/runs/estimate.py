@@ -18,7 +18,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.runs.activations import Activations
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
-from fedcollm.runs.lengths import lengths
+from fedcollm.runs.lengths import measured_lengths
 from fedcollm.runs.outlines import Outline, outline
 from fedcollm.runs.resolve import with_number
 from fedcollm.runs.shrink_plan import plan_bases
@@ -153,17 +153,13 @@ def _described(
     without = config.control is not None and not config.control.needs_model
     if without or (config.task.path is None and not isinstance(modality, Modality)):
         return data, {}
-    across = config.server.distillation.across_tokenizers
     try:
-        known = (
-            modality if isinstance(modality, Modality) else build_modality(config.task, config.slm, config.llm, across)
-        )
+        found, notes = measured_lengths(config, modality if isinstance(modality, Modality) else None, parts)
     except UserError as error:
         if "hub" not in str(error):
             raise
         return data, {}
-    found = lengths(known, parts)
-    data["notes"] = [*data["notes"], *known.notes()]
+    data["notes"] = [*data["notes"], *notes]
     return data, found
 
 
