@@ -62,12 +62,21 @@ def test_a_check_says_which_client_holds_what():
         "duplicates_removed": 7,
         "notes": ["client 0 holds bank", "client 1 holds court"],
     }
-    assert str(cost_table(Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, data)).caption).splitlines()[
-        1
-    ] == (
-        "data: private {'0': 3, '1': 4}, public 5, unlabelled 0, test 6, duplicates removed 7; client 0 holds bank; "
-        "client 1 holds court"
-    )
+    long = {"tokens of a prompt": {"median": 9, "95 %": 13, "longest": 19}}
+    cost = Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, data, lengths=long)
+    assert str(cost_table(cost).caption).splitlines()[1:] == [
+        "data: private {'0': 3, '1': 4}, public 5, unlabelled 0, test 6, duplicates removed 7",
+        "  labels, client 0: 'A' 2, 'B' 1",
+        "  labels, client 1: 'A' 4",
+        "  labels, public: 'B' 5",
+        "  tokens of a prompt: median 9, 95 % 13, longest 19",
+        "  note: client 0 holds bank",
+        "  note: client 1 holds court",
+    ]
+    many = {"clients": {"0": {"all": 7}}, "public": dict.fromkeys("ABCDE", 1)}
+    shown = str(cost_table(Cost(cost.roles, 1, data | many)).caption)
+    assert "client 0:" not in shown
+    assert "labels, public: 'A' 1, 'B' 1, 'C' 1 and 2 more" in shown
 
 
 def test_a_check_says_every_setting(capsys, monkeypatch):

@@ -50,7 +50,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: [", "line 1"),
         ("{[1]: 2}", "unhashable"),
         ("!!python/object/apply:os.system [ls]", "python"),
-        ("a: 1\n---\nb: 2", "single document"),
+        ("a: 1\n---\nb: 2", "another document"),
     ],
 )
 def test_refused(text: str, reason: str):

@@ -17,6 +17,7 @@ from tests.transports.small_federation import small_config
 
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
+from fedcollm.config.paths import without_places
 from fedcollm.data.catalogue import build_client_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import directories
@@ -111,7 +112,10 @@ def test_all_parties_know_the_same_federation(out, config):
         assert membership.address == "fed.example.org:9555"
         assert membership.roster == {name: keys.signing for name, keys in deployment.clients.items()}
         assert membership.facts == {"vocabulary_size": 16, "context_length": 32}
-        assert parse_config(out / "clients" / client / "config.yaml") == config
+        told = parse_config(out / "clients" / client / "config.yaml")
+        assert (told.slm, told.client, told.federation) == (config.slm, config.client, config.federation)
+        assert told == without_places(config)
+        assert config.llm.source not in told.model_dump_json()  # a directory of the server's
         assert (out / "clients" / client / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
 
 

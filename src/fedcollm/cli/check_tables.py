@@ -10,10 +10,15 @@ from fedcollm.config.words import facts_in_words, inputs_in_words, settings_in_w
 from fedcollm.report.formats import byte_count, duration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fedcollm.runs.estimate import Cost
     from fedcollm.runs.profile import Measured
 
 NOT_COVERED = "not covered"
+
+#: Number of labels of a client that are shown.
+_LABELS = 3
 
 
 def cost_table(cost: "Cost", trained: bool = False) -> Table:
@@ -34,7 +39,7 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     table.add_row("bytes up, per client and round", byte_count(slm.upload_bytes), *others)
     table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
-    lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", _data_line(cost)]
+    lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", *_data_lines(cost)]
     if cost.statistics_bytes:
         lines.append(f"pseudo-labels: each client gets and sends {byte_count(cost.statistics_bytes)} once, in round 0")
     for role, made in cost.healed.items():
@@ -91,12 +96,29 @@ def _covered_bytes(count: int | None) -> str:
     return NOT_COVERED if count is None else byte_count(count)
 
 
-def _data_line(cost: "Cost") -> str:
+def _data_lines(cost: "Cost") -> list[str]:
+    """Return how many examples each part has and with which labels, how long they are, and what there is to say."""
     if cost.data is None:
-        return f"data: not checked. {cost.data_note}"
+        return [f"data: not checked. {cost.data_note}"]
     sizes = {name: sum(labels.values()) for name, labels in cost.data["clients"].items()}
     public = sum(cost.data["public"].values())
     rest = ", ".join(
         f"{name.replace('_', ' ')} {cost.data[name]}" for name in ("unlabelled", "test", "duplicates_removed")
     )
-    return "; ".join([f"data: private {sizes}, public {public}, {rest}", *cost.data["notes"]])
+    labels = {f"client {name}": held for name, held in cost.data["clients"].items()} | {"public": cost.data["public"]}
+    return [
+        f"data: private {sizes}, public {public}, {rest}",
+        *(f"  labels, {name}: {_counts(held)}" for name, held in labels.items() if held.keys() - {"all"}),
+        *(
+            f"  {name}: " + ", ".join(f"{what} {value}" for what, value in values.items())
+            for name, values in cost.lengths.items()
+        ),
+        *(f"  note: {note}" for note in cost.data["notes"]),
+    ]
+
+
+def _counts(labels: "Mapping[str, int]") -> str:
+    """Return the most frequent labels with their numbers, and how many more there are."""
+    ordered = sorted(labels.items(), key=lambda item: -item[1])
+    named = ", ".join(f"{label!r:.40} {count}" for label, count in ordered[:_LABELS])
+    return named + (f" and {len(ordered) - _LABELS} more" if len(ordered) > _LABELS else "")

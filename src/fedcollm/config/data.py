@@ -265,7 +265,8 @@ class TaskConfig(Section):
             return values
         given = dict(cast("Mapping[str, Any]", values))
         partition: Any = given.get("partition")
-        kind = partition.get("kind") if isinstance(partition, Mapping) else getattr(partition, "kind", None)
+        section = cast("Mapping[str, Any]", partition)
+        kind = section.get("kind") if isinstance(partition, Mapping) else getattr(partition, "kind", None)
         if given.get("clients") is None and kind != "natural":
             given["clients"] = _CLIENTS
         if given.get("name") is None and given.get("format") is not None:

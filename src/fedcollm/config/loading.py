@@ -1,7 +1,7 @@
 """Load and validate a configuration from a preset, a YAML file and overrides."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -43,32 +43,30 @@ def load_config(source: str | Path | Mapping[str, Any] = "icd10", **overrides: A
     >>> load_config({"name": "mine", "client": {"epochs": 3}}).client.epochs
     3
     """
-    base = [] if isinstance(source, Mapping) or str(source) in preset_names() else [Path(source).parent]
-    return _validated(source, overrides, lambda values, *also: absolute(values, *also, Path.cwd()), base)
+    own = [] if isinstance(source, Mapping) or str(source) in preset_names() else [Path(source).parent]
+    return _validated(source, overrides, [*own, Path.cwd()])
 
 
 def load_as_typed(source: str | Path | Mapping[str, Any] = "icd10", **overrides: Any) -> RunConfig:
     """Return the same as `load_config`, with paths as they were typed, for a configuration that goes to others."""
-    return _validated(source, overrides, lambda values, *_: dict(values), [])
+    return _validated(source, overrides, [])
 
 
 def _validated(
-    source: str | Path | Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    placed: Callable[..., dict[str, Any]],
-    base: Sequence[Path],
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any], bases: Sequence[Path]
 ) -> RunConfig:
-    """Return a configuration whose paths are those that `placed(values, *directories)` returns.
+    """Return a validated configuration.
 
     Args:
         source: see `load_config`.
         overrides: see `load_config`.
-        placed: returns values with other paths.
-        base: the directory of the file, if the values come from one that is the user's.
+        bases: the directories that relative paths in the source may be relative to, of which the last is that of paths
+            in overrides; empty to leave paths as they are.
     """
-    values = placed(dict(source) if isinstance(source, Mapping) else _read(source), *base)
+    values = dict(source) if isinstance(source, Mapping) else _read(source)
+    values = absolute(values, *bases)
     for key, value in overrides.items():
-        values = _merged(values, placed(_nested(key, value)))
+        values = _merged(values, absolute(_nested(key, value), *bases[-1:]))
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -42,9 +42,11 @@ def absolute(values: Mapping[str, Any], *bases: Path) -> dict[str, Any]:
     Args:
         values: nested values; keys may be missing, or have values that no configuration may have.
         bases: directories that a relative path may be relative to. The first in which it exists is taken, or else the
-            first one.
+            first one. Without any, paths stay as they are.
     """
     found = dict(values)
+    if not bases:
+        return found
     for key, is_path in PATH_KEYS.items():
         found = _changed(found, key.split("."), lambda value, is_path=is_path: _placed(value, is_path, bases))
     return found
@@ -53,9 +55,9 @@ def absolute(values: Mapping[str, Any], *bases: Path) -> dict[str, Any]:
 def _changed(values: Any, keys: Sequence[str], change: Callable[[Any], Any]) -> Any:
     """Return nested values of which one is changed, if it is there."""
     first, *rest = keys
-    if not isinstance(values, Mapping) or first not in values:
-        return values
     section = cast("Mapping[str, Any]", values)
+    if not isinstance(values, Mapping) or first not in section:
+        return section
     return {**section, first: _changed(section[first], rest, change) if rest else change(section[first])}
 
 

@@ -84,9 +84,14 @@ def read_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (yaml.YAMLError, TypeError, OverflowError) as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_reason(error)) from error
     finally:
         cast(Any, loader).dispose()
+
+
+def _reason(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}: {problem}" if mark is not None and problem else str(error)
 
 
 def write_yaml(value: Any, **options: Any) -> str:
@@ -96,7 +101,7 @@ def write_yaml(value: Any, **options: Any) -> str:
         value: a plain value.
         options: those of `yaml.dump`.
     """
-    return yaml.dump(value, Dumper=_Dumper, width=math.inf, allow_unicode=True, **options)
+    return cast(Any, yaml).dump(value, Dumper=_Dumper, width=math.inf, allow_unicode=True, **options)
 
 
 def _children(node: Node) -> list[Node]:

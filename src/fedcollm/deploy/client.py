@@ -16,6 +16,7 @@ from fedcollm.deploy.directories import Membership
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
+from fedcollm.models.adapters import resolve_device
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_slm, set_backends
@@ -107,6 +108,7 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
     config = _without_start(names.read_config(directory))
+    resolve_device(config.device)  # before anything is loaded
     modality = build_client_modality(config.task, config.slm, membership.facts)
     examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")

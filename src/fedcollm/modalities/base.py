@@ -182,6 +182,10 @@ class Modality(ABC):
         """Return the cost of one example, such as its tokens or frames. Batches contain examples of similar size."""
         return 1
 
+    def lengths(self, example: Any) -> Mapping[str, int]:
+        """Return the lengths of an example that a user can judge, under names with their unit; `check` shows them."""
+        return {"size": self.size(example)}
+
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Any:
         """Return one batch for both models, on the CPU."""

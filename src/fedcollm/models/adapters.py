@@ -36,7 +36,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.zeros(1, device=resolved)
+        torch.zeros(1, device=resolved).item()  # fails on `meta`, which has no memory
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device: {device!r} can't be used: {str(error).splitlines()[0]}. Set device: auto or cpu."

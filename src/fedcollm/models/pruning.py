@@ -1,7 +1,7 @@
 """Cut a transformer: keep some of its layers, and some of the neurons of its MLPs."""
 
 import contextlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -133,7 +133,6 @@ def only_layers(model: Any, layers: Sequence[int]) -> Generator[None, None, None
             model.set_submodule(name, module)
         for name, value in values.items():
             setattr(model.config, name, value)
-        _set_counts(model, lists, len(layers), total)
 
 
 def _keep(model: Any, chosen: Sequence[int]) -> None:
@@ -155,16 +154,6 @@ def _keep(model: Any, chosen: Sequence[int]) -> None:
         model.set_submodule(name, nn.ModuleList(module[i] for i in chosen))
     for name, value in values.items():
         setattr(model.config, name, value)
-    _set_counts(model, lists, total, len(chosen))
-
-
-def _set_counts(model: Any, lists: Iterable[str], before: int, after: int) -> None:
-    """Tell the modules that have the lists of layers how many there are now, if they know a number."""
-    for owner in {name.rpartition(".")[0] for name in lists}:
-        module = model.get_submodule(owner)
-        for name in ("n_layers", "num_layers", "n_layer", "num_hidden_layers"):
-            if vars(module).get(name) == before:
-                setattr(module, name, after)
 
 
 def _refuse_shared(model: Any, lists: Mapping[str, nn.ModuleList]) -> None:

@@ -21,7 +21,7 @@ from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.server import Server, Transport
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import parameter_counts
+from fedcollm.models.adapters import parameter_counts, resolve_device
 from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import (
@@ -113,6 +113,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         UserError: the data, the models or the options do not fit together.
     """
     _check(inputs)
+    resolve_device(config.device)  # before anything is loaded
     given, config = config, with_shrunk_models(config, inputs.modality)
     say(f"loading the data of {config.task.name}")
     pool = inputs.pool or load_pool(config.task, config.seed)

@@ -19,6 +19,7 @@ from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.models.warm_start import check_start
 from fedcollm.runs.activations import Activations
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
+from fedcollm.runs.lengths import measured_lengths
 from fedcollm.runs.outlines import Outline, outline
 from fedcollm.runs.resolve import with_number
 from fedcollm.runs.shrink_plan import plan_bases
@@ -83,6 +84,7 @@ class Cost:
         delta: δ of the same guarantee; None without differential privacy.
         statistics_bytes: size of what each client sends once before round 1, for pseudo-labels; 0 without them.
         healed: role to whether the cache holds its healed base already, for bases that the run needs healed.
+        lengths: name of a length of an example to its median, its 95th percentile and the longest; empty without data.
     """
 
     roles: dict[str, RoleCost]
@@ -93,6 +95,7 @@ class Cost:
     delta: float | None = None
     statistics_bytes: int = 0
     healed: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    lengths: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
 
 
 def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | None = None) -> Cost:
@@ -130,12 +133,37 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     if config.control is not None:
         roles["slm"] = replace(roles["slm"], adapter_bytes=once, upload_bytes=once if uploads else 0)
         once = 0
-    data = None if parts is None else describe(parts)
+    data, measures = (None, {}) if parts is None else _described(config, modality, parts)
     memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
     memory += max(activation_bytes(config, known, shapes, itemsizes, parts, measured), _SOLVING * features**2)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
-    return Cost(roles, memory, data, note, epsilon, delta, once, healed)
+    return Cost(roles, memory, data, note, epsilon, delta, once, healed, measures)
+
+
+def _described(
+    config: RunConfig, modality: BaseModels | None, parts: Split
+) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    """Return a summary of the data and the lengths of its examples, none if tokenizers are out of reach.
+
+    The lengths are those of the user's own data: those of data that ships with fedcollm are known to fit, and to load a
+    tokenizer takes seconds.
+
+    Raises:
+        UserError: an example can't be used with these models, or the two models don't fit together.
+    """
+    data = describe(parts)
+    without = config.control is not None and not config.control.needs_model
+    if without or (config.task.path is None and not isinstance(modality, Modality)):
+        return data, {}
+    try:
+        found, notes = measured_lengths(config, modality if isinstance(modality, Modality) else None, parts)
+    except UserError as error:
+        if "hub" not in str(error):
+            raise
+        return data, {}
+    data["notes"] = [*data["notes"], *notes]
+    return data, found
 
 
 def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:

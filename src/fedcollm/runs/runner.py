@@ -18,7 +18,7 @@ from fedcollm.errors import UserError
 from fedcollm.federation.server import Server
 from fedcollm.messages import Adapter, RoundRecord, Score
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import save_adapter
+from fedcollm.models.adapters import resolve_device, save_adapter
 from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
@@ -122,6 +122,7 @@ def rounds(
     """
     if config is not None:
         config = with_absolute_paths(config)
+        resolve_device(config.device)
     if resume:
         config = _resumed_config(config, directory)
     elif config is None:

@@ -213,7 +213,7 @@ def test_the_preset_fits_small_subjects_and_no_question_stands_in_two_parts(tmp_
     rows += [row(f"virology-val-{i:04}", f"Anatomy  {i}?", "AB"[i % 2]) for i in range(6)]
     write(tmp_path / "test.jsonl", rows)
     parts = split(load_professions(tmp_path), load_config("professions", **{"task.private_size": 80}).task, 0)
-    assert parts.notes == ["client 0 holds bank", "client 1 holds court", "client 2 holds hospital"]
+    assert parts.notes[1:] == ["client 0 holds bank", "client 1 holds court", "client 2 holds hospital"]
     assert parts.duplicates_removed == 6
     assert (len(parts.public), len(parts.test), sum(map(len, parts.private.values()))) == (160, 300, 240)
     assert {e.group for e in parts.public} == {None}
@@ -225,7 +225,7 @@ def test_the_preset_fits_small_subjects_and_no_question_stands_in_two_parts(tmp_
 @needs_shared
 def test_the_preset_fits_and_no_question_stands_in_two_parts() -> None:
     parts = split(load_professions(SHARED), load_config("professions").task, 0)
-    assert parts.notes == ["client 0 holds bank", "client 1 holds court", "client 2 holds hospital"]
+    assert parts.notes[1:] == ["client 0 holds bank", "client 1 holds court", "client 2 holds hospital"]
     assert parts.duplicates_removed == 142
     assert (len(parts.public), len(parts.test), sum(map(len, parts.private.values()))) == (160, 300, 480)
     assert {e.group for e in parts.public} == {None}

@@ -117,6 +117,10 @@ class AudioTask(AudioModels, ClassificationTask):
         """Return the number of samples of a clip."""
         return self.reader.size(example.recording)
 
+    def lengths(self, example: AudioExample) -> dict[str, int]:
+        """Return the duration of a clip in tenths of a second."""
+        return {"tenths of a second": round(10 * self.size(example) / self.reader.rate)}
+
     def collate(self, examples: Sequence[AudioExample]) -> AudioBatch:
         """Return a batch of decoded clips.
 

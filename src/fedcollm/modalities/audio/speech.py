@@ -98,6 +98,10 @@ class SpeechTask(SpeechModels, Modality):
         """Return the number of samples of a clip."""
         return self.reader.size(example.recording)
 
+    def lengths(self, example: SpeechExample) -> dict[str, int]:
+        """Return the duration of a clip in tenths of a second."""
+        return {"tenths of a second": round(10 * self.size(example) / self.reader.rate)}
+
     def inputs(self, model: nn.Module, clips: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return what a model reads of clips [T_i], on its device and, for numbers, in its dtype."""
         weight = next(model.parameters())

@@ -105,6 +105,11 @@ class TokenizerBridge(TextModels, Modality):
         """Return the number of tokens of the prompt and the first choice, summed over both tokenizers."""
         return self.slm.size(example) + self.llm.size(example)
 
+    def lengths(self, example: TextExample) -> dict[str, int]:
+        """Return the number of tokens for each model."""
+        pair = {"the SLM": self.slm, "the LLM": self.llm}
+        return {f"{what} ({who})": n for who, task in pair.items() for what, n in task.lengths(example).items()}
+
     def collate(self, examples: Sequence[TextExample]) -> PairBatch:
         """Return one batch per model, and the pairs of rows that can be compared."""
         pairs: list[tuple[int, int]] = []

@@ -140,6 +140,11 @@ class TextTask(TextModels, Modality):
         one = self._encoded(example, example.choices[:1])[0]
         return len(one.prompt) + len(one.answer) + len(one.end)
 
+    def lengths(self, example: TextExample) -> dict[str, int]:
+        """Return the number of tokens of the prompt, as far as the context holds it, and of the answer."""
+        prompt, answer = self.encode(example.prompt, example.choices[example.answer or 0])
+        return {"tokens of a prompt": len(prompt), "tokens of an answer": len(answer)}
+
     def collate(self, examples: Sequence[TextExample]) -> TextBatch:
         """Return a batch whose supervised tokens are those of the correct answers.
 
