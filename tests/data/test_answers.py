@@ -171,6 +171,7 @@ def test_choices_in_no_form(value, message):
 
 
 def test_answer_is_needs_choices():
-    for keys in ({"prompt": "{q}", "answer": "a"}, {"messages": "m"}, {"audio": "a", "transcript": "t"}):
+    text, images = {"prompt": "{q}", "answer": "a"}, {"image": "i", "answer": "a"}
+    for keys in (text, images, {"messages": "m"}, {"audio": "a", "transcript": "t"}):
         with pytest.raises(ValueError, match="answer_is position is for one of several choices"):
             FormatConfig.model_validate({**keys, "answer_is": "position"})

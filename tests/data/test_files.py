@@ -137,7 +137,7 @@ def test_csv_with_line_ends_in_a_text_and_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('text,answer\n"a\nb",y\nc\n', "line 4: 1 fields, but the header has 2"),
+        ('text,answer\n"a\nb",y\nc\n', "line 4: 1 field, but the header has 2"),
         ("text,answer\na,b,c\n", "line 2: 3 fields, but the header has 2"),
         ("text,text\na,b\n", "line 1: the header has column 'text' twice"),
         ('text,answer\na,b\n"a,b\n', "line 3: can't be read as CSV"),

@@ -125,8 +125,22 @@ def test_folder_without_images_or_classes_is_refused(folders):
         load(folders / "nowhere", FOLDERS)
     (folders / "test").rename(folders / "dev")
     (folders / "val").mkdir()
-    with pytest.raises(UserError, match="both val and dev"):
+    with pytest.raises(UserError, match="both dev and val"):
         load(folders, FOLDERS)
+
+
+def test_folders_of_parts_have_other_names_and_classes_one_spelling(folders):
+    draw(folders / "train/fie\u0300vre/e.png", 90)
+    (folders / "train").rename(folders / "Training")
+    draw(folders / "test/fi\u00e8vre/f.png", 95)
+    (folders / "test").rename(folders / "validation")
+    pool = load(folders, FOLDERS)
+    assert sorted({example.label for example in pool.train}) == ["ant", "cat", "fi\u00e8vre"]
+    assert [example.label for example in pool.test] == ["cat", "fi\u00e8vre"]
+    draw(folders / "eval/cat/g.png", 99)
+    pool = load(folders, FOLDERS)
+    assert len(pool.test) == 1
+    assert "the validation data is not used" in pool.notes[0]
 
 
 def test_a_single_class_is_refused_except_at_a_client(folders):

@@ -49,6 +49,7 @@ TEXTS = {
     "cr.csv": CSV.replace("\n", "\r"),
     "blank.csv": "\n" + CSV.replace("\n", "\n\n\n"),
     "header.csv": CSV.replace("text,label", " text , label "),
+    "cr.jsonl": LINES.replace("\n", "\r"),
     "bom.csv": "\ufeff" + CSV,
     "bom.jsonl": "\ufeff" + LINES,
 }
@@ -110,7 +111,7 @@ def test_delimiter_of_the_configuration_goes_before_all_others(tmp_path):
     assert rows(tmp_path / "x.tsv", "text^label\na\tb,c^flu\n", reading) == [{"text": "a\tb,c", "label": "flu"}]
     assert rows(tmp_path / "x.csv", "a,b;c\n1,2;3\n", Reading(columns=("a,b",))) == [{"a,b": "1,2", "c": "3"}]
     assert rows(tmp_path / "x.csv", "sep=^\r\na^b\r\n1,5^2\r\n", Reading()) == [{"a": "1,5", "b": "2"}]
-    assert "line 3: 1 fields" in said(tmp_path / "x.csv", "sep=;\na;b\n1\n")
+    assert "line 3: 1 field, but" in said(tmp_path / "x.csv", "sep=;\na;b\n1\n")
     assert rows(tmp_path / "x.csv", "a;b\n1;2\n", Reading(columns=("b", "none"))) == [{"a": "1", "b": "2"}]
 
 

@@ -169,7 +169,7 @@ class FormatConfig(Section):
             raise ValueError(f"{odd} is for text. Set prompt, or remove {odd}")
 
     def _check_table(self) -> None:
-        if self.answer_is != "auto" and (self.answer is None or (self.kind == "text" and self.choices is None)):
+        if self.answer_is != "auto" and (self.answer is None or self.choices is None):
             raise ValueError(f"answer_is {self.answer_is} is for one of several choices. Set answer and choices")
         if self.is_folders or self.boxes is not None:
             odd = next((name for name, default in _TABLE_KEYS.items() if getattr(self, name) != default), None)

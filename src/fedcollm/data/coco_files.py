@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, cast
 
 from fedcollm.config import FormatConfig
+from fedcollm.data.cells import composed
 from fedcollm.data.labelled_images import LabelledImage, top_folder
 from fedcollm.data.media_files import folder_inside
 from fedcollm.errors import UserError
@@ -125,7 +126,8 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def _categories(content: Mapping[str, Any], file: Path) -> dict[int | str, str]:
     found = {
-        key: _text(one, "name", place) for key, (place, one) in _by_id(content, "categories", "category", file).items()
+        key: composed(_text(one, "name", place))
+        for key, (place, one) in _by_id(content, "categories", "category", file).items()
     }
     return dict(sorted(found.items(), key=lambda pair: (isinstance(pair[0], str), pair[0])))
 

@@ -59,8 +59,8 @@ def _rows(text: str, path: Path, delimiter: str, first: int) -> Iterator[tuple[s
                 header = _checked(fields, path, line)
             elif len(fields) != len(header):
                 raise UserError(
-                    f"{path}, line {line}: {len(fields)} fields, but the header has {len(header)}. Put quotes around "
-                    f"text that contains {_spoken(delimiter)}."
+                    f"{path}, line {line}: {len(fields)} field{'s' * (len(fields) != 1)}, but the header has "
+                    f"{len(header)}. Put quotes around text that contains {_spoken(delimiter)}."
                 )
             else:
                 yield f"{path}, line {line}", {name: field for name, field in zip(header, fields, strict=True) if name}

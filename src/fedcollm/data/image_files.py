@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedcollm.config import FormatConfig
+from fedcollm.data.cells import composed
 from fedcollm.data.media_files import Column, Found, check_names, found_in, inside, listed_classes, with_classes
 from fedcollm.data.partition import check_classes
-from fedcollm.data.parts import PARTS, choose, find_parts
+from fedcollm.data.parts import choose, find_parts
 from fedcollm.data.pool import Pool
 from fedcollm.data.rows import check_ids, label_notes
 from fedcollm.errors import UserError
@@ -31,7 +32,9 @@ def find_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
         UserError: the training data can't be read, or has fewer than two classes.
     """
     if format.image is None and not isinstance(format.choices, list):
-        return check_names(path, sorted(folder.name for folder in _folders(_part_folders(path)[0]["train"])), "images")
+        return check_names(
+            path, sorted({composed(folder.name) for folder in _folders(_part_folders(path)[0]["train"])}), "images"
+        )
     return listed_classes(path, format, "images")
 
 
@@ -78,8 +81,8 @@ def _found_in_folders(path: Path) -> tuple[dict[str, list[Found]], list[str]]:
 
 def _part_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the folder of each part, and notes; raise UserError if there is no training data, or a part has two."""
-    names = [name for names in PARTS.values() for name in names]
-    found, notes = choose({name: path / name for name in names if (path / name).is_dir()}, path)
+    entries = sorted(path.iterdir()) if path.is_dir() else []
+    found, notes = choose({entry.name: entry for entry in entries if entry.is_dir()}, path)
     if "train" not in found:
         raise UserError(
             f"task.path: {path} has no folder train. Put the training images into train/CLASS/, one folder per class, "
@@ -105,7 +108,7 @@ def _example(found: Found, classes: tuple[str, ...]) -> ImageFile:
 
 def _in_folders(root: Path, place: Path) -> Iterator[Found]:
     for folder in _folders(place):
-        yield from _in_folder(root, folder, folder.name)
+        yield from _in_folder(root, folder, composed(folder.name))
 
 
 def _folders(place: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fedcollm.config import FormatConfig
+from fedcollm.data.cells import composed
 from fedcollm.data.coco_files import coco_classes, coco_images
 from fedcollm.data.labelled_images import LabelledImage
 from fedcollm.data.media_files import inside
@@ -63,7 +64,7 @@ def find_object_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
         UserError: the training data can't be read, or has no class.
     """
     if isinstance(format.choices, list):
-        classes = [choice.strip() for choice in format.choices]
+        classes = [composed(choice).strip() for choice in format.choices]
     else:
         layout = _layout(format)
         classes = layout.classes(_parts(path, layout)[0]["train"], path)

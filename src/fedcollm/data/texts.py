@@ -8,7 +8,7 @@ from typing import Any
 
 from fedcollm.data.sources.icd10 import other_descriptions
 from fedcollm.data.sources.qa import download
-from fedcollm.data.tables import KNOWN, ending_of, file_rows
+from fedcollm.data.tables import KNOWN, Reading, ending_of, file_rows
 from fedcollm.errors import SECTION, UserError
 from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.plain_text import check_text
@@ -37,7 +37,7 @@ def load_text(name: str) -> list[str]:
     if path.suffix == ".txt":
         return _lines(path)
     if ending_of(path):
-        return [_text(row, place) for place, row in file_rows(path)]
+        return [_text(row, place) for place, row in file_rows(path, Reading(columns=(COLUMN,)))]
     if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(
             f"{SECTION}heal.text: {name} is not a text. Give one of {', '.join(TEXTS)}, a .txt file, a "

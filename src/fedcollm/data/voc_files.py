@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from fedcollm.config import FormatConfig
+from fedcollm.data.cells import composed
 from fedcollm.data.labelled_images import LabelledImage, top_folder
 from fedcollm.data.media_files import folder_inside, inside
 from fedcollm.data.parts import PARTS
@@ -140,7 +141,7 @@ def _only(parent: ElementTree.Element, tag: str, what: str, place: str) -> Eleme
 
 
 def _box(found: ElementTree.Element, place: str) -> Box:
-    label = (_only(found, "name", "an object", place).text or "").strip()
+    label = composed(_only(found, "name", "an object", place).text or "").strip()
     if not label:
         raise UserError(f"{place}: the name of an object is empty. Add it, or remove the object.")
     sides = _only(found, "bndbox", "an object", place)
