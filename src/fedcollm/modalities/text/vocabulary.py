@@ -110,8 +110,8 @@ def check_tokens(source: str, tokenizer: Any, rows: int) -> None:
 
 def _too_large(source: str, count: int, token: str, rows: int) -> str:
     return (
-        f"model source {source!r}: its tokenizer has {count} tokens, such as {token!r}, but the model knows only {rows}. "
-        "Enlarge its embeddings (resize_token_embeddings) and save it, or take its own tokenizer."
+        f"model source {source!r}: its tokenizer has {count} tokens, such as {token!r}, but the model knows only "
+        f"{rows}. Enlarge its embeddings (resize_token_embeddings) and save it, or take its own tokenizer."
     )
 
 
