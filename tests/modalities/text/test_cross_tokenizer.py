@@ -224,9 +224,7 @@ def with_end(words, name: str):
 def test_end_of_a_free_answer_is_an_outcome_of_both(tokenizer, pieces):
     one, other = (with_end(words, name) for words, name in ((tokenizer, "<end>"), (pieces, "</s>")))
     bridge = TokenizerBridge(TextTask("toy", one, len(one), 32), TextTask("toy", other, len(other), 32))
-    batch = bridge.collate(
-        [example("the cat :", "good colour"), TextExample("2", "red :", ("cat", "dog"), 0, ("A", "B"))]
-    )
+    batch = bridge.collate([example("the cat :", "good colour"), example("red :", "cat", "dog")])
     # good | colour | end and good | col | our | end; a choice has no end
     assert (batch.slm.targets.tolist()[2], len(batch.slm.targets)) == (one.eos_token_id, 4)
     assert (batch.llm.targets.tolist()[3], len(batch.llm.targets)) == (other.eos_token_id, 5)
