@@ -132,13 +132,13 @@ def check_tokenizer_files(source: str, rows: int, chat: bool) -> None:
     if not (place / "tokenizer.json").is_file():
         return
     try:
-        whole = json.loads((place / "tokenizer.json").read_text(encoding="utf-8"))
+        whole: Any = json.loads((place / "tokenizer.json").read_text(encoding="utf-8"))
         added = {str(token["content"]): int(token["id"]) for token in whole["added_tokens"] if not token["special"]}
         count = max([len(whole["model"]["vocab"]), *(at + 1 for at in added.values())])
         settings = place / "tokenizer_config.json"
-        named = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        named: Any = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         template = named.get("chat_template") or any(place.glob("chat_template*"))
-        special = {value for name, value in named.items() if name.endswith("_token") and isinstance(value, str)}
+        special = {str(value) for name, value in named.items() if name.endswith("_token")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     if beyond := [token for token, at in added.items() if at >= rows and token not in special]:
