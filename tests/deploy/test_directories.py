@@ -288,6 +288,15 @@ def test_client_answers_a_request_for_statistics_that_is_longer_than_any_adapter
     assert isinstance(decode(answering(request), answering.limit_bytes), PhaseAnswer)
 
 
+def test_client_needs_no_file_that_the_slm_starts_from_and_knows_the_style_of_the_task(out, config):
+    place = out / "clients" / "1"
+    (place / "state").mkdir()
+    values = {"slm.adapter.start": "/on/the/server", "task.format.joiner": " : ", "task.max_length": 8}
+    (place / CONFIG).write_text(config_text(changed(config, values)))
+    client = build_answering(place, place / "data.jsonl").client.client  # pyright: ignore[reportAttributeAccessIssue]
+    assert (client.modality.style.joiner, client.modality.context_length) == (" : ", 8)
+
+
 def test_client_that_would_heal_its_own_slm_does_not_start(out, config):
     place = out / "clients" / "1"
     (place / CONFIG).write_text(config_text(changed(config, {"slm.layers": 1, "slm.heal": {"size": 100}})))

@@ -276,6 +276,11 @@ REFUSED = {
     "hidden name": ({"federation.participants": ["a", "b", ".c"]}, {}, "name '.c': use letters"),
     "option as a name": ({"federation.participants": ["a", "b", "-c"]}, {}, "name '-c': use letters"),
     "name that stands twice": ({"federation.participants": ["a", "b", "c", "a"]}, {}, "name 'a' occurs twice"),
+    "start with a frozen half": (
+        {"slm.adapter.start": "trained", "slm.adapter.freeze_a": True},
+        {},
+        r"slm\.adapter\.start: trained has another A than the clients",
+    ),
     "no clients": ({"federation.participants": [], "server.epochs": 1}, {}, "a deployment needs clients"),
     "host with a semicolon": ({}, {"site": Site("a; rm")}, "name 'a; rm': use letters"),
     "no host": ({}, {"site": Site("")}, "name '': use letters"),

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 import fedcollm
 from fedcollm.config.baselines import changed
 from fedcollm.errors import UserError
+from fedcollm.runs import directory as directories
 from fedcollm.runs.identity import digest_of
 from fedcollm.runs.runner import evaluate_run
 
@@ -114,3 +115,17 @@ def test_run_without_a_record_is_let_through(finished):
     _, out = finished
     (out / "identity.json").unlink()
     assert evaluate_run(out, "slm").count
+
+
+def test_adapter_that_a_run_starts_from_is_kept_and_is_part_of_what_it_is_made_of(tiny_config, tmp_path):
+    shorter = changed(tiny_config, {"federation.rounds": 1, "evaluation.clients": "never"})
+    first = fedcollm.run(shorter, tmp_path / "first").adapters["slm"]
+    second = changed(shorter, {"slm.adapter.start": str(first)})
+    begun = fedcollm.run(second, tmp_path / "second")
+    before, after = (directories.read_records(tmp_path / name) for name in ("first", "second"))
+    assert after[0].scores["slm"] == before[-1].scores["slm"] != before[0].scores["slm"]
+    (recorded,) = json.loads((begun.directory / directories.IDENTITY).read_text())
+    assert len(recorded["start of slm"]) == 64
+    shutil.rmtree(first)  # the run has its own copy
+    resumed = fedcollm.run(changed(second, {"federation.rounds": 2}), begun.directory, resume=True)
+    assert [record.round for record in resumed.records] == [0, 1, 2]

@@ -93,11 +93,6 @@ def initialize(
     Raises:
         UserError: the configuration can't be deployed, and nothing was written; or a file can't be written.
     """
-    if config.slm.adapter.start is not None and config.slm.adapter.freeze_a:
-        raise UserError(
-            f"slm.adapter.start: {config.slm.adapter.start} has another A than the clients, which with "
-            "slm.adapter.freeze_a never receive it. Set slm.adapter.freeze_a: false, or slm.adapter.start: null."
-        )
     named = config.federation.participants
     clients = [str(number) for number in range(config.task.clients or 0)] if named is None else named
     _check(config, site, clients, out, demo_data, plain_updates)
@@ -168,8 +163,14 @@ def _deployable(config: RunConfig) -> Modality:
     """Return the modality for the SLM.
 
     Raises:
-        UserError: the two models don't fit together, or a client could not read its examples from files.
+        UserError: the two models don't fit together, a client could not read its examples from files, or it would have
+            another frozen half of the adapter than the server.
     """
+    if config.slm.adapter.start is not None and config.slm.adapter.freeze_a:
+        raise UserError(
+            f"slm.adapter.start: {config.slm.adapter.start} has another A than the clients, which with "
+            "slm.adapter.freeze_a never receive it. Set slm.adapter.freeze_a: false, or slm.adapter.start: null."
+        )
     across = config.server.distillation.across_tokenizers
     modality = build_modality(config.task, config.slm, config.llm, across).of("slm")
     try:

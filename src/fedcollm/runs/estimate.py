@@ -15,6 +15,8 @@ from fedcollm.errors import UserError, in_section
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
+from fedcollm.modalities.text.style import style_of
+from fedcollm.modalities.text.vocabulary import check_tokenizer_files
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.models.warm_start import check_start
 from fedcollm.runs.activations import Activations
@@ -125,6 +127,8 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
             dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
             if model.adapter.start is not None:
                 check_start(model.adapter, network.adapter)
+            if config.task.is_text and modality is None:
+                check_tokenizer_files(model.source, network.shape.vocab_size, style_of(config.task).chat)
         shapes[role], itemsizes[role], measured[role] = network.shape, dtype.itemsize, network.activations
         roles[role] = role_cost(model, network, dtype, uploads)
     healed = {role: plan.entry.is_dir() for role, plan in plan_bases(config, modality).items()}

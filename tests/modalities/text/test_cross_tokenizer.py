@@ -211,3 +211,25 @@ def test_notes_are_of_the_model_that_cut_more_prompts(tokenizer, pieces):
     bridge.collate([example("red green blue", "cat")])  # three tokens for the SLM, four with <s> for the LLM
     assert (bridge.slm.truncated, bridge.llm.truncated) == (0, 1)
     assert bridge.notes() == bridge.llm.notes() != []
+
+
+def with_end(words, name: str):
+    """A copy of a tokenizer with a token that ends a text."""
+    made = type(words)(tokenizer_object=words.backend_tokenizer, pad_token="<pad>", unk_token="<unk>")
+    made.backend_tokenizer.add_special_tokens([name])
+    made.eos_token = name
+    return made
+
+
+def test_end_of_a_free_answer_is_an_outcome_of_both(tokenizer, pieces):
+    one, other = (with_end(words, name) for words, name in ((tokenizer, "<end>"), (pieces, "</s>")))
+    bridge = TokenizerBridge(TextTask("toy", one, len(one), 32), TextTask("toy", other, len(other), 32))
+    batch = bridge.collate([example("the cat :", "good colour"), example("red :", "cat", "dog")])
+    # good | colour | end and good | col | our | end; a choice has no end
+    assert (batch.slm.targets.tolist()[2], len(batch.slm.targets)) == (one.eos_token_id, 4)
+    assert (batch.llm.targets.tolist()[3], len(batch.llm.targets)) == (other.eos_token_id, 5)
+    assert (batch.slm_rows.tolist(), batch.llm_rows.tolist()) == ([0, 1, 2, 3], [0, 1, 3, 4])
+    rows = bridge.align(batch, torch.zeros(4, len(one)), torch.zeros(5, len(other)))
+    end = bridge.slm_columns[one.eos_token_id].item()
+    assert end == bridge.llm_columns[other.eos_token_id].item() != len(bridge.outcomes)
+    assert rows.slm_targets.tolist()[2] == rows.llm_targets.tolist()[2] == end

@@ -1,11 +1,12 @@
 """Texts of tokens: what tokens add to a text is the text."""
 
 import pytest
+from tests.modalities.text.byte_pairs import byte_level as bytes_only
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.text.vocabulary import check_known, check_tokens, token_texts
+from fedcollm.modalities.text.vocabulary import check_known, check_tokenizer_files, check_tokens, token_texts
 
 
 @pytest.fixture
@@ -65,3 +66,22 @@ def test_special_token_that_the_model_lacks_is_refused_where_a_text_has_it():
     check_known((0,), tokenizer, 1, "a")
     with pytest.raises(UserError, match=r"token .<image>. in .* is unknown to the models, which know 1 tokens"):
         check_known((0, 1), tokenizer, 1, "a <image>")
+
+
+def test_files_of_a_tokenizer_tell_what_loading_it_would(tmp_path):
+    made = bytes_only(special=("<s>",))
+    made.save_pretrained(tmp_path)
+    rows = len(made)
+    check_tokenizer_files(str(tmp_path), rows, chat=False)
+    check_tokenizer_files(str(tmp_path), rows - 1, chat=False)  # a special token may be one that nobody reads
+    with pytest.raises(UserError, match="no chat template"):
+        check_tokenizer_files(str(tmp_path), rows, chat=True)
+    made.add_tokens(["<diagnosis>"])
+    made.chat_template = "{{ messages[0].content }}"
+    made.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"{rows + 1} tokens, such as '<diagnosis>', but the model knows only {rows}"):
+        check_tokenizer_files(str(tmp_path), rows, chat=False)
+    check_tokenizer_files(str(tmp_path), rows + 1, chat=True)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    check_tokenizer_files(str(tmp_path), 1, chat=True)  # refused when it is loaded
+    check_tokenizer_files("of/the-hub", 1, chat=True)

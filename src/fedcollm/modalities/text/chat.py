@@ -7,6 +7,7 @@ from jinja2 import TemplateError
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
+from fedcollm.modalities.text.vocabulary import no_template
 
 #: A role and what it says.
 Turn = tuple[str, str]
@@ -36,11 +37,7 @@ def check_template(tokenizer: Any) -> None:
         UserError: it has none.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"task.format: the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template, which chat "
-            "and messages need. Choose an instruct model, or set task.format.chat: false and write the roles into "
-            "task.format.prompt."
-        )
+        raise UserError(no_template(tokenizer.name_or_path))
 
 
 class Conversation:

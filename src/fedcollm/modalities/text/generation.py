@@ -59,7 +59,8 @@ def _continued(
         tokens = made(caches(network.config))
     except ValueError:  # as from transformers' cache for a hybrid model that has no layer of attention
         tokens = made(False)
-    return [_stopped(row, stops) for row in tokens[:, given["input_ids"].shape[1] :].tolist()]
+    new: list[list[int]] = cast(Any, tokens[:, given["input_ids"].shape[1] :]).tolist()
+    return [_stopped(row, stops) for row in new]
 
 
 class _Columns:

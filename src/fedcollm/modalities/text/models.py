@@ -176,7 +176,7 @@ class TextModels:
         if example is None:
             return _TYPICAL_TOKENS
         choices = [_tokens(choice) for choice in example.choices]
-        prompt = min(_tokens(example.prompt), getattr(shape, "max_position_embeddings", _UNBOUNDED))
+        prompt = min(_tokens(example.text), getattr(shape, "max_position_embeddings", _UNBOUNDED))
         return prompt + (sum(choices) if scoring else max(choices)), max(choices)
 
 

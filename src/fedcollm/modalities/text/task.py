@@ -96,6 +96,7 @@ class TextTask(TextModels, Modality):
         self.start = start
         self.style: Style = style
         self.encoder: Encoder = Encoder(tokenizer, vocabulary_size, self.context_length, start, style)
+        self._scored_free = False
         self.options: Mapping[str, Any] = {
             "vocabulary_size": vocabulary_size,
             "context_length": self.context_length,
@@ -196,6 +197,8 @@ class TextTask(TextModels, Modality):
             said.append(f"{self.truncated} prompts were longer than {limit} and lost their oldest tokens")
         if self.style.learns_end and self.encoder.lacks_end:
             said.append("the tokenizer has no token for the end of text, so the models don't learn where answers end")
+        if self._scored_free:
+            said.append("free answers count as right if what a model generates is the same text (exact match)")
         return said
 
     def facts(self) -> dict[str, int]:
@@ -250,6 +253,7 @@ class TextTask(TextModels, Modality):
     def _score_free(
         self, model: nn.Module, examples: Sequence[TextExample], read: Sequence[tuple[Tensor, Tensor]]
     ) -> Score:
+        self._scored_free = True
         sums, tokens = dict.fromkeys((*_OF_FREE, "loss", self.main_metric), 0.0), 0
         outcomes: dict[str, float] = {}
         for example, said, (nats, greedy) in zip(examples, self.generated(model, examples), read, strict=True):

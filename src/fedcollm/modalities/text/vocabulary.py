@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedcollm.errors import UserError
@@ -104,11 +105,54 @@ def check_tokens(source: str, tokenizer: Any, rows: int) -> None:
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     beyond = [token for token, at in tokenizer.get_vocab().items() if at >= rows and token not in special | added]
     if beyond:
-        raise UserError(
-            f"model source {source!r}: its tokenizer has {len(tokenizer)} tokens, such as {min(beyond)!r}, but the "
-            f"model knows only {rows}. Enlarge its embeddings (resize_token_embeddings) and save it, or take its own "
-            "tokenizer."
-        )
+        raise UserError(_too_large(source, len(tokenizer), min(beyond), rows))
+
+
+def _too_large(source: str, count: int, token: str, rows: int) -> str:
+    return (
+        f"model source {source!r}: its tokenizer has {count} tokens, such as {token!r}, but the model knows only "
+        f"{rows}. Enlarge its embeddings (resize_token_embeddings) and save it, or take its own tokenizer."
+    )
+
+
+def check_tokenizer_files(source: str, rows: int, chat: bool) -> None:
+    """Refuse what a directory shows of its tokenizer without loading it: tokens that the model lacks, no chat template.
+
+    What is not in the files' usual form is let through; the tokenizer is checked again when it is loaded.
+
+    Args:
+        source: the source of the model.
+        rows: number of tokens that the model knows.
+        chat: whether a chat template is needed.
+
+    Raises:
+        UserError: an added token that is not special has no row, or there is no chat template.
+    """
+    place = Path(source)
+    if not (place / "tokenizer.json").is_file():
+        return
+    try:
+        whole: Any = json.loads((place / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {str(token["content"]): int(token["id"]) for token in whole["added_tokens"] if not token["special"]}
+        count = max([len(whole["model"]["vocab"]), *(at + 1 for at in added.values())])
+        settings = place / "tokenizer_config.json"
+        named: Any = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        template = named.get("chat_template") or any(place.glob("chat_template*"))
+        special = {str(value) for name, value in named.items() if name.endswith("_token")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if beyond := [token for token, at in added.items() if at >= rows and token not in special]:
+        raise UserError(_too_large(source, count, min(beyond), rows))
+    if chat and not template and not any(place.glob("additional_chat_templates/*")):
+        raise UserError(no_template(source))
+
+
+def no_template(source: str) -> str:
+    """Return a message on a tokenizer without a chat template."""
+    return (
+        f"task.format: the tokenizer of {source or 'the model'} has no chat template, which chat and messages need. "
+        "Choose an instruct model, or set task.format.chat: false and write the roles into task.format.prompt."
+    )
 
 
 def check_known(tokens: Sequence[int], tokenizer: Any, rows: int, text: str) -> None:
