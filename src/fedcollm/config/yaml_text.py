@@ -30,7 +30,8 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """Return the node of a text, which is in double quotes if it has line breaks or other signs of control."""
-        return cast(Any, self).represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+        style = None if text.isprintable() else '"'
+        return cast(Any, self).represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
