@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcollm.config import FormatConfig
-from fedcollm.data.media_files import Column, Found, found_in, listed_classes, with_classes
+from fedcollm.data.media_files import Column, Found, found_in_parts, listed_classes, with_classes
 from fedcollm.data.partition import check_classes
-from fedcollm.data.parts import find_parts
 from fedcollm.data.pool import Pool
 from fedcollm.data.rows import check_ids, label_notes
 from fedcollm.errors import UserError
@@ -86,12 +85,7 @@ def _found(path: Path, format: FormatConfig, label: str) -> tuple[dict[str, list
         format: which columns are what.
         label: the key of `format` that names the column of labels.
     """
-    column, parts = Column("task.format.audio", str(format.audio), "recording"), find_parts(path)
-    found, notes = dict[str, list[Found]](), list(parts.notes)
-    for part, files in parts.files.items():
-        found[part], told = found_in(files, column, format, None if part == "unlabelled" else label)
-        notes += told
-    return found, notes
+    return found_in_parts(path, Column("task.format.audio", str(format.audio), "recording"), format, label)
 
 
 def _pool(found: Mapping[str, Sequence[Found]], notes: list[str], example: Callable[[Found], Any]) -> Pool:

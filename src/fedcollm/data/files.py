@@ -35,12 +35,14 @@ class _Form(NamedTuple):
         template: the template of the prompt; None for conversations.
         listed: the choices that all rows share, if any.
         own_choices: whether choices are an example's own: from a column, or letters whose texts the template lists.
+        needs_group: whether every row needs a group, as in the clients' data; elsewhere it may be empty.
     """
 
     format: FormatConfig
     template: Template | None
     listed: Choices | None
     own_choices: bool
+    needs_group: bool = True
 
     def asked(self, labelled: bool) -> list[tuple[str, str]]:
         """Return the columns that a file must have, each with the key that names it."""
@@ -49,7 +51,7 @@ class _Form(NamedTuple):
             _MESSAGES: form.messages,
             _ANSWER: form.answer if labelled else None,
             _CHOICES: form.choices if isinstance(form.choices, str) else None,
-            _GROUP: form.group,
+            _GROUP: form.group if self.needs_group else None,
         }
         return [(name, _PROMPT) for name in prompts] + [(name, key) for key, name in single.items() if name is not None]
 
@@ -92,7 +94,7 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
         )
     drafts, notes = dict[str, list[_Draft]](), list(parts.notes)
     for part, files in parts.files.items():
-        drafts[part], told = _drafts(files, form, part != "unlabelled")
+        drafts[part], told = _drafts(files, form._replace(needs_group=part == "train"), part != "unlabelled")
         notes += told
     found, told = _answered(drafts, format)
     if format.choices is not None and several_classes:
@@ -117,7 +119,7 @@ def _drafts(files: Sequence[Path], form: _Form, labelled: bool) -> tuple[list[_D
         rows, notes = with_answers(
             rows, lambda row: talks[row.position].answer is not None, what, form.format.skip_unanswered, files
         )
-        drafts = [_of_conversation(row, talks[row.position], form.format) for row in rows]
+        drafts = [_of_conversation(row, talks[row.position], form) for row in rows]
     else:
         if labelled:
             column = str(form.format.answer)
@@ -140,10 +142,10 @@ def _of_row(row: Row, form: _Form, labelled: bool) -> _Draft:
     value = filled(cells, str(format.answer), place, _ANSWER) if labelled else None
     answer = label_text(value, f"{place}: column {format.answer!r} ({_ANSWER})") if labelled else ""
     if format.choices is None:
-        return _Draft(TextExample(row.id, prompt, (answer,), 0, (answer,), _group(row, format)), place, None, empty)
+        return _Draft(TextExample(row.id, prompt, (answer,), 0, (answer,), _group(row, form)), place, None, empty)
     choices = form.listed or _own(row, str(format.choices))
     labels = choices.texts if form.listed else tuple(LETTERS[: len(choices.texts)])
-    example = TextExample(row.id, prompt, choices.texts, None, labels, _group(row, format), form.own_choices)
+    example = TextExample(row.id, prompt, choices.texts, None, labels, _group(row, form), form.own_choices)
     asked = Asked(place, value, answer, choices, form.listed is not None) if labelled else None
     return _Draft(example, place, asked, empty)
 
@@ -153,8 +155,11 @@ def _own(row: Row, column: str) -> Choices:
     return of_cell(value, f"{row.place}: column {column!r}")
 
 
-def _group(row: Row, format: FormatConfig) -> str | None:
-    return None if format.group is None else cell_text(row.cells, format.group, row.place, _GROUP)
+def _group(row: Row, form: _Form) -> str | None:
+    name = form.format.group
+    if name is None or (not form.needs_group and cell_value(row.cells, name, row.place, _GROUP) is None):
+        return None
+    return cell_text(row.cells, name, row.place, _GROUP)
 
 
 def _conversation(row: Row, column: str) -> Conversation:
@@ -162,9 +167,9 @@ def _conversation(row: Row, column: str) -> Conversation:
     return conversation(value, f"{row.place}: column {column!r} ({_MESSAGES})")
 
 
-def _of_conversation(row: Row, said: Conversation, format: FormatConfig) -> _Draft:
+def _of_conversation(row: Row, said: Conversation, form: _Form) -> _Draft:
     answer = str(said.answer)
-    group = _group(row, format)
+    group = _group(row, form)
     example = TextExample(row.id, said.prompt, (answer,), 0, (answer,), group, turns=said.turns)
     return _Draft(example, row.place)
 

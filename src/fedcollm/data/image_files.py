@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fedcollm.config import FormatConfig
 from fedcollm.data.cells import composed
-from fedcollm.data.media_files import Column, Found, check_names, found_in, inside, listed_classes, with_classes
+from fedcollm.data.media_files import Column, Found, check_names, found_in_parts, inside, listed_classes, with_classes
 from fedcollm.data.partition import check_classes
-from fedcollm.data.parts import choose, find_parts
+from fedcollm.data.parts import choose
 from fedcollm.data.pool import Pool
 from fedcollm.data.rows import check_ids, label_notes
 from fedcollm.errors import UserError
@@ -61,12 +61,7 @@ def load_images(path: Path, format: FormatConfig, classes: Sequence[str], severa
 
 
 def _found_in_tables(path: Path, format: FormatConfig) -> tuple[dict[str, list[Found]], list[str]]:
-    column, parts = Column("task.format.image", str(format.image), "image"), find_parts(path)
-    found, notes = dict[str, list[Found]](), list(parts.notes)
-    for part, files in parts.files.items():
-        found[part], told = found_in(files, column, format, None if part == "unlabelled" else "answer")
-        notes += told
-    return found, notes
+    return found_in_parts(path, Column("task.format.image", str(format.image), "image"), format, "answer")
 
 
 def _found_in_folders(path: Path) -> tuple[dict[str, list[Found]], list[str]]:

@@ -73,6 +73,30 @@ def check_names(path: Path, classes: Sequence[str], examples: str) -> tuple[str,
     return tuple(classes)
 
 
+def found_in_parts(
+    path: Path, column: Column, format: FormatConfig, label: str
+) -> tuple[dict[str, list[Found]], list[str]]:
+    """Return what each row of each part names, and notes about the files and rows that are left out.
+
+    Args:
+        path: as in `find_parts`.
+        column: the column of file names, or of the contents of files.
+        format: names the columns, and says how tables are read. Only the training data, which is the clients', needs
+            the column of groups.
+        label: the key of `format` that names the column of labels, which the unlabelled part does not need.
+
+    Raises:
+        UserError: a table or a row is invalid, or a file is missing or outside of the folder.
+    """
+    parts, ungrouped = find_parts(path), format.model_copy(update={"group": None})
+    found, notes = dict[str, list[Found]](), list(parts.notes)
+    for part, files in parts.files.items():
+        form = format if part == "train" else ungrouped
+        found[part], told = found_in(files, column, form, None if part == "unlabelled" else label)
+        notes += told
+    return found, notes
+
+
 def found_in(
     files: Sequence[Path], column: Column, format: FormatConfig, label: str | None
 ) -> tuple[list[Found], list[str]]:
