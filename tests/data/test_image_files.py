@@ -182,8 +182,8 @@ def test_parquet_may_hold_the_files_themselves(table, nested):
 
 
 def test_unlabelled_rows_need_no_label(table):
-    (table.parent / "unlabelled.csv").write_text("file,ward\nimages/a.png,east\n", encoding="utf-8")
-    assert told(load(table.parent, TABLE).unlabelled) == [("1", None, "east")]
+    (table.parent / "unlabelled.csv").write_text("file\nimages/a.png\n", encoding="utf-8")
+    assert told(load(table.parent, TABLE).unlabelled) == [("1", None, None)]
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,8 @@ def test_tokenizer_without_a_template_is_refused_at_once(tokenizer):
         task(None)
     with pytest.raises(UserError, match="no chat template"):
         TextTask("t", tokenizer, 16, 32).collate([free("a", ("user", "cat"))])
+
+
+def test_template_that_writes_the_date_gives_the_same_prompt_on_every_day():
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    assert marked(task(dated), free("yes", ("user", "hi"))).startswith("26 Jul 2024<|im_start|>user")

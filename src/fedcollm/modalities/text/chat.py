@@ -1,5 +1,7 @@
 """Conversations in the chat template of a tokenizer, split into what is read and what is learned."""
 
+import datetime
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +13,12 @@ from fedcollm.modalities.text.vocabulary import no_template
 
 #: A role and what it says.
 Turn = tuple[str, str]
+
+#: The date that templates write which ask for today's, as those of Llama 3, so that a run is the same on every day. It
+#: is the one that Llama's template writes where it can't ask.
+_DATE = datetime.date(2024, 7, 26)
+_ASKS = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1""")
+_ANSWERS = "{% macro strftime_now(form) %}{{ fixed_dates[form] }}{% endmacro %}{{ '' }}"
 
 #: Stands for an answer, to find what a template puts around it. No template changes letters and digits.
 _PLACEHOLDER = "fedcollm7answer3placeholder"
@@ -88,7 +96,9 @@ class Conversation:
     def _apply(self, turns: Sequence[Turn], generation: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation, **_dateless(self._tokenizer.chat_template)
+            )
         except (TemplateError, TypeError, ValueError) as error:
             raise self._odd(f"refuses these roles ({error})") from error
 
@@ -100,6 +110,14 @@ class Conversation:
             "messages, choose another model, or set task.format.chat: false and write the roles into "
             "task.format.prompt."
         )
+
+
+def _dateless(template: Any) -> dict[str, Any]:
+    """Return arguments of `apply_chat_template` with which a template that asks for today's date writes `_DATE`."""
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return {}
+    dates = {form: _DATE.strftime(form) for _, form in _ASKS.findall(template)}
+    return {"chat_template": _ANSWERS + template, "fixed_dates": dates}
 
 
 def _end(tokenizer: Any, after: str) -> str:
