@@ -91,7 +91,10 @@ class ModalityEntry:
 
 def _text_task(config: TaskConfig, facts: TextModelFacts) -> TextTask:
     sizes = facts.vocabulary_size, facts.context_length
-    return TextTask(config.name, facts.tokenizer, *sizes, start=facts.start, style=style_of(config))
+    task = TextTask(config.name, facts.tokenizer, *sizes, start=facts.start, style=style_of(config))
+    if config.no_choices:
+        task.metric = "exact match"
+    return task
 
 
 def _build_text(config: TaskConfig, slm: ModelConfig, llm: ModelConfig, across_tokenizers: bool) -> Modality:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from fedcollm.config import RunConfig
 from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.config.words import facts_in_words, settings_in_words
-from fedcollm.report.formats import byte_count, count, duration, percent, share
+from fedcollm.report.formats import byte_count, count, duration, metric_title, percent, share
 from fedcollm.report.runs import Method, described
 from fedcollm.report.scores import curve, finals, interval, role_scores, sampling_half_width
 from fedcollm.report.tables import Summary, Table
@@ -51,6 +51,20 @@ class Tile:
     spread: str = ""
 
 
+#: Main metric to what it says, in a sentence.
+_METRICS = {
+    "accuracy": "Share of test examples answered correctly.",
+    "exact match": "Share of test examples whose generated answer is the right one, after both are normalized.",
+    "word accuracy": "Share of the words of the transcripts that were recognized.",
+    "ap50": "Mean over images of the average precision of the boxes found, at an IoU of 0.5.",
+}
+
+
+def metric_sentence(metric: str) -> str:
+    """Return what a metric says."""
+    return _METRICS.get(metric, f"{metric_title(metric)} on the test examples.")
+
+
 def headline(method: Method, numbers: Summary) -> str:
     """Return in one sentence how the scores of both models changed, or what a control reached."""
     changes: list[str] = []
@@ -69,7 +83,8 @@ def headline(method: Method, numbers: Summary) -> str:
     if not changes:
         return f"{rounds_text(numbers)} finished, none of them scored."
     start = f"After {rounds_text(numbers)}, " if numbers.rounds_done else "Before any training, "
-    return f"{start}{' accuracy, and '.join(changes)}{' accuracy' if len(changes) == 1 else ''}."
+    metric = method.runs[0].metric
+    return f"{start}{f' {metric}, and '.join(changes)}{f' {metric}' if len(changes) == 1 else ''}."
 
 
 def rounds_text(numbers: Summary) -> str:

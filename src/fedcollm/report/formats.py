@@ -75,3 +75,12 @@ def natural(text: str) -> list[tuple[int, str]]:
     ['a2', 'a10', 'b']
     """
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", text)]
+
+
+def metric_title(metric: str) -> str:
+    """Return the name of a metric as it begins a heading.
+
+    >>> metric_title("word accuracy"), metric_title("ap50")
+    ('Word accuracy', 'AP50')
+    """
+    return metric.upper() if metric[-1:].isdigit() else metric[:1].upper() + metric[1:]

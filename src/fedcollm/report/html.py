@@ -15,8 +15,8 @@ from fedcollm.report import content, exhibits, labels, plots, tables
 from fedcollm.report.axes import Figure
 from fedcollm.report.compared import found_in
 from fedcollm.report.compared_tables import difference_table, score_table
-from fedcollm.report.formats import count, share
-from fedcollm.report.runs import Method, Run, find_runs, group, main_first, read_run, with_true_roles
+from fedcollm.report.formats import count, metric_title, share
+from fedcollm.report.runs import Method, Run, find_runs, group, main_first, metric_of, read_run, with_true_roles
 from fedcollm.report.scores import curve
 from fedcollm.runs.directory import CONFIG, REPORT
 from fedcollm.storage import write_atomically, writing
@@ -139,7 +139,7 @@ def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> l
     """Return the plots by section; sections without plots are left out."""
     split = labels.parts(run.data)
     sections = [
-        ("Accuracy", [*_accuracy(methods), *_confusion(run)]),
+        (metric_title(metric_of(methods)), [*_accuracy(methods), *_confusion(run)]),
         ("Training", [*_training(run)]),
         (
             "Communication",
@@ -151,21 +151,22 @@ def _sections(methods: Sequence[Method], run: Run, numbers: tables.Summary) -> l
 
 
 def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
-    """Yield the plots of accuracy by method and by round, if any method has a score."""
+    """Yield the plots of the main metric by method and by round, if any method has a score."""
     if not any(curve(method, role) for method in methods for role in ROLES):
         return
     table = tables.score_table(methods)
-    text = "Share of test examples answered correctly. Round 0 is before any training."
+    metric = metric_of(methods)
+    text = f"{content.metric_sentence(metric)} Round 0 is before any training."
     text += " For the other methods, their small model is shown." if len(methods) > 1 else ""
     seeds = any(len(method.by_seed) > 1 for method in methods)
     text += " Bands show the 95% interval of the mean over seeds." if seeds else ""
-    alt = f"Line plot of accuracy by round for {', '.join(name for name in table.header[1:] if name != 'ε spent')}"
+    alt = f"Line plot of {metric} by round for {', '.join(name for name in table.header[1:] if name != 'ε spent')}"
     if len(methods) > 1:
         words = "Both models at the end of every method" + (", mean and 95% interval over seeds." if seeds else ".")
-        final_alt = f"Dot plot of the final accuracy of {', '.join(method.name for method in methods)}"
+        final_alt = f"Dot plot of the final {metric} of {', '.join(method.name for method in methods)}"
         final = plots.final_plot(methods)
-        yield Panel("plot-final", "Final accuracy by method", words, final_alt, final, tables.comparison(methods))
-    yield Panel("plot-accuracy", "Accuracy by round", text, alt, plots.accuracy_plot(methods), table)
+        yield Panel("plot-final", f"Final {metric} by method", words, final_alt, final, tables.comparison(methods))
+    yield Panel("plot-accuracy", f"{metric_title(metric)} by round", text, alt, plots.accuracy_plot(methods), table)
 
 
 def _confusion(run: Run) -> Iterator[Panel]:

@@ -24,9 +24,9 @@ from fedcollm.report.axes import (
     literal,
     round_axis,
 )
-from fedcollm.report.formats import byte_count, percent, share
+from fedcollm.report.formats import byte_count, metric_title, percent, share
 from fedcollm.report.labels import PUBLIC, folded, label_order
-from fedcollm.report.runs import Method
+from fedcollm.report.runs import Method, metric_of
 from fedcollm.report.scores import Point, curve, finals, interval
 from fedcollm.report.tables import LOSSES
 
@@ -56,7 +56,7 @@ def accuracy_plot(methods: Sequence[Method]) -> Figure:
         _add_curve(figure, points, ROLES[role].label, line, "circle", rank=rank)
     _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role in MODELS})
     round_axis(figure, rounds)
-    figure.update_yaxes(title_text="Accuracy", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(title_text=metric_title(metric_of(methods)), tickformat=".0%", rangemode="tozero")
     return figure
 
 
@@ -131,7 +131,7 @@ def final_plot(methods: Sequence[Method]) -> Figure:
         )
     label_axis(figure, [method.name for method in methods])
     figure.update_yaxes(showgrid=True, categoryorder="array", categoryarray=[literal(m.name) for m in methods])
-    figure.update_xaxes(title_text="Final accuracy", tickformat=".0%", rangemode="tozero", automargin=True)
+    figure.update_xaxes(title_text=f"Final {metric_of(methods)}", tickformat=".0%", rangemode="tozero", automargin=True)
     return figure
 
 

@@ -49,6 +49,11 @@ class Run:
     confusion: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict[str, list[tuple[str, str, int]]])
     exhibits: Sequence[Exhibit] = ()
 
+    @property
+    def metric(self) -> str:
+        """Name of the main metric."""
+        return str(self.data.get("metric", "accuracy"))
+
 
 @dataclass(frozen=True)
 class Method:
@@ -73,6 +78,12 @@ class Method:
         """Return whether bytes would travel: not if all data is in one place, nor if every client trains alone."""
         run = self.runs[0]
         return run.config.task.partition.kind != "pooled" and not _is_client(run.directory)
+
+
+def metric_of(methods: Iterable[Method]) -> str:
+    """Return the name of the main metric of methods; `score` if they have several."""
+    names = {run.metric for method in methods for run in method.runs}
+    return names.pop() if len(names) == 1 else "score"
 
 
 def find_runs(directory: Path) -> list[Path]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.messages import RoundRecord
-from fedcollm.report.formats import byte_count, count, duration, percent, points
-from fedcollm.report.runs import Method, Run, read_run
+from fedcollm.report.formats import byte_count, count, duration, metric_title, percent, points
+from fedcollm.report.runs import Method, Run, metric_of, read_run
 from fedcollm.report.scores import RoleScores, curve, finals, interval, role_scores
 
 #: Key of `RoundRecord.losses` to its name in a report.
@@ -159,7 +159,7 @@ def score_table(methods: Sequence[Method]) -> Table:
         for index in rounds
     ]
     header = ("Round", *(label for label, _ in columns), *(["ε spent"] if spent else []))
-    return Table("Accuracy by round", header, rows)
+    return Table(f"{metric_title(metric_of(methods))} by round", header, rows)
 
 
 def loss_table(records: Sequence[RoundRecord]) -> Table:

@@ -150,7 +150,7 @@ def rounds(
             directories.start(directory, config)
         record_identity(directory, now)
         record_environment(directory, environment(config, federation))
-        directories.write_json(directory, directories.DATA, describe(federation.split))
+        directories.write_json(directory, directories.DATA, _data(federation))
         if config.control is None:
             yield from _rounds(config, directory, federation, inputs.shared)
         else:
@@ -262,9 +262,14 @@ def _publish(directory: Path, federation: Federation) -> None:
     outcomes = {role: dict(score.outcomes) for role, score in server.scored.items()}
     directories.write_json(directory, directories.OUTCOMES, outcomes)
     if notes := dict.fromkeys(note for role in server.pair.models() for note in server.pair.modality.of(role).notes()):
-        data = describe(federation.split)
+        data = _data(federation)
         data["notes"] = [*data["notes"], *notes]
         directories.write_json(directory, directories.DATA, data)
+
+
+def _data(federation: Federation) -> dict[str, Any]:
+    """Return what `data.json` holds: a summary of the split, and the name of the main metric."""
+    return describe(federation.split) | {"metric": federation.server.pair.modality.of("slm").metric}
 
 
 def _resumed_config(config: RunConfig | None, directory: Path) -> RunConfig:
