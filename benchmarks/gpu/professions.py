@@ -23,8 +23,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split
-from fedcollm.modalities.text import forward
-from fedcollm.modalities.text.task import TextTask
+from fedcollm.modalities.text import forward, likelihoods, task
 from fedcollm.runs import build_models
 from fedcollm.training.batches import minibatches
 
@@ -122,13 +121,12 @@ def _plain(step: fedcollm.Step, shapes: list[list[int]]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _watched(shapes: list[list[int]]) -> Iterator[None]:
     """Note rows, columns and shortest sequence of every batch that is padded."""
-    padded = TextTask._padded
 
-    def noting(self: TextTask, sequences: Any) -> dict[str, torch.Tensor]:
+    def noting(sequences: Any, padding: int) -> dict[str, torch.Tensor]:
         shapes.append([len(sequences), max(map(len, sequences)), min(map(len, sequences))])
-        return padded(self, sequences)
+        return forward.pad_left(sequences, padding)
 
-    with mock.patch.object(TextTask, "_padded", noting):
+    with mock.patch.object(task, "pad_left", noting), mock.patch.object(likelihoods, "pad_left", noting):
         yield
 
 

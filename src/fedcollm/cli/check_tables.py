@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from fedcollm.cli.terminal import new_table
 from fedcollm.config import RunConfig
 from fedcollm.config.roles import PARTS
 from fedcollm.config.words import facts_in_words, inputs_in_words, settings_in_words
@@ -24,11 +25,8 @@ _LABELS = 3
 def cost_table(cost: "Cost", trained: bool = False) -> Table:
     """Return the parameters, bytes and memory that a configuration takes; `trained` if a measurement was made too."""
     nothing = "" if trained else "; nothing was trained"
-    table = Table(title=f"the configuration is valid{nothing}", title_justify="left")
-    table.add_column("")
-    for role in cost.roles.values():
-        table.add_column(role.source, justify="right", overflow="fold")
     roles = list(cost.roles.values())
+    table = new_table(f"the configuration is valid{nothing}", "", *(role.source for role in roles))
     table.add_row("role", *(name.upper() for name in cost.roles))
     table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
     table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
@@ -70,9 +68,7 @@ def settings_table(config: RunConfig) -> Table:
 
 def measured_table(measured: "Measured") -> Table:
     """Return the seconds, memory and bytes that a run would take, as predicted by a measurement."""
-    table = Table(title="prediction for a run, measured on a few batches", title_justify="left")
-    for column in ("", "mean of a round", "whole run"):
-        table.add_column(column, justify="right" if column else "left")
+    table = new_table("prediction for a run, measured on a few batches", "", "mean of a round", "whole run")
     parts = measured.round_seconds
     for part in PARTS:
         table.add_row(f"time: {part}", duration(parts[part]) if part in parts else NOT_COVERED, "")
