@@ -149,6 +149,11 @@ def test_quotes_that_fit_neither_way_are_refused(tmp_path):
     assert "quote is not closed" in said(tmp_path / "x.tsv", '"text"\t"label"\n"a\tb\n')
 
 
+def test_key_that_stands_twice_among_many_is_found_at_once(tmp_path):
+    keys = ", ".join(f'"k{i}": 1' for i in [*range(50_000), 49_999])
+    assert "the key 'k49999' is there twice" in said(tmp_path / "x.jsonl", f"{{{keys}}}\n")
+
+
 def test_long_fields_are_read_and_the_limit_of_the_process_stays(tmp_path):
     before = csv.field_size_limit()
     text = "w " * 70_000

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, cast
 
 from fedcollm.data.cells import composed, decoded, is_empty, plain_text
+from fedcollm.data.choices import parsed
 from fedcollm.errors import UserError
 
 #: Words in the names of columns that hold the choices of each row.
@@ -94,12 +95,14 @@ def _opened(cell: Any, name: str) -> Any:
             cell = decoded(cell, name)
     if not isinstance(cell, str):
         return cell
-    has_choices = are_choices(name)
+    if are_choices(name):
+        value = parsed(cell)
+        return cell if value == [cell] else value
     if cell.lstrip().startswith(("[", "{")):
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(cell)
-            return value if has_choices or is_conversation(value) else cell
-    return cell.split("|") if has_choices and "|" in cell else cell
+            return value if is_conversation(value) else cell
+    return cell
 
 
 def are_choices(name: str) -> bool:
