@@ -271,9 +271,9 @@ def test_duplicates_leave_the_training_data_and_stay_in_the_test_set() -> None:
     assert ids(parts.test) == ["100", "101", "102", "103", "104", "105", "106"]
     assert not {"90", "91", "107"} & set(parts_of(parts))
     assert parts.notes[0] == (
-        "3 of 28 examples dropped, since another one with the same input is kept: 1 of the test set, 2 of the training "
-        "data; 1 of them had another label than the one that is kept, such as id 91 of the training data (id 106 of the "
-        "test set is kept), so that one of the two labels is wrong"
+        "3 of 28 examples were dropped because another one with the same input is kept: 1 of the test set, 2 of the "
+        "training data; 1 of them had another label than the one that is kept, such as id 91 of the training data (id "
+        "106 of the test set is kept), so that one of the two labels is wrong"
     )
     assert not any("dropped" in note for note in parts.notes[1:])
 

@@ -39,10 +39,12 @@ class _Seen:
         new: list[Any] = []
         for example in examples:
             self.met += 1
-            kept, place = self.kept.setdefault(example.content, (example, part))
-            if kept is example:
+            content = example.content
+            if content not in self.kept:
+                self.kept[content] = example, part
                 new.append(example)
                 continue
+            kept, place = self.kept[content]
             self.dropped[part] += 1
             if None not in (kept.label, example.label) and kept.label != example.label:
                 self.contradictory += 1
@@ -55,7 +57,8 @@ class _Seen:
         if not total:
             return []
         where = ", ".join(f"{self.dropped[part]} {name}" for part, name in _PARTS.items() if self.dropped[part])
-        note = f"{total} of {self.met} examples dropped, since another one with the same input is kept: {where}"
+        were = "was" if total == 1 else "were"
+        note = f"{total} of {self.met} examples {were} dropped because another one with the same input is kept: {where}"
         if self.contradictory:
             note += (
                 f"; {self.contradictory} of them had another label than the one that is kept, such as {self.pair}, so "
