@@ -39,6 +39,13 @@ def test_text_classes_and_groups():
     assert said(rows) == ["department holds 2 classes", "hospital says which client a row belongs to"]
 
 
+def test_groups_that_some_rows_lack_are_not_used():
+    rows = table(note=NOTE, department=WARD, hospital=lambda i: PLACE(i) if i else "")
+    assert "group" not in proposed(rows)
+    assert said(rows)[1] == "no column has the name of a client in every row"
+    assert proposed(rows, group="hospital")["group"] == "hospital"
+
+
 def test_columns_with_names_of_another_language():
     rows = table(所見=lambda i: f"{i} 日前から咳", 診療科=lambda i: ("内科", "外科")[i % 2], 病院=PLACE)
     assert proposed(rows) == {

@@ -86,6 +86,7 @@ def test_recordings_get_the_preset_of_their_kind(tmp_path):
     [
         (notes(12), Wishes(), "12 different rows are too few for 2 clients, .* Give at least 13"),
         ([[row[0], "内科", row[2]] for row in notes(30)], Wishes(), r"a\.csv: column '診療科' has one value"),
+        ([[*row[:2], ""] for row in notes(12)], Wishes(), "12 different rows are too few for 2 clients"),  # of 4
         (notes(0), Wishes(), "no rows"),
         (notes(60), Wishes(answer="科"), r"a\.csv: there is no column '科'"),
     ],

@@ -182,16 +182,21 @@ def _with_values(column: Column) -> Column:
 
 
 def _group(columns: Sequence[Column], taken: Sequence[str], wishes: Wishes) -> str | None:
-    """Return the column of the groups: the one that is called so and has groups, if there is one."""
+    """Return the column of the groups: the one that is called so and has one in every row, if there is one."""
     if wishes.group:
         return wishes.group
-    left = [c for c in columns if c.name not in taken and c.has_classes(_MOST_GROUPS)]
+    rows = max(c.filled for c in columns)
+    left = [c for c in columns if c.name not in taken and c.has_classes(_MOST_GROUPS) and c.filled == rows]
     called = sorted((place, c.name) for c in left if (place := c.is_called(_GROUPS)) is not None)
     return called[0][1] if called else None
 
 
 def _said_of(group: str | None) -> list[str]:
-    return [f"{group} says which client a row belongs to"] if group else ["no column looks like the clients' names"]
+    return (
+        [f"{group} says which client a row belongs to"]
+        if group
+        else ["no column has the name of a client in every row"]
+    )
 
 
 def _prompt(columns: Sequence[Column], answer: Column, wishes: Wishes) -> tuple[dict[str, Any], list[str]]:

@@ -121,8 +121,9 @@ def _sized(
     pool = load_pool(config, 0)
     wanted, count = config.clients or _CLIENTS, _count(pool)
     fitting = _left(pool, count) // _FEWEST_PER_CLIENT
-    if not _FEWEST_CLIENTS <= fitting < wanted:
+    if fitting >= wanted:
         return task, propose_sizes(pool, config, labels_some), []
+    fitting = max(fitting, _FEWEST_CLIENTS)
     group = task["format"].get("group")
     reason = f"one for each value of {group}" if groups == wanted else "which are proposed otherwise"
     said = (
