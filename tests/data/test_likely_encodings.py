@@ -18,6 +18,11 @@ TEXTS = [
     ("cp1250", "bolest břicha;zvýšená teplota;kašel a rýma"),
     ("cp1250", "bolesť hlavy;ľavá ruka;časté kŕče;vŕba"),
     ("cp1250", "erős fejfájás;köhögés;gyűlik a víz"),
+    ("cp1250", "erős fejfájás;nő;késő este"),  # the letters of Portuguese in cp1252, too
+    ("cp1252", "això és difícil;ràpid;raïm;açò"),
+    ("cp1252", "la fièvre est élevée, où?;Käse, schön;à Genève"),
+    ("cp1252", "lesões;corações;põe;limões"),
+    ("cp1252", "kõrge palavik;köha;õla valu;jäse"),
     ("cp1254", "ağrı;öksürük;ateş yok, şişlik var"),
     ("cp1257", "skundžiasi galvos skausmu;karščiavimas;ėjo;ūkis"),
     ("cp1251", "боль в груди;кашель;высокая температура"),

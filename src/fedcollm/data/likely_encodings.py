@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 #: Encoding of Latin letters to the letters beyond ASCII of the languages that are written in it, the usual one first.
 _LATIN: Mapping[str, Sequence[str]] = {
     "cp1252": (
-        *("àâæçèéêëîïôœùûüÿ", "áéíñóúüàçï", "äöüßéàè", "áâãàçéêíóôõúüò", "àèéìíîòóùú", "åäöéàüæø", "æøåéòôèäö"),
-        *("áðéíóúýþæö", "áéëïóöüèêäàçñ"),
+        *("àâæçèéêëîïôœùûüÿ", "áéíñóúüàçï", "äöüßéàè", "áâãàçéêíóôõúò", "àèéìíîòóùú", "åäöéàüæø", "æøåéòôèäö"),
+        *("áðéíóúýþæö", "áéëïóöüèêäàçñ", "äöõőüšž", "àçèéíïòóúü", "àâçèéêëîïôœùûäöüß"),
     ),
     "cp1250": ("ąćęłńóśźż", "áčďéěíňóřšťúůýžöü", "áäčďéíĺľňóôŕšťúýžö", "áéíóöőúüű", "čćđšžöü", "ăâîşţ"),
     "cp1254": ("çğıöşüâîûi̇",),
@@ -30,6 +30,8 @@ _FULL_KANA, _HALF_KANA, _HANGUL = ("\u3041", "\u30ff"), ("\uff66", "\uff9f"), ("
 _HIGH = re.compile(rb"[\x80-\xff]+")
 #: Bytes that begin a kana in cp932, and are rare signs in the encodings of Latin letters.
 _KANA = re.compile(rb"[\x81-\x83]")
+#: A letter that Portuguese has only before an e; elsewhere it is Estonian, or the Hungarian one in its place in cp1250.
+_NO_PORTUGUESE = re.compile("õ(?!e)")
 #: Number of bytes that are looked at.
 _TRIED = 2**20
 
@@ -57,7 +59,8 @@ def _latin(content: bytes, names: Sequence[str]) -> str:
 
 def _letters(text: str, languages: Sequence[str]) -> int:
     """Return the number of letters beyond ASCII that the language with most of them has."""
-    found = Counter(sign for sign in text.lower() if not sign.isascii() and sign.isalpha())
+    text = _NO_PORTUGUESE.sub("ő", text.lower())
+    found = Counter(sign for sign in text if not sign.isascii() and sign.isalpha())
     return max(sum(count for sign, count in found.items() if sign in letters) for letters in languages)
 
 
