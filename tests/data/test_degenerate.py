@@ -58,6 +58,14 @@ def test_a_label_that_begins_another_one():
     assert notes("01", "0101010101", "01", names=("small", "non-small")) == []
 
 
+def test_labels_that_begin_one_another_are_counted_without_comparing_all():
+    (said,) = notes(
+        "01", "0101010101", "01", names=[*("a" * i for i in range(1, 2001)), *map(str, range(20_000, 40_000))]
+    )
+    assert "'a' begins 'aa', 'a' begins 'aaa', 'aa' begins 'aaa', 'a' begins 'aaaa', 'aa' begins 'aaaa'" in said
+    assert "and 1998995 more" in said  # 2000 x 1999 / 2 pairs without the 5
+
+
 def test_choices_of_a_question_of_its_own_are_no_shared_labels():
     asked = [TextExample(str(i), f"{i}?", ("2", "20"), i % 2, ("A", "B"), own_choices=True) for i in range(12)]
     assert degenerate_notes(Split(asked[:2], {"0": asked}, asked)) == []

@@ -50,8 +50,9 @@ def test_a_test_set_goes_before_validation_data_and_a_note_says_so(tmp_path):
          {"train": [0], "test": [1]}),
         (["train/0000.parquet", "train/0001.parquet", "validation/0000.parquet"], {"train": [0, 1], "test": [2]}),
         (["data/train/x.csv", "data/test/x.csv"], {"train": [0], "test": [1]}),
-        (["train.csv", "train/x.csv", "images/y.csv"], {"train": [0]}),  # folders of images beside a table
+        (["train.csv", "train/x.jpg", "test/y.wav", "test/y.json", "images/y.csv"], {"train": [0]}),  # what tables name
         (["train.csv", ".hidden.csv", "_cache.csv", "dataset_infos.json", "notes.txt", "README.md"], {"train": [0]}),
+        (["train.csv", "test.jpg", "train.py", "eval/run.sh"], {"train": [0]}),
         (["train-1-of-1.jsonl.gz"], {"train": []}),
     ],
 )  # fmt: skip
@@ -80,11 +81,27 @@ def test_layouts(tmp_path, names, wanted):
         (["other.txt", "sub/x"], "has no train file. It has other.txt, sub/. Name the training file"),
         (["test.csv"], "has no train file. It has test.csv"),
         ([], "has no train file. It is empty"),
+        (["train.csv", "test/part-0.csv"], "test/ would not be read beside train.csv, though it seems to be data. Put"),
+        (["train.csv", "Test/more/0.csv"], "Test/ would not be read beside train.csv"),
+        (["train.csv", "data/test.csv"], "data/test.csv would not be read beside train.csv"),
+        (["data/train.csv", "test/0.csv"], "test/ would not be read beside data/train.csv"),
+        (["train.csv", "test/a.jpg", "test/rows.csv"], "test/ would not be read"),
+        (
+            ["train.csv", "Test.xlsx"],
+            "Test.xlsx would not be read beside train.csv, though it seems to be data. Save it",
+        ),
+        (["train.csv", "test.csv.bz2"], "test.csv.bz2 would not be read"),
+        (["train.csv", "test.txt"], "test.txt would not be read"),
+        (["train.csv", "test-00000-of-00001.xlsx"], "test-00000-of-00001.xlsx would not be read"),
+        (["train.csv", "test/rows.txt"], "test/ would not be read"),
+        (["train/0.csv", "train/more/1.csv"], "train/more/1.csv would not be read beside train/0.csv"),
+        (["train/0.csv", "train/1.xlsx"], "train/1.xlsx would not be read"),
+        (["train/a.csv", "test.csv"], "train/ would not be read beside test.csv, though it seems to be data. Put"),
         (["train.csv/part-0.csv"], "train.csv is a directory, but has the name of a table"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, names, message):
-    assert message in said(put(tmp_path, *names))
+    assert message in said(put(tmp_path, *names)).replace("\\", "/")
 
 
 def test_links_that_lead_nowhere_and_paths_that_are_none(tmp_path):

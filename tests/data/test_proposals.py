@@ -1,10 +1,12 @@
 """What is guessed of the columns of a table."""
 
+import json
 from typing import Any
 
 import pytest
 
-from fedcollm.data.proposals import Wishes, columns_of, propose_format
+from fedcollm.data.proposals import Wishes, propose_format
+from fedcollm.data.table_columns import columns_of
 from fedcollm.errors import UserError
 
 
@@ -35,6 +37,13 @@ def test_text_classes_and_groups():
         "group": "hospital",
     }
     assert said(rows) == ["department holds 2 classes", "hospital says which client a row belongs to"]
+
+
+def test_groups_that_some_rows_lack_are_not_used():
+    rows = table(note=NOTE, department=WARD, hospital=lambda i: PLACE(i) if i else "")
+    assert "group" not in proposed(rows)
+    assert said(rows)[1] == "no column has the name of a client in every row"
+    assert proposed(rows, group="hospital")["group"] == "hospital"
 
 
 def test_columns_with_names_of_another_language():
@@ -68,12 +77,28 @@ def test_free_text_has_no_choices():
 def test_conversations():
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = table(messages=lambda i: talk, bank=PLACE)
-    assert proposed(rows) == {"messages": "messages", "group": "bank"}
+    wanted = {"messages": "messages", "group": "bank"}
+    assert proposed(rows) == wanted
+    for written in (json.dumps(talk), {"messages": talk}, json.dumps({"messages": talk}).encode()):
+        assert proposed(table(messages=lambda i, cell=written: cell, bank=PLACE)) == wanted
+    assert proposed(table(text=lambda i: f"[{i}]", label=WARD))["prompt"] == "{text}\nlabel:"
 
 
 def test_choices_of_each_row():
     rows = table(question=NOTE, options=lambda i: ["red", "blue"], answer=lambda i: "AB"[i % 2])
-    assert proposed(rows) == {"prompt": "{question}\nanswer:", "answer": "answer", "choices": "options"}
+    wanted = {"prompt": "{question}\nanswer:", "answer": "answer", "choices": "options"}
+    assert proposed(rows) == wanted
+    assert said(rows)[0] == "options holds the choices of each row, answer the right one"  # and not that it is unused
+    for written in ('["red", "blue"]', "red|blue"):
+        assert proposed([{**row, "options": written} for row in rows]) == wanted
+
+
+def test_cells_are_read_as_in_a_run():
+    cells = [0.0, 1.0, float("nan"), b"caf\xc3\xa9", "cafe\u0301", " café ", None, True]
+    (column,) = columns_of([{"label": cell} for cell in cells])
+    assert (column.filled, column.values) == (6, {"0": 1, "1": 1, "café": 3, "True": 1})
+    (image,) = columns_of([{"image": b"\x89PNG"}])
+    assert (image.values, image.nested) == ({}, b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +129,14 @@ def test_what_a_person_names_goes_before_what_is_guessed():
         (table(note=NOTE, label=WARD), {"answer": "labels"}, "no column 'labels'. The columns are note, label"),
         (table(note=NOTE, other=NOTE), {}, "--answer"),
         (table(label=WARD), {}, "--prompt"),
+        (table(note=NOTE, ward=WARD, label=lambda i: "x"), {}, "column 'label' has one value, 'x', so that"),
+        (
+            table(note=NOTE, place=lambda i: 1.0),
+            {"answer": "place"},
+            "'place' has one value, '1'.* --answer",
+        ),
+        (table(note=NOTE, place=lambda i: float("nan")), {"answer": "place"}, "'place' is empty"),
+        (table(note=NOTE, place=lambda i: [i]), {"answer": "place"}, r"'place' holds \[0\], and an answer is text"),
         (table(note=lambda i: "same", label=WARD), {}, "--prompt"),
     ],
 )

@@ -64,3 +64,17 @@ def test_notes_reach_the_split(tmp_path):
     parts = split(pool, TaskConfig(partition=PartitionConfig(kind="iid"), **keys), 0)
     assert len(pool.notes) == 1
     assert parts.notes[0] == pool.notes[0]
+
+
+def test_a_wrong_encoding_is_named_where_the_rows_seem_to_be_missing(tmp_path):
+    def said(content: bytes, encoding: str) -> str:
+        (tmp_path / "x.csv").write_bytes(content)
+        with pytest.raises(UserError) as error:
+            load_custom(tmp_path / "x.csv", FormatConfig(prompt="{note}", answer="kind", encoding=encoding))
+        return str(error.value)
+
+    table, hint = b"note,kind\nany,a\nall,b\n", " Or correct task.format.encoding, if the file is not in "
+    assert said(table, "utf-16").endswith(f"has no rows. Add some, or set task.path to another file.{hint}utf-16.")
+    assert said("né,kind\na,b\n".encode(), "cp1252").endswith(f"The columns are nÃ©, kind.{hint}cp1252.")
+    assert hint not in said(table[:10], "utf-8")
+    assert hint not in said(b"n,kind\na,b\n", "UTF8")

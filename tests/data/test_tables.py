@@ -115,6 +115,45 @@ def test_delimiter_of_the_configuration_goes_before_all_others(tmp_path):
     assert rows(tmp_path / "x.csv", "a;b\n1;2\n", Reading(columns=("b", "none"))) == [{"a": "1", "b": "2"}]
 
 
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("text;with, a, comma;label\nx;y;z\n", {"text": "x", "with, a, comma": "y", "label": "z"}),
+        ("a, b, c;d\n1, 2;3\n", {"a, b, c": "1, 2", "d": "3"}),
+        ('\n\n"a;b",c\n1,2\n', {"a;b": "1", "c": "2"}),
+        ("sep=;\na;b,c,d\n1;2\n", {"a": "1", "b,c,d": "2"}),
+    ],
+)
+def test_delimiter_that_the_rows_fit_where_no_column_is_named(tmp_path, content, wanted):
+    assert rows(tmp_path / "x.csv", content, Reading()) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        ('"Hello\tpos\nplain\tneg\nworld"\tneg\n', ['"Hello', "plain", 'world"']),  # quotes that pair by chance
+        ('"Hello\tpos\nplain\tneg\n', ['"Hello', "plain"]),  # a quote that is not closed
+        ('"Oh" she said\tpos\n', ['"Oh" she said']),
+        ('"say ""hi"""\tpos\n"tab\there"\tneg\n', ['say "hi"', "tab\there"]),  # as Excel writes it
+        ('"two\nlines"\tpos\n', ["two\nlines"]),
+        ('"tab\tand\tline\nend"\tpos\n', ["tab\tand\tline\nend"]),
+    ],
+)
+def test_quotes_in_tables_with_tabs(tmp_path, content, texts):
+    found = rows(tmp_path / "x.tsv", "text\tlabel\n" + content)
+    assert [row["text"] for row in found] == texts
+
+
+def test_quotes_that_fit_neither_way_are_refused(tmp_path):
+    assert "line 3: can't be read as CSV" in said(tmp_path / "x.tsv", 'text\tlabel\n"say ""hi"""\tpos\n"Oh" she\tneg\n')
+    assert "quote is not closed" in said(tmp_path / "x.tsv", '"text"\t"label"\n"a\tb\n')
+
+
+def test_key_that_stands_twice_among_many_is_found_at_once(tmp_path):
+    keys = ", ".join(f'"k{i}": 1' for i in [*range(50_000), 49_999])
+    assert "the key 'k49999' is there twice" in said(tmp_path / "x.jsonl", f"{{{keys}}}\n")
+
+
 def test_long_fields_are_read_and_the_limit_of_the_process_stays(tmp_path):
     before = csv.field_size_limit()
     text = "w " * 70_000

@@ -1,6 +1,8 @@
 """Prompts from templates whose columns may be empty in some rows."""
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,12 @@ def test_lines_whose_columns_are_all_empty_are_left_out_and_counted(tmp_path):
         ("{a}", {"a": "two\nlines"}, "two\nlines"),
         ("{a:d} {a:.1f} {a}", {"a": 7.0}, "7 7.0 7"),
         ("{a!r:>5}", {"a": "x"}, "  'x'"),
+        ("{a:>5}|{a!s:>5}|{a!r}|{a:05}", {"a": 7.0}, "    7|    7|7|00007"),
+        ("{a:>5}|{a:<5}|{a:d}", {"a": True}, " True|True |1"),
+        ("{a:>5}|{a:.3}|{a:,}", {"a": 1234.5}, "1234.5|1.23e+03|1,234.5"),
+        ("{a:>4}|{a:.1f}|{a:s}", {"a": Decimal("1E+2")}, " 100|100.0|100"),
+        ("{a:>12}|{a:%Y}|{a!s}", {"a": datetime.date(2026, 3, 1)}, "  2026-03-01|2026|2026-03-01"),
+        ("{a:>5}|{a:05d}|{a:s}", {"a": 42}, "   42|00042|42"),
         ("{o\u0308}", {"\u00f6": 1}, "1"),
     ],
 )

@@ -84,14 +84,46 @@ def test_recordings_get_the_preset_of_their_kind(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "wishes", "reason"),
     [
-        (notes(12), Wishes(), "12 different rows are too few for 2 clients"),
+        (notes(12), Wishes(), "12 different rows are too few for 2 clients, .* Give at least 13"),
+        ([[row[0], "内科", row[2]] for row in notes(30)], Wishes(), r"a\.csv: column '診療科' has one value"),
+        ([[*row[:2], ""] for row in notes(12)], Wishes(), "12 different rows are too few for 2 clients"),  # of 4
         (notes(0), Wishes(), "no rows"),
-        (notes(60), Wishes(answer="科"), "there is no column '科'"),
+        (notes(60), Wishes(answer="科"), r"a\.csv: there is no column '科'"),
     ],
 )
 def test_what_gives_no_configuration(tmp_path, rows, wishes: Any, reason):
     with pytest.raises(UserError, match=reason):
         propose(written(tmp_path / "a.csv", rows), wishes=wishes)
+
+
+def test_few_rows_get_fewer_clients(tmp_path):
+    three = [[note, WARDS[0] if i % 2 else ward, f"病院 {i % 3}"] for i, (note, ward, _) in enumerate(notes(15))]
+    proposal = propose(written(tmp_path / "a.csv", three))
+    task = proposal.config.task
+    assert (task.clients, task.partition.kind, task.private_size) == (2, "iid", 4)
+    assert task.format is not None
+    assert task.format.group is None
+    assert proposal.findings[-2] == (
+        "15 different rows are too few for 3 clients, one for each value of 病院: here are 2 clients, with rows at "
+        "random"
+    )
+    assert not any("which client" in finding for finding in proposal.findings)
+
+
+def test_guessed_encoding_and_delimiter_are_said_and_run(tmp_path):
+    rows = [[f"le cœur {i}", ("léger", "sévère")[i % 2], "nord"] for i in range(24)]
+    path = tmp_path / "a.csv"
+    text = "sep=;\r\nnote, longue;label;lieu\r\n" + "".join(f"{';'.join(row)}\r\n" for row in rows)
+    path.write_bytes(text.encode("cp1252"))
+    proposal = propose(path)
+    assert proposal.findings[1] == (
+        "the text seems to be in cp1252, as in 'cœur'; if that is wrong, set task.format.encoding"
+    )
+    form = proposal.config.task.format
+    assert form is not None
+    assert (form.encoding, form.answer, form.choices) == ("cp1252", "label", ["léger", "sévère"])
+    path.write_bytes(("note,label\n" + "".join(f"{'w ' * 70_000}{i},{'ab'[i % 2]}\n" for i in range(24))).encode())
+    assert propose(path, wishes=Wishes(prompt="{note}")).config.task.clients == 3  # of 4, for which 13 rows are too few
 
 
 def test_unknown_encoding_is_refused_with_what_to_try(tmp_path):

@@ -1,17 +1,23 @@
 """The choices of a row: those that all rows share, or those of a column, in the forms of public data sets.
 
-A column holds a list, a JSON list, a text with | between the choices, ARC's `{"text": [...], "label": [...]}`, or a
-list of `{"label": ..., "text": ...}`.
+A column holds a list, a list as JSON or Python writes it, a text with | between the choices, a list of
+`{"label": ..., "text": ...}`, or ARC's `{"text": [...], "label": [...]}`.
 """
 
+import ast
 import json
+import re
 import string
+import warnings
 from typing import Any, NamedTuple, cast
 
 from fedcollm.data.cells import composed, is_empty, plain_text
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.plain_text import check_text
+
+#: How a list or an object of texts begins, as JSON, Python or NumPy writes it.
+_LISTED = re.compile(r"""\s*(array\()?[\[({][\[({\s]*['"]""")
 
 LETTERS = string.ascii_uppercase
 
@@ -56,7 +62,7 @@ def of_cell(value: Any, where: str) -> Choices:
     Raises:
         UserError: they are not in a form of this module, or there are fewer than two or more than 26.
     """
-    value = _parsed(value) if isinstance(value, str) else value
+    value = parsed(value) if isinstance(value, str) else value
     labels, texts = _labelled(value)
     if not isinstance(texts, list):
         raise UserError(
@@ -74,13 +80,34 @@ def of_cell(value: Any, where: str) -> Choices:
     return Choices(found, tuple(named), has_labels=True)
 
 
-def _parsed(text: str) -> Any:
-    """Return what a text holds, which is JSON or has | between the choices."""
+def parsed(text: str) -> Any:
+    """Return what a text holds: a list or an object in JSON or as Python writes it, or texts with | between them.
+
+    >>> parsed("['yes|no', 'maybe']"), parsed("yes|no"), parsed("[a]|[b]")
+    (['yes|no', 'maybe'], ['yes', 'no'], ['[a]', '[b]'])
+
+    A text that begins as a list of texts and is none is returned as it is.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        value = None
-    return cast("Any", value) if isinstance(value, (list, dict)) else text.split("|")
+        value = _literal(text)
+    if isinstance(value, tuple):
+        value = list(cast("tuple[Any, ...]", value))
+    if isinstance(value, (list, dict)):
+        return cast("Any", value)
+    return text if _LISTED.match(text) else text.split("|")
+
+
+def _literal(text: str) -> Any:
+    """Return the value that Python writes as a text; None if there is none, or it is a text or a number."""
+    if not _LISTED.match(text):
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of backslashes
+            return ast.literal_eval(text.strip())
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _labelled(value: Any) -> tuple[list[Any] | None, Any]:

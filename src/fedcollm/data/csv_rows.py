@@ -1,31 +1,46 @@
-"""Read rows from CSV and TSV, with any delimiter, as RFC 4180 describes them; lines may end with LF, CR LF or CR."""
+"""Read rows from CSV and TSV, with any delimiter, as RFC 4180 describes them; lines may end with LF, CR LF or CR.
+
+Quotes are signs like others in a table with tabs where every line has a field for each column if they are, and where
+they would otherwise be wrong or put tabs and the end of a line into one field: so are texts written that are no CSV.
+"""
 
 import contextlib
 import csv
 import io
+import itertools
 import re
 import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 
-#: Delimiters that are tried, in this order: the first one under which the header has most of the named columns.
+#: Delimiters that are tried, in this order: the first one under which the header has most of the named columns, or of
+#: several the one under which the rows are as long as the header, or else the one under which it has most columns.
 DELIMITERS = (",", ";", "\t", "|")
+
+#: Number of rows by which a delimiter is judged.
+_JUDGED = 50
 
 #: Line before the header by which Excel names the delimiter.
 _NAMED_DELIMITER = re.compile(r"sep=([^\r\n\"])(?:\r\n|\n|\r)")
+
+#: Text in quotes with a quote in it, which is written twice.
+_ESCAPED = re.compile(r'"[^"]*""[^"]*.*"')
+
+Placed = tuple[str, dict[str, Any]]
+Quoting = Literal[0, 3]
 
 #: Largest field that the csv module can be told to read, on any platform.
 _LARGEST_FIELD = 2**31 - 1
 _limit_lock = threading.Lock()
 
 
-def csv_rows(text: str, path: Path, delimiter: str | None, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+def csv_rows(text: str, path: Path, delimiter: str | None, columns: Sequence[str]) -> list[Placed]:
     """Return each row of a CSV file after its place, which is the file and the line where the row begins.
 
     Blank lines are skipped. White space around the names in the header is removed, and columns without a name are left
@@ -43,14 +58,41 @@ def csv_rows(text: str, path: Path, delimiter: str | None, columns: Sequence[str
     with _fields_of_any_length():
         first = None if delimiter else _NAMED_DELIMITER.match(text)
         if first is not None:
-            return list(_rows(text[first.end() :], path, first[1], 2))
-        return list(_rows(text, path, delimiter or _delimiter(text, path, columns), 1))
+            return _table(text[first.end() :], path, first[1], 2)
+        return _table(text, path, delimiter or _delimiter(text, path, columns), 1)
 
 
-def _rows(text: str, path: Path, delimiter: str, first: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table(text: str, path: Path, delimiter: str, first: int) -> list[Placed]:
+    """Return the rows of a text that begins in line `first` of the file, with quotes read as this module says."""
+    if delimiter != "\t" or '"' not in text:
+        return list(_rows(text, path, delimiter, first))
+    plain = _unquoted(text, path, first)
+    try:
+        rows = list(_rows(text, path, delimiter, first))
+    except UserError:
+        if plain is None:
+            raise
+        return plain
+    merged = any("\t" in field and ("\n" in field or "\r" in field) for _, row in rows for field in row.values())
+    return plain if merged and plain is not None else rows
+
+
+def _unquoted(text: str, path: Path, first: int) -> list[Placed] | None:
+    """Return the rows of a text with tabs in which quotes mean nothing; None if they seem to mean something."""
+    try:
+        rows = list(_rows(text, path, "\t", first, csv.QUOTE_NONE))
+    except UserError:
+        return None
+    names = rows[0][1] if rows else ()
+    fields = (field for _, row in rows for field in row.values())
+    is_quoted = any(name.startswith('"') for name in names) or any(map(_ESCAPED.fullmatch, fields))
+    return None if is_quoted else rows
+
+
+def _rows(text: str, path: Path, delimiter: str, first: int, quoting: Quoting = csv.QUOTE_MINIMAL) -> Iterator[Placed]:
     """Yield the rows of a text that begins in line `first` of the file."""
     line, header = first, None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
     try:
         for fields in reader:
             if not fields or fields == [""]:  # a blank line
@@ -84,18 +126,21 @@ def _checked(names: list[str], path: Path, line: int) -> list[str]:
 
 
 def _delimiter(text: str, path: Path, columns: Sequence[str]) -> str:
-    """Return the first delimiter under which the header has most of the columns."""
+    """Return the first delimiter under which the header has most of the columns, and the rows are as long as it."""
     signs = sorted(DELIMITERS, key=lambda sign: sign != "\t") if ".tsv" in path.name.lower() else DELIMITERS
     needed = {unicodedata.normalize("NFC", name) for name in columns}
-    return max(signs, key=lambda sign: len(needed & _header(text, sign)))
+    return max(signs, key=lambda sign: _fitness(text, sign, needed))
 
 
-def _header(text: str, delimiter: str) -> set[str]:
+def _fitness(text: str, delimiter: str, needed: set[str]) -> tuple[int, bool, int]:
+    """Return how many columns that are needed the header has, whether the rows fit it, and how many columns it has."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows: list[list[str]] = []
     with contextlib.suppress(csv.Error):
-        first = next((fields for fields in reader if fields and fields != [""]), list[str]())
-        return {unicodedata.normalize("NFC", name.strip()) for name in first}
-    return set()
+        rows.extend(itertools.islice((fields for fields in reader if fields and fields != [""]), _JUDGED))
+    header = rows[0] if rows else []
+    names = {unicodedata.normalize("NFC", name.strip()) for name in header}
+    return len(needed & names), len(header) > 1 and all(len(fields) == len(header) for fields in rows), len(header)
 
 
 def _spoken(delimiter: str) -> str:

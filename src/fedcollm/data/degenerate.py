@@ -62,14 +62,18 @@ def _unseen(split: Split, labelled: Sequence[Any]) -> Iterator[str]:
 def _prefixes(everyone: Iterable[Any]) -> Iterator[str]:
     """Yield which shared choices begin another one: the sum of log-likelihoods of the longer one is never higher."""
     shared = (example.choices for example in everyone if getattr(example, "shares_labels", False))
-    choices = sorted(set(chain.from_iterable(set(shared))))
-    pairs = [
-        f"{one!r:.40} begins {two!r:.40}" for one in choices for two in choices if one != two and two.startswith(one)
-    ]
-    if pairs:
-        more = f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
+    named, count = list[str](), 0
+    before: list[str] = []  # each begins the next one, and the last one may begin the choice
+    for choice in sorted(set(chain.from_iterable(set(shared)))):
+        while before and not choice.startswith(before[-1]):
+            before.pop()
+        named += [f"{one!r:.40} begins {choice!r:.40}" for one in before[: _NAMED - len(named)]]
+        count += len(before)
+        before.append(choice)
+    if named:
+        more = f" and {count - _NAMED} more" if count > _NAMED else ""
         yield (
-            f"a label begins another one ({', '.join(pairs[:_NAMED])}{more}): by the sum of log-likelihoods the longer "
+            f"a label begins another one ({', '.join(named)}{more}): by the sum of log-likelihoods the longer "
             "one can't be the likeliest where its tokens begin with those of the shorter one. Give them other names"
         )
 

@@ -21,45 +21,50 @@ class _Seen:
     """The examples met so far.
 
     Attributes:
-        labels: content to the label of the example that is kept.
+        kept: content to the example that is kept, and the part of the pool that it is of.
+        met: number of all examples.
         dropped: part of the pool to the number of its examples that were dropped.
         contradictory: number of dropped examples with another label than the one that is kept.
+        pair: the first one of these and the one that is kept in its place, in words; empty if there is none.
     """
 
-    labels: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    kept: dict[str, tuple[Any, str]] = field(default_factory=dict[str, tuple[Any, str]])
+    met: int = 0
     dropped: Counter[str] = field(default_factory=Counter[str])
     contradictory: int = 0
+    pair: str = ""
 
     def new(self, part: str, examples: Iterable[Any]) -> list[Any]:
         """Return the examples of a part whose content was not met before, and count the others."""
-        kept: list[Any] = []
+        new: list[Any] = []
         for example in examples:
-            if example.content not in self.labels:
-                self.labels[example.content] = example.label
-                kept.append(example)
+            self.met += 1
+            content = example.content
+            if content not in self.kept:
+                self.kept[content] = example, part
+                new.append(example)
                 continue
+            kept, place = self.kept[content]
             self.dropped[part] += 1
-            before = self.labels[example.content]
-            self.contradictory += None not in (before, example.label) and before != example.label
-        return kept
+            if None not in (kept.label, example.label) and kept.label != example.label:
+                self.contradictory += 1
+                self.pair = self.pair or f"id {example.id} {_PARTS[part]} (id {kept.id} {_PARTS[place]} is kept)"
+        return new
 
     def notes(self) -> list[str]:
-        """Return sentences about what was dropped; none if nothing was."""
+        """Return a sentence about what was dropped; none if nothing was."""
         total = sum(self.dropped.values())
         if not total:
             return []
         where = ", ".join(f"{self.dropped[part]} {name}" for part, name in _PARTS.items() if self.dropped[part])
-        notes = [f"{_examples(total)} dropped because an equal one is kept: {where}"]
+        were = "was" if total == 1 else "were"
+        note = f"{total} of {self.met} examples {were} dropped because another one with the same input is kept: {where}"
         if self.contradictory:
-            notes.append(
-                f"{_examples(self.contradictory)} dropped although the equal one that is kept has another label, so "
+            note += (
+                f"; {self.contradictory} of them had another label than the one that is kept, such as {self.pair}, so "
                 "that one of the two labels is wrong"
             )
-        return notes
-
-
-def _examples(count: int) -> str:
-    return "1 example was" if count == 1 else f"{count} examples were"
+        return [note]
 
 
 def without_duplicates(pool: Pool) -> tuple[Pool, int, list[str]]:

@@ -8,8 +8,9 @@ A directory has, in this order of search:
 - the same in a folder `data`, as on the Hugging Face hub;
 - a folder per part with any tables in it (`train/0000.parquet`).
 
-A table beside them that belongs to no part is refused: most often it is one that was meant to be held out, and the
-message costs its owner a second, while a silently missing test set costs the result.
+A table beside them that belongs to no part is refused, and so is what has the name of a part and is not read, such as a
+folder `test` beside `train.csv`: most often it is one that was meant to be held out, and the message costs its owner a
+second, while a silently missing test set costs the result.
 """
 
 import re
@@ -20,6 +21,7 @@ from typing import TypeVar
 
 from fedcollm.data.saved import saved_files
 from fedcollm.data.tables import ENDINGS, KNOWN, ending_of
+from fedcollm.data.unread import DESCRIPTIONS, check_all_read
 from fedcollm.errors import UserError
 
 #: Part of the data to the names that its file or folder may have. Validation data is the test set if there is no other.
@@ -30,9 +32,6 @@ PARTS: Mapping[str, Sequence[str]] = {
     "public": ("public",),
     "unlabelled": ("unlabelled", "unlabeled"),
 }
-
-#: Files of the hub that describe tables, and are none.
-_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{1,9})-of-(?P<count>\d{1,9})(?:-[0-9a-f]{6,})?")
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
@@ -81,16 +80,18 @@ def _found(path: Path) -> dict[str, list[Path]]:
     """Return the files of a directory by the names of the parts that they belong to.
 
     Raises:
-        UserError: there is no such directory, or a table or a folder of tables in it belongs to no part.
+        UserError: there is no such directory, a table or a folder of tables in it belongs to no part, or one that
+            has the name of a part is not read.
     """
     if not path.exists():
         raise UserError(f"task.path: {path} does not exist. Give a file or a directory of tables: {KNOWN}.")
     if found := saved_files(path) or _tables(path):
         _check_names(path, {name: files[0].parent for name, files in found.items()})
-        return found
-    found = _tables(path / "data") or _folders(path) or _folders(path / "data")
-    if found:
-        _check_names(path, {_name(file): file for file in _table_files(path)})
+    else:
+        found = _tables(path / "data") or _folders(path) or _folders(path / "data")
+        if found:
+            _check_names(path, {_name(file): file for file in _table_files(path)})
+    check_all_read(path, found, _PART_OF)
     return found
 
 
@@ -189,7 +190,7 @@ def _folders(directory: Path) -> dict[str, list[Path]]:
 
 
 def _table_files(directory: Path) -> list[Path]:
-    return [file for file in _entries(directory) if ending_of(file) and file.name not in _DESCRIPTIONS]
+    return [file for file in _entries(directory) if ending_of(file) and file.name not in DESCRIPTIONS]
 
 
 def _whole(files: Sequence[Path]) -> list[Path]:

@@ -3,13 +3,13 @@
 Every guess is said in a sentence, so that whoever reads the configuration can correct it.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, cast
+from typing import Any
 
+from fedcollm.data.table_columns import Column, are_choices, is_conversation
 from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import shorten
 from fedcollm.modalities.vision.images import SUFFIXES as IMAGE_SUFFIXES
 
 #: Endings of recordings.
@@ -80,56 +80,7 @@ _SPACELESS = (
     ("\u3400", "\u9fff"),
 )
 
-_CONVERSATIONS = ({"role", "content"}, {"from", "value"})
 _MOST_CHOICES, _MOST_GROUPS = 50, 50
-_ROWS_PER_VALUE = 4  # a column with fewer rows per distinct value has no classes
-
-
-@dataclass(frozen=True)
-class Column:
-    """What a column of a table holds.
-
-    Attributes:
-        name: its name.
-        filled: number of rows in which it is not empty.
-        values: distinct values as text to how many rows have them; nothing for lists and objects.
-        nested: the first list or object in it, if there is one.
-        length: mean number of characters of its values.
-    """
-
-    name: str
-    filled: int
-    values: Mapping[str, int]
-    nested: Any
-    length: float
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether all rows have one value or none."""
-        return len(self.values) < 2 and self.nested is None
-
-    @property
-    def counts_rows(self) -> bool:
-        """Whether every row has a number of its own, as an id has."""
-        return len(self.values) == self.filled and all(value.lstrip("-").isdecimal() for value in self.values)
-
-    @property
-    def fits_a_template(self) -> bool:
-        """Whether the name can stand in the braces of a template."""
-        return bool(self.name) and not set(self.name) & set("{}!:")
-
-    def has_classes(self, most: int) -> bool:
-        """Whether few enough values, each in several rows, can be classes or groups."""
-        return 2 <= len(self.values) <= min(most, self.filled // _ROWS_PER_VALUE)
-
-    def is_called(self, words: Sequence[str]) -> int | None:
-        """Return the place in the list of the first word that the name has in it, or None."""
-        name = self.name.casefold()
-        return next((place for place, word in enumerate(words) if word in name), None)
-
-    def holds_files(self, suffixes: Iterable[str]) -> bool:
-        """Whether every value is the path of a file with one of these suffixes."""
-        return bool(self.values) and all(PurePath(value).suffix.lower() in suffixes for value in self.values)
 
 
 @dataclass(frozen=True)
@@ -147,20 +98,6 @@ class Wishes:
     group: str | None = None
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Return what each column of a table holds, in the order of the table."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [_column(name, [row[name] for row in rows if name in row]) for name in names]
-
-
-def _column(name: str, cells: Sequence[Any]) -> Column:
-    filled = [cell for cell in cells if cell is not None and (not isinstance(cell, str) or cell.strip())]
-    nested: Any = next((cast("object", cell) for cell in filled if isinstance(cell, (list, dict))), None)
-    texts = [str(cell).strip() for cell in filled if not isinstance(cell, (list, dict))]
-    length = sum(map(len, texts)) / len(texts) if texts else 0.0
-    return Column(name, len(filled), Counter(texts), nested, length)
-
-
 def propose_format(columns: Sequence[Column], wishes: Wishes = Wishes()) -> tuple[dict[str, Any], list[str]]:
     """Return the section `task.format` for a table, and what was guessed, in sentences.
 
@@ -175,12 +112,12 @@ def propose_format(columns: Sequence[Column], wishes: Wishes = Wishes()) -> tupl
     for key in (wishes.answer, wishes.group):
         if key is not None and key not in known:
             raise UserError(f"there is no column {key!r}. The columns are {', '.join(known)}.")
-    if (talk := next((c for c in columns if _is_conversation(c.nested)), None)) and not wishes.answer:
+    if (talk := next((c for c in columns if is_conversation(c.nested)), None)) and not wishes.answer:
         group = _group(columns, [talk.name], wishes)
         found = {"messages": talk.name} | ({"group": group} if group else {})
         return found, [f"{talk.name} holds conversations; their last messages are the answers", *_said_of(group)]
     files = _files(columns)
-    answer = known[wishes.answer] if wishes.answer else _answer(columns, files)
+    answer = _with_values(known[wishes.answer]) if wishes.answer else _answer(columns, files)
     group = _group(columns, [answer.name], wishes)
     used = {answer.name, group}
     if files:
@@ -192,13 +129,6 @@ def propose_format(columns: Sequence[Column], wishes: Wishes = Wishes()) -> tupl
     joiner = {"joiner": ""} if "prompt" in inputs and _is_spaceless("".join(answer.values)) else {}
     found = inputs | {key: answer.name} | choices | joiner | ({"group": group} if group else {})
     return found, [*findings, *said, *_said_of(group)]
-
-
-def _is_conversation(cell: Any) -> bool:
-    if not isinstance(cell, list) or not cell:
-        return False
-    first = cast("list[Any]", cell)[0]
-    return isinstance(first, dict) and any(keys <= set(cast("dict[str, Any]", first)) for keys in _CONVERSATIONS)
 
 
 def _files(columns: Sequence[Column]) -> dict[str, str]:
@@ -219,6 +149,9 @@ def _answer(columns: Sequence[Column], files: Mapping[str, str]) -> Column:
     called = sorted((place, c.name) for c in usable if (place := c.is_called(_ANSWERS)) is not None)
     if called:
         return next(c for c in usable if c.name == called[0][1])
+    for column in columns:
+        if column.is_constant and column.is_called(_ANSWERS) is not None:
+            _with_values(column)
     if "audio" in files and usable:
         return max(usable, key=lambda c: c.length)
     classes = [c for c in usable if c.has_classes(_MOST_CHOICES) and c.is_called(_GROUPS) is None]
@@ -230,17 +163,40 @@ def _answer(columns: Sequence[Column], files: Mapping[str, str]) -> Column:
     return classes[-1]
 
 
+def _with_values(column: Column) -> Column:
+    """Return a column of answers if it has several of them.
+
+    Raises:
+        UserError: it is empty, has one value, or holds what is no answer.
+    """
+    what = ""
+    if column.nested is not None:
+        what = f"holds {shorten(column.nested)}, and an answer is text, a number or a date"
+    elif not column.values:
+        what = "is empty"
+    elif column.is_constant:
+        what = f"has one value, {shorten(next(iter(column.values)))}, so that there is nothing to learn from it"
+    if what:
+        raise UserError(f"column {column.name!r} {what}. Name another column with --answer, or give other rows.")
+    return column
+
+
 def _group(columns: Sequence[Column], taken: Sequence[str], wishes: Wishes) -> str | None:
-    """Return the column of the groups: the one that is called so and has groups, if there is one."""
+    """Return the column of the groups: the one that is called so and has one in every row, if there is one."""
     if wishes.group:
         return wishes.group
-    left = [c for c in columns if c.name not in taken and c.has_classes(_MOST_GROUPS)]
+    rows = max(c.filled for c in columns)
+    left = [c for c in columns if c.name not in taken and c.has_classes(_MOST_GROUPS) and c.filled == rows]
     called = sorted((place, c.name) for c in left if (place := c.is_called(_GROUPS)) is not None)
     return called[0][1] if called else None
 
 
 def _said_of(group: str | None) -> list[str]:
-    return [f"{group} says which client a row belongs to"] if group else ["no column looks like the clients' names"]
+    return (
+        [f"{group} says which client a row belongs to"]
+        if group
+        else ["no column has the name of a client in every row"]
+    )
 
 
 def _prompt(columns: Sequence[Column], answer: Column, wishes: Wishes) -> tuple[dict[str, Any], list[str]]:
@@ -251,9 +207,14 @@ def _prompt(columns: Sequence[Column], answer: Column, wishes: Wishes) -> tuple[
     if not asked:
         raise UserError(f"beside {answer.name!r}, no column has text to ask about. Give a template with --prompt.")
     lines = [f"{{{c.name}}}" if len(asked) == 1 else f"{_escaped(c.name)}: {{{c.name}}}" for c in asked]
-    left = sorted({c.name for c in columns} - {c.name for c in asked})
+    left = sorted({c.name for c in columns} - {c.name for c in asked} - {_own_choices(columns)})
     unused = [f"not used: {', '.join(left)}"] if left else []
     return {"prompt": "\n".join([*lines, f"{_escaped(answer.name)}:"])}, unused
+
+
+def _own_choices(columns: Sequence[Column]) -> str | None:
+    """Return the column of the choices of each row, if there is one."""
+    return next((c.name for c in columns if c.nested is not None and are_choices(c.name)), None)
 
 
 def _escaped(name: str) -> str:
@@ -269,9 +230,7 @@ def _is_spaceless(text: str) -> bool:
 
 def _choices(columns: Sequence[Column], answer: Column, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the choices, if the answers have some, and what was guessed."""
-    own = next(
-        (c.name for c in columns if c.nested is not None and c.is_called(("choice", "option")) is not None), None
-    )
+    own = _own_choices(columns)
     if own and "prompt" in inputs:
         return {"choices": own}, [f"{own} holds the choices of each row, {answer.name} the right one"]
     if "prompt" in inputs and not answer.has_classes(_MOST_CHOICES):

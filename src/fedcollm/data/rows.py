@@ -1,5 +1,6 @@
 """Read the rows of a part of the data: all its files, checked, with the rows that have an answer."""
 
+import codecs
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fedcollm.config import FormatConfig
 from fedcollm.data.cells import cell_text, check_columns
-from fedcollm.data.tables import Reading, file_rows
+from fedcollm.data.tables import Reading, file_rows, is_text
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Example
 
@@ -50,12 +51,24 @@ def part_rows(files: Sequence[Path], format: FormatConfig, asked: Sequence[tuple
     reading = Reading(format.encoding, format.delimiter, tuple(column for column, _ in asked))
     rows: list[Row] = []
     for file in files:
+        found = _file_rows(file, reading, asked)
+        rows += [Row(file, position, *pair) for position, pair in enumerate(found, start=len(rows) + 1)]
+    return rows
+
+
+def _file_rows(file: Path, reading: Reading, asked: Sequence[tuple[str, str]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the rows of a file; a fault that a wrong encoding may have is said to be possibly one."""
+    try:
         found = list(file_rows(file, reading))
         if not found:
             raise UserError(f"{file} has no rows. Add some, or set task.path to another file.")
         check_columns([cells for _, cells in found], asked, str(file))
-        rows += [Row(file, position, *pair) for position, pair in enumerate(found, start=len(rows) + 1)]
-    return rows
+    except UserError as error:
+        key = "task.format.encoding"
+        if key in str(error) or not is_text(file) or codecs.lookup(reading.encoding).name == "utf-8":
+            raise
+        raise UserError(f"{error} Or correct {key}, if the file is not in {reading.encoding}.") from None
+    return found
 
 
 def with_answers(

@@ -63,6 +63,15 @@ def ending_of(path: Path) -> str:
     return max((ending for ending in ENDINGS if name.endswith(ending) and name != ending), key=len, default="")
 
 
+def is_text(path: Path) -> bool:
+    """Return whether a table is a text file, possibly compressed.
+
+    >>> is_text(Path("a.csv.gz")), is_text(Path("a.parquet"))
+    (True, False)
+    """
+    return ending_of(path) not in ("", *_BINARY_READERS)
+
+
 def file_rows(path: Path, reading: Reading = _DEFAULT) -> Iterator[Placed]:
     """Yield each row of a file after its place (file and line or row), for messages.
 

@@ -1,7 +1,10 @@
 """Templates of prompts: text with the names of columns in braces, of which some may be empty in a row."""
 
+import contextlib
+import datetime
 import string
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from fedcollm.data.cells import cell_value, is_whole, plain_text
@@ -9,6 +12,9 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 
 _KEY = "task.format.prompt"
+
+#: Last letters of formats of numbers.
+_TYPES = tuple("bcdeEfFgGnoxX%")
 
 
 class _Field(NamedTuple):
@@ -116,7 +122,7 @@ def _formatted(value: Any, column: str, how: tuple[Literal["r", "s", "a"] | None
     if conversion is None and not spec:
         return text
     try:
-        return _in_format(value, conversion, spec)
+        return _in_format(value, text, conversion, spec)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise UserError(
             f"{place}: {_KEY} can't format {shorten(value)} in column {column!r} ({error}). Correct the row or the "
@@ -124,10 +130,37 @@ def _formatted(value: Any, column: str, how: tuple[Literal["r", "s", "a"] | None
         ) from None
 
 
-def _in_format(value: Any, conversion: Literal["r", "s", "a"] | None, spec: str) -> str:
-    try:
-        return format(string.Formatter().convert_field(value, conversion), spec)
-    except ValueError:  # such as {age:d} of 7.0, which is 7 in a column with empty cells
-        if not isinstance(value, float) or not is_whole(value):
-            raise
-        return format(string.Formatter().convert_field(int(value), conversion), spec)
+def _in_format(value: Any, text: str, conversion: Literal["r", "s", "a"] | None, spec: str) -> str:
+    """Return a value in a format, which is one of the text that the value is without it, or of a number or a date.
+
+    Raises:
+        ValueError: the format does not suit the value.
+    """
+    if conversion is not None:
+        return format(text if conversion == "s" else string.Formatter().convert_field(_plain(value), conversion), spec)
+    *others, last = _forms(value, text, spec)
+    for form in others:
+        with contextlib.suppress(ValueError):
+            return format(form, spec)
+    return format(last, spec)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number without a fraction as a whole one, such as 7.0 in a column with empty cells."""
+    return int(value) if isinstance(value, float) and is_whole(value) else value
+
+
+def _forms(value: Any, text: str, spec: str) -> list[Any]:
+    """Return what a format may be of, the first that it suits: `{a:>5}` is of the text True, and `{a:d}` of 1."""
+    typed = spec[-1:] in _TYPES
+    if isinstance(value, (datetime.date, datetime.time)):
+        return [value if "%" in spec else text]
+    if isinstance(value, str) or spec.endswith("s"):
+        return [text]
+    if isinstance(value, bool):
+        return [value] if typed else [text, value]
+    if isinstance(value, float):
+        return [value, _plain(value)] if typed else [_plain(value), value]
+    if isinstance(value, Decimal) and not typed and len(text) != len(str(value)):
+        return [text, value]  # without an exponent
+    return [value] if isinstance(value, (int, Decimal)) else [text]

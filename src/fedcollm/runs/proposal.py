@@ -1,7 +1,7 @@
 """Propose a configuration for a person's own table: read it, guess what its columns are, and choose sizes that fit."""
 
-import csv
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from fedcollm.config import FormatConfig, RunConfig, TaskConfig
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.content import decode, read_content
-from fedcollm.data.csv_rows import DELIMITERS
+from fedcollm.data.likely_encodings import likely_encoding, sample_word
 from fedcollm.data.parts import find_parts
 from fedcollm.data.pool import Pool
-from fedcollm.data.proposals import Wishes, columns_of, propose_format
-from fedcollm.data.tables import Reading, ending_of, file_rows
+from fedcollm.data.proposals import Wishes, propose_format
+from fedcollm.data.table_columns import columns_of
+from fedcollm.data.tables import Reading, file_rows, is_text
 from fedcollm.errors import UserError
 
 #: What an example is to the preset whose models suit it.
@@ -25,11 +26,8 @@ _PRESETS: Mapping[str, str] = {
     "speech_files": "whisper",
 }
 
-#: Encodings that are tried where a file is not UTF-8, for those languages that are often stored in another one.
-_ENCODINGS = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1256")
-
 _CLIENTS, _MOST_CLIENTS = 4, 16
-_FEWEST_PER_CLIENT = 4
+_FEWEST_CLIENTS, _FEWEST_PER_CLIENT = 2, 4
 _MOST = {"test_size": 300, "public_size": 320, "unlabelled_size": 1280, "private_size": 320}
 
 
@@ -59,58 +57,82 @@ def propose(path: Path, preset: str | None = None, wishes: Wishes = Wishes()) ->
     """
     path = path.expanduser().resolve()
     files = find_parts(path).files["train"]
-    encoding = _encoding(files[0])
-    reading = Reading(encoding, _delimiter(files[0], encoding))
-    rows = [row for file in files for _, row in file_rows(file, reading)]
+    encoding, told = _encoding(files[0])
+    rows = [row for file in files for _, row in file_rows(file, Reading(encoding))]
     if not rows:
         raise UserError(f"{path} has no rows. Give a table with a header and rows.")
     columns = columns_of(rows)
-    form, findings = propose_format(columns, wishes)
+    try:
+        form, findings = propose_format(columns, wishes)
+    except UserError as error:
+        raise UserError(f"{files[0]}: {error}") from None
     if encoding != "utf-8":
         form["encoding"] = encoding
-        findings = [f"the text seems to be in {encoding}", *findings]
     if any(column.name == form.get("answer") and column.filled < len(rows) for column in columns):
         form["skip_unanswered"] = True
     groups = next((len(column.values) for column in columns if column.name == form.get("group")), 0)
-    task = {"path": str(path), "format": form} | _clients(groups)
-    checked = TaskConfig.model_validate(task)
     base = preset or _PRESETS[FormatConfig.model_validate(form).kind]
     start = load_config(base)
-    sizes = propose_sizes(load_pool(checked, 0), checked, labels_some=start.server.pseudo_labels is not None)
+    task, sizes, fewer = _sized({"path": str(path), "format": form}, groups, start.server.pseudo_labels is not None)
     values = start.model_dump(mode="json") | {"name": path.stem or "mine", "task": task | sizes}
     found = f"{len(rows)} rows in {', '.join(file.name for file in files)}"
-    return Proposal(load_config(values), [found, *findings, f"models and training are those of the preset {base}"])
+    if fewer and groups:  # the last finding is that there are groups
+        findings = findings[:-1]
+    said = [found, *told, *findings, *fewer, f"models and training are those of the preset {base}"]
+    return Proposal(load_config(values), said)
 
 
-def _encoding(file: Path) -> str:
-    """Return the encoding of a table: UTF-8 if its bytes are that, else the likeliest one.
+def _encoding(file: Path) -> tuple[str, list[str]]:
+    """Return the encoding of a table, which is UTF-8 if its bytes are that, else the likeliest one, and what it tells.
 
     Raises:
         UserError: no encoding fits.
     """
-    if ending_of(file).startswith((".parquet", ".arrow")):
-        return "utf-8"
+    if not is_text(file):
+        return "utf-8", []
     content = read_content(file)
     try:
         decode(content, "utf-8", file)
     except UserError:
-        import charset_normalizer
-
-        likeliest = charset_normalizer.from_bytes(content, cp_isolation=list(_ENCODINGS)).best()
-        if likeliest is None:
+        encoding = likely_encoding(content)
+        if encoding is None:
             raise
-        return likeliest.encoding
-    return "utf-8"
+        word = sample_word(decode(content, encoding, file))
+        sample = f", as in {word!r}" if word else ""
+        return encoding, [f"the text seems to be in {encoding}{sample}; if that is wrong, set task.format.encoding"]
+    return "utf-8", []
 
 
-def _delimiter(file: Path, encoding: str) -> str | None:
-    """Return the delimiter that gives the header of a CSV file most columns; None where the file is no CSV."""
-    if not ending_of(file).startswith((".csv", ".tsv")):
-        return None
-    header = decode(read_content(file), encoding, file).lstrip().splitlines()[:1]
-    return max(
-        DELIMITERS, key=lambda sign: max((len(fields) for fields in csv.reader(header, delimiter=sign)), default=0)
+def _sized(
+    task: dict[str, Any], groups: int, labels_some: bool
+) -> tuple[dict[str, Any], dict[str, int], Sequence[str]]:
+    """Return the section of the task, the sizes in it, and what is said where the rows are for fewer clients.
+
+    Args:
+        task: its path and format.
+        groups: number of groups; 0 if there are none.
+        labels_some: see `propose_sizes`.
+
+    Raises:
+        UserError: there are too few examples.
+    """
+    task = task | _clients(groups)
+    config = TaskConfig.model_validate(task)
+    pool = load_pool(config, 0)
+    wanted, count = config.clients or _CLIENTS, _count(pool)
+    fitting = _left(pool, count) // _FEWEST_PER_CLIENT
+    if fitting >= wanted:
+        return task, propose_sizes(pool, config, labels_some), []
+    fitting = max(fitting, _FEWEST_CLIENTS)
+    group = task["format"].get("group")
+    reason = f"one for each value of {group}" if groups == wanted else "which are proposed otherwise"
+    said = (
+        f"{count} different rows are too few for {wanted} clients, {reason}: here are {fitting} clients, with rows at "
+        "random"
     )
+    form = {key: value for key, value in task["format"].items() if key != "group"}
+    task = task | {"format": form, "clients": fitting, "partition": {"kind": "iid"}}
+    return task, propose_sizes(pool, TaskConfig.model_validate(task), labels_some), [said]
 
 
 def _clients(groups: int) -> dict[str, Any]:
@@ -134,15 +156,15 @@ def propose_sizes(pool: Pool, config: TaskConfig, labels_some: bool = False) -> 
         UserError: there are too few examples.
     """
     clients = config.clients or _CLIENTS
-    count = len({example.content for example in pool.train})
-    test = min(_MOST["test_size"], count // 5 if pool.test is None else len(pool.test))
-    public = min(_MOST["public_size"], count // 4 if pool.public is None else len(pool.public))
-    left = count - test * (pool.test is None) - public * (pool.public is None)
+    count = _count(pool)
+    test, public = _test_and_public(pool, count)
+    left = _left(pool, count)
     private = min(left // clients, _MOST["private_size"])
     if private < _FEWEST_PER_CLIENT:
+        enough = next(n for n in itertools.count(count) if _left(pool, n) >= _FEWEST_PER_CLIENT * clients)
         raise UserError(
             f"{config.path}: {count} different rows are too few for {clients} clients, a public part and a test "
-            f"set. Give at least {2 * _FEWEST_PER_CLIENT * clients}."
+            f"set. Give at least {enough}."
         )
     spare = left - private * clients if pool.unlabelled is None else len(pool.unlabelled)
     if pool.public is not None and pool.unlabelled is None:
@@ -151,3 +173,20 @@ def propose_sizes(pool: Pool, config: TaskConfig, labels_some: bool = False) -> 
     if labels_some and not unlabelled:
         public, unlabelled = public - public // 2, public // 2
     return {"private_size": private, "public_size": public, "unlabelled_size": unlabelled, "test_size": test}
+
+
+def _count(pool: Pool) -> int:
+    """Return the number of distinct training examples."""
+    return len({example.content for example in pool.train})
+
+
+def _test_and_public(pool: Pool, count: int) -> tuple[int, int]:
+    """Return the sizes of the test set and of D_a, given the number of training examples."""
+    test = min(_MOST["test_size"], count // 5 if pool.test is None else len(pool.test))
+    return test, min(_MOST["public_size"], count // 4 if pool.public is None else len(pool.public))
+
+
+def _left(pool: Pool, count: int) -> int:
+    """Return how many of a number of training examples are left for the clients."""
+    test, public = _test_and_public(pool, count)
+    return count - test * (pool.test is None) - public * (pool.public is None)
