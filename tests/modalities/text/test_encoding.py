@@ -82,6 +82,19 @@ def test_long_prompt_keeps_its_beginning_of_text_and_the_end_takes_room(tokenize
     assert narrow.truncated == 2
 
 
+def test_what_a_model_continues_does_not_depend_on_the_right_answer(tokenizer):
+    first = tokenizer.convert_tokens_to_ids("<s>")
+    narrow = encoder(tokenizer, context=8, start=(first,), max_new_tokens=3)
+    asked = [narrow.asked(one) for one in narrow.encode("abcdefghij", ["x", "wxyz"], free=True)]
+    assert [(tokenizer.decode(prompt), most) for prompt, most in asked] == [("<s>fghij", 3)] * 2  # six and three
+    assert narrow.truncated_to_ask == 1
+    wide = encoder(tokenizer, context=8, max_new_tokens=64)
+    asked = [wide.asked(one) for one in wide.encode("abcdefghij", ["x", "wxyz"], free=True)]
+    assert [(tokenizer.decode(prompt), most) for prompt, most in asked] == [("fghij", 4)] * 2  # half of the context
+    ((short, most),) = [wide.asked(one) for one in wide.encode("ab", ["x"])]
+    assert (tokenizer.decode(short), most, wide.truncated_to_ask) == ("ab", 7, 1)
+
+
 @pytest.mark.parametrize(("limit", "key"), [(None, "the models' context of 4 tokens"), (4, "task.max_length: 4")])
 def test_answer_that_does_not_fit_is_refused(tokenizer, limit, key):
     with pytest.raises(UserError, match=key):

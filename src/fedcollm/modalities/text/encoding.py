@@ -19,12 +19,14 @@ class Encoded(NamedTuple):
         answer: the tokens of the answer, at least one.
         end: the tokens that end a free answer; empty for a choice.
         lead: text at the beginning of the answer's tokens that is not part of the answer itself.
+        full: the tokens before the answer, with the oldest ones.
     """
 
     prompt: Tokens
     answer: Tokens
     end: Tokens = ()
     lead: str = ""
+    full: Tokens = ()
 
 
 class Encoder:
@@ -61,11 +63,17 @@ class Encoder:
         self.style: Style = style
         self._known: dict[tuple[str, tuple[Turn, ...], bool, str], Encoded] = {}
         self._cut: set[tuple[str, tuple[Turn, ...]]] = set()
+        self._cut_to_ask: set[Tokens] = set()
 
     @property
     def truncated(self) -> int:
         """Number of distinct prompts that have been cut so far."""
         return len(self._cut)
+
+    @property
+    def truncated_to_ask(self) -> int:
+        """Number of distinct prompts that have been cut so far to leave room for what a model generates."""
+        return len(self._cut_to_ask)
 
     @property
     def lacks_end(self) -> bool:
@@ -94,6 +102,20 @@ class Encoder:
         elif new:
             self._plain(prompt, new, free)
         return [self._known[prompt, turns, free, answer] for answer in answers]
+
+    def asked(self, one: Encoded) -> tuple[Tokens, int]:
+        """Return the prompt that a model continues freely, and the largest number of new tokens.
+
+        Neither depends on how long the right answer is. A prompt that is too long is cut so that `max_new_tokens` fit
+        after it, but never to less than half of the context.
+        """
+        most = self.style.max_new_tokens
+        room = self.context_length + 1 - min(most, max(self.context_length // 2, 1))  # the last token is never an input
+        start, rest = self._started(one.full, False)
+        if len(one.full) > room:
+            self._cut_to_ask.add(one.full)
+        prompt = _newest(room, start, rest)
+        return prompt, min(most, self.context_length + 1 - len(prompt))
 
     def text_tokens(self, text: str) -> Tokens:
         """Return the tokens of a text without an answer, cut to the context."""
@@ -164,13 +186,12 @@ class Encoder:
         room = self.context_length - length + 1  # the last token is never an input
         if room < 1:
             raise UserError(self._too_long(length, answer))
-        return one._replace(prompt=self._cut_to(room, start, rest, key))
+        return one._replace(prompt=self._cut_to(room, start, rest, key), full=start + rest)
 
     def _cut_to(self, room: int, start: Tokens, rest: Tokens, key: tuple[str, tuple[Turn, ...]]) -> Tokens:
         if len(start + rest) > room:
             self._cut.add(key)
-            rest = rest[max(len(start + rest) - room, 0) :]
-        return (start + rest)[-room:]
+        return _newest(room, start, rest)
 
     def _too_long(self, length: int, answer: str) -> str:
         limit, shorter = self.context_length, self.style.max_length
@@ -196,6 +217,15 @@ class Encoder:
         special = self.tokenizer
         tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
         return next((token for token in tokens if token is not None), 0)
+
+
+def _newest(room: int, start: Tokens, rest: Tokens) -> Tokens:
+    """Return `start` and the last tokens of the rest, as many as there is room for.
+
+    >>> _newest(3, (1,), (2, 3, 4))
+    (1, 3, 4)
+    """
+    return (start + rest[max(len(start + rest) - room, 0) :])[-room:]
 
 
 def _common(one: Tokens, other: Tokens) -> int:
