@@ -123,7 +123,7 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
         text = (_presets() / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         path = Path(name)
-        _check_file(path)
+        _check_file(name)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -136,19 +136,19 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise UserError(
-            f"configuration {name} must be a mapping of keys to values, such as `seed: 0`, not "
-            f"{type(values).__name__}. {_for_data(name)}"
+            f"configuration {name} must be a mapping of keys to values, such as `seed: 0`, not {type(values).__name__}"
+            + ("" if Path(name).suffix in (".yaml", ".yml") else f". {_for_data(name)}")
         )
     return {"name": Path(name).stem} | cast("dict[str, Any]", values)
 
 
-def _check_file(path: Path) -> None:
+def _check_file(name: str) -> None:
     """Refuse what is no file, or a file of data, where a configuration is expected.
 
     Raises:
         UserError: it is none.
     """
-    name = str(path)
+    path = Path(name)
     try:
         is_file, is_directory = path.is_file(), path.is_dir()
     except (OSError, ValueError):  # a name that is too long, or has a null
