@@ -87,6 +87,11 @@ def test_a_check_says_which_client_holds_what():
     assert "labels, public: 'A' 1, 'B' 1, 'C' 1 and 2 more" in shown
 
 
+def test_a_check_says_what_there_is_to_say_of_models():
+    cost = Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, None, notes=("slm.adapter.start: another",))
+    assert "note: slm.adapter.start: another" in str(cost_table(cost).caption)
+
+
 def test_a_check_says_every_setting(capsys, monkeypatch):
     cost = Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, None)
     monkeypatch.setattr("fedcollm.runs.estimate.check", lambda config: cost)

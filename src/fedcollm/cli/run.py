@@ -34,7 +34,8 @@ def run(
         check_place(out)
     overrides = parse_settings(settings or [])
     if resume and out and source is None:  # the configuration is that of the run directory
-        config = load_config(read_config(out).model_dump(), **overrides) if overrides else None
+        stored = read_config(out)  # before libraries are loaded, which takes seconds
+        config = load_config(stored.model_dump(), **overrides) if overrides else None
     else:
         config = load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())

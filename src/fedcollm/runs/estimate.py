@@ -131,7 +131,8 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
             dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
             if model.adapter.start is not None:
                 check_start(model.adapter, network.adapter)
-                notes += [f"{role}.{note}"] if (note := other_base(model.adapter, *_names(model.source))) else []
+                other = other_base(model.adapter, *_names(model.source))
+                notes += [f"{role}.{other}"] if other else []
             if config.task.is_text and modality is None:
                 check_tokenizer_files(model.source, network.shape.vocab_size, style_of(config.task).chat)
         shapes[role], itemsizes[role], measured[role] = network.shape, dtype.itemsize, network.activations

@@ -1,7 +1,7 @@
 """Conversations in the chat template of a tokenizer, split into what is read and what is learned."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -18,8 +18,9 @@ Turn = tuple[str, str]
 _DATE = datetime.datetime(2024, 7, 26)
 
 #: What a template gets for each directive of a date's format: transformers gives it no functions of ours.
-_PARTS = {f"%{flag}{sign}": _DATE.strftime(f"%{sign}") for flag in ("", "-") for sign in "aAbBcdDFfGHIjmMpSTuUVwWxXyY"}
-_PARTS |= {f"%-{sign}": _DATE.strftime(f"%{sign}").lstrip("0") or "0" for sign in "dHIjmMSUWy"} | {
+_PARTS: Mapping[str, str] = {
+    **{f"%{sign}": _DATE.strftime(f"%{sign}") for sign in "aAbBcdDFfGHIjmMpSTuUVwWxXyY"},
+    **{f"%-{sign}": _DATE.strftime(f"%{sign}").lstrip("0") or "0" for sign in "dHIjmMSUWy"},
     "%e": "26",
     "%%": "%",
 }
@@ -137,7 +138,7 @@ def _dateless(template: Any) -> dict[str, Any]:
     """Return arguments of `apply_chat_template` with which a template that asks for today's date writes `_DATE`."""
     if not isinstance(template, str) or "strftime_now" not in template:
         return {"chat_template": template}
-    return {"chat_template": _ANSWERS + template, "fixed_dates": _PARTS}
+    return {"chat_template": _ANSWERS + template, "fixed_dates": dict(_PARTS)}
 
 
 def _failure(error: Exception) -> str:
