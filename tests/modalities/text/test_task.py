@@ -115,10 +115,10 @@ def test_size_is_the_length_of_prompt_and_first_choice(task):
 
 def test_lengths_are_those_that_are_learned_and_find_an_end_that_the_models_lack(tokenizer):
     talk = TextExample("1", "", ("good",), 0, ("good",), turns=(("user", "red cat"),))
-    tokenizer = copy.copy(tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
     assert TextTask("t", tokenizer, 16, 32).lengths(talk) == {"tokens of a prompt": 2, "tokens of an answer": 1}
-    tokenizer.eos_token = "<new>"
+    tokenizer.add_special_tokens({"eos_token": "<new>"})
     free = TextExample("1", "red", ("cat",), 0, ("cat",))
     with pytest.raises(UserError, match=r"ends texts with '<new>', token 16, but the models know only 16"):
         TextTask("t", tokenizer, 16, 32).lengths(free)
