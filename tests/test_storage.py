@@ -1,5 +1,6 @@
 """Files that are whole at any moment, and locks that hold between processes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,16 @@ from tests.conftest import PATIENCE_SECONDS
 
 from fedcollm import storage
 from fedcollm.errors import UserError
-from fedcollm.storage import cached_json, locked, one_at_a_time, remove_leftovers, replacing, write_atomically, writing
+from fedcollm.storage import (
+    cached_json,
+    check_place,
+    locked,
+    one_at_a_time,
+    remove_leftovers,
+    replacing,
+    write_atomically,
+    writing,
+)
 
 
 def full_disk(*args, **kwargs):
@@ -174,8 +184,21 @@ def test_directory_that_is_removed_while_it_is_locked_is_no_error(tmp_path, kind
 
 def test_directory_that_cannot_be_made_is_the_users_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="can't be written"), locked(tmp_path / "file" / "run"):
-        pytest.fail("locked a directory inside a file")
+    with pytest.raises(UserError, match=r"can't be made, because .*file is a file\. Choose another --out\.$"):
+        locked(tmp_path / "file" / "a" / "run").__enter__()
+    for directory, words in ((tmp_path / "file", "file is a file"), (tmp_path / ("x" * 300), "name too long")):
+        with pytest.raises(UserError, match=words) as error:
+            check_place(directory)
+        assert "Free some space" not in str(error.value)
+    check_place(tmp_path / "new" / "run")
+    assert [place.name for place in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("code", "room"), [(errno.ENOSPC, True), (errno.EACCES, False), (errno.EROFS, False)])
+def test_more_room_is_advised_only_where_it_helps(tmp_path, code, room):
+    with pytest.raises(UserError, match="can't be written") as error, writing(tmp_path):
+        raise OSError(code, "no")
+    assert ("Free some space" in str(error.value)) == room
 
 
 def test_a_file_is_made_once_and_found_by_those_who_waited(tmp_path, kind):

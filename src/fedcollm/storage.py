@@ -1,6 +1,7 @@
 """Atomic file writes, locks between processes, and the cache, with the same behavior on every platform."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,14 @@ OUTPUT = (
     "earlier is intact, and --resume continues from it."
 )
 
+#: The same where room would not help: it is no directory, or nobody may write there.
+_UNUSABLE = (
+    "output directory {directory} can't be written: {error}. Choose another --out, or change who may write there."
+)
+
+#: Errors of the operating system that more room would mend.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 @contextlib.contextmanager
 def writing(directory: Path, message: str = OUTPUT) -> Generator[None, None, None]:
@@ -43,7 +52,32 @@ def writing(directory: Path, message: str = OUTPUT) -> Generator[None, None, Non
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if message is OUTPUT and isinstance(error, OSError) and error.errno not in (None, *_NO_ROOM):
+            message = _UNUSABLE
         raise UserError(message.format(directory=directory, error=error)) from error
+
+
+def check_place(directory: Path) -> None:
+    """Refuse an output directory that can't be made, before anything is loaded.
+
+    Raises:
+        UserError: it is a file or below one, or its name is too long, or nobody may write there.
+    """
+    with writing(directory):
+        there = next((place for place in (directory, *directory.parents) if _stands(place)), Path())
+        if not there.is_dir():
+            what = "is a file" if there == directory else f"can't be made, because {there} is a file"
+            raise UserError(f"output directory {directory} {what}. Choose another --out.")
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
+def _stands(place: Path) -> bool:
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -114,6 +148,7 @@ def locked(directory: Path) -> Generator[None, None, None]:
     Raises:
         UserError: another process holds the lock, or the directory can't be created.
     """
+    check_place(directory)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = _lock(directory / ".lock")

@@ -175,7 +175,7 @@ def test_unwritable_output_directory(command, config_file, tmp_path):
     blocked.write_text("not a directory")
     code, _, err = command("run", config_file, "--out", blocked / "run")
     assert code == 2
-    assert "can't be written" in err
+    assert "can't be made, because" in err
     assert "Traceback" not in err
 
 

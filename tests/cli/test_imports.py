@@ -57,6 +57,10 @@ def test_help_and_presets_wait_for_nothing(arguments):
     assert out or not arguments
 
 
+def test_configuration_that_does_not_exist_is_refused_at_once():
+    assert imported("check", "nothere.yaml") == (2, [], "")
+
+
 @pytest.mark.parametrize(("name", "said"), [("status", "none yet of 2"), ("stop", "nothing was running")])
 def test_deploy_status_and_stop_wait_for_nothing(server, name, said):
     code, heavy, out = imported("deploy", name, server)

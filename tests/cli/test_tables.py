@@ -53,6 +53,14 @@ def test_control_has_a_score_and_no_gain(tmp_path):
     assert round_line(RoundRecord(1, {"control": 0.7123})).startswith("round  1  control 0.712")
 
 
+@pytest.mark.parametrize(("start", "words"), [(None, "zero-shot"), ("theirs", "before training")])
+def test_scores_of_an_adapter_trained_before_are_not_called_zero_shot(tmp_path, start, words):
+    directories.start(tmp_path, RunConfig.model_validate({"llm": {"adapter": {"start": start}}}))
+    directories.write_json(tmp_path, directories.ENVIRONMENT, {})
+    directories.save_round(tmp_path, RoundRecord(0, {"slm": 0.5}), {})
+    assert [column.header for column in summary_table(tmp_path).columns] == ["", words, "final", "gain"]
+
+
 def test_a_check_says_which_client_holds_what():
     data = {
         "clients": {"0": {"A": 2, "B": 1}, "1": {"A": 4}},
@@ -77,6 +85,11 @@ def test_a_check_says_which_client_holds_what():
     shown = str(cost_table(Cost(cost.roles, 1, data | many)).caption)
     assert "client 0:" not in shown
     assert "labels, public: 'A' 1, 'B' 1, 'C' 1 and 2 more" in shown
+
+
+def test_a_check_says_what_there_is_to_say_of_models():
+    cost = Cost({"slm": RoleCost("tiny", 100, 10, 40, 200, 40)}, 10**9, None, notes=("slm.adapter.start: another",))
+    assert "note: slm.adapter.start: another" in str(cost_table(cost).caption)
 
 
 def test_a_check_says_every_setting(capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Configurations: what is refused, and with which words."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,21 @@ def test_empty_file_is_the_default(tmp_path):
     assert load_config(file) == RunConfig(name="mine")
 
 
+@pytest.mark.parametrize("name", ["notes.csv", "Notes.JSONL", "notes.csv.gz", "a table.json", "folder"])
+def test_data_in_place_of_a_configuration_is_told_where_it_belongs(tmp_path, name):
+    file = tmp_path / name
+    file.mkdir() if name == "folder" else file.write_text('[{"a": 1}]')
+    message = refused(file)
+    assert f"fedcollm init --data {shlex.quote(str(file))} > my.yaml" in message
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "y" * 5000, "a\0b", "notes.csv"])
+def test_name_that_no_file_can_have_is_the_users_error(name):
+    message = refused(name)
+    assert message.startswith("no preset or configuration file")
+    assert len(message) < 700
+
+
 def test_unknown_preset_suggests_the_nearest():
     message = refused("icd11")
     assert "no preset or configuration file 'icd11'. Did you mean 'icd10'?" in message
@@ -234,6 +250,14 @@ def test_learning_rate_may_be_written_without_a_point():
 def test_setting_without_key_or_value_says_how_to_write_it(setting):
     with pytest.raises(UserError, match=r"write it as key=value, such as --set federation.rounds=2"):
         parse_settings([setting])
+
+
+@pytest.mark.parametrize("value", ["#", " #", "# a", "Q # A", "[a] # b"])
+def test_setting_does_not_lose_what_yaml_takes_for_a_comment(value):
+    with pytest.raises(UserError, match="begins a comment") as error:
+        parse_settings([f"task.format.delimiter={value}"])
+    assert f"""--set 'task.format.delimiter="{value.strip()}"'""" in str(error.value)
+    assert parse_settings(['a="#"', "b=Q#A"]) == {"a": "#", "b": "Q#A"}
 
 
 def test_setting_whose_value_is_not_yaml_is_the_users_error():

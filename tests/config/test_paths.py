@@ -48,6 +48,15 @@ def test_a_relative_path_is_beside_the_file_or_else_in_the_working_directory(wor
     assert config.task.name == "x"
 
 
+def test_an_adapter_to_start_from_is_always_a_path(work: Path):
+    file = written(work, slm={"adapter": {"start": "theirs"}}, llm={"adapter": {"start": "owner/name"}})
+    (work / "there" / "theirs").mkdir()
+    (work / "there" / "theirs" / "adapter_config.json").touch()
+    config = load_config(file)
+    starts = (config.slm.adapter.start, config.llm.adapter.start)
+    assert starts == (work / "there" / "theirs", work / "there" / "owner" / "name")
+
+
 def test_overrides_and_dicts_are_relative_to_the_working_directory(work: Path):
     file = written(work, task={"path": "x.jsonl", "format": FORMAT})
     (work / "there" / "y.jsonl").touch()

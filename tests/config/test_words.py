@@ -199,3 +199,13 @@ def test_changes_name_every_key_with_both_values():
         "client.learning_rate: 0.001, was 0.0001",
     }
     assert changes_in_words(healed, healed) == []
+
+
+def test_examples_that_there_are_not_are_not_said_to_be_used():
+    said = [settings_in_words(config(server={"unlabelled_per_round": 48}, task={"unlabelled_size": n})) for n in (0, 9)]
+    assert said == [[], ["each round uses the next 48 unlabelled public examples"]]
+
+
+def test_text_with_line_breaks_stays_on_one_line():
+    values = {"path": "x.csv", "format": {"prompt": "{note}\ndepartment: “é”", "answer": "kind"}}
+    assert 'task.format.prompt: "{note}\\ndepartment: “é”"' in inputs_in_words(config(task=values))

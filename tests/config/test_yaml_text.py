@@ -51,6 +51,12 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{[1]: 2}", "unhashable"),
         ("!!python/object/apply:os.system [ls]", "python"),
         ("a: 1\n---\nb: 2", "another document"),
+        ("a: \x07", "special characters are not allowed"),
+        ("!!bool maybe", "does not fit its tag .*KeyError 'maybe'"),
+        ("!!timestamp x", "does not fit its tag .*AttributeError"),
+        ("!!binary é", "base64"),
+        ("!!int x", "invalid literal for int"),
+        ("a: !!float", "could not convert"),
     ],
 )
 def test_refused(text: str, reason: str):

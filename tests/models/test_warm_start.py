@@ -14,7 +14,7 @@ from fedcollm.errors import UserError
 from fedcollm.models.adapters import add_adapter, read_adapter, trainable
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.pretrained import load_tokenizer
-from fedcollm.models.warm_start import check_start, warm_start
+from fedcollm.models.warm_start import check_start, other_base, warm_start
 
 
 @pytest.fixture
@@ -54,7 +54,12 @@ def test_model_computes_what_it_did_for_peft(trained, tmp_path, monkeypatch):
     saved = load_file(trained / "adapter_model.safetensors")
     assert all(torch.equal(tensor, saved[name]) for name, tensor in read_adapter(model).items())
     assert len(said) == 1
-    assert "trained on their/base; here, its base is our/base" in said[0]
+    assert "trained on their/base; here, its base is our/base. If these are not" in said[0]
+
+
+def test_base_of_the_same_name_needs_no_note(trained):
+    assert other_base(section(trained), "x", "their/base") is None
+    assert "trained on their/base; here, its base is x." in (other_base(section(trained), "x") or "")
 
 
 def test_resumed_run_needs_only_its_copy(trained, tmp_path):
@@ -95,6 +100,22 @@ def test_each_difference_is_named(trained, tmp_path, changes, words):
         started(section(trained, **changes), tmp_path / "kept")
     assert all(word in str(error.value) for word in words)
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "changes", "words"),
+    [
+        ("use_rslora", {"options": {"use_rslora": True}}, "use_rslora is None there, and True in"),
+        ("lora_alpha", {"alpha": 16}, r"alpha is 8 there, and 16\.0 in"),  # PEFT's own default
+        ("alpha_pattern", {"options": {"alpha_pattern": {"q_proj": 2}}}, "alpha_pattern is None there, and {'q_proj'"),
+    ],
+)
+def test_key_that_the_file_lacks_has_the_default_of_peft(trained, missing, changes, words):
+    file = trained / "adapter_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != missing}))
+    with pytest.raises(UserError, match=words):
+        check_start(section(trained, **changes), {})
+    check_start(section(trained), load_file(trained / "adapter_model.safetensors"))
 
 
 def test_other_targets_of_a_list_are_named(tmp_path):

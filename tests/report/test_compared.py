@@ -136,6 +136,14 @@ def test_control_stands_in_the_columns_of_both_models_and_is_paired_with_both(wi
     assert (rows[""].values["slm"], rows[""].values["llm"]) == ([0.25], [0.5])  # zero-shot, of the others
 
 
+def test_scores_of_adapters_trained_before_are_not_called_zero_shot(compared):
+    tables = [tabulate(compared, "toy", list(METHODS), [0])]
+    for file in compared.rglob("config.yaml"):
+        file.write_text(file.read_text().replace("start: null", "start: /theirs", 1))
+    tables.append(tabulate(compared, "toy", list(METHODS), [0]))
+    assert [table.rows[0].name for table in tables] == ["zero-shot", "before training"]
+
+
 def test_controls_alone_have_no_row_before_training(with_controls):
     assert [row.method for row in tabulate(with_controls, "toy", ["closed_form"], [0]).rows] == ["closed_form"]
 

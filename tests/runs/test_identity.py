@@ -10,6 +10,7 @@ import fedcollm
 from fedcollm.config.baselines import changed
 from fedcollm.errors import UserError
 from fedcollm.runs import directory as directories
+from fedcollm.runs.estimate import check as estimated
 from fedcollm.runs.identity import digest_of
 from fedcollm.runs.runner import evaluate_run
 
@@ -126,6 +127,11 @@ def test_adapter_that_a_run_starts_from_is_kept_and_is_part_of_what_it_is_made_o
     assert after[0].scores["slm"] == before[-1].scores["slm"] != before[0].scores["slm"]
     (recorded,) = json.loads((begun.directory / directories.IDENTITY).read_text())
     assert len(recorded["start of slm"]) == 64
+    assert estimated(second).notes == ()
+    settings = first / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "their/base"}))
+    (note,) = estimated(second).notes
+    assert note.startswith(f"slm.adapter.start: {first} says that it was trained on their/base; here, its base is")
     shutil.rmtree(first)  # the run has its own copy
     resumed = fedcollm.run(changed(second, {"federation.rounds": 2}), begun.directory, resume=True)
     assert [record.round for record in resumed.records] == [0, 1, 2]

@@ -43,6 +43,7 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     for role, made in cost.healed.items():
         state = "is in the cache already" if made else "is not in the cache: the run heals it first, once"
         lines.append(f"{role}.heal: the healed base {state}")
+    lines += [f"note: {note}" for note in cost.notes]
     if cost.epsilon is not None:
         lines.append(f"privacy: the whole run spends ε = {cost.epsilon:.3g} at δ = {cost.delta:g}")
     table.caption = "\n".join(lines)

@@ -28,10 +28,14 @@ def run(
     from fedcollm.cli.terminal import show_rounds
     from fedcollm.config.loading import load_config, parse_settings
     from fedcollm.runs.directory import default_directory, read_config
+    from fedcollm.storage import check_place
 
+    if out is not None:
+        check_place(out)
     overrides = parse_settings(settings or [])
     if resume and out and source is None:  # the configuration is that of the run directory
-        config = load_config(read_config(out).model_dump(), **overrides) if overrides else None
+        stored = read_config(out)  # before libraries are loaded, which takes seconds
+        config = load_config(stored.model_dump(), **overrides) if overrides else None
     else:
         config = load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())
@@ -63,9 +67,10 @@ def check(
     from fedcollm.config.loading import load_config, parse_settings
     from fedcollm.config.words import everything_in_words
     from fedcollm.progress import shown
-    from fedcollm.runs.estimate import check as check_config
 
     config, taken = load_config(source, **parse_settings(settings or [])), None
+    from fedcollm.runs.estimate import check as check_config  # imports what takes seconds
+
     cost = check_config(config)
     if measured:
         from fedcollm.runs.profile import measure

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fedcollm.cli.terminal import new_table
 from fedcollm.config.roles import MODELS, PARTS, ROLES
+from fedcollm.config.words import start_in_words
 from fedcollm.messages import RoundRecord
 from fedcollm.report import tables
 from fedcollm.report.compared_tables import all_tables
@@ -38,13 +39,13 @@ def round_line(record: RoundRecord) -> str:
 
 
 def summary_table(directory: Path) -> Table:
-    """Return the zero-shot and final scores, bytes, time and memory of a finished run."""
+    """Return the first and final scores, bytes, time and memory of a finished run."""
     records = directories.read_records(directory)
     last = records[-1]
     data: dict[str, Any] = directories.read_json(directory, directories.DATA) or {}
     metric = data.get("metric", "accuracy")
     title = f"{directory}: {metric} after {last.round} round{'' if last.round == 1 else 's'}"
-    table = new_table(title, "", "zero-shot", "final", "gain")
+    table = new_table(title, "", start_in_words(directories.read_config(directory)), "final", "gain")
     _add_scores(table, records[0], last)
     table.add_section()
     _add_bytes(table, last, directories.read_json(directory, directories.ENVIRONMENT))

@@ -70,12 +70,14 @@ def show_rounds(records: Iterable["RoundRecord"], directory: Path, again: str, q
         quiet: whether to print nothing.
         as_json: whether to print only the last record, as one line of JSON.
     """
-    from fedcollm.cli.tables import round_line, summary_table
     from fedcollm.progress import say, shown
     from fedcollm.runs.directory import REPORT
 
     record = None
     with shown(screen(quiet or as_json)) as live:
+        say("loading libraries")
+        from fedcollm.cli.tables import round_line, summary_table  # takes seconds
+
         with interruptible(again):
             for record in records:
                 live.print(round_line(record), soft_wrap=True)

@@ -1,6 +1,7 @@
 """Load and validate a configuration from a preset, a YAML file and overrides."""
 
 import difflib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,8 +12,11 @@ from pydantic.fields import FieldInfo
 
 from fedcollm.config import RunConfig, Section
 from fedcollm.config.paths import absolute
-from fedcollm.config.yaml_text import as_switch, read_yaml, write_yaml
+from fedcollm.config.yaml_text import as_switch, has_comment, read_yaml, write_yaml
 from fedcollm.errors import UserError
+
+#: Endings of files that hold a table of data, and never a configuration.
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".gz", ".zip")
 
 #: First line of a commented configuration.
 _HEAD = "# The keys of a section that is null are comments. To set some, remove the null and their # signs."
@@ -78,7 +82,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """Return the overrides in `a.b=c` strings as dotted key to value, which is read as YAML.
 
     Raises:
-        UserError: a string has no key or no `=`, or its value is not valid YAML.
+        UserError: a string has no key or no `=`, or its value is not valid YAML, or has a comment.
 
     >>> parse_settings(["client.epochs=2", "llm.layers=null"])
     {'client.epochs': 2, 'llm.layers': None}
@@ -96,6 +100,11 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
                 f"--set {setting!r}: the value is not valid YAML ({' '.join(str(error).split())[:200]}). Quote text "
                 "that has special characters."
             ) from error
+        if has_comment(value):
+            raise UserError(
+                f"--set {setting!r}: a # that is not in quotes begins a comment, so it and what follows would be lost. "
+                f"""Write the value in two kinds of quotes: --set '{key.strip()}="{value.strip()}"'."""
+            )
     return pairs
 
 
@@ -114,10 +123,7 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
         text = (_presets() / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         path = Path(name)
-        if not path.is_file():
-            near = difflib.get_close_matches(name, preset_names(), 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"no preset or configuration file {name!r}.{hint} Presets: {', '.join(preset_names())}.")
+        _check_file(name)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -131,8 +137,34 @@ def _read(preset_or_path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(
             f"configuration {name} must be a mapping of keys to values, such as `seed: 0`, not {type(values).__name__}"
+            + ("" if Path(name).suffix in (".yaml", ".yml") else f". {_for_data(name)}")
         )
     return {"name": Path(name).stem} | cast("dict[str, Any]", values)
+
+
+def _check_file(name: str) -> None:
+    """Refuse what is no file, or a file of data, where a configuration is expected.
+
+    Raises:
+        UserError: it is none.
+    """
+    path = Path(name)
+    try:
+        is_file, is_directory = path.is_file(), path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or has a null
+        is_file = is_directory = False
+    if is_directory:
+        raise UserError(f"{name} is a directory, and no configuration file. {_for_data(name)}")
+    if is_file and any(suffix.lower() in _TABLES for suffix in path.suffixes[-2:]):
+        raise UserError(f"{name} is a file of data, and no configuration. {_for_data(name)}")
+    if not is_file:
+        near = difflib.get_close_matches(name, preset_names(), 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"no preset or configuration file {name!r:.200}.{hint} Presets: {', '.join(preset_names())}.")
+
+
+def _for_data(name: str) -> str:
+    return f"To make a configuration for your data: fedcollm init --data {shlex.quote(name)} > my.yaml"
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

@@ -26,13 +26,17 @@ def _written_as_path(value: str, bases: Sequence[Path]) -> bool:
     return looks or (value not in _NAMES and any(_is_model_or_file(base / value) for base in bases))
 
 
-#: Keys of a model's section that may hold a path.
-_OF_MODELS = ("source", "heal.text", "adapter.start")
+#: Keys of a model's section that hold a path, or may hold one.
+_OF_MODELS: Mapping[str, Callable[[str, Sequence[Path]], bool]] = {
+    "source": _written_as_path,
+    "heal.text": _written_as_path,
+    "adapter.start": _always,  # a directory of PEFT, never a hub id
+}
 
 #: Keys that hold a path, or may hold one, with a function that says whether their value is one.
 PATH_KEYS: Mapping[str, Callable[[str, Sequence[Path]], bool]] = {
     "task.path": _always,
-    **{f"{role}.{key}": _written_as_path for role in ("slm", "llm") for key in _OF_MODELS},
+    **{f"{role}.{key}": is_path for role in ("slm", "llm") for key, is_path in _OF_MODELS.items()},
 }
 
 

@@ -6,6 +6,7 @@ that differ from their defaults (`settings_in_words`), and data, models and scor
 here. The phrases are in `phrases.py`.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -76,6 +77,7 @@ EFFECT: Mapping[str, Predicate] = {
     "client": lambda config: _has_clients(config) and _trains(config),
     "server": _works_on_public_set,
     "server.distillation": _distils,
+    "server.unlabelled_per_round": lambda config: config.task.unlabelled_size > 0,
     "federation": _has_clients,
     "federation.server_optimizer": _trains,
     "federation.server_optimizer.momentum": lambda config: config.federation.server_optimizer.kind != "average",
@@ -103,6 +105,16 @@ EFFECT: Mapping[str, Predicate] = {
 def takes_effect(config: RunConfig, key: str) -> bool:
     """Return whether a dotted key has an effect in a run of this configuration."""
     return all(holds(config) for name, holds in EFFECT.items() if f"{key}.".startswith(f"{name}."))
+
+
+def start_in_words(config: RunConfig) -> str:
+    """Return what the scores before the first round are called: those of adapters trained before aren't zero-shot.
+
+    >>> start_in_words(RunConfig())
+    'zero-shot'
+    """
+    trained_before = any(getattr(config, role).adapter.start is not None for role in MODELS)
+    return "before training" if trained_before else "zero-shot"
 
 
 def facts_in_words(config: RunConfig) -> list[str]:
@@ -198,7 +210,12 @@ def _plainly(key: str, value: Any) -> str:
 
 
 def _value(value: Any) -> str:
-    return "yes" if isinstance(value, Section) else "null" if value is None else str(value)
+    """Return a value on one line: a text with line breaks or other signs of control as JSON."""
+    if isinstance(value, Section):
+        return "yes"
+    if value is None:
+        return "null"
+    return str(value) if str(value).isprintable() else json.dumps(str(value), ensure_ascii=False)
 
 
 def _counted(number: int, noun: str) -> str:

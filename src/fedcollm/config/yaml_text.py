@@ -73,8 +73,9 @@ def read_yaml(text: str) -> Any:
         ValueError: it is not valid, a key stands twice in one mapping, or its aliases multiply without end. The message
             says where.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = cast(Any, loader).get_single_node()
         if node is None:
             return None
@@ -84,10 +85,27 @@ def read_yaml(text: str) -> Any:
         return cast(Any, loader).construct_document(node)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except (yaml.YAMLError, TypeError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(_reason(error)) from error
+    except Exception as error:  # PyYAML fails in many ways on a value that does not fit its tag, such as !!bool maybe
+        raise ValueError(f"a value does not fit its tag (!!name): {type(error).__name__} {error}") from error
     finally:
-        cast(Any, loader).dispose()
+        if loader is not None:
+            cast(Any, loader).dispose()
+
+
+def has_comment(text: str) -> bool:
+    """Return whether a YAML text that can be read has a comment.
+
+    >>> has_comment("# 1"), has_comment("1 # 2"), has_comment("'#'"), has_comment("a#b")
+    (True, True, False, False)
+    """
+    end = 0
+    for token in cast(Any, yaml).scan(text, Loader=_Loader):
+        if "#" in text[end : token.start_mark.index]:
+            return True
+        end = max(end, token.end_mark.index)
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Start from an adapter that somebody has trained before, in PEFT's own format."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -90,15 +91,34 @@ def warm_start(model: "peft.PeftModel", section: AdapterConfig, kept: Path) -> N
     library.set_peft_model_state_dict(model, state)
     if kept.is_dir():
         return
-    directory, base = _directory(section), cast(Any, model).peft_config["default"].base_model_name_or_path
-    if (named := _settings(directory).get("base_model_name_or_path")) not in (None, base):
-        say(f"adapter.start: {directory} says that it was trained on {named}; here, its base is {base}")
+    directory = _directory(section)
+    if note := other_base(section, str(cast(Any, model).peft_config["default"].base_model_name_or_path)):
+        say(note)
     temporary = kept.with_name(f".{kept.name}-new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for file in (CONFIG, WEIGHTS):
         shutil.copyfile(directory / file, temporary / file)
     temporary.rename(kept)
+
+
+def other_base(section: AdapterConfig, *bases: str) -> str | None:
+    """Return a note if an adapter's file names another base than the one that it will be on; else None.
+
+    Args:
+        section: the adapter's configuration, with `start`.
+        bases: the names that the base goes by, the best one first.
+
+    Raises:
+        UserError: the directory holds no adapter.
+    """
+    directory = _directory(section)
+    if (named := _settings(directory).get("base_model_name_or_path")) in (None, "", *bases):
+        return None
+    return (
+        f"adapter.start: {directory} says that it was trained on {named}; here, its base is {bases[0]}. If these are "
+        "not the same model, give an adapter of this base, or change the source"
+    )
 
 
 def _directory(section: AdapterConfig) -> Path:
@@ -159,10 +179,13 @@ def _check_settings(section: AdapterConfig, theirs: Mapping[str, Any], directory
             "its base, so it does not fit the base as it is. Convert it to plain LoRA when it is saved "
             "(path_initial_model_for_weight_conversion)."
         )
-    ours: dict[str, Any] = peft_config(section).to_dict()
-    names = [name for name in theirs if name in ours and name not in _INCIDENTAL]
+    config = peft_config(section)
+    ours: dict[str, Any] = config.to_dict()
+    names = [name for name in ours if name not in _INCIDENTAL]
     if "peft_type" not in theirs or _plain(theirs["peft_type"]) != _plain(ours["peft_type"]):
         names = ["peft_type"]  # another kind has other settings
+    else:
+        theirs = {**_defaults(config), **theirs}  # as PEFT reads a file without a key
     there, here = ({name: _plain(values.get(name)) for name in names} for values in (theirs, ours))
     if odd := [name for name in names if there[name] != here[name]]:
         said = [
@@ -173,6 +196,14 @@ def _check_settings(section: AdapterConfig, theirs: Mapping[str, Any], directory
             f"{SECTION}adapter.start: the adapter in {directory} has other settings than {SECTION}adapter: "
             f"{'; '.join(said)}. Set the keys of {SECTION}adapter to what the adapter has."
         )
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Return the values of the fields of a configuration of PEFT that are not given."""
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    plain = {name: field.default for name, field in fields.items() if field.default is not dataclasses.MISSING}
+    made = {n: f.default_factory() for n, f in fields.items() if f.default_factory is not dataclasses.MISSING}
+    return plain | made
 
 
 def _targets(state: Adapter) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import CONTROLS, METHODS
 from fedcollm.config.roles import MODELS, ROLES
+from fedcollm.config.words import start_in_words
 from fedcollm.messages import RoundRecord
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
@@ -222,12 +223,14 @@ def _sampling(found: Sequence[_Result]) -> dict[str, float]:
 def _zero_shot(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> Row:
     """Return the scores before any training; those of the LLM come from a method that loads it."""
     found: list[dict[str, float]] = []
+    name = "zero-shot"
     for seed in seeds:
         scores: dict[str, float] = {}
         for method in methods:
             if method in ("standalone", "centralized_llm"):
                 continue
-            records = directories.read_records(directory / method / f"seed-{seed}")
-            scores = dict(records[0].scores) | scores if records else scores
+            place = directory / method / f"seed-{seed}"
+            if records := directories.read_records(place):
+                name, scores = start_in_words(directories.read_config(place)), dict(records[0].scores) | scores
         found.append(scores)
-    return Row("zero-shot", {column: [scores[column] for scores in found if column in scores] for column in COLUMNS})
+    return Row(name, {column: [scores[column] for scores in found if column in scores] for column in COLUMNS})

@@ -64,7 +64,7 @@ def difference_table(compared: Compared) -> Table | None:
 def summary_table(tasks: Sequence[Compared], role: str) -> Table:
     """Return one role's scores on several tasks: one row per method, one column per task, and the mean over tasks."""
     by_task = [{row.name: row for row in compared.rows} for compared in tasks]
-    order = ["zero-shot", *(method.label for method in METHODS.values())]
+    order = ["zero-shot", "before training", *(method.label for method in METHODS.values())]
     names = [name for name in order if any(name in known and known[name].mean(role) for known in by_task)]
     rows: list[tuple[str, ...]] = []
     for name in names:

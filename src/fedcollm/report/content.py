@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.roles import PARTS, ROLES
-from fedcollm.config.words import facts_in_words, settings_in_words
+from fedcollm.config.words import facts_in_words, settings_in_words, start_in_words
 from fedcollm.report.formats import byte_count, count, duration, metric_title, percent, share
 from fedcollm.report.runs import Method, described
 from fedcollm.report.scores import curve, finals, interval, role_scores, sampling_half_width
@@ -122,7 +122,7 @@ def _score_note(method: Method, role: str) -> str:
     points = curve(method, role)
     notes: list[str] = []
     if points and points[0].round == 0 and len(points) > 1:
-        notes.append(f"from {percent(points[0].mean)} zero-shot")
+        notes.append(f"from {percent(points[0].mean)} {start_in_words(method.runs[0].config)}")
     if role == "clients":
         notes.append("after local tuning")
     if len(method.by_seed) > 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +19,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.style import style_of
 from fedcollm.modalities.text.vocabulary import check_tokenizer_files
 from fedcollm.models.adapters import resolve_device, resolve_dtype
-from fedcollm.models.warm_start import check_start
+from fedcollm.models.warm_start import check_start, other_base
 from fedcollm.runs.activations import Activations
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 from fedcollm.runs.lengths import measured_lengths
@@ -87,6 +88,7 @@ class Cost:
         statistics_bytes: size of what each client sends once before round 1, for pseudo-labels; 0 without them.
         healed: role to whether the cache holds its healed base already, for bases that the run needs healed.
         lengths: name of a length of an example to its median, its 95th percentile and the longest; empty without data.
+        notes: what there is to say of the models.
     """
 
     roles: dict[str, RoleCost]
@@ -98,6 +100,7 @@ class Cost:
     statistics_bytes: int = 0
     healed: Mapping[str, bool] = field(default_factory=dict[str, bool])
     lengths: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    notes: tuple[str, ...] = ()
 
 
 def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | None = None) -> Cost:
@@ -122,11 +125,14 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     shapes: dict[str, Any] = {}
     itemsizes: dict[str, int] = {}
     measured: dict[str, Activations | None] = {}
+    notes: list[str] = []
     for role, model in models.items():
         with in_section(role):
             dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
             if model.adapter.start is not None:
                 check_start(model.adapter, network.adapter)
+                other = other_base(model.adapter, *_names(model.source))
+                notes += [f"{role}.{other}"] if other else []
             if config.task.is_text and modality is None:
                 check_tokenizer_files(model.source, network.shape.vocab_size, style_of(config.task).chat)
         shapes[role], itemsizes[role], measured[role] = network.shape, dtype.itemsize, network.activations
@@ -142,7 +148,12 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     memory += max(activation_bytes(config, known, shapes, itemsizes, parts, measured), _SOLVING * features**2)
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
-    return Cost(roles, memory, data, note, epsilon, delta, once, healed, measures)
+    return Cost(roles, memory, data, note, epsilon, delta, once, healed, measures, tuple(notes))
+
+
+def _names(source: str) -> tuple[str, str]:
+    """Return what an adapter's file may call a base."""
+    return source, str(Path(source).absolute())
 
 
 def _described(

@@ -43,7 +43,7 @@ def measured_lengths(
     else:
         examples = digest_of(chain(parts.public, parts.test, *parts.private.values()))
         models = [_reading(source) for source in (config.slm.source, config.llm.source)]
-        made_of = [1, examples, models, across, config.task.model_dump(mode="json")]
+        made_of = [2, examples, models, across, config.task.model_dump(mode="json")]
         found, notes = cached_json("lengths", made_of, measure)
     return found, notes
 

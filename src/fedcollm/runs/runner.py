@@ -33,7 +33,7 @@ from fedcollm.runs.identity import record as record_identity
 from fedcollm.runs.resolve import resolved, with_number
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.runs.shrink_plan import base_names, on_recorded_bases
-from fedcollm.storage import locked, write_atomically, writing
+from fedcollm.storage import check_place, locked, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def rounds(
     if config is not None:
         config = with_absolute_paths(config)
         resolve_device(config.device)
+    check_place(directory)
     if resume:
         config = _resumed_config(config, directory)
     elif config is None:

@@ -153,6 +153,13 @@ def test_long_conversation_loses_its_oldest_tokens():
         (LLAMA_2, (("system", "s"), ("user", "u")), "Only user and assistant.*roles system, user"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", (("user", "u"),), "leaves out the assistant's answer"),
         (CHATML.replace("assistant\n{% endif", "model\n{% endif"), (("user", "u"),), "after its generation prompt"),
+        ("a\n{% if %}", (("user", "u"),), r"template of the model is no valid template \(line 2: "),
+        ("{{ 1 // 0 }}", (("user", "u"),), r"fails on this conversation \(ZeroDivisionError: "),
+        ("{{ 10.0 ** 400 }}", (("user", "u"),), r"fails on this conversation \(OverflowError: "),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", (("user", "u"),), r"fails on .*RecursionError"),
+        ("{{ '%(x)s' % {} }}", (("user", "u"),), r"fails on this conversation \(KeyError: 'x'"),
+        ("{{ nothing.at.all }}", (("user", "u"),), r"fails on this conversation \(UndefinedError: "),
+        ({"tool_use": "x", "rag": "y"}, (("user", "u"),), r"fails on this conversation \(ValueError: "),
     ],
 )
 def test_template_that_does_not_fit_is_refused(template, turns, match):
@@ -167,6 +174,15 @@ def test_tokenizer_without_a_template_is_refused_at_once(tokenizer):
         TextTask("t", tokenizer, 16, 32).collate([free("a", ("user", "cat"))])
 
 
-def test_template_that_writes_the_date_gives_the_same_prompt_on_every_day():
-    dated = "{{ strftime_now('%d %b %Y') }}" + CHATML
-    assert marked(task(dated), free("yes", ("user", "hi"))).startswith("26 Jul 2024<|im_start|>user")
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ strftime_now('%d %b %Y') }}" + CHATML,
+        "{% set form = '%d ' + '%b %Y' %}{{ strftime_now(form) }}" + CHATML,
+        "{% macro today(form) %}{{ strftime_now(form) }}{% endmacro %}{{ today('%d %b %Y') }}" + CHATML,
+        {"default": "{{ strftime_now('%d %b %Y') }}" + CHATML, "tool_use": "x"},
+        [{"name": "only", "template": "{{ strftime_now('%d %b %Y') }}" + CHATML}],
+    ],
+)
+def test_template_that_writes_the_date_gives_the_same_prompt_on_every_day(template):
+    assert marked(task(template), free("yes", ("user", "hi"))).startswith("26 Jul 2024<|im_start|>user")

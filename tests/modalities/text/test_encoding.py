@@ -2,7 +2,8 @@
 
 import pytest
 from tests.modalities.text.byte_pairs import byte_level
-from tokenizers import normalizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from fedcollm.data.sources.icd10 import load_icd10
 from fedcollm.errors import UserError
@@ -54,6 +55,29 @@ def test_what_moved_to_the_answer_is_known(tokenizer):
     assert encoder(tokenizer, joiner=" -> ").encode("Q:", ["Paris"])[0].lead == " -> "
 
 
+def test_unknown_text_that_reaches_across_the_border_belongs_to_the_answer():
+    made = Tokenizer(models.WordLevel({"<unk>": 0, "w1": 1, "w2": 2, "w3": 3}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    found = encoder(words, joiner="").encode("w1 Ω", ["β w3", " w3", "β"])
+    assert [(one.prompt, one.answer, one.lead) for one in found] == [
+        ((1,), (0, 3), "Ω"),
+        ((1, 0), (3,), ""),
+        ((1,), (0,), "Ω"),
+    ]
+    assert encoder(words).encode("w1 Ω ", ["w3"])[0][:2] == ((1, 0), (3,))
+
+
+def test_special_tokens_that_the_models_lack_are_refused_where_they_are_used(tokenizer):
+    few = Encoder(tokenizer, tokenizer.eos_token_id, 64, (), Style())
+    with pytest.raises(UserError, match=f"ends texts with '{END}', token .* know only {tokenizer.eos_token_id} tokens"):
+        few.encode("Q:", ["Paris"], free=True)
+    assert few.encode("Q:", ["Paris"])[0].end == ()  # a choice needs no end
+    assert (few.start_token(), few.padding) == (0, 0)
+    with pytest.raises(UserError, match="'<s>' in 'the beginning of every text' is unknown"):
+        Encoder(tokenizer, 256, 64, (len(tokenizer) - 1,), Style()).encode("Q:", ["a"])
+
+
 def test_free_answer_ends_once(tokenizer):
     free = encoder(tokenizer).encode("Q:", ["Paris", f"Paris{END}"], free=True)
     assert [texts(tokenizer, one) for one in free] == [("Q:", " Paris", END)] * 2
@@ -80,6 +104,19 @@ def test_long_prompt_keeps_its_beginning_of_text_and_the_end_takes_room(tokenize
         assert tokenizer.decode(narrow.encode(prompt, ["x"], free=True)[0].prompt) == "<s>gh"
         assert tokenizer.decode(narrow.encode(prompt, ["x"])[0].prompt) == "<s>fgh"
     assert narrow.truncated == 2
+
+
+def test_what_a_model_continues_does_not_depend_on_the_right_answer(tokenizer):
+    first = tokenizer.convert_tokens_to_ids("<s>")
+    narrow = encoder(tokenizer, context=8, start=(first,), max_new_tokens=3)
+    asked = [narrow.asked(one) for one in narrow.encode("abcdefghij", ["x", "wxyz"], free=True)]
+    assert [(tokenizer.decode(prompt), most) for prompt, most in asked] == [("<s>fghij", 3)] * 2  # six and three
+    assert narrow.truncated_to_ask == 1
+    wide = encoder(tokenizer, context=8, max_new_tokens=64)
+    asked = [wide.asked(one) for one in wide.encode("abcdefghij", ["x", "wxyz"], free=True)]
+    assert [(tokenizer.decode(prompt), most) for prompt, most in asked] == [("fghij", 4)] * 2  # half of the context
+    ((short, most),) = [wide.asked(one) for one in wide.encode("ab", ["x"])]
+    assert (tokenizer.decode(short), most, wide.truncated_to_ask) == ("ab", 7, 1)
 
 
 @pytest.mark.parametrize(("limit", "key"), [(None, "the models' context of 4 tokens"), (4, "task.max_length: 4")])

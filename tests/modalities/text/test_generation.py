@@ -84,8 +84,22 @@ def test_answer_ends_where_the_context_is_full(tokenizer, llama):
     short, long = (TextExample(text, text, ("a",), 0, ("a",)) for text in ("red cat", "red cat is the good dog"))
     with torch.inference_mode():
         made = task.generated(llama, [short, long])
-    assert [len(text.split()) for text in made] == [5, 3]  # 2 + 5 tokens, and 6 + 3, of which the last is no input
+    assert [len(text.split()) for text in made] == [5, 4]  # 2 + 5 tokens, and 5 + 4, of which the last is no input
     assert task.generated(llama, [long]) == made[1:]
+    assert task.notes()[0] == (
+        "1 prompts lost their oldest tokens when they were asked, to leave room for 5 new tokens "
+        "(task.format.max_new_tokens), or for half of the context"
+    )
+
+
+def test_length_of_the_right_answer_does_not_leak(tokenizer, llama):
+    task = TextTask("t", tokenizer, 16, 8, style=Style(max_new_tokens=5))
+    prompt = "red cat is the good dog red cat is the good dog"
+    answers = [TextExample(answer, prompt, (answer,), 0, (answer,)) for answer in ("a", "a red cat is a dog")]
+    with torch.inference_mode():
+        one, other = task.generated(llama, answers)
+    assert one == other
+    assert len(one.split()) == 4
 
 
 def test_what_moved_from_the_prompt_is_no_part_of_the_answer(tokenizer, llama, monkeypatch):

@@ -1,5 +1,6 @@
 """Which rows of logits count, and scores by hand on models whose probabilities we choose."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -110,6 +111,17 @@ def test_encode_by_hand(task):
 
 def test_size_is_the_length_of_prompt_and_first_choice(task):
     assert task.size(example("the cat is :", "good bird", "bad")) == 6
+
+
+def test_lengths_are_those_that_are_learned_and_find_an_end_that_the_models_lack(tokenizer):
+    talk = TextExample("1", "", ("good",), 0, ("good",), turns=(("user", "red cat"),))
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+    assert TextTask("t", tokenizer, 16, 32).lengths(talk) == {"tokens of a prompt": 2, "tokens of an answer": 1}
+    tokenizer.add_special_tokens({"eos_token": "<new>"})
+    free = TextExample("1", "red", ("cat",), 0, ("cat",))
+    with pytest.raises(UserError, match=r"ends texts with '<new>', token 16, but the models know only 16"):
+        TextTask("t", tokenizer, 16, 32).lengths(free)
 
 
 def test_long_prompt_loses_its_oldest_tokens_and_the_answer_none(tokenizer):

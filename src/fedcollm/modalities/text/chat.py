@@ -1,11 +1,10 @@
 """Conversations in the chat template of a tokenizer, split into what is read and what is learned."""
 
 import datetime
-import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
@@ -16,9 +15,19 @@ Turn = tuple[str, str]
 
 #: The date that templates write which ask for today's, as those of Llama 3, so that a run is the same on every day. It
 #: is the one that Llama's template writes where it can't ask.
-_DATE = datetime.date(2024, 7, 26)
-_ASKS = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1""")
-_ANSWERS = "{% macro strftime_now(form) %}{{ fixed_dates[form] }}{% endmacro %}{{ '' }}"
+_DATE = datetime.datetime(2024, 7, 26)
+
+#: What a template gets for each directive of a date's format: transformers gives it no functions of ours.
+_PARTS: Mapping[str, str] = {
+    **{f"%{sign}": _DATE.strftime(f"%{sign}") for sign in "aAbBcdDFfGHIjmMpSTuUVwWxXyY"},
+    **{f"%-{sign}": _DATE.strftime(f"%{sign}").lstrip("0") or "0" for sign in "dHIjmMSUWy"},
+    "%e": "26",
+    "%%": "%",
+}
+_ANSWERS = (
+    "{% macro strftime_now(form) %}{% set made = namespace(text=form) %}{% for sign, part in fixed_dates.items() %}"
+    "{% set made.text = made.text.replace(sign, part) %}{% endfor %}{{ made.text }}{% endmacro %}{{ '' }}"
+)
 
 #: Stands for an answer, to find what a template puts around it. No template changes letters and digits.
 _PLACEHOLDER = "fedcollm7answer3placeholder"
@@ -97,27 +106,49 @@ class Conversation:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             return self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation, **_dateless(self._tokenizer.chat_template)
+                messages,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **_dateless(_named(self._tokenizer.chat_template)),
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise self._odd(f"refuses these roles ({error})") from error
+        except Exception as error:  # a template is a program of somebody else, which may fail in any way
+            raise self._odd(_failure(error)) from error
 
     def _odd(self, what: str) -> UserError:
         roles = ", ".join(role for role, _ in self._turns)
         return UserError(
             f"task.format: the chat template of {self._tokenizer.name_or_path or 'the model'} {what}. The conversation "
             f"has the roles {roles}, and begins with {shorten(self._turns[0][1] if self._turns else '')}. Change the "
-            "messages, choose another model, or set task.format.chat: false and write the roles into "
+            "messages or the template, choose another model, or set task.format.chat: false and write the roles into "
             "task.format.prompt."
         )
+
+
+def _named(templates: Any) -> Any:
+    """Return the template of chats: of several with names, `default` or the only one."""
+    if isinstance(templates, list):
+        templates = {one["name"]: one["template"] for one in cast("list[dict[str, str]]", templates)}
+    if isinstance(templates, dict):
+        by_name = cast("dict[str, str]", templates)
+        return by_name.get("default", next(iter(by_name.values())) if len(by_name) == 1 else None)
+    return templates
 
 
 def _dateless(template: Any) -> dict[str, Any]:
     """Return arguments of `apply_chat_template` with which a template that asks for today's date writes `_DATE`."""
     if not isinstance(template, str) or "strftime_now" not in template:
-        return {}
-    dates = {form: _DATE.strftime(form) for _, form in _ASKS.findall(template)}
-    return {"chat_template": _ANSWERS + template, "fixed_dates": dates}
+        return {"chat_template": template}
+    return {"chat_template": _ANSWERS + template, "fixed_dates": dict(_PARTS)}
+
+
+def _failure(error: Exception) -> str:
+    """Return what went wrong in a template: it raised an error on purpose, has a mistake, or failed."""
+    said = " ".join(str(error).split())[:300]
+    if isinstance(error, TemplateSyntaxError):
+        return f"is no valid template (line {error.lineno}: {said})"
+    if type(error) is TemplateError:  # which raise_exception raises
+        return f"refuses this conversation ({said})"
+    return f"fails on this conversation ({type(error).__name__}: {said})"
 
 
 def _end(tokenizer: Any, after: str) -> str:

@@ -19,12 +19,14 @@ class Encoded(NamedTuple):
         answer: the tokens of the answer, at least one.
         end: the tokens that end a free answer; empty for a choice.
         lead: text at the beginning of the answer's tokens that is not part of the answer itself.
+        full: the tokens before the answer, with the oldest ones.
     """
 
     prompt: Tokens
     answer: Tokens
     end: Tokens = ()
     lead: str = ""
+    full: Tokens = ()
 
 
 class Encoder:
@@ -33,7 +35,8 @@ class Encoder:
     A prompt stays as it was written. If it ends with white space, the answer follows at once, and otherwise after the
     style's joiner. Prompt and answer are encoded together, so that the split does not change how the text is tokenized:
 
-    1. The prompt's own tokens are the prompt, if the whole text begins with them and has more.
+    1. The prompt's own tokens are the prompt, if the whole text begins with them and has more. If the last one is the
+       token for unknown text, it may hold the beginning of the answer too, so the characters of the tokens decide.
     2. Otherwise white space at the end of the prompt moves to the answer, as in lm-evaluation-harness.
     3. Otherwise a token reaches across the border, as in Japanese. This token and all later ones are the answer.
 
@@ -61,11 +64,17 @@ class Encoder:
         self.style: Style = style
         self._known: dict[tuple[str, tuple[Turn, ...], bool, str], Encoded] = {}
         self._cut: set[tuple[str, tuple[Turn, ...]]] = set()
+        self._cut_to_ask: set[Tokens] = set()
 
     @property
     def truncated(self) -> int:
         """Number of distinct prompts that have been cut so far."""
         return len(self._cut)
+
+    @property
+    def truncated_to_ask(self) -> int:
+        """Number of distinct prompts that have been cut so far to leave room for what a model generates."""
+        return len(self._cut_to_ask)
 
     @property
     def lacks_end(self) -> bool:
@@ -95,6 +104,20 @@ class Encoder:
             self._plain(prompt, new, free)
         return [self._known[prompt, turns, free, answer] for answer in answers]
 
+    def asked(self, one: Encoded) -> tuple[Tokens, int]:
+        """Return the prompt that a model continues freely, and the largest number of new tokens.
+
+        Neither depends on how long the right answer is. A prompt that is too long is cut so that `max_new_tokens` fit
+        after it, but never to less than half of the context.
+        """
+        most = self.style.max_new_tokens
+        room = self.context_length + 1 - min(most, max(self.context_length // 2, 1))  # the last token is never an input
+        start, rest = self._started(one.full, False)
+        if len(one.full) > room:
+            self._cut_to_ask.add(one.full)
+        prompt = _newest(room, start, rest)
+        return prompt, min(most, self.context_length + 1 - len(prompt))
+
     def text_tokens(self, text: str) -> Tokens:
         """Return the tokens of a text without an answer, cut to the context."""
         tokens = self._tokens([text.rstrip()])[0]
@@ -107,6 +130,7 @@ class Encoder:
         texts = [f"{prompt}{gap}{answer}" for answer in answers]
         found = self._tokens([prompt, *bare, *texts])
         eos = self.tokenizer.eos_token_id if free and self.style.learns_end else None
+        self._check_end(eos)
         for answer, text, whole in zip(answers, texts, found[1 + len(bare) :], strict=True):
             check_known(found[0] + whole, self.tokenizer, self.vocabulary_size, text)
             at, moved = self._border(text, len(prompt), found[: 1 + len(bare)], whole)
@@ -114,6 +138,14 @@ class Encoder:
             kept = whole[:-1] if end and whole[-1] == eos and at < len(whole) - 1 else whole
             one = Encoded(kept[:at], kept[at:], end, moved + gap)
             self._known[prompt, (), free, answer] = self._fitted(one, (prompt, ()), answer, True)
+
+    def _check_end(self, end: int | None) -> None:
+        if end is not None and end >= self.vocabulary_size:
+            raise UserError(
+                f"the tokenizer ends texts with {self.tokenizer.convert_ids_to_tokens(end)!r}, token {end}, but the "
+                f"models know only {self.vocabulary_size} tokens. Enlarge their embeddings (resize_token_embeddings) "
+                "and save them, or take the tokenizer that belongs to them."
+            )
 
     def _chat(self, prompt: str, turns: tuple[Turn, ...], talk: Rendered, free: bool) -> Encoded:
         end = talk.end if free and self.style.learns_end else ""
@@ -143,13 +175,19 @@ class Encoder:
         if not whole:
             raise UserError(f"the text {shorten(text)} has no tokens in the models' vocabulary. Correct the example.")
         for prefix in prefixes:
-            if len(prefix) < len(whole) and whole[: len(prefix)] == prefix:
+            if len(prefix) < len(whole) and whole[: len(prefix)] == prefix and not self._hides(prefix):
                 return len(prefix), ""
         if not getattr(self.tokenizer, "is_fast", False):
             return min(_common(prefixes[0], whole), len(whole) - 1), ""
         spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         at = next((i for i, (_, last) in enumerate(spans) if last > border), len(whole) - 1)
         return at, text[spans[at][0] : border]
+
+    def _hides(self, prefix: Tokens) -> bool:
+        """Return whether the last token of a prompt stands for any text, so that it may hold some of the answer too."""
+        if not prefix or not getattr(self.tokenizer, "is_fast", False):
+            return False
+        return prefix[-1] == self.tokenizer.unk_token_id
 
     def _started(self, tokens: Tokens, add: bool) -> tuple[Tokens, Tokens]:
         """Return the tokens that a prompt begins with, which are never cut, and the rest of it."""
@@ -160,17 +198,17 @@ class Encoder:
     def _fitted(self, one: Encoded, key: tuple[str, tuple[Turn, ...]], answer: str, add: bool) -> Encoded:
         """Return a prompt and an answer with `start`, cut to the context."""
         start, rest = self._started(one.prompt, add)
+        check_known(start, self.tokenizer, self.vocabulary_size, "the beginning of every text")
         length = len(one.answer) + len(one.end)
         room = self.context_length - length + 1  # the last token is never an input
         if room < 1:
             raise UserError(self._too_long(length, answer))
-        return one._replace(prompt=self._cut_to(room, start, rest, key))
+        return one._replace(prompt=self._cut_to(room, start, rest, key), full=start + rest)
 
     def _cut_to(self, room: int, start: Tokens, rest: Tokens, key: tuple[str, tuple[Turn, ...]]) -> Tokens:
         if len(start + rest) > room:
             self._cut.add(key)
-            rest = rest[max(len(start + rest) - room, 0) :]
-        return (start + rest)[-room:]
+        return _newest(room, start, rest)
 
     def _too_long(self, length: int, answer: str) -> str:
         limit, shorter = self.context_length, self.style.max_length
@@ -195,7 +233,22 @@ class Encoder:
         """
         special = self.tokenizer
         tokens = (special.bos_token_id, special.eos_token_id, special.pad_token_id)
-        return next((token for token in tokens if token is not None), 0)
+        return next((token for token in tokens if token is not None and token < self.vocabulary_size), 0)
+
+    @property
+    def padding(self) -> int:
+        """The token that fills sequences up; the models never see it."""
+        token = self.tokenizer.pad_token_id
+        return token if token is not None and token < self.vocabulary_size else 0
+
+
+def _newest(room: int, start: Tokens, rest: Tokens) -> Tokens:
+    """Return `start` and the last tokens of the rest, as many as there is room for.
+
+    >>> _newest(3, (1,), (2, 3, 4))
+    (1, 3, 4)
+    """
+    return (start + rest[max(len(start + rest) - room, 0) :])[-room:]
 
 
 def _common(one: Tokens, other: Tokens) -> int:

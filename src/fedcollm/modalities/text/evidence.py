@@ -121,7 +121,7 @@ def _hidden(task: "TextTask", texts: Sequence[Text], features: StatisticsConfig,
     parts: list[Tensor] = []
     with without_adapter(model):
         for batch in batches:
-            inputs, rows = pad_left(batch, task.tokenizer.pad_token_id or 0), torch.ones(len(batch), 1).bool()
+            inputs, rows = pad_left(batch, task.encoder.padding), torch.ones(len(batch), 1).bool()
             parts.append(head_inputs(head, partial(logits_of, model, inputs, rows)))
     return normalized(torch.cat(parts))
 

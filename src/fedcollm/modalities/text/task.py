@@ -143,8 +143,8 @@ class TextTask(TextModels, Modality):
 
     def lengths(self, example: TextExample) -> dict[str, int]:
         """Return the number of tokens of the prompt, as far as the context holds it, and of the answer."""
-        prompt, answer = self.encode(example.prompt, example.choices[example.answer or 0])
-        return {"tokens of a prompt": len(prompt), "tokens of an answer": len(answer)}
+        one = self.encoded(example)
+        return {"tokens of a prompt": len(one.prompt), "tokens of an answer": len(one.answer)}
 
     def collate(self, examples: Sequence[TextExample]) -> TextBatch:
         """Return a batch whose supervised tokens are those of the correct answers.
@@ -165,7 +165,7 @@ class TextTask(TextModels, Modality):
         for i, (_, answer) in enumerate(pairs):
             rows[i, kept - len(answer) :] = True
         targets = torch.tensor([token for _, answer in pairs for token in answer])
-        inputs = pad_left([prompt + answer[:-1] for prompt, answer in pairs], self.tokenizer.pad_token_id or 0)
+        inputs = pad_left([prompt + answer[:-1] for prompt, answer in pairs], self.encoder.padding)
         return TextBatch(inputs, rows, targets)
 
     def logits(self, model: nn.Module, batch: TextBatch) -> Tensor:
@@ -195,6 +195,11 @@ class TextTask(TextModels, Modality):
         if self.truncated:
             limit = "the models' context" if self.context_length != self.style.max_length else "task.max_length"
             said.append(f"{self.truncated} prompts were longer than {limit} and lost their oldest tokens")
+        if cut := self.encoder.truncated_to_ask:
+            said.append(
+                f"{cut} prompts lost their oldest tokens when they were asked, to leave room for "
+                f"{self.style.max_new_tokens} new tokens (task.format.max_new_tokens), or for half of the context"
+            )
         if self.style.learns_end and self.encoder.lacks_end:
             said.append("the tokenizer has no token for the end of text, so the models don't learn where answers end")
         if self._scored_free:
@@ -268,12 +273,15 @@ class TextTask(TextModels, Modality):
     def generated(self, model: nn.Module, examples: Sequence[TextExample]) -> list[str]:
         """Return what a model in evaluation mode answers freely, by greedy decoding.
 
-        It stops at the token for the end of text or turn, after `max_new_tokens`, or where the context is full.
+        It stops at the token for the end of text or turn, after `max_new_tokens`, or where the context is full. A long
+        prompt is cut without a look at the right answer, see `Encoder.asked`.
         """
         ones = [self._encoded(example, example.choices[:1])[0] for example in examples]
         stops = {self.tokenizer.eos_token_id, *(one.end[-1] for one in ones if one.end)} - {None}
-        limits = [min(self.style.max_new_tokens, self.context_length + 1 - len(one.prompt)) for one in ones]
-        made = generate(model, [one.prompt for one in ones], limits, stops, self.vocabulary_size)
+        asked = [self.encoder.asked(one) for one in ones]
+        made = generate(
+            model, [prompt for prompt, _ in asked], [most for _, most in asked], stops, self.vocabulary_size
+        )
         texts = [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in made]
         return [text.removeprefix(one.lead.strip()).strip() for text, one in zip(texts, ones, strict=True)]
 
@@ -298,4 +306,4 @@ class TextTask(TextModels, Modality):
 
     def _likelihoods(self, model: nn.Module, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
         encoded = [self._encoded(example, example.choices) for example in examples]
-        return likelihoods(model, encoded, self._rows, self.tokenizer.pad_token_id or 0)
+        return likelihoods(model, encoded, self._rows, self.encoder.padding)
