@@ -367,3 +367,45 @@ def test_client_keeps_its_own_adapter_in_its_directory_and_tells_nothing_under_s
     own = load_file(place / "adapter" / "adapter_model.safetensors")
     assert own.keys() == theta.keys()
     assert not all(torch.equal(own[name], theta[name]) for name in theta)
+
+
+def test_only_the_operator_reads_why_a_training_failed(out, config, monkeypatch):
+    place = out / "clients" / "1"
+    (place / "config.yaml").write_text(config_text(changed(config, {"federation.secure_aggregation.enabled": False})))
+    (place / "state").mkdir()
+    answering = build_answering(place, place / "data.jsonl", 5.0)
+    waits: list[float] = []
+    answering.wait = waits.append
+    monkeypatch.setattr("fedcollm.federation.client.fit", lambda *args: 1 / 0)
+    run = directories.read(place, directories.MEMBERSHIP, Membership).run
+    answer = decode(answering(encode(TrainRequest(1, shared_slm(config.slm.source)[1], run=run))), 10**8)
+    assert isinstance(answer, ClientUpdate)
+    assert 0 < waits[0] <= 5.0
+    log = place / "state" / "failures.log"
+    assert log.stat().st_mode & 0o777 == 0o600
+    (line,) = log.read_text(encoding="utf-8").splitlines()
+    assert line.endswith(
+        "client 1, round 1: failed, and the answer does not show it: ZeroDivisionError: division by zero"
+    )
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf"), 1e9])
+def test_answers_wait_for_a_number_of_seconds(out, seconds):
+    with pytest.raises(UserError, match=r"--answer-after .*: give a number of seconds from 0 to 86400"):
+        client.serve(out / "clients" / "1", out / "clients" / "1" / "data.jsonl", answer_after=seconds)
+
+
+def test_client_with_more_examples_than_agreed_does_not_start(out, config):
+    place = out / "clients" / "1"
+    (place / "config.yaml").write_text(config_text(changed(config, {"federation.secure_aggregation.max_weight": 2})))
+    with pytest.raises(UserError, match="examples, more than the 2 that secure aggregation was set up for"):
+        build_answering(place, place / "data.jsonl")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"a"', "null", "{", ""])
+def test_damaged_count_of_what_was_given_stops_the_client(out, content):
+    place = out / "clients" / "1"
+    (place / "state").mkdir()
+    (place / "state" / "spent.json").write_text(content)
+    with pytest.raises(UserError, match=r"spent\.json can't be read .*It guards this client's data"):
+        build_answering(place, place / "data.jsonl")

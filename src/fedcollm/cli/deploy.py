@@ -83,6 +83,9 @@ def client(
         Path, argument(metavar="CLIENT_DIR", help="the directory that the server's operator handed over")
     ],
     data: Annotated[Path, option("--data", help="your own examples: a file, or a directory with train and test files")],
+    answer_after: Annotated[
+        float, option("--answer-after", help="seconds that training takes for the server, whatever it really takes")
+    ] = 0.0,
     quiet: Quiet = False,
 ) -> None:
     """Connect to the server, and train on your own data when it asks, until stopped. The data stays here."""
@@ -92,7 +95,7 @@ def client(
 
     again = f"fedcollm deploy client {directory} --data {data}"
     with shown(screen(quiet)), interruptible(again, "The server goes on without this client"):
-        serve(directory, data)
+        serve(directory, data, answer_after=answer_after)
 
 
 @deploy.command()

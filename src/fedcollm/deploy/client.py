@@ -1,9 +1,13 @@
 """`fedcollm deploy client`: one owner of private data, who is connected to the server until the program is stopped."""
 
+import contextlib
+import functools
 import json
+import os
 import threading
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +32,8 @@ from fedcollm.transports.wire import longest_message
 
 T = TypeVar("T")
 
+_LONGEST_SECONDS = 86_400.0
+
 
 @dataclass
 class Remembered(MutableMapping[str, T]):
@@ -42,6 +48,8 @@ class Remembered(MutableMapping[str, T]):
     def __post_init__(self) -> None:
         try:
             self._values: dict[str, T] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+            if not isinstance(self._values, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ValueError("it holds no mapping")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.file} can't be read ({error}). It guards this client's data: restore it from a copy, or leave "
@@ -96,12 +104,13 @@ def _without_start(config: RunConfig) -> RunConfig:
     return changed(config, {"slm.adapter.start": None}) if config.slm.adapter.start is not None else config
 
 
-def build_answering(directory: Path, data: Path) -> ClientEndpoint:
+def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> ClientEndpoint:
     """Return this client, ready to answer requests in bytes.
 
     Args:
         directory: the client's directory.
         data: the client's examples: a file or a directory.
+        answer_after: answers to requests to train leave after whole multiples of so many seconds.
 
     Raises:
         UserError: the directory, the data or the model is not usable.
@@ -116,7 +125,8 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     set_backends(config)
     slm = build_slm(config, modality, [], state / "base")
     spent: Remembered[int | str] = Remembered(state / "spent.json")
-    part = ClientData(modality, slm, examples, test, directory / "adapter", spent)
+    journal = functools.partial(_append, state / "failures.log")
+    part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
     identity = RunIdentity(membership.run, config.seed)
     client: Any = build_client(config, identity, membership.client, part, list(roster))
     form = broadcast_form(config, modality, slm, examples)
@@ -124,31 +134,45 @@ def build_answering(directory: Path, data: Path) -> ClientEndpoint:
     if settings is not None:
         opened: Remembered[list[str]] = Remembered(state / "opened.json")
         client = secure_client(config, client, settings, names.signing_key(directory), opened)
-    return ClientEndpoint(membership.client, client, longest_message(adapter_bytes(form)))
+    return ClientEndpoint(membership.client, client, longest_message(adapter_bytes(form)), answer_after)
 
 
-def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -> None:
+def _append(file: Path, line: str) -> None:
+    """Append a line, with the time in UTC, to a file that only its owner can read. A full disk loses the line."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
+            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+
+
+def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *, answer_after: float = 0.0) -> None:
     """Connect to the server and answer its requests until stopped.
 
     Args:
         directory: the client's directory.
         data: the client's examples: a file or a directory.
         stopped: is set to stop the client; None to run until the process is interrupted.
+        answer_after: as in `build_answering`.
 
     Raises:
-        UserError: the directory, the data or the model is not usable, the server's certificate is not accepted here, or
-            the server does not accept this client.
+        UserError: `answer_after` is no number of seconds, the directory, the data or the model is not usable, the
+            server's certificate is not accepted here, or the server does not accept this client.
     """
+    if not 0 <= answer_after <= _LONGEST_SECONDS:
+        raise UserError(f"--answer-after {answer_after:g}: give a number of seconds from 0 to {_LONGEST_SECONDS:g}.")
     membership = names.read(directory, names.MEMBERSHIP, Membership)
     for name in (names.NODE_KEY, names.SIGNING_KEY):
         names.check_private(directory / name)
     with writing(directory):
         (directory / "state").mkdir(exist_ok=True, mode=0o700)
     with locked(directory / "state"):
-        answering = build_answering(directory, data)
+        stopped = stopped or threading.Event()
+        answering = build_answering(directory, data, answer_after)
+        answering.wait = stopped.wait
+        if not answer_after:
+            say("answers leave as soon as they are ready, so their time tells how long they took; see --answer-after")
         key, number = names.node_key(directory), directory / "state" / "node"
         node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
         say(f"connecting to {membership.address}")
         known = int(number.read_text(encoding="utf-8")) if number.exists() else None
-        stopped = stopped or threading.Event()
         Service(node, answering, known, lambda value: write_atomically(number, str(value)), stopped=stopped).run()

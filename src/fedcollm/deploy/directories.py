@@ -16,7 +16,8 @@ OUT is the directory that the command makes:
       membership.json        the client's id, the run, the server's address, and the roster of signing keys
       ca.crt node.key signing.key
       systemd/
-      state/                 written by the client
+      state/                 written by the client: spent.json and opened.json, what it has given, which must never be
+                             lost; failures.log, why trainings failed, for its operator only
       adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
 """
 

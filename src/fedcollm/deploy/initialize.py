@@ -223,7 +223,12 @@ def _write_client(place: Path, config: RunConfig, membership: Membership, keys: 
 
 
 def _filled(name: str, facts: Mapping[str, Any]) -> str:
-    """Return the template with this name, its placeholders replaced by these values."""
+    """Return the template with this name, its placeholders replaced by these values.
+
+    systemd would read `%` in a value as the start of a specifier.
+    """
+    if name.endswith(".service"):
+        facts = {key: str(value).replace("%", "%%") for key, value in facts.items()}
     return Template((files("fedcollm.deploy") / "templates" / name).read_text(encoding="utf-8")).substitute(facts)
 
 

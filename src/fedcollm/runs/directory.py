@@ -14,6 +14,7 @@
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     adapters/clients/ID/    with `client.personal`: the adapters that clients in this process keep after the last round
     personal.json           with `client.personal`: the round after which clients kept an adapter, and their scores
+    opening.safetensors     of a deployment with secure aggregation: the sum of the last round that was opened
     base/{slm,llm}/         base models that this run pretrained itself (`pretrain_epochs`)
     confusion.json          role -> [true label, predicted label, number of examples], after the last round
     outcomes.json           role -> {id of a test example: main metric}, after the last scored round

@@ -8,11 +8,10 @@ is told both versions.
 
 import json
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -35,24 +34,32 @@ from fedcollm.messages import TrainRequest as Train
 _METADATA = "fedcollm"
 
 
+#: Numbers that every program can hold: JSON itself knows no bounds.
+_Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
+_Number = Annotated[float, Field(ge=-1e300, le=1e300)]
+_Name = Annotated[str, Field(max_length=100)]
+_Sums = Annotated[dict[_Name, _Number], Field(max_length=100)]
+_Counts = Annotated[dict[_Name, _Integer], Field(max_length=100)]
+
+
 class _Form(BaseModel):
     """Part of a header. The names of the fields are the wire format: to change one, raise PROTOCOL_VERSION."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class _SessionForm(_Form):
     run: str
-    round_index: int
+    round_index: _Integer
     nonce: str
     invited: tuple[str, ...]
-    threshold: int
+    threshold: _Integer
     payload: str
 
 
 class _TrainHeader(_Form):
     kind: Literal["train"] = "train"
-    round_index: int
+    round_index: _Integer
     evaluate: bool
     session: _SessionForm | None
     run: str
@@ -68,11 +75,11 @@ class _PhaseHeader(_Form):
 class _UpdateHeader(_Form):
     kind: Literal["update"] = "update"
     client: str
-    round_index: int
-    examples: int | None
-    loss: float | None
-    score: tuple[dict[str, float], int] | tuple[dict[str, float], int, dict[str, int]] | None
-    seconds: dict[str, float]
+    round_index: _Integer
+    examples: _Integer | None
+    loss: _Number | None
+    score: tuple[_Sums, _Integer] | tuple[_Sums, _Integer, _Counts] | None
+    seconds: _Sums
 
 
 class _AnswerHeader(_Form):
@@ -164,9 +171,11 @@ def decode(data: bytes, limit_bytes: int) -> Request | Answer:
                 "Install the same version of fedcollm at the server and at every client."
             )
         header, tensors = _HEADERS.validate_json(text), load(data)
-    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _put_together(header, tensors)
+    except RefusalError:
+        raise
+    except Exception as error:  # whatever the bytes were, they are no message
         raise RefusalError(f"not a message of this protocol ({type(error).__name__})") from error
-    return _put_together(header, tensors)
 
 
 def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer:

@@ -116,12 +116,13 @@ class FlowerTransport:
             return self._nodes.get(self.keys[client])
 
     def _checked(self, client: str, reply: bytes) -> Answer:
-        """Return the answer in a client's reply, or a Failure if it is not an answer of this client.
-
-        Raises:
-            RefusalError: the reply can't be decoded.
-        """
-        answer = decode(reply, self._limit_bytes)
+        """Return the answer in a client's reply, or a Failure if it is not an answer of this client."""
+        try:
+            answer = decode(reply, self._limit_bytes)
+        except RefusalError as error:
+            return Failure(client, str(error))
+        except Exception as error:  # a faulty answer loses its client, not the server
+            return Failure(client, f"its answer can't be handled ({type(error).__name__})")
         if not isinstance(answer, (ClientUpdate, PhaseAnswer, Failure)):
             return Failure(client, "sent a request instead of an answer")
         if answer.client != client:
