@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # functions that need torch import it, so that reading records does not wait for it
 
 #: Version of the messages between parties. Parties with different versions refuse each other.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: Trainable tensors by name, the only weights that ever travel.
 Adapter = dict[str, "Tensor"]
@@ -285,6 +285,21 @@ class PhaseRequest:
     phase: str
     nonce: str
     items: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class FinishRequest:
+    """The server's last message to a client: the run is finished. The client keeps the adapter and stops.
+
+    Attributes:
+        round_index: index of the last round.
+        adapter: the final θ; empty in a run that trains nothing.
+        run: name of the run; a client of another run refuses.
+    """
+
+    round_index: int
+    adapter: Adapter
+    run: str
 
 
 @dataclass(frozen=True)

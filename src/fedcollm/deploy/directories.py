@@ -1,23 +1,32 @@
-"""The two kinds of directory that `fedcollm deploy init` writes, and functions that read them.
+"""The directories of a deployment, and functions that read them.
 
-OUT is the directory that the command makes:
+`fedcollm deploy init` makes OUT:
 
     OUT/README.txt           what to hand to whom
     OUT/ca/                  the certificate authority's key and certificate; to be kept offline
+    OUT/invitations/ID.json  handed to the operator of one client; nothing in it is secret
     OUT/server/              stays on the server's machine
       config.yaml            the configuration of the run
-      deployment.json        the run, its addresses, and the public keys of every client
-      ca.crt server.crt server.key superexec.key
-      nginx.conf             the only way in: TLS, and only Flower's interface for nodes
+      deployment.json        the run, its addresses, the public keys of every client, and the signed roster
+      ca.crt server.crt server.key superlink.crt superlink.key superexec.key
+      nginx.conf nodes.map   the only way in: TLS, Flower's interface for nodes, and only for keys that were admitted
+      public/                the signed rosters that nginx serves
       systemd/ compose.yaml Dockerfile
       state/ logs/           written by the server
-    OUT/clients/ID/          handed to the operator of one client
-      config.yaml            the same configuration
-      membership.json        the client's id, the run, the server's address, and the roster of signing keys
-      ca.crt node.key signing.key
-      systemd/
-      state/                 written by the client
-      adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
+
+`fedcollm deploy join` makes a client's directory, at the client:
+
+    config.yaml            the configuration that the client accepted
+    membership.json        the client's id, the run, the server's address
+    request.json           the client's public keys, for the server's operator
+    ca.crt node.key signing.key
+    systemd/ compose.yaml Dockerfile
+    roster.json            the signed roster, fetched from the server
+    state/ logs/           written by the client; logs/audit.jsonl lists what left
+    adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
+    final/                 when the run is finished: the final adapter, the tokenizer, a model card and a report
+
+With `--demo`, `init` writes the clients' directories too, to OUT/clients/ID.
 """
 
 import json
@@ -25,31 +34,31 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.deploy.roster import File, Name, SignedRoster
 from fedcollm.errors import UserError, in_section
 from fedcollm.runs.directory import CONFIG, parse_config
 
-DEPLOYMENT, MEMBERSHIP = "deployment.json", "membership.json"
+DEPLOYMENT, MEMBERSHIP, REQUEST, ROSTER = "deployment.json", "membership.json", "request.json", "roster.json"
 CA, CERTIFICATE, SERVER_KEY, SECRET = "ca.crt", "server.crt", "server.key", "superexec.key"
+NODES, LATEST = "nodes.map", "latest.json"
+SUPERLINK_CERTIFICATE, SUPERLINK_KEY = "superlink.crt", "superlink.key"
 NODE_KEY, SIGNING_KEY = "node.key", "signing.key"
+
+#: User and group of a container if this machine has no numeric user ids, as on Windows.
+_FIRST_USER = 1000
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class _File(BaseModel):
-    """A JSON file. The names of its fields are its format, which the parties of a deployment must agree on."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
-
-
-class PublicKeys(_File):
+class PublicKeys(File):
     """The public keys of one client.
 
     Attributes:
@@ -61,7 +70,7 @@ class PublicKeys(_File):
     signing: str
 
 
-class Deployment(_File):
+class Deployment(File):
     """What the server knows about the deployment.
 
     Attributes:
@@ -69,36 +78,44 @@ class Deployment(_File):
         host: name or address by which clients reach the server.
         port: port that is open to clients.
         superlink_port: port of the SuperLink, which can be reached from the server's machine only.
-        clients: client id to public keys.
+        invited: ids of the clients that may be admitted, in the order of the federation.
+        clients: client id to public keys of those that were admitted, in the same order.
+        roster: the signed roster of those clients.
     """
 
-    run: str
-    host: str
+    run: Name
+    host: Name
     port: Port
     superlink_port: Port
-    clients: dict[str, PublicKeys]
+    invited: list[Name]
+    clients: dict[Name, PublicKeys]
+    roster: SignedRoster
 
 
-class Membership(_File):
+class Membership(File):
     """What a client knows about the federation.
 
     Attributes:
         client: the client's id.
         run: the only run that the client takes part in.
         address: HOST:PORT of the server.
-        roster: id to public signing key of every client, 32 bytes in hexadecimal.
         facts: what a client's modality must know about both models, since the client has only the SLM; see
             `Modality.facts`.
     """
 
-    client: str
-    run: str
-    address: str
-    roster: dict[str, str]
+    client: Name
+    run: Name
+    address: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}\Z", max_length=300)]
     facts: dict[str, Annotated[int, Field(ge=1)] | list[str]]
 
 
-T = TypeVar("T", bound=_File)
+T = TypeVar("T", bound=File)
+
+
+def owner() -> dict[str, str]:
+    """Return the user and the group of a container that runs as this process does."""
+    numbers = (getattr(os, name, lambda: _FIRST_USER)() for name in ("getuid", "getgid"))
+    return dict(zip(("user", "group"), map(str, numbers), strict=True))
 
 
 def read(directory: Path, name: str, kind: type[T]) -> T:
@@ -118,7 +135,7 @@ def read(directory: Path, name: str, kind: type[T]) -> T:
         whose = "server" if name == DEPLOYMENT else "client"
         raise UserError(
             f"{directory} is not a {whose}'s directory: {name} can't be read ({error.strerror}). Give a directory that "
-            "`fedcollm deploy init` wrote."
+            "`fedcollm deploy init` (for the server) or `fedcollm deploy join` (for a client) wrote."
         ) from error
     except ValidationError as error:
         first = error.errors()[0]

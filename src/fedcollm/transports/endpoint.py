@@ -1,13 +1,15 @@
 """A client that receives and sends bytes: it answers requests, and refuses everything else."""
 
 import hashlib
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedcollm.errors import FedcollmError, RefusalError
 from fedcollm.federation.statistics import asked_for
-from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainRequest, readable
+from fedcollm.messages import Answer, Failure, FinishRequest, PhaseAnswer, PhaseRequest, Request, TrainRequest, readable
 from fedcollm.progress import say
 from fedcollm.transports.wire import decode, encode
 
@@ -33,11 +35,13 @@ class ClientEndpoint:
         id: the client's id.
         client: carries out the requests.
         limit_bytes: size of the longest request to accept.
+        finish: saves what the last message of a run brings; None if the client does not take it.
     """
 
     id: str
     client: Answers = field(repr=False)
     limit_bytes: int
+    finish: Callable[[FinishRequest], None] | None = field(default=None, repr=False)
     _answers: dict[bytes, bytes] = field(init=False, repr=False, default_factory=dict[bytes, bytes])
 
     def __call__(self, data: bytes) -> bytes:
@@ -57,6 +61,9 @@ class ClientEndpoint:
         """Return the answer to a request that has not been answered yet, and tell this client's operator about it."""
         try:
             request = decode(data, self.limit_bytes)
+            if isinstance(request, FinishRequest) and self.finish is not None:
+                self.finish(request)
+                return PhaseAnswer(self.id, "finished", {})
             if not isinstance(request, (TrainRequest, PhaseRequest)):
                 raise RefusalError("an answer was sent to a client")
             if isinstance(request, TrainRequest):
@@ -68,10 +75,10 @@ class ClientEndpoint:
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
             return answer
         except RefusalError as error:
-            say(f"refused: {readable(str(error))}")
+            say(f"refused: {readable(str(error))}", logging.WARNING)
             return Failure(self.id, str(error))
         except FedcollmError as error:
-            say(f"failed: {readable(str(error))}")
+            say(f"failed: {readable(str(error))}", logging.WARNING)
             return Failure(self.id, f"the client stopped with {type(error).__name__}; its operator sees why")
 
 

@@ -23,6 +23,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
@@ -98,12 +99,14 @@ class SuperLink:
             return list(control.ListNodes(ListNodesRequest()).nodes_info)
 
     def register(self, keys: Iterable[bytes]) -> None:
-        """Register the nodes with these public keys, except those that are registered already."""
-        known = {node.public_key for node in self.nodes()}
+        """Register the nodes with these public keys, and unregister all others."""
+        wanted = set(keys)
+        known = {node.public_key: node.node_id for node in self.nodes()}
         with self._control() as control:
-            for key in keys:
-                if key not in known:
-                    control.RegisterNode(RegisterNodeRequest(public_key=key))
+            for key in sorted(wanted - known.keys()):
+                control.RegisterNode(RegisterNodeRequest(public_key=key))
+            for key in sorted(known.keys() - wanted):
+                control.UnregisterNode(UnregisterNodeRequest(node_id=known[key]))
 
     @contextlib.contextmanager
     def run(self) -> Generator["Run", None, None]:
