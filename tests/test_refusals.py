@@ -127,7 +127,7 @@ def with_control(place: Place) -> None:
 
 def with_deployment(place: Place) -> None:
     """Put a deployment of three clients there."""
-    assert call(place, f"{INIT} --clients a,b,c --set {SECURE}")[0] == 0
+    assert call(place, f"{INIT} --demo --clients a,b,c --set {SECURE}")[0] == 0
 
 
 def edit(name: str, change: Callable[[str], str]) -> Callable[[Place], object]:

@@ -38,7 +38,7 @@ SECURE = ("--set", "federation.secure_aggregation=true")
 @pytest.fixture
 def out(command, config_file, tmp_path):
     """A deployment."""
-    arguments = ("--host", "localhost", "--clients", "a,b,c", *SECURE, "--out", tmp_path / "out")
+    arguments = ("--demo", "--host", "localhost", "--clients", "a,b,c", *SECURE, "--out", tmp_path / "out")
     code, said, error = command("init", config_file, *arguments)
     assert (code, error) == (0, "")
     assert said == (tmp_path / "out" / "README.txt").read_text()
@@ -115,14 +115,13 @@ def test_client_without_data_exits_with_2(command, out):
     assert command("client", out / "clients" / "a")[0] == 2
 
 
-@pytest.mark.filterwarnings("ignore:`verify=<str>`:DeprecationWarning")  # Flower 1.41 with httpx 0.28
 def test_status_of_what_never_ran(command, out):
     (out / "server" / "state").mkdir()
     code, said, _ = command("status", out / "server", "--json")
     assert code == 0
     state = json.loads(said)
     assert state["services"] == {"server": False, "superlink": False, "nginx": False}
-    assert state["clients"] == dict.fromkeys("abc", "unknown")
+    assert state["now"]["clients"] == dict.fromkeys("abc", {"state": "never seen", "last_seen": None, "lost": ""})
     assert state["last"] is None
     code, said, _ = command("status", out / "server")
     assert code == 0

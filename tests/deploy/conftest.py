@@ -19,7 +19,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
-from fedcollm.deploy.initialize import Site, initialize
+from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.services import stop
 from fedcollm.deploy.status import stop_all
 from fedcollm.modalities.text.task import TextExample
@@ -64,7 +64,9 @@ class Deployed:
         return self.processes[name]
 
     def start_server(self) -> subprocess.Popen[bytes]:
-        return self.start("server", "server", str(self.server_directory), "--out", str(self.root / "run"))
+        return self.start(
+            "server", "server", str(self.server_directory), "--out", str(self.root / "run"), "--page", "none"
+        )
 
     def start_client(self, client: str, held_in_round: int | None = None) -> subprocess.Popen[bytes]:
         """Start a client, which may wait in the middle of a round's training until it is killed or released."""
@@ -141,7 +143,7 @@ def deploy(tmp_path: Path, tiny_config: RunConfig) -> Iterator[Deploy]:
         config = load_config("icd10", **tiny_config.model_dump(mode="json"), **PATIENT, **changes)
         site = Site("localhost", free_port(), free_port())
         plain = not config.federation.secure_aggregation.enabled
-        deployment = initialize(config, site, root, plain_updates=plain)
+        deployment = initialize(config, site, root, Choices(demo=True, plain_updates=plain))
         parts = split(load_pool(config.task, config.seed), config.task, config.seed)
         for client in deployment.clients:
             data = root / "clients" / client / "data"

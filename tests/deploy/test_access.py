@@ -25,7 +25,7 @@ from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.directories import Deployment
-from fedcollm.deploy.initialize import Site, initialize
+from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.services import start_proxy, start_superlink, stop, superlink
 from fedcollm.deploy.status import stop_all
 from fedcollm.errors import UserError
@@ -76,7 +76,7 @@ class Open:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Iterator[Open]:
     root = tmp_path_factory.mktemp("access") / "deployment"
-    deployment = initialize(config, Site("localhost", free_port(), free_port()), root)
+    deployment = initialize(config, Site("localhost", free_port(), free_port()), root, Choices(demo=True))
     server = root / "server"
     for name in ("state", "logs"):
         (server / name).mkdir()

@@ -105,7 +105,7 @@ class Membership(File):
 
     client: Name
     run: Name
-    address: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}\Z", max_length=300)]
+    address: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$", max_length=300)]
     facts: dict[str, Annotated[int, Field(ge=1)] | list[str]]
 
 

@@ -57,7 +57,7 @@ class Request(File):
     client: Name
     run: Name
     keys: PublicKeys
-    proof: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}\Z")]
+    proof: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{128}$")]
 
     def signed(self) -> bytes:
         """Return what the proof signs and the fingerprint is taken of."""

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO, Any
 
 from fedcollm.deploy.files import append_to, make_directory
 from fedcollm.errors import FedcollmError
@@ -36,7 +36,7 @@ current = _Current()
 class _Rotated(RotatingFileHandler):
     """A log of at most five files of 10 MiB, which only its owner can read."""
 
-    def _open(self) -> IO[Any]:
+    def _open(self) -> TextIOWrapper:
         return open(append_to(Path(self.baseFilename)), "a", encoding="utf-8")
 
 

@@ -78,6 +78,7 @@ class Outcome:
             save_adapter(self.slm, adapter, final / "adapter")
         except ValueError as error:
             raise RefusalError(f"the final adapter does not fit the SLM: {error}") from error
+        (final / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
         try:
             base = Path(base_directory(self.config.slm.source, self.config.slm.layers))
         except UserError:

@@ -94,7 +94,7 @@ def metrics(state: Status) -> bytes:
         gauge("fedcollm_client_online", "Whether a client is connected.", float(seen.state == "online"), client=client)
         gauge("fedcollm_client_lost", "Whether a client was lost in this round.", float(bool(seen.lost)), client=client)
         gauge("fedcollm_client_seen_seconds", "When a client was last seen.", seen.last_seen, client=client)
-    for role, score in (state.last.scores if state.last else {}).items():
+    for role, score in state.last.scores.items() if state.last else ():
         gauge("fedcollm_score", "Main metric of the last finished round.", score, role=role)
     return prometheus_client.generate_latest(registry)
 

@@ -22,8 +22,8 @@ LONGEST_BYTES = 2**20
 _DOMAIN = b"fedcollm roster 1\n"
 
 #: The name of a client, of a run or of a host: it stands in paths, units and pages.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\Z", max_length=200)]
-SigningKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=200)]
+SigningKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class File(BaseModel):
@@ -55,7 +55,7 @@ class SignedRoster(File):
     """
 
     text: Annotated[str, StringConstraints(max_length=LONGEST_BYTES)]
-    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*\Z", max_length=400)]
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$", max_length=400)]
 
     def verified(self, authority: bytes, run: str) -> Roster:
         """Return the roster.
