@@ -17,6 +17,7 @@ from tests.transports.small_federation import small_config
 
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
+from fedcollm.config.paths import without_places
 from fedcollm.data.catalogue import build_client_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import directories
@@ -116,7 +117,7 @@ def test_all_parties_know_the_same_federation(out, config):
         roster = deployment.roster.verified((out / "clients" / client / "ca.crt").read_bytes(), deployment.run)
         assert roster.clients == {name: keys.signing for name, keys in deployment.clients.items()}
         assert membership.facts == {"vocabulary_size": 16, "context_length": 32}
-        assert parse_config(out / "clients" / client / "config.yaml") == config
+        assert parse_config(out / "clients" / client / "config.yaml") == without_places(config)
         assert (out / "clients" / client / "ca.crt").read_bytes() == (out / "ca" / "ca.crt").read_bytes()
 
 
@@ -211,10 +212,18 @@ def test_nginx_passes_the_node_interface_and_nothing_else(out):
     text = re.sub(r"#.*", "", (out / "server" / "nginx.conf").read_text())
     assert re.findall(r"listen ([^;]*);", text) == ["9555 ssl backlog=1024"]
     assert re.findall(r"proxy_pass ([^;]*);", text) == ["https://127.0.0.1:9556"]
-    locations = dict(re.findall(r"location (\S+) \{([^}]*)\}", text))
-    assert list(locations) == ["/v1/fleet/", "/"]  # the exact locations, of rosters, are tested below
+    parts = [part.partition("{") for part in re.split(r"\blocation\b", text)[1:]]
+    locations = {name.strip(): body.rpartition("}")[0] for name, _, body in parts}
+    run = read_deployment(out).run
+    public = [f"= /roster/{run}/{name}.json" for name in ("roster", "latest")]  # two files, and no directory
+    assert list(locations) == ["/v1/fleet/", *public, "/"]
+    assert [re.findall(r"alias ([^;]*);", locations[name]) for name in public] == [
+        ["public/roster.json"],
+        ["public/latest.json"],
+    ]
     assert "proxy_pass" in locations["/v1/fleet/"]
-    assert locations["/"].split() == ["return", "404;"]
+    assert locations["/"].split()[:2] == ["return", "404;"]
+    assert "return 401;" in locations["/v1/fleet/"]
     assert "ssl_protocols TLSv1.3;" in text
     assert "proxy_ssl_verify on;" in text
     assert "$time_iso8601" in text  # nginx's own variables survive

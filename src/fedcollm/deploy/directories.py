@@ -55,6 +55,7 @@ NODE_KEY, SIGNING_KEY = "node.key", "signing.key"
 #: User and group of a container if this machine has no numeric user ids, as on Windows.
 _FIRST_USER = 1000
 
+_Word = Annotated[str, StringConstraints(max_length=1000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -106,7 +107,7 @@ class Membership(File):
     client: Name
     run: Name
     address: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$", max_length=300)]
-    facts: dict[str, Annotated[int, Field(ge=1)] | list[str]]
+    facts: dict[_Word, Annotated[int, Field(ge=1, le=2**40)] | Annotated[list[_Word], Field(max_length=10_000)]]
 
 
 T = TypeVar("T", bound=File)

@@ -129,7 +129,7 @@ def transformers_class(name: str) -> Any:
 
 
 def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **options: Any) -> Any:
-    """Call a loader of transformers.
+    """Call a loader of transformers, without ever running or asking about code that comes with a model.
 
     Args:
         loader: a class with `from_pretrained`, such as `AutoConfig`.
@@ -141,7 +141,7 @@ def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **optio
         UserError: the loader can't load the place.
     """
     try:
-        return loader.from_pretrained(place, **options)
+        return loader.from_pretrained(place, trust_remote_code=False, **options)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if is_entry(Path(place)):
             advice = f"It is a damaged entry of the cache of models: delete {place}, and it is made again."
@@ -219,8 +219,8 @@ def _convert_gguf(file: Path, target: Path) -> None:
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar of transformers
-            source: Any = auto_class.from_pretrained(**place, dtype=torch.float32)
-            tokenizer: Any = auto_tokenizer.from_pretrained(**place)
+            source: Any = auto_class.from_pretrained(**place, dtype=torch.float32, trust_remote_code=False)
+            tokenizer: Any = auto_tokenizer.from_pretrained(**place, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"model source {file} can't be read as GGUF: {_first_line(error)}. "
