@@ -130,7 +130,7 @@ def spoilt(values: dict, path: str, value: object) -> str:
 def test_hostile_invitation_is_refused_and_nothing_is_written(out, path, value):
     file = out / "invitations" / "north.json"
     file.write_text(spoilt(json.loads(file.read_text()), path, value))
-    with pytest.raises(UserError, match="Ask for|Ask the operator|not a configuration|Use the version"):
+    with pytest.raises(UserError, match=r"Ask for|Ask the operator|not a configuration|Use the version"):
         read_invitation(file)
 
 
@@ -145,7 +145,7 @@ def test_file_that_is_no_ordinary_file_is_refused(out, kind, tmp_path):
         file.write_bytes(b" " * (2**20 + 1))
     elif kind == "directory":
         file.mkdir()
-    with pytest.raises(UserError, match="can't be read|no ordinary file|longer than"):
+    with pytest.raises(UserError, match=r"can't be read|no ordinary file|longer than"):
         read_request(file)
 
 

@@ -225,6 +225,6 @@ def test_nothing_leaves_where_the_audit_log_cannot_be_written(tmp_path):
     file = tmp_path / "logs" / "audit.jsonl"
     file.parent.mkdir()
     file.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="audit log in .* can't be written.*Nothing is sent"):
+    with pytest.raises(UserError, match=r"audit log in .* can't be written.*Nothing is sent"):
         Audited(lambda data: data, file)(b"secret")
     assert not (tmp_path / "elsewhere").exists()

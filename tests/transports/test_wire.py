@@ -14,6 +14,7 @@ from fedcollm.messages import (
     PROTOCOL_VERSION,
     ClientUpdate,
     Failure,
+    FinishRequest,
     PhaseAnswer,
     PhaseRequest,
     Score,
@@ -50,6 +51,13 @@ def test_request_to_keep_the_result():
     back = decode(encode(TrainRequest(3, ADAPTER, True, None, "run", keep=True)), LIMIT)
     assert isinstance(back, TrainRequest)
     assert (back.keep, back.run) == (True, "run")
+
+
+def test_end_of_a_run():
+    back = decode(encode(FinishRequest(5, ADAPTER, "run")), LIMIT)
+    assert isinstance(back, FinishRequest)
+    assert (back.round_index, back.run) == (5, "run")
+    assert same_tensors(back.adapter, ADAPTER)
 
 
 def test_session_has_the_same_context_on_both_sides():
@@ -156,10 +164,10 @@ def test_same_message_is_the_same_bytes():
     assert len({encode(TrainRequest(3, ADAPTER, True, SESSION)) for _ in range(20)}) == 1
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_message_of_another_version_is_refused_with_both(version):
     other = relabelled(encode(Failure("a", "why")), version)
-    with pytest.raises(RefusalError, match=rf"version {version}.* version 2"):
+    with pytest.raises(RefusalError, match=rf"version {version}.* version 3"):
         decode(other, LIMIT)
 
 
@@ -186,7 +194,7 @@ FORMS = [
 def test_header_is_a_form_that_no_renamed_attribute_changes(message, form):
     data = encode(message)
     length = int.from_bytes(data[:8], "little")
-    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"2\n{form}"}
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"3\n{form}"}
 
 
 @pytest.mark.parametrize(
