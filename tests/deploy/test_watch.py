@@ -74,6 +74,8 @@ def test_watch_estimates_the_time_left_by_the_rounds_of_this_process(tmp_path, m
     seen = watch(tmp_path)
     left = []
     for index in range(3):
+        if index:
+            seen.asked(dict.fromkeys(KEYS, TrainRequest(index, {})))
         seen.recorded(RoundRecord(index, epsilon=0.5 * index, lost={"1": "late"} if index == 2 else {}))
         left.append(seen.state.seconds_left)
     assert left == [None, 30.0, 30.0]  # 3 rounds of 10 s, then 2 rounds of the mean of 10 and 20 s

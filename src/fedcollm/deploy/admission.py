@@ -11,7 +11,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority, hosts
@@ -159,8 +158,6 @@ def publish(directory: Path, deployment: Deployment) -> dict[str, PublicKeys]:
             f"{directory / names.DEPLOYMENT}: the clients are not those of the signed roster. Take a client out and "
             "admit it again with `fedcollm deploy remove` and `admit`; never edit the file."
         )
-    for keys in deployment.clients.values():
-        load_pem_public_key(keys.node.encode())
     with writing(directory):
         for name in (names.ROSTER, names.LATEST):
             write_atomically(directory / "public" / name, deployment.roster.model_dump_json(), mode=_PUBLISHED)

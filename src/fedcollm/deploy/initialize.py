@@ -14,7 +14,7 @@ from fedcollm.data.partition import split
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.admission import nodes_map
 from fedcollm.deploy.certificates import Authority, authority_fingerprint, hosts, private_pem
-from fedcollm.deploy.directories import Deployment, Membership
+from fedcollm.deploy.directories import Deployment, Membership, PublicKeys
 from fedcollm.deploy.files import create, filled, unit_words
 from fedcollm.deploy.invitations import Invitation, Keys, write_client
 from fedcollm.deploy.roster import Roster, sign
@@ -90,26 +90,8 @@ def initialize(
     run = f"{config.name}-{secrets.token_hex(8)}"
     authority = Authority.make(run, max(_AUTHORITY_DAYS, site.days))
     members = public if choices.demo or choices.demo_data else {}
-    roster = Roster(run=run, version=1, clients={client: pair.signing for client, pair in members.items()})
-    deployment = Deployment(
-        run=run,
-        host=site.host,
-        port=site.port,
-        superlink_port=site.superlink_port,
-        invited=clients,
-        clients=members,
-        roster=sign(roster, authority.key),
-    )
-    invitations = {
-        client: Invitation(
-            membership=Membership(
-                client=client, run=run, address=f"{site.host}:{site.port}", facts=dict(modality.facts())
-            ),
-            authority=authority.pem().decode(),
-            config=config_text(for_clients),
-        )
-        for client in clients
-    }
+    deployment = _deployment(run, site, clients, members, authority)
+    invitations = _invitations(deployment, config_text(for_clients), modality, authority)
     parts = split(load_pool(config.task, config.seed), config.task, config.seed) if choices.demo_data else None
     _write_server(out, config, deployment, authority, site)
     for client, invitation in invitations.items():
@@ -122,6 +104,38 @@ def initialize(
             create(place / "data" / "train.jsonl", modality.write_examples(parts.private[client]))
             create(place / "data" / "test.jsonl", modality.write_examples(parts.test))
     return deployment
+
+
+def _deployment(
+    run: str, site: Site, invited: Sequence[str], members: Mapping[str, PublicKeys], authority: Authority
+) -> Deployment:
+    """Return what the server knows, with the first roster."""
+    roster = Roster(run=run, version=1, clients={client: pair.signing for client, pair in members.items()})
+    return Deployment(
+        run=run,
+        host=site.host,
+        port=site.port,
+        superlink_port=site.superlink_port,
+        invited=list(invited),
+        clients=dict(members),
+        roster=sign(roster, authority.key),
+    )
+
+
+def _invitations(
+    deployment: Deployment, config: str, modality: Modality, authority: Authority
+) -> dict[str, Invitation]:
+    """Return the invitation of each client."""
+    address, facts = f"{deployment.host}:{deployment.port}", dict(modality.facts())
+    members = {
+        client: Membership(client=client, run=deployment.run, address=address, facts=facts)
+        for client in deployment.invited
+    }
+    certificate = authority.pem().decode()
+    return {
+        client: Invitation(membership=member, authority=certificate, config=config)
+        for client, member in members.items()
+    }
 
 
 def _check(config: RunConfig, site: Site, clients: Sequence[str], out: Path, choices: Choices) -> None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -168,8 +167,3 @@ def default_out(directory: Path) -> Path:
             f"{directory} is not a directory. Give the server's directory that `fedcollm deploy init` wrote."
         )
     return directory / "run"
-
-
-def as_mapping(state: Status) -> dict[str, Any]:
-    """Return the status as plain values, for pages."""
-    return asdict(state)

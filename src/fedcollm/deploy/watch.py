@@ -38,6 +38,7 @@ class Watch:
     state: Written = field(init=False)
     _records: list[RoundRecord] = field(init=False, default_factory=list[RoundRecord], repr=False)
     _seconds: list[float] = field(init=False, default_factory=list[float], repr=False)
+    _trained: bool = field(init=False, default=False)
     _began: float = field(init=False, default_factory=time.monotonic)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock, repr=False)
 
@@ -56,7 +57,7 @@ class Watch:
         if isinstance(request, TrainRequest):
             if request.round_index != self.state.round:
                 self._lose(dict.fromkeys(self.keys, ""))
-            current.round = request.round_index
+            current.round, self._trained = request.round_index, True
             phase = "clients keep an adapter of their own" if request.keep else "clients train"
             self.change(phase=phase, round=request.round_index)
         elif isinstance(request, FinishRequest):
@@ -74,9 +75,9 @@ class Watch:
     def recorded(self, record: RoundRecord) -> None:
         """Note the record of a finished round."""
         now = time.monotonic()
-        if record.round > 0 and self._records:
+        if self._trained:  # and it is not one of an earlier process
             self._seconds.append(now - self._began)
-        self._began = now
+        self._began, self._trained = now, False
         self._records.append(record)
         left = estimate(self._records, self.rounds, self._seconds)
         self._lose({client: readable(reason) for client, reason in record.lost.items() if client in self.keys})
