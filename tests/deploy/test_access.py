@@ -290,18 +290,24 @@ def test_body_of_a_peer_that_nobody_knows_is_not_waited_for(running: Open):
     assert not list((running.server / "state" / "nginx-body").iterdir())
 
 
+def connected(running: Open, client: str) -> FlowerNode:
+    """A client that has come back, if an earlier test has left it connected."""
+    node = running.node(running.key(client))
+    numbers = {known.public_key: known.node_id for known in superlink(running.server, running.deployment).nodes()}
+    node.activate(numbers[node.public_key])
+    return node
+
+
 def test_flood_of_slow_connections_leaves_a_registered_client_served(running: Open):
     """More than the 512 that nginx would take by default, from the client's own address."""
-    node = running.node(running.key("1"))
-    node.activate()
+    node = connected(running, "1")
     with contextlib.ExitStack() as flood:
         for _ in range(600):
             slow = flood.enter_context(socket.create_connection(("localhost", running.deployment.port)))
             slow.sendall(b"\x16\x03\x01")  # the beginning of a TLS handshake
         began = time.monotonic()
         assert node.receive() is None
-        fresh = running.node(running.key("2"))
-        fresh.activate()
+        fresh = connected(running, "2")
         assert fresh.receive() is None
         seconds = time.monotonic() - began
     print(f"four requests during the flood: {seconds:.2f} s")
@@ -309,8 +315,7 @@ def test_flood_of_slow_connections_leaves_a_registered_client_served(running: Op
 
 
 def test_renewed_certificate_is_served_and_clients_go_on(running: Open):
-    node = running.node(running.key("0"))
-    node.activate()
+    node = connected(running, "0")
     certificate = renew(running.server, Authority.load(running.root / "ca"), 30)
     context = ssl.create_default_context(cafile=running.ca)
 
@@ -327,8 +332,7 @@ def test_renewed_certificate_is_served_and_clients_go_on(running: Open):
 
 
 def test_removed_client_is_refused_and_told(running: Open, monkeypatch: pytest.MonkeyPatch):
-    node = running.node(running.key("3"))
-    node.activate()
+    node = connected(running, "3")
     roster = remove(running.server, "3", Authority.load(running.root / "ca"))
     assert list(roster.clients) == ["0", "1", "2"]
 
@@ -344,4 +348,4 @@ def test_removed_client_is_refused_and_told(running: Open, monkeypatch: pytest.M
     with pytest.raises(RemovedError, match="has removed client 3"):
         keeper(running, "3").check_newest()
     assert list(keeper(running, "3").refreshed().clients) == ["0", "1", "2", "3"]  # in force until the next start
-    assert running.node(running.key("0")).activate()
+    assert connected(running, "0").beat()

@@ -249,6 +249,8 @@ def test_removed_client_is_out_and_may_join_again_with_new_keys(out):
     assert (server / "nodes.map").read_text().count('" 1;') == 2
     with pytest.raises(UserError, match=r"not on the roster. On it: north, east"):
         admission.remove(server, "south", by)
+    with pytest.raises(UserError, match=r"were removed before\. Let client south run"):
+        admission.admit(server, read_request(out / "at" / "south" / "request.json"), by)
     again = join(invitation(out, "south"), out / "at" / "again")
     assert list(admission.admit(server, again, by).clients) == NAMES
 

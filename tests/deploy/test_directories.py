@@ -143,7 +143,7 @@ def test_malformed_membership_is_named(out, changes, reason):
         (
             Deployment,
             '{"run":"r","host":"host","port":9443,"superlink_port":9093,"invited":["a"],'
-            '"clients":{"a":{"node":"PEM","signing":"00"}},"roster":{"text":"{}","signature":"00"}}',
+            '"clients":{"a":{"node":"PEM","signing":"00"}},"roster":{"text":"{}","signature":"00"},"removed":[]}',
         ),
     ],
 )

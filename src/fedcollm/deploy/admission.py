@@ -55,8 +55,13 @@ def admit(directory: Path, request: Request, authority: Authority) -> Roster:
                 f"out first: fedcollm deploy remove {directory} {request.client}"
             )
         for client, keys in deployment.clients.items():
-            if request.keys.node == keys.node or request.keys.signing == keys.signing:
+            if _share_a_key(request.keys, keys):
                 raise UserError(f"the request of client {request.client} has a key of client {client}. Refuse it.")
+        if any(_share_a_key(request.keys, keys) for keys in deployment.removed):
+            raise UserError(
+                f"the keys of this request were removed before. Let client {request.client} run `fedcollm deploy join` "
+                "again, into a new directory."
+            )
         return _save(directory, deployment, {**deployment.clients, request.client: request.keys}, authority)
 
 
@@ -79,6 +84,8 @@ def remove(directory: Path, client: str, authority: Authority) -> Roster:
             there = ", ".join(deployment.clients) or "nobody"
             raise UserError(f"client {client!r} is not on the roster. On it: {there}.")
         left = {name: keys for name, keys in deployment.clients.items() if name != client}
+        gone = [*deployment.removed, deployment.clients[client]]
+        deployment = deployment.model_copy(update={"removed": gone})
         return _save(directory, deployment, left, authority)
 
 
@@ -116,6 +123,10 @@ def _changing(directory: Path, authority: Authority) -> Generator[Deployment, No
         raise UserError("--ca: this is another deployment's authority. Give the ca/ that was made with it.")
     with locked(directory / "public"):
         yield names.read(directory, names.DEPLOYMENT, Deployment)
+
+
+def _share_a_key(one: PublicKeys, other: PublicKeys) -> bool:
+    return one.node == other.node or one.signing == other.signing
 
 
 def _save(directory: Path, deployment: Deployment, clients: dict[str, PublicKeys], authority: Authority) -> Roster:

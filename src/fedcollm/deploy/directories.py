@@ -82,6 +82,7 @@ class Deployment(File):
         invited: ids of the clients that may be admitted, in the order of the federation.
         clients: client id to public keys of those that were admitted, in the same order.
         roster: the signed roster of those clients.
+        removed: public keys of those that were removed, which are never admitted again.
     """
 
     run: Name
@@ -91,6 +92,7 @@ class Deployment(File):
     invited: list[Name]
     clients: dict[Name, PublicKeys]
     roster: SignedRoster
+    removed: list[PublicKeys] = []
 
 
 class Membership(File):

@@ -57,6 +57,7 @@ from fedcollm.transports.flower.messages import LostError, fetch, request, send
 
 C = TypeVar("C", bound=ProtobufClient)
 
+_UNREGISTERED = "unregistered"  # the SuperLink remembers such nodes, and refuses them
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
 _APP = """[project]
 name = "fedcollm"
@@ -96,7 +97,7 @@ class SuperLink:
     def nodes(self) -> list[Any]:
         """Return what the SuperLink knows about every registered node: `public_key`, `status`, `node_id`, ..."""
         with self._control() as control:
-            return list(control.ListNodes(ListNodesRequest()).nodes_info)
+            return [node for node in control.ListNodes(ListNodesRequest()).nodes_info if node.status != _UNREGISTERED]
 
     def register(self, keys: Iterable[bytes]) -> None:
         """Register the nodes with these public keys, and unregister all others."""
