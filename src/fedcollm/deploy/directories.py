@@ -92,7 +92,7 @@ class Deployment(File):
     invited: list[Name]
     clients: dict[Name, PublicKeys]
     roster: SignedRoster
-    removed: list[PublicKeys] = []
+    removed: list[PublicKeys] = Field(default_factory=list[PublicKeys])
 
 
 class Membership(File):
