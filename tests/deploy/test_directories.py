@@ -80,7 +80,7 @@ def test_key_that_others_may_use_is_refused_and_the_message_mends_it(out, name, 
 @pytest.mark.parametrize("name", ["node.key", "signing.key"])
 def test_missing_key_is_named(out, name):
     (out / "clients" / "1" / name).unlink()
-    with pytest.raises(UserError, match=rf"clients/1/{name} can't be read \(No such file.*copy it again"):
+    with pytest.raises(UserError, match=rf"clients/1/{name} can't be read \(No such file.*restore it from a copy"):
         serve(out)
 
 
@@ -90,7 +90,7 @@ def test_missing_key_is_named(out, name):
 )
 def test_key_that_is_none_is_named(out, name, read, content):
     (out / "clients" / "1" / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"clients/1/{name} is not a private key in PEM. Take a fresh copy"):
+    with pytest.raises(UserError, match=rf"clients/1/{name} is not a private key in PEM. Restore it from a copy"):
         read(out / "clients" / "1")
 
 

@@ -46,7 +46,7 @@ def _work(config: RunConfig) -> str:
     if config.control is not None:
         return "no training: statistics of your examples are computed once"
     own = ", and once more at the end for an adapter that you keep" if config.client.personal else ""
-    return f"{rounds} rounds of fine-tuning, {epochs} epoch{'s' * (epochs > 1)} each{own}"
+    return f"{rounds} round{'s' * (rounds > 1)} of fine-tuning, {epochs} epoch{'s' * (epochs > 1)} each{own}"
 
 
 def _leaves(config: RunConfig) -> Iterator[str]:

@@ -144,7 +144,7 @@ def read(directory: Path, name: str, kind: type[T]) -> T:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
         raise UserError(
-            f"{directory / name} is malformed: {where}{first['msg']}. Take a fresh copy, and use the "
+            f"{directory / name} is malformed: {where}{first['msg']}. Restore it from a copy, and use the "
             "version of fedcollm that made the deployment."
         ) from error
 
@@ -200,7 +200,7 @@ def node_key(directory: Path) -> EllipticCurvePrivateKey:
     """
     key = _private_key(directory / NODE_KEY)
     if not isinstance(key, EllipticCurvePrivateKey):
-        raise UserError(f"{directory / NODE_KEY} is not an elliptic curve key. Take a fresh copy.")
+        raise UserError(f"{directory / NODE_KEY} is not an elliptic curve key. Restore it from a copy.")
     return key
 
 
@@ -212,7 +212,7 @@ def signing_key(directory: Path) -> Ed25519PrivateKey:
     """
     key = _private_key(directory / SIGNING_KEY)
     if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{directory / SIGNING_KEY} is not an Ed25519 key. Take a fresh copy.")
+        raise UserError(f"{directory / SIGNING_KEY} is not an Ed25519 key. Restore it from a copy.")
     return key
 
 
@@ -231,7 +231,7 @@ def public_keys(roster: Mapping[str, str]) -> dict[str, Ed25519PublicKey]:
             keys[client] = Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
         except ValueError as error:
             raise UserError(
-                f"the roster's key of client {client} is malformed: {text!r}. Take a fresh copy."
+                f"the roster's key of client {client} is malformed: {text!r}. Restore it from a copy."
             ) from error
     return keys
 
@@ -241,10 +241,10 @@ def _private_key(file: Path) -> object:
         return load_pem_private_key(file.read_bytes(), None)
     except OSError as error:
         raise UserError(
-            f"{file} can't be read ({error.strerror}). It came with the directory: copy it again."
+            f"{file} can't be read ({error.strerror}). It belongs to this directory: restore it from a copy."
         ) from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is not a private key in PEM. Take a fresh copy.") from error
+        raise UserError(f"{file} is not a private key in PEM. Restore it from a copy.") from error
 
 
 def check_private(file: Path) -> None:
@@ -257,7 +257,7 @@ def check_private(file: Path) -> None:
         mode = file.stat().st_mode & 0o777
     except OSError as error:
         raise UserError(
-            f"{file} can't be read ({error.strerror}). It came with the directory: copy it again."
+            f"{file} can't be read ({error.strerror}). It belongs to this directory: restore it from a copy."
         ) from error
     if os.name == "posix" and mode & 0o077:  # Windows has access lists instead of these bits
         raise UserError(f"{file} can be read by others (mode {mode:o}). Run: chmod 600 {file}")

@@ -12,7 +12,7 @@ from fedcollm.deploy import directories as names
 from fedcollm.deploy.admission import grant_access, publish
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.files import make_directory
-from fedcollm.deploy.page import served
+from fedcollm.deploy.page import address, served
 from fedcollm.deploy.services import kept_running
 from fedcollm.deploy.watch import Watch, WatchedTransport
 from fedcollm.errors import UserError
@@ -117,6 +117,8 @@ def run_rounds(directory: Path, out: Path, page: str | None = None) -> Iterator[
     Raises:
         UserError: the server can't be started, or a round failed.
     """
+    if page is not None:
+        address(page)  # fails here rather than when the services run
     with serving(directory) as connected, served(directory, out, page):
         resume = (out / run_directory.CONFIG).exists()
         for record in rounds(connected.config, out, Inputs(remote=connected.remote), resume=resume):
