@@ -248,6 +248,20 @@ def test_units_name_the_commands(out):
             assert "${" not in file.read_text().replace("${DATA:-", "")  # compose reads that one
 
 
+def test_units_of_a_place_with_signs_that_mean_something_to_systemd(config, tmp_path):
+    place = tmp_path / 'my 100% "data" $x'
+    initialize(config, SITE, place, DEMO)
+    unit = (place / "clients" / "2" / "systemd" / "fedcollm-client.service").read_text()
+    written = f'{tmp_path}/my 100%% \\"data\\" $x/clients/2'
+    assert f'deploy client "{written.replace("$", "$$")}" --data' in unit
+    assert f'ReadWritePaths="{written}"\n' in unit
+    assert f'"FEDCOLLM_CACHE={written}/state/cache"' in unit
+    for name in ("ProtectHome=read-only", "SuccessExitStatus=130", "Restart=on-failure", "RestartPreventExitStatus=2"):
+        assert f"{name}\n" in unit
+    with pytest.raises(UserError, match="control characters"):
+        initialize(config, SITE, tmp_path / "a\nUser=root", DEMO)
+
+
 # --- what is refused ---
 
 

@@ -88,14 +88,14 @@ def unit_words(**paths: Path) -> dict[str, str]:
     r"""Return paths as a systemd unit writes them, where %, quotes, \\ and (in commands) $ have a meaning.
 
     Returns:
-        For each name: `NAME` is a quoted word of a command, `NAME_path` a quoted path elsewhere, and `NAME_plain` a
-        path without quotes.
+        For each name: `NAME` is a quoted word of a command, `NAME_inner` is part of a quoted word elsewhere, and
+        `NAME_plain` a path without quotes.
 
     Raises:
         UserError: a path has control characters.
 
     >>> unit_words(home=Path("/srv/my 100% $data"))
-    {'home': '"/srv/my 100%% $$data"', 'home_path': '"/srv/my 100%% $data"', 'home_plain': '/srv/my 100%% $data'}
+    {'home': '"/srv/my 100%% $$data"', 'home_inner': '/srv/my 100%% $data', 'home_plain': '/srv/my 100%% $data'}
     """
     words: dict[str, str] = {}
     for name, path in paths.items():
@@ -104,6 +104,6 @@ def unit_words(**paths: Path) -> dict[str, str]:
                 f"{str(path)!r}: a path with control characters can't stand in a unit. Choose another --out."
             )
         plain = str(path).replace("%", "%%")
-        quoted = '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        words |= {name: quoted.replace("$", "$$"), f"{name}_path": quoted, f"{name}_plain": plain}
+        inner = plain.replace("\\", "\\\\").replace('"', '\\"')
+        words |= {name: '"' + inner.replace("$", "$$") + '"', f"{name}_inner": inner, f"{name}_plain": plain}
     return words

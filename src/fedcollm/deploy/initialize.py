@@ -146,6 +146,7 @@ def _check(config: RunConfig, site: Site, clients: Sequence[str], out: Path, cho
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already. Choose another --out: keys that are in use are never overwritten.")
+    unit_words(out=out.resolve())
     if not clients:
         raise UserError(
             f"federation.participants {config.federation.participants}, task.clients {config.task.clients}: a "

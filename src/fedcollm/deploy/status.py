@@ -16,6 +16,7 @@ from fedcollm.messages import RoundRecord
 from fedcollm.runs.directory import CONFIG, parse_config, read_records
 
 FILE = "status.json"
+_STOP_SECONDS = 30.0  # a server that is killed counts as failed, and systemd would start it again
 _FRESH_SECONDS = 30.0  # after which what the server wrote is old
 
 
@@ -153,7 +154,8 @@ def stop_all(directory: Path) -> list[str]:
         UserError: the directory is not a server's.
     """
     names.read(directory, names.DEPLOYMENT, Deployment)
-    return [name for name in ("server", "nginx", "superlink") if stop(directory, name)]
+    patience = {"server": _STOP_SECONDS, "nginx": 5.0, "superlink": 5.0}
+    return [name for name, seconds in patience.items() if stop(directory, name, seconds)]
 
 
 def default_out(directory: Path) -> Path:
