@@ -122,7 +122,7 @@ def test_status_of_what_never_ran(command, out):
     assert code == 0
     state = json.loads(said)
     assert state["services"] == {"server": False, "superlink": False, "nginx": False}
-    assert state["now"]["clients"] == dict.fromkeys("abc", {"state": "never seen", "last_seen": None, "lost": ""})
+    assert state["now"]["clients"] == {name: {"state": "never seen", "last_seen": None, "lost": ""} for name in "abc"}
     assert state["last"] is None
     code, said, _ = command("status", out / "server")
     assert code == 0

@@ -26,6 +26,7 @@ from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.admission import publish, remove, renew
 from fedcollm.deploy.certificates import Authority
+from fedcollm.deploy.checks import check
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.roster_keeper import RemovedError, RosterKeeper
@@ -288,6 +289,12 @@ def test_body_of_a_peer_that_nobody_knows_is_not_waited_for(running: Open):
     assert ask(running, head + "\r\n", b"body") == b"401"
     assert ask(running, head + "flwr-public-key: guessed\r\n\r\n", b"body") == b"401"
     assert not list((running.server / "state" / "nginx-body").iterdir())
+
+
+def test_check_of_a_client_that_may_come(running: Open, tmp_path: Path):
+    found = {finding.name: finding for finding in check(running.root / "clients" / "0", tmp_path / "none")}
+    assert {name for name, finding in found.items() if not finding.good} == {"data and model"}
+    assert found["certificate"].text == "TLSv1.3, the server's certificate is this deployment's, for 365 days more"
 
 
 def connected(running: Open, client: str) -> FlowerNode:

@@ -1,12 +1,13 @@
 """`fedcollm deploy check`: whether a client could take part. It joins nothing and sends nothing of the data."""
 
+import contextlib
 import email.utils
-import http.client
 import shutil
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def check(directory: Path, data: Path) -> Iterator[Finding]:
     for name, look in checks.items():
         try:
             yield Finding(name, True, look())
-        except (UserError, OSError, httpx.HTTPError, http.client.HTTPException) as error:
+        except (UserError, OSError, httpx.HTTPError, KeyError, ValueError) as error:
             yield Finding(name, False, readable(str(error) or type(error).__name__))
 
 
@@ -95,6 +96,9 @@ def _disk(directory: Path) -> str:
 
 def _port(member: Membership) -> str:
     host, _, port = member.address.rpartition(":")
+    proxy = urllib.request.getproxies().get("https")
+    if proxy and not urllib.request.proxy_bypass(host):
+        return f"the proxy {httpx.URL(proxy).host} of HTTPS_PROXY is asked for {member.address}"
     try:
         socket.create_connection((host, int(port)), timeout=_SECONDS).close()
     except OSError as error:
@@ -106,13 +110,9 @@ def _port(member: Membership) -> str:
 
 
 def _certificate(member: Membership, directory: Path) -> str:
-    host, _, port = member.address.rpartition(":")
-    with (
-        socket.create_connection((host, int(port)), timeout=_SECONDS) as plain,
-        ssl.create_default_context(cafile=str(directory / names.CA)).wrap_socket(plain, server_hostname=host) as tls,
-    ):
-        end = str((tls.getpeercert() or {}).get("notAfter", ""))
-        version = tls.version()
+    with _asked(member, directory) as response:
+        tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+        end, version = tls.getpeercert()["notAfter"], tls.version()
     days = (ssl.cert_time_to_seconds(end) - time.time()) / 86400
     if days < _LEAST_DAYS:
         raise UserError(f"the server's certificate ends in {days:.0f} days. Ask the operator to renew it.")
@@ -121,12 +121,20 @@ def _certificate(member: Membership, directory: Path) -> str:
 
 def _clock(member: Membership, directory: Path) -> str:
     """Compare clocks: a request is signed with its time, and the SuperLink refuses old ones."""
-    context = ssl.create_default_context(cafile=str(directory / names.CA))
-    response = httpx.get(f"https://{member.address}/", verify=context, timeout=_SECONDS)
-    skew = time.time() - email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+    with _asked(member, directory) as response:
+        skew = time.time() - email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
     if abs(skew) > _MOST_SKEW_SECONDS:
         raise UserError(f"this clock differs from the server's by {skew:.0f} s. Set it, for instance by NTP.")
     return f"within {abs(skew):.0f} s of the server's"
+
+
+@contextlib.contextmanager
+def _asked(member: Membership, directory: Path) -> Generator[httpx.Response, None, None]:
+    """Yield the answer of the server's nginx to a path that it has not, over a proxy if this machine has one."""
+    context = ssl.create_default_context(cafile=str(directory / names.CA))
+    url = f"https://{member.address}/"
+    with httpx.Client(verify=context, timeout=_SECONDS) as client, client.stream("GET", url) as response:
+        yield response
 
 
 def _roster(member: Membership, directory: Path) -> str:

@@ -20,7 +20,7 @@ _BYTES, _FILES = 10 * 2**20, 5
 
 
 @dataclass
-class _Current:
+class Current:
     """What this process does at the moment.
 
     Attributes:
@@ -30,7 +30,7 @@ class _Current:
     round: int | None = None
 
 
-current = _Current()
+current: Current = Current()
 
 
 class _Rotated(RotatingFileHandler):
