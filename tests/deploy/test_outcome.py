@@ -121,7 +121,7 @@ def test_check_finds_open_keys_bad_data_and_a_full_disk(place, monkeypatch):
 def test_clock_is_compared_with_the_servers(place, monkeypatch, seconds, good):
     now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
     date = {"Date": now.strftime("%a, %d %b %Y %H:%M:%S GMT")}
-    response = SimpleNamespace(headers=date)
+    response = SimpleNamespace(headers=date, extensions={})
     monkeypatch.setattr(checks, "_asked", lambda *_: contextlib.nullcontext(response))
     finding = next(found for found in check(place, place / "data.jsonl") if found.name == "clock")
     assert finding.good == good

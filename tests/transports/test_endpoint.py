@@ -67,8 +67,8 @@ PLAIN = {
     "truncated": (lambda small: encode(small.request())[:-1], "not a message of this protocol"),
     "longer than said": (lambda small: encode(small.request()) + b"\x00", "not a message of this protocol"),
     "oversized": (lambda small: bytes(small.answering("0").limit_bytes + 1), "longer than the .* allowed"),
-    "older server": (lambda small: relabelled(encode(small.request()), 1), "protocol version 1.* version 2"),
-    "newer server": (lambda small: relabelled(encode(small.request()), 3), "protocol version 3.* version 2"),
+    "older server": (lambda small: relabelled(encode(small.request()), 2), "protocol version 2.* version 3"),
+    "newer server": (lambda small: relabelled(encode(small.request()), 4), "protocol version 4.* version 3"),
     "failure": (lambda small: Failure("0", "why"), "an answer was sent to a client"),
     "update": (lambda small: ClientUpdate("0", 1, small.theta, 3, 0.5), "an answer was sent to a client"),
     "phase answer": (lambda small: PhaseAnswer("0", "00", {"keys": b"x"}), "an answer was sent to a client"),
@@ -195,12 +195,12 @@ SECURE = {
     "no nonce": (lambda small: PhaseRequest("unmask", "", {}), "not the session that the client is in"),
     "garbage": (lambda small: b"garbage", "not a message of this protocol"),
     "older server": (
-        lambda small: relabelled(encode(small.request(session=session(small))), 1),
-        "version 1.* version 2",
+        lambda small: relabelled(encode(small.request(session=session(small))), 2),
+        "version 2.* version 3",
     ),
     "newer server": (
-        lambda small: relabelled(encode(small.request(session=session(small))), 3),
-        "version 3.* version 2",
+        lambda small: relabelled(encode(small.request(session=session(small))), 4),
+        "version 4.* version 3",
     ),
 }
 

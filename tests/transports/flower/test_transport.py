@@ -2,9 +2,11 @@
 
 import dataclasses
 import io
+import itertools
 import math
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +16,20 @@ from tests.transports.memory_link import DEADLINES, Fault
 from tests.transports.small_federation import Small, difference, identical, last, relabelled, small_config
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, RoundRecord, adapter_bytes
+from fedcollm.messages import (
+    ClientUpdate,
+    Failure,
+    FinishRequest,
+    PhaseAnswer,
+    PhaseRequest,
+    RoundRecord,
+    adapter_bytes,
+)
 from fedcollm.progress import shown
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
+from fedcollm.transports.flower import transport
+from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
 from fedcollm.transports.wire import decode, encode, longest_message
 
 ALL = ("0", "1", "2", "3")
@@ -349,21 +361,21 @@ def speak(small: Small, client: str, version: int) -> io.StringIO:
 
     def answer(data: bytes) -> bytes:
         with shown(Console(file=screen, width=500)):
-            return relabelled(answering(relabelled(data, 4)), version)  # to this client, it is the server that differs
+            return relabelled(answering(relabelled(data, 5)), version)  # to this client, it is the server that differs
 
     process.answering = answer  # pyright: ignore[reportAttributeAccessIssue]
     return screen
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
-@pytest.mark.parametrize("version", [1, 3], ids=["older client", "newer client"])
+@pytest.mark.parametrize("version", [2, 4], ids=["older client", "newer client"])
 def test_both_operators_read_that_their_versions_differ(make, tmp_path, version, secured):
     small = make(**{"federation.rounds": 1, "federation.secure_aggregation.enabled": secured})
     screen = speak(small, "2", version)
     record = small.run(tmp_path / "run")[-1]
     assert record.participants == ("0", "1", "3")
-    assert re.search(rf"protocol version {version}.* version 2", record.lost["2"])
-    assert re.search(r"refused: .*protocol version 4.* version 2", screen.getvalue())
+    assert re.search(rf"protocol version {version}.* version 3", record.lost["2"])
+    assert re.search(r"refused: .*protocol version 5.* version 3", screen.getvalue())
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
@@ -374,7 +386,7 @@ def test_server_whose_version_no_client_speaks_stops_and_says_so(make, tmp_path,
     with pytest.raises(RoundFailedError) as failed:
         small.run(tmp_path / "run")
     for client in ALL:
-        assert re.search(rf"client {client}: [^;]*protocol version 1[^;]* version 2", str(failed.value))
+        assert re.search(rf"client {client}: [^;]*protocol version 1[^;]* version 3", str(failed.value))
 
 
 # --- too few ---
@@ -426,3 +438,35 @@ def test_default_deadlines_are_those_of_the_configuration(make):
     configured = make().config.federation.deadlines
     defaults = type(DEADLINES)()
     assert (configured.training, configured.phase, configured.absence) == dataclasses.astuple(defaults)
+
+
+# --- an answer of a client that has left ---
+
+
+class Leaves:
+    """A connection to one client, which answers and leaves before the server looks."""
+
+    def __init__(self):
+        self.sent = 0
+
+    def nodes(self) -> list[SimpleNamespace]:
+        return [] if self.sent else [SimpleNamespace(public_key=b"key", node_id=1, last_activated_at="now")]
+
+    def send(self, node: int, data: bytes, seconds: float) -> str:
+        self.sent += 1
+        return "message"
+
+    def receive(self, names, limit_bytes: int) -> bytes | None:
+        return encode(PhaseAnswer("0", "finished", {})) if self.late() else None
+
+    def late(self) -> bool:
+        """Whether the server has seen that the client is gone."""
+        self.asked = getattr(self, "asked", 0) + 1
+        return self.asked > 2
+
+
+def test_answer_counts_although_the_client_has_left_since(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(transport.time, "monotonic", lambda: float(next(ticks)))  # so the nodes are listed every time
+    flower = FlowerTransport(Leaves(), {"0": b"key"}, Deadlines(1000.0, 1000.0, 900.0), longest_poll=0.0)
+    assert list(flower.ask({"0": FinishRequest(2, {}, "run")})) == [PhaseAnswer("0", "finished", {})]
