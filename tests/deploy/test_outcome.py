@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import PATIENCE_SECONDS
 from tests.deploy.conftest import example_rows
 from tests.transports.small_federation import shared_slm, small_config
 
@@ -58,11 +59,12 @@ def told(place: Path, **changes) -> tuple[object, FinishRequest, object]:
     return decode(answering(encode(request)), answering.limit_bytes), request, answering.client
 
 
-def test_client_ends_with_the_adapter_its_tokenizer_a_card_and_a_report(place):
+def test_client_ends_with_the_adapter_its_tokenizer_a_card_and_a_report(place, monkeypatch):
+    monkeypatch.setattr("fedcollm.deploy.member._LINGER_SECONDS", 0.0)
     answer, request, member = told(place)
     assert answer == PhaseAnswer("1", "finished", {})
     assert member.finished
-    assert member.stopped.is_set()
+    assert member.stopped.wait(PATIENCE_SECONDS)
     final = place / "final"
     saved = load_file(final / "adapter" / "adapter_model.safetensors")
     assert saved.keys() == request.adapter.keys()

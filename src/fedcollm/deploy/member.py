@@ -14,6 +14,7 @@ from fedcollm.messages import Answer, FinishRequest, Request, TrainRequest
 from fedcollm.progress import say
 from fedcollm.transports.endpoint import Answers
 
+_LINGER_SECONDS = 5.0  # in which the server fetches the last answer; it looks twice a second
 _WAIT_SECONDS = 5.0  # between two looks for a roster that this client is on
 
 
@@ -96,10 +97,12 @@ class Member:
             self.stopped.wait(_WAIT_SECONDS)
 
     def finish(self, request: FinishRequest) -> None:
-        """Save the final adapter, and stop once the server has the answer."""
+        """Save the final adapter, and stop a while later, since the SuperLink hands out no answer of a node that left."""
         self.save(request)
         self.finished = True
-        self.stopped.set()
+        timer = threading.Timer(_LINGER_SECONDS, self.stopped.set)
+        timer.daemon = True
+        timer.start()
 
     def end(self, error: UserError) -> None:
         """Stop, for this reason."""
