@@ -97,7 +97,7 @@ class Member:
             self.stopped.wait(_WAIT_SECONDS)
 
     def finish(self, request: FinishRequest) -> None:
-        """Save the final adapter, and stop a while later, since the SuperLink hands out no answer of a node that left."""
+        """Save the final adapter, and stop a while later: the SuperLink hands out no answer of a node that has left."""
         self.save(request)
         self.finished = True
         timer = threading.Timer(_LINGER_SECONDS, self.stopped.set)

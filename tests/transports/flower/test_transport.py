@@ -2,11 +2,9 @@
 
 import dataclasses
 import io
-import itertools
 import math
 import os
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ from fedcollm.errors import RoundFailedError
 from fedcollm.messages import (
     ClientUpdate,
     Failure,
-    FinishRequest,
     PhaseAnswer,
     PhaseRequest,
     RoundRecord,
@@ -28,8 +25,6 @@ from fedcollm.messages import (
 from fedcollm.progress import shown
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
-from fedcollm.transports.flower import transport
-from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
 from fedcollm.transports.wire import decode, encode, longest_message
 
 ALL = ("0", "1", "2", "3")
@@ -438,35 +433,3 @@ def test_default_deadlines_are_those_of_the_configuration(make):
     configured = make().config.federation.deadlines
     defaults = type(DEADLINES)()
     assert (configured.training, configured.phase, configured.absence) == dataclasses.astuple(defaults)
-
-
-# --- an answer of a client that has left ---
-
-
-class Leaves:
-    """A connection to one client, which answers and leaves before the server looks."""
-
-    def __init__(self):
-        self.sent = 0
-
-    def nodes(self) -> list[SimpleNamespace]:
-        return [] if self.sent else [SimpleNamespace(public_key=b"key", node_id=1, last_activated_at="now")]
-
-    def send(self, node: int, data: bytes, seconds: float) -> str:
-        self.sent += 1
-        return "message"
-
-    def receive(self, names, limit_bytes: int) -> bytes | None:
-        return encode(PhaseAnswer("0", "finished", {})) if self.late() else None
-
-    def late(self) -> bool:
-        """Whether the server has seen that the client is gone."""
-        self.asked = getattr(self, "asked", 0) + 1
-        return self.asked > 2
-
-
-def test_answer_counts_although_the_client_has_left_since(monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(transport.time, "monotonic", lambda: float(next(ticks)))  # so the nodes are listed every time
-    flower = FlowerTransport(Leaves(), {"0": b"key"}, Deadlines(1000.0, 1000.0, 900.0), longest_poll=0.0)
-    assert list(flower.ask({"0": FinishRequest(2, {}, "run")})) == [PhaseAnswer("0", "finished", {})]

@@ -100,11 +100,11 @@ class FlowerTransport:
         while (now := time.monotonic()) < call.deadline and not stopped.is_set():
             try:
                 node = self._node(client)
-                reply = call.advance(node)
-                if reply is not None:
-                    return self._checked(client, reply)
                 if node is not None:
                     seen = now
+                    reply = call.advance(node)
+                    if reply is not None:
+                        return self._checked(client, reply)
                 elif now - seen > self.deadlines.absence:
                     return Failure(client, f"not connected for {self.deadlines.absence:g} s")
             except ConnectionError as error:
@@ -159,14 +159,8 @@ class _Call:
     activation: str = ""
 
     def advance(self, node: Any) -> bytes | None:
-        """Send the request to a node if necessary; return the answer, or None if there is none yet.
-
-        Args:
-            node: the client's node; None if the client is not connected. It may have answered before it left.
-        """
-        if node is None and not self.sent:
-            return None
-        if node is not None and node.last_activated_at != self.activation:
+        """Send the request to a node if necessary; return the answer, or None if there is none yet."""
+        if node.last_activated_at != self.activation:
             self.sent.append(self.run.send(node.node_id, self.data, self.deadline - time.monotonic()))
             self.activation = node.last_activated_at
         return self.run.receive(self.sent, self.limit_bytes)
