@@ -315,6 +315,21 @@ class PhaseRequest:
 
 
 @dataclass(frozen=True)
+class FinishRequest:
+    """The server's last message to a client: the run is finished. The client keeps the adapter and stops.
+
+    Attributes:
+        round_index: index of the last round.
+        adapter: the final θ; empty in a run that trains nothing.
+        run: name of the run; a client of another run refuses.
+    """
+
+    round_index: int
+    adapter: Adapter
+    run: str
+
+
+@dataclass(frozen=True)
 class PhaseAnswer:
     """A client's answer in any phase of secure aggregation.
 

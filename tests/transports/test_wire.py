@@ -14,6 +14,7 @@ from fedcollm.messages import (
     PROTOCOL_VERSION,
     ClientUpdate,
     Failure,
+    FinishRequest,
     PhaseAnswer,
     PhaseRequest,
     Score,
@@ -50,6 +51,13 @@ def test_request_to_keep_the_result():
     back = decode(encode(TrainRequest(3, ADAPTER, True, None, "run", keep=True)), LIMIT)
     assert isinstance(back, TrainRequest)
     assert (back.keep, back.run) == (True, "run")
+
+
+def test_end_of_a_run():
+    back = decode(encode(FinishRequest(5, ADAPTER, "run")), LIMIT)
+    assert isinstance(back, FinishRequest)
+    assert (back.round_index, back.run) == (5, "run")
+    assert same_tensors(back.adapter, ADAPTER)
 
 
 def test_session_has_the_same_context_on_both_sides():

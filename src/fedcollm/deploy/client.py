@@ -9,14 +9,20 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import build_client_modality, load_private
 from fedcollm.data.parts import find_part
 from fedcollm.deploy import directories as names
+from fedcollm.deploy.audit import Audited
 from fedcollm.deploy.directories import Membership
+from fedcollm.deploy.files import make_directory
+from fedcollm.deploy.member import Member
+from fedcollm.deploy.outcome import Outcome
+from fedcollm.deploy.roster import Roster
+from fedcollm.deploy.roster_keeper import RosterKeeper
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
@@ -26,7 +32,7 @@ from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client
 from fedcollm.runs.build_models import build_slm, set_backends
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import locked, write_atomically, writing
-from fedcollm.transports.endpoint import ClientEndpoint
+from fedcollm.transports.endpoint import Answers, ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
 
@@ -62,7 +68,7 @@ class Remembered(MutableMapping[str, T]):
     def __setitem__(self, name: str, value: T) -> None:
         self._values[name] = value
         with writing(self.file.parent):
-            write_atomically(self.file, json.dumps(self._values))
+            write_atomically(self.file, json.dumps(self._values), mode=0o600)
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("what is remembered is never forgotten")
@@ -105,7 +111,7 @@ def _without_start(config: RunConfig) -> RunConfig:
 
 
 def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> ClientEndpoint:
-    """Return this client, ready to answer requests in bytes.
+    """Return this client, ready to answer requests in bytes. It takes part with the roster on its disk, if any.
 
     Args:
         directory: the client's directory.
@@ -116,25 +122,33 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
         UserError: the directory, the data or the model is not usable.
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
-    config = _without_start(names.read_config(directory))
+    config, key = _without_start(names.read_config(directory)), names.signing_key(directory)
     resolve_device(config.device)  # before anything is loaded
     modality = build_client_modality(config.task, config.slm, membership.facts)
     examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")
-    state, roster = directory / "state", names.public_keys(membership.roster)
+    state = directory / "state"
     set_backends(config)
     slm = build_slm(config, modality, [], state / "base")
     spent: Remembered[int | str] = Remembered(state / "spent.json")
     journal = functools.partial(_append, state / "failures.log")
+    opened: Remembered[list[str]] = Remembered(state / "opened.json")
     part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
-    identity = RunIdentity(membership.run, config.seed)
-    client: Any = build_client(config, identity, membership.client, part, list(roster))
     form = broadcast_form(config, modality, slm, examples)
-    settings = secured(config, roster, sum(tensor.numel() for tensor in form.values()))
-    if settings is not None:
-        opened: Remembered[list[str]] = Remembered(state / "opened.json")
-        client = secure_client(config, client, settings, names.signing_key(directory), opened)
-    return ClientEndpoint(membership.client, client, longest_message(adapter_bytes(form)), answer_after)
+
+    def build(roster: Roster) -> Answers:
+        keys = names.public_keys(roster.clients)
+        identity = RunIdentity(membership.run, config.seed)
+        client = build_client(config, identity, membership.client, part, list(keys))
+        settings = secured(config, keys, sum(tensor.numel() for tensor in form.values()))
+        return client if settings is None else secure_client(config, client, settings, key, opened)
+
+    keeper = RosterKeeper(directory, membership, key.public_key().public_bytes_raw().hex())
+    outcome = Outcome(directory, membership, config, slm, len(examples))
+    member = Member(keeper, build, outcome.save)
+    if (kept := keeper.kept()) is not None:
+        member.use(kept)
+    return ClientEndpoint(membership.client, member, longest_message(adapter_bytes(form)), member.finish, answer_after)
 
 
 def _append(file: Path, line: str) -> None:
@@ -145,14 +159,17 @@ def _append(file: Path, line: str) -> None:
             stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
 
 
-def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *, answer_after: float = 0.0) -> None:
-    """Connect to the server and answer its requests until stopped.
+def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *, answer_after: float = 0.0) -> bool:
+    """Connect to the server and answer its requests until the run is finished or this client is stopped.
 
     Args:
         directory: the client's directory.
         data: the client's examples: a file or a directory.
         stopped: is set to stop the client; None to run until the process is interrupted.
         answer_after: as in `build_answering`.
+
+    Returns:
+        Whether the run is finished.
 
     Raises:
         UserError: `answer_after` is no number of seconds, the directory, the data or the model is not usable, the
@@ -164,15 +181,37 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *
     for name in (names.NODE_KEY, names.SIGNING_KEY):
         names.check_private(directory / name)
     with writing(directory):
-        (directory / "state").mkdir(exist_ok=True, mode=0o700)
+        make_directory(directory / "state")
     with locked(directory / "state"):
-        stopped = stopped or threading.Event()
         answering = build_answering(directory, data, answer_after)
-        answering.wait = stopped.wait
+        member = cast(Member, answering.client)
+        member.stopped = stopped or threading.Event()
+        answering.wait = member.stopped.wait
         if not answer_after:
             say("answers leave as soon as they are ready, so their time tells how long they took; see --answer-after")
-        key, number = names.node_key(directory), directory / "state" / "node"
-        node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
-        say(f"connecting to {membership.address}")
-        known = int(number.read_text(encoding="utf-8")) if number.exists() else None
-        Service(node, answering, known, lambda value: write_atomically(number, str(value)), stopped=stopped).run()
+        member.wait()
+        _answer_until_stopped(directory, membership, answering, member)
+    return member.finished
+
+
+def _answer_until_stopped(directory: Path, membership: Membership, answering: ClientEndpoint, member: Member) -> None:
+    """Keep the client connected until it is stopped.
+
+    Raises:
+        UserError: the server does not accept it, with the reason.
+    """
+    key, number = names.node_key(directory), directory / "state" / "node"
+    node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
+    say(f"connecting to {membership.address}")
+    known = int(number.read_text(encoding="utf-8")) if number.exists() else None
+    audited = Audited(answering, directory / "logs" / "audit.jsonl")
+
+    def connected(value: int) -> None:
+        write_atomically(number, str(value), mode=0o600)
+
+    try:
+        Service(node, audited, known, connected, stopped=member.stopped).run()
+    except UserError as error:
+        raise member.explain(error) from error
+    if member.ended is not None:
+        raise member.ended

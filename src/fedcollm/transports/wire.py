@@ -21,6 +21,7 @@ from fedcollm.messages import (
     Answer,
     ClientUpdate,
     Failure,
+    FinishRequest,
     PhaseAnswer,
     PhaseRequest,
     Request,
@@ -66,6 +67,12 @@ class _TrainHeader(_Form):
     keep: bool = False
 
 
+class _FinishHeader(_Form):
+    kind: Literal["finish"] = "finish"
+    round_index: int
+    run: str
+
+
 class _PhaseHeader(_Form):
     kind: Literal["phase"] = "phase"
     phase: str
@@ -94,7 +101,7 @@ class _FailureHeader(_Form):
     reason: str
 
 
-_Header = _TrainHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader
+_Header = _TrainHeader | _FinishHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader
 _HEADERS: TypeAdapter[_Header] = TypeAdapter(_Header)
 
 
@@ -107,20 +114,22 @@ def longest_message(adapter_bytes: int = 0) -> int:
     return 2 * adapter_bytes + 16 * 2**20
 
 
-def encode(message: Request | Answer) -> bytes:
+def encode(message: Request | FinishRequest | Answer) -> bytes:
     """Return a message as bytes. A score travels without its confusion table and its outcomes."""
     header, tensors = _taken_apart(message)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return save(contiguous, {_METADATA: f"{PROTOCOL_VERSION}\n{header.model_dump_json()}"})
 
 
-def _taken_apart(message: Request | Answer) -> tuple[_Header, Mapping[str, Tensor]]:
+def _taken_apart(message: Request | FinishRequest | Answer) -> tuple[_Header, Mapping[str, Tensor]]:
     """Return the header and the tensors of a message."""
     match message:
         case Train(round_index, adapter, evaluate, session, run, keep):
             form = _session_form(session) if session else None
             header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=form, run=run, keep=keep)
             return header, adapter
+        case FinishRequest(round_index, adapter, run):
+            return _FinishHeader(round_index=round_index, run=run), adapter
         case PhaseRequest(phase, nonce, items):
             return _PhaseHeader(phase=phase, nonce=nonce), _tensors(items)
         case ClientUpdate(client, round_index, adapter, examples, loss, score, seconds):
@@ -150,7 +159,7 @@ def _session_form(session: Session) -> _SessionForm:
     )
 
 
-def decode(data: bytes, limit_bytes: int) -> Request | Answer:
+def decode(data: bytes, limit_bytes: int) -> Request | FinishRequest | Answer:
     """Return the message that `encode` turned into these bytes.
 
     Args:
@@ -178,7 +187,7 @@ def decode(data: bytes, limit_bytes: int) -> Request | Answer:
         raise RefusalError(f"not a message of this protocol ({type(error).__name__})") from error
 
 
-def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer:
+def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | FinishRequest | Answer:
     """Return the message with this header and these tensors."""
     match header:
         case _TrainHeader():
@@ -187,6 +196,8 @@ def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | A
                 form.run, form.round_index, form.nonce, form.invited, form.threshold, form.payload
             )
             return Train(header.round_index, dict(tensors), header.evaluate, session, header.run, header.keep)
+        case _FinishHeader():
+            return FinishRequest(header.round_index, dict(tensors), header.run)
         case _PhaseHeader():
             return PhaseRequest(header.phase, header.nonce, _items(tensors))
         case _UpdateHeader():

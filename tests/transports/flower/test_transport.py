@@ -14,7 +14,14 @@ from tests.transports.memory_link import DEADLINES, Fault
 from tests.transports.small_federation import Small, difference, identical, last, relabelled, small_config
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, RoundRecord, adapter_bytes
+from fedcollm.messages import (
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    RoundRecord,
+    adapter_bytes,
+)
 from fedcollm.progress import shown
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
