@@ -41,7 +41,8 @@ def summary_table(directory: Path) -> Table:
     """Return the zero-shot and final scores, bytes, time and memory of a finished run."""
     records = directories.read_records(directory)
     last = records[-1]
-    metric = (directories.read_json(directory, directories.DATA) or {}).get("metric", "accuracy")
+    data: dict[str, Any] = directories.read_json(directory, directories.DATA) or {}
+    metric = data.get("metric", "accuracy")
     title = f"{directory}: {metric} after {last.round} round{'' if last.round == 1 else 's'}"
     table = new_table(title, "", "zero-shot", "final", "gain")
     _add_scores(table, records[0], last)
