@@ -286,7 +286,7 @@ def test_client_needs_no_file_that_the_slm_starts_from_and_knows_the_style_of_th
     (place / "state").mkdir()
     values = {"slm.adapter.start": "/on/the/server", "task.format.joiner": " : ", "task.max_length": 8}
     (place / CONFIG).write_text(config_text(changed(config, values)))
-    client = build_answering(place, place / "data.jsonl").client.client  # pyright: ignore[reportAttributeAccessIssue]
+    client = build_answering(place, place / "data.jsonl").client.inner.client  # pyright: ignore[reportAttributeAccessIssue]
     assert (client.modality.style.joiner, client.modality.context_length) == (" : ", 8)
 
 

@@ -157,6 +157,8 @@ def test_another_program_that_got_the_number_is_not_signalled(directory, strange
 def test_number_that_was_written_before_its_process_began_is_another_ones(directory, age, ours):
     words = ["-c", "import time; time.sleep(60)", str(directory / "state" / "superlink.db")]
     process = subprocess.Popen([sys.executable, *words])
+    while words[-1] not in psutil.Process(process.pid).cmdline():  # it still has this process's own words
+        time.sleep(0.01)
     file = directory / "state" / "superlink.pid"
     file.write_text(str(process.pid))
     os.utime(file, (time.time() - age, time.time() - age))
