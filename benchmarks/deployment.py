@@ -25,7 +25,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
-from fedcollm.deploy.initialize import Site, initialize
+from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.server import serving
 from fedcollm.deploy.status import stop_all
 from fedcollm.federation.server import Transport
@@ -113,7 +113,7 @@ def trained_seconds(log: Path) -> dict[int, float]:
 def deployed(config: RunConfig, place: Path, environment: Mapping[str, str]) -> None:
     """Run the deployment, and print a line a round."""
     port = free_port()
-    deployment = initialize(config, Site("localhost", port, free_port()), place, demo_data=True)
+    deployment = initialize(config, Site("localhost", port, free_port()), place, Choices(demo_data=True))
     relays, processes = {}, []
     for client in deployment.clients:
         relays[client] = Relay(port)
@@ -126,7 +126,8 @@ def deployed(config: RunConfig, place: Path, environment: Mapping[str, str]) -> 
             command = [FEDCOLLM, "deploy", "client", directory, "--data", directory / "data"]
             processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
     try:
-        with serving(place / "server") as (config, remote):
+        with serving(place / "server") as connected:
+            remote = connected.remote
             timed = Timed(remote.transport)
             before, phases = [0, 0], 0
             for record in rounds(config, place / "run", remote=Remote(timed, remote.run, remote.roster)):

@@ -20,6 +20,7 @@ from fedcollm.federation.aggregation.base import Aggregate, Rule
 from fedcollm.federation.aggregation.mean import WeightedMean
 from fedcollm.federation.aggregation.plain import PlainAggregator, combine
 from fedcollm.federation.client import Agreement, Client
+from fedcollm.federation.operator import Operator
 from fedcollm.federation.server import Server
 from fedcollm.modalities.base import Modality, Rows, cross_entropy
 from fedcollm.models import adapters
@@ -66,10 +67,13 @@ def mean_of(updates, weighted: bool = True, rule: Rule | None = None) -> Aggrega
 
 
 def client(name: str, modality: Modality, slm: nn.Module, examples: Sequence[Any], test: Sequence[Any], **settings):
-    own = {key: settings.pop(key) for key in ("spent", "store") if key in settings}
+    own = {key: settings.pop(key) for key in ("spent",) if key in settings}
+    own["operator"] = Operator(settings.pop("store", None))
     identity = RunIdentity(settings.pop("run", ""), settings.pop("seed", 0))
     agreed = {
-        key: settings.pop(key) for key in ("rounds", "privacy", "upload", "statistics", "trains") if key in settings
+        key: settings.pop(key)
+        for key in ("rounds", "privacy", "upload", "statistics", "trains", "limits")
+        if key in settings
     }
     evaluation = EvaluationConfig(batch_size=settings.pop("evaluation_batch_size", 32))
     agreement = Agreement(identity, **agreed)

@@ -127,6 +127,11 @@ def with_control(place: Place) -> None:
 
 def with_deployment(place: Place) -> None:
     """Put a deployment of three clients there."""
+    assert call(place, f"{INIT} --demo --clients a,b,c --set {SECURE}")[0] == 0
+
+
+def with_invitations(place: Place) -> None:
+    """Put a deployment of three clients there that have not joined."""
     assert call(place, f"{INIT} --clients a,b,c --set {SECURE}")[0] == 0
 
 
@@ -271,7 +276,7 @@ DIRECTORIES = [
     Case("comparison with no number of jobs", "compare CONFIG --out ROOT/all --jobs many"),
 ]  # fmt: skip
 
-INIT = "deploy init CONFIG --host localhost --out ROOT/out"
+INIT, FIRST = "deploy init CONFIG --host localhost --out ROOT/out", "out/invitations/a.json"
 
 DEPLOYMENT = [
     Case("plain updates", INIT),
@@ -296,6 +301,15 @@ DEPLOYMENT = [
         f"{INIT} --clients a,b,c --set {SECURE} --set slm.layers=1 --set slm.heal.size=100",
     ),
     Case("SLM that is whole and healed", f"{INIT} --clients a,b,c --set {SECURE} --set slm.heal.size=100"),
+    Case("invitation that is none", "deploy join ROOT/none.json --out ROOT/client --yes"),
+    Case("invitation that is another file", "deploy join CONFIG --out ROOT/client --yes"),
+    Case("invitation with a path for a name", f"deploy join ROOT/{FIRST} --out ROOT/client --yes",
+         both(with_invitations, edit(FIRST, lambda text: text.replace('"client": "a"', '"client": "../a"')))),
+    Case("request that is none", "deploy admit ROOT/out/server ROOT/none.json --ca ROOT/out/ca", with_invitations),
+    Case("removal of nobody", "deploy remove ROOT/out/server a --ca ROOT/out/ca", with_invitations),
+    Case("authority that is none", "deploy renew ROOT/out/server --ca ROOT/out/server", with_invitations),
+    Case("server without clients", "deploy server ROOT/out/server --page none", with_invitations),
+    Case("page without a port", "deploy server ROOT/out/server --page here", with_deployment),
     Case("client's key that is missing", "deploy client ROOT/out/clients/a --data ROOT",
          both(with_deployment, lambda place: (place.root / "out/clients/a/node.key").unlink())),
 ]  # fmt: skip

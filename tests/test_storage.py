@@ -264,3 +264,24 @@ def test_where_the_cache_cannot_be_written_the_value_is_made_each_time(tmp_path,
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FEDCOLLM_CACHE", str(tmp_path / "file" / "cache"))
     assert [cached_json("a", None, lambda n=n: n) for n in (1, 2)] == [1, 2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX ones")
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_mode_is_as_asked_whatever_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "secret", "x", mode=0o600)
+        write_atomically(tmp_path / "public", "x", mode=0o644)
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("secret", "public")] == [0o600, 0o644]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need privileges elsewhere")
+def test_symbolic_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "elsewhere").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    write_atomically(tmp_path / "link", "new", mode=0o600)
+    assert (tmp_path / "elsewhere").read_text() == "old"
+    assert not (tmp_path / "link").is_symlink()

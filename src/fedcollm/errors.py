@@ -1,7 +1,7 @@
 """The exceptions that fedcollm raises on purpose, grouped by who has to act on them."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 #: Stands before a key of a model's section in the text of a `UserError`, where the role of the model is not known.
 SECTION = "\0"
@@ -38,6 +38,22 @@ class RefusalError(FedcollmError):
 
 class RoundFailedError(UserError):
     """A round could not be completed. The last good state is kept, and `--resume` retries the round."""
+
+
+class SpoiledRoundError(RoundFailedError):
+    """A round's sum can't be opened any more: the clients have helped to open it once, and must not for others.
+
+    The run goes on with the next round.
+
+    Attributes:
+        culprits: ids of the clients that are to blame, which the rounds to come leave out.
+        lost: client id to the reason why it was lost.
+    """
+
+    def __init__(self, message: str, culprits: tuple[str, ...] = (), lost: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.culprits: tuple[str, ...] = culprits
+        self.lost: dict[str, str] = dict(lost or {})
 
 
 @contextlib.contextmanager

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor  # functions that need torch import it, so that reading records does not wait for it
 
 #: Version of the messages between parties. Parties with different versions refuse each other.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
+
+#: What no honest client exceeds: a larger number would outweigh all others. Nothing shows that a smaller one is true.
+MOST_EXAMPLES, LARGEST_LOSS, MOST_SECONDS = 2**20, 1e6, 1e9
 
 #: Trainable tensors by name, the only weights that ever travel.
 Adapter = dict[str, "Tensor"]
@@ -259,12 +262,23 @@ class TrainRequest:
         """Whether all values of the adapter are finite, found out once for all clients of this process."""
         return all_finite(self.adapter.values())
 
+    @cached_property
+    def extent(self) -> Mapping[str, tuple[float, float]]:
+        """The largest absolute value and the L2 norm of each tensor, found out once for all clients of this process."""
+        return {name: (float(t.abs().max()) if t.numel() else 0.0, norm(t)) for name, t in self.adapter.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of θ, in hexadecimal."""
+        return payload_digest(self.adapter, {})
+
 
 @dataclass(frozen=True)
 class ClientUpdate:
     """A client's answer: its tuned adapter and sums, never examples.
 
-    Under differential privacy, `examples`, `loss` and `score` are None, and `seconds` is empty.
+    Under differential privacy, and after a request to keep the adapter, `examples`, `loss` and `score` are None, and
+    `seconds` is empty. A training that failed is answered with θ itself, a loss of 0, and all other fields as always.
 
     Attributes:
         client: the client's id.
@@ -298,6 +312,21 @@ class PhaseRequest:
     phase: str
     nonce: str
     items: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class FinishRequest:
+    """The server's last message to a client: the run is finished. The client keeps the adapter and stops.
+
+    Attributes:
+        round_index: index of the last round.
+        adapter: the final θ; empty in a run that trains nothing.
+        run: name of the run; a client of another run refuses.
+    """
+
+    round_index: int
+    adapter: Adapter
+    run: str
 
 
 @dataclass(frozen=True)

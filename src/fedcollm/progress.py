@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
@@ -11,6 +12,11 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from fedcollm import metrics
+
+#: What is said goes here too, for programs that keep a log.
+LOGGER = logging.getLogger("fedcollm")
+LOGGER.addHandler(logging.NullHandler())
+LOGGER.propagate = False
 
 _display: contextvars.ContextVar["_Bars | Console | None"] = contextvars.ContextVar("display", default=None)
 _PLAIN_SECONDS = 20.0  # between two lines of progress where there is no terminal
@@ -185,8 +191,14 @@ def track(items: Iterable[T], description: str, total: int, done: int = 0) -> It
             step()
 
 
-def say(message: str) -> None:
-    """Print one line above the progress bars; outside `shown`, do nothing."""
+def say(message: str, level: int = logging.INFO) -> None:
+    """Print one line above the progress bars, inside `shown` only, and log it.
+
+    Args:
+        message: the line.
+        level: its level in a log.
+    """
+    LOGGER.log(level, "%s", message)
     display = _display.get()
     if isinstance(display, _Bars):
         display.say(message)

@@ -81,14 +81,15 @@ def _stands(place: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path, None, None]:
+def replacing(path: Path, mode: int | None = None) -> Generator[Path, None, None]:
     """Replace a file atomically with one that the `with` block writes.
 
     At any moment, `path` is either the complete old file or the complete new one. If the block fails, the old file
     stays.
 
     Args:
-        path: the file to create or replace.
+        path: the file to create or replace. If it is a symbolic link, the link is replaced.
+        mode: its permissions, whatever the umask is; None for those that the umask leaves.
 
     Yields:
         The temporary path to write to, which has a random name and is in the same directory as `path`.
@@ -98,7 +99,11 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
+        if mode is not None:  # nobody may read it while it is written
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
+        if mode is not None:
+            temporary.chmod(mode)
         with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())
         _replace(temporary, path)
@@ -118,17 +123,18 @@ def _replace(temporary: Path, path: Path) -> None:
             time.sleep(0.01)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
     r"""Write a text file atomically, with the same bytes on every platform.
 
     Args:
         path: the file to create or replace.
         text: its complete content, written as UTF-8 with `\n` line endings.
+        mode: its permissions, whatever the umask is; None for those that the umask leaves.
 
     Raises:
         OSError: the file system refuses the write or is full.
     """
-    with replacing(path) as temporary:
+    with replacing(path, mode) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -1,6 +1,7 @@
 """`fedcollm deploy` on the command line: what it says, and how it exits."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -38,7 +39,7 @@ SECURE = ("--set", "federation.secure_aggregation=true")
 @pytest.fixture
 def out(command, config_file, tmp_path):
     """A deployment."""
-    arguments = ("--host", "localhost", "--clients", "a,b,c", *SECURE, "--out", tmp_path / "out")
+    arguments = ("--demo", "--host", "localhost", "--clients", "a,b,c", *SECURE, "--out", tmp_path / "out")
     code, said, error = command("init", config_file, *arguments)
     assert (code, error) == (0, "")
     assert said == (tmp_path / "out" / "README.txt").read_text()
@@ -115,14 +116,13 @@ def test_client_without_data_exits_with_2(command, out):
     assert command("client", out / "clients" / "a")[0] == 2
 
 
-@pytest.mark.filterwarnings("ignore:`verify=<str>`:DeprecationWarning")  # Flower 1.41 with httpx 0.28
 def test_status_of_what_never_ran(command, out):
     (out / "server" / "state").mkdir()
     code, said, _ = command("status", out / "server", "--json")
     assert code == 0
     state = json.loads(said)
     assert state["services"] == {"server": False, "superlink": False, "nginx": False}
-    assert state["clients"] == dict.fromkeys("abc", "unknown")
+    assert state["now"]["clients"] == {name: {"state": "never seen", "last_seen": None, "lost": ""} for name in "abc"}
     assert state["last"] is None
     code, said, _ = command("status", out / "server")
     assert code == 0
@@ -138,3 +138,60 @@ def test_without_flower_the_extra_is_named(command, monkeypatch):
     code, _, error = command("status", "nothing")
     assert code == 2
     assert "pip install 'fedcollm[deploy]'" in error
+
+
+# --- joining ---
+
+
+@pytest.fixture
+def invited(command, config_file, tmp_path):
+    """A deployment whose clients have not joined."""
+    arguments = ("--host", "localhost", "--clients", "a,b,c", *SECURE, "--out", tmp_path / "out")
+    assert command("init", config_file, *arguments)[0] == 0
+    return tmp_path / "out"
+
+
+def joined(command, out, name: str) -> str:
+    """Join, and return the fingerprint that was printed."""
+    code, said, _ = command("join", out / "invitations" / f"{name}.json", "--out", out / name, "--yes")
+    assert code == 0
+    return next(line.strip() for line in said.splitlines() if re.fullmatch(r" *([0-9a-f]{4} ){15}[0-9a-f]{4}", line))
+
+
+def test_client_that_does_not_accept_makes_no_keys(command, invited):
+    code, said, error = command("join", invited / "invitations" / "a.json", "--out", invited / "a")
+    assert code == 2
+    assert "masked update in every round" in said
+    assert "give --yes" in error
+    assert not (invited / "a").exists()
+
+
+def test_clients_are_admitted_by_their_fingerprints_and_removed(command, invited):
+    server, ca = invited / "server", ("--ca", invited / "ca")
+    prints = {name: joined(command, invited, name) for name in "ab"}
+    request = invited / "a" / "request.json"
+    code, said, error = command("admit", server, request, *ca, "--fingerprint", prints["b"])
+    assert (code, prints["a"] in said) == (2, True)
+    assert "exchanged it on its way. Nothing was changed" in error
+    code, _, error = command("admit", server, request, *ca)
+    assert (code, "give --fingerprint" in error) == (2, True)
+    code, said, _ = command("admit", server, request, *ca, "--fingerprint", prints["a"].upper().replace(" ", ":"))
+    assert (code, said.splitlines()[-1]) == (0, "admitted a; roster 2: a")
+    assert command("remove", server, "a", *ca) == (0, "removed a; roster 3: nobody\n", "")
+    assert command("remove", server, "a", *ca)[0] == 2
+    code, _, error = command("server", server, "--page", "none")
+    assert (code, "no client is admitted yet" in error) == (2, True)
+
+
+def test_certificate_is_renewed(command, invited):
+    code, said, _ = command("renew", invited / "server", "--ca", invited / "ca", "--days", 30)
+    assert code == 0
+    assert re.fullmatch(r"the server's certificate is valid until \d{4}-\d\d-\d\d \d\d:\d\d UTC\n", said)
+    assert command("renew", invited / "server", "--ca", invited / "server")[0] == 2
+
+
+def test_check_exits_with_2_if_anything_is_wrong(command, out, tmp_path):
+    code, said, _ = command("check", out / "clients" / "a", "--data", tmp_path / "none")
+    assert code == 2
+    assert said.startswith("ok       keys: ")
+    assert "problem  data and model: --data" in said

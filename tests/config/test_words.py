@@ -56,6 +56,15 @@ def config(**values) -> RunConfig:
             ["50% of the clients", "0, 2", "float16"],
         ),
         ({"federation": {"min_clients": 2, "max_update_norm": 3}}, ["at least 2 clients", "norm of at most 3"]),
+        ({"federation": {"secure_aggregation": True, "max_update_norm": 2}}, ["norm of at most 2"]),
+        (
+            {"federation": {"max_adapter_value": 5, "max_adapter_norm": 6, "max_loss": 7}},
+            ["values are at most 5", "norm of at most 6", "exceeds 7 changes nothing"],
+        ),
+        (
+            {"federation": {"max_adapter_value": None, "max_adapter_norm": None, "max_loss": None}},
+            ["federation.max_adapter_value: null", "federation.max_adapter_norm: null", "federation.max_loss: null"],
+        ),
         ({"federation": {"deadlines": {"training": 9, "absence": 8}}}, ["waits 9 s", "waits 8 s"]),
         (
             {"federation": {"aggregation": "uniform", "privacy": EXAMPLE}},
@@ -88,7 +97,6 @@ def test_what_a_run_does_otherwise_is_said(values, key_words):
         {"federation": {**NO_CLIENTS, "upload": "float16", "server_optimizer": ADAM, "deadlines": {"phase": 1}}},
         {"federation": {"server_optimizer": {**ADAM, "kind": "average", "learning_rate": 1}}},
         {"federation": {"secure_aggregation": {"enabled": False, **LIMITS}, "deadlines": {"phase": 1}}},
-        {"federation": {"secure_aggregation": True, "max_update_norm": 2}},
         {
             "federation": {
                 "secure_aggregation": {"enabled": True, "max_weight": 8, "simulate_quantization": True},

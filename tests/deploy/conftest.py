@@ -19,7 +19,10 @@ from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
-from fedcollm.deploy.initialize import Site, initialize
+from fedcollm.deploy.admission import admit
+from fedcollm.deploy.certificates import Authority
+from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.invitations import join, read_invitation
 from fedcollm.deploy.services import stop
 from fedcollm.deploy.status import stop_all
 from fedcollm.modalities.text.task import TextExample
@@ -64,7 +67,9 @@ class Deployed:
         return self.processes[name]
 
     def start_server(self) -> subprocess.Popen[bytes]:
-        return self.start("server", "server", str(self.server_directory), "--out", str(self.root / "run"))
+        return self.start(
+            "server", "server", str(self.server_directory), "--out", str(self.root / "run"), "--page", "none"
+        )
 
     def start_client(self, client: str, held_in_round: int | None = None) -> subprocess.Popen[bytes]:
         """Start a client, which may wait in the middle of a round's training until it is killed or released."""
@@ -90,9 +95,9 @@ class Deployed:
         assert event(), {name: self.log(name) for name in self.ended()}
 
     def finish(self) -> None:
-        """Return once the server's process has ended well."""
-        wait_for(self.ended)
-        assert self.ended() == {"server": 0}, {name: self.log(name) for name in self.processes}
+        """Return once the server has ended well, has told the clients, and they have ended well too."""
+        wait_for(lambda: len(self.ended()) == len(self.processes) or any(self.ended().values()))
+        assert not any(self.ended().values()), {name: self.log(name) for name in self.processes}
 
     def ended(self) -> dict[str, int]:
         """Name to exit code of each process that has ended."""
@@ -141,9 +146,12 @@ def deploy(tmp_path: Path, tiny_config: RunConfig) -> Iterator[Deploy]:
         config = load_config("icd10", **tiny_config.model_dump(mode="json"), **PATIENT, **changes)
         site = Site("localhost", free_port(), free_port())
         plain = not config.federation.secure_aggregation.enabled
-        deployment = initialize(config, site, root, plain_updates=plain)
+        deployment = initialize(config, site, root, Choices(plain_updates=plain))
         parts = split(load_pool(config.task, config.seed), config.task, config.seed)
-        for client in deployment.clients:
+        authority = Authority.load(root / "ca")
+        for client in deployment.invited:
+            invitation, _ = read_invitation(root / "invitations" / f"{client}.json")
+            admit(root / "server", join(invitation, root / "clients" / client), authority)
             data = root / "clients" / client / "data"
             data.mkdir()
             (data / "train.jsonl").write_text(example_rows(parts.private[client]))

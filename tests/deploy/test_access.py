@@ -4,6 +4,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from tests.deploy.conftest import free_port, needs_nginx
 from fedcollm.config import RunConfig
 from fedcollm.config.loading import load_config
 from fedcollm.deploy import directories as names
+from fedcollm.deploy.admission import publish, remove, renew
 from fedcollm.deploy.certificates import Authority
-from fedcollm.deploy.directories import Deployment
-from fedcollm.deploy.initialize import Site, initialize
+from fedcollm.deploy.checks import check
+from fedcollm.deploy.directories import Deployment, Membership
+from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.roster_keeper import RemovedError, RosterKeeper
 from fedcollm.deploy.services import start_proxy, start_superlink, stop, superlink
 from fedcollm.deploy.status import stop_all
 from fedcollm.errors import UserError
@@ -41,7 +45,7 @@ def config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
     shape = {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"]}
     return load_config(
         "icd10",
-        task={"name": "custom", "path": str(word_data), "format": shape, "clients": 3},
+        task={"name": "custom", "path": str(word_data), "format": shape, "clients": 4},
         llm={"source": model_directories["llm"]},
         slm={"source": model_directories["slm"], "layers": None, "heal": None},
         federation={"secure_aggregation": True},
@@ -76,12 +80,13 @@ class Open:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, config: RunConfig) -> Iterator[Open]:
     root = tmp_path_factory.mktemp("access") / "deployment"
-    deployment = initialize(config, Site("localhost", free_port(), free_port()), root)
+    deployment = initialize(config, Site("localhost", free_port(), free_port()), root, Choices(demo=True))
     server = root / "server"
     for name in ("state", "logs"):
         (server / name).mkdir()
     link = start_superlink(server, deployment)
     start_proxy(server, deployment)
+    publish(server, deployment)
     link.register(keys.node.encode() for keys in deployment.clients.values())
     place = Open(root, deployment)
     yield place
@@ -137,7 +142,7 @@ def test_nobody_registers_itself(running: Open):
     node = running.node(key)
     with pytest.raises(httpx.HTTPStatusError):
         node.fleet.RegisterNode(RegisterNodeFleetRequest(public_key=public_key_to_bytes(key.public_key())))
-    assert len(superlink(running.server, running.deployment).nodes()) == 3
+    assert len(superlink(running.server, running.deployment).nodes()) == 4
 
 
 def test_server_of_another_authority_is_refused(running: Open, tmp_path: Path):
@@ -234,3 +239,122 @@ def test_runs_can_be_taken_over_with_the_secret_only(running: Open):
     thief = type(link)(link.address, link.certificate, b"guessed")
     with pytest.raises(httpx.HTTPStatusError, match=r"401|403"), thief.run():
         pass
+
+
+# --- the roster, floods, certificates and removal ---
+
+
+def keeper(running: Open, client: str) -> RosterKeeper:
+    place = running.root / "clients" / client
+    own = names.signing_key(place).public_key().public_bytes_raw().hex()
+    return RosterKeeper(place, names.read(place, names.MEMBERSHIP, Membership), own)
+
+
+def test_client_fetches_the_signed_roster(running: Open):
+    assert list(keeper(running, "0").refreshed().clients) == ["0", "1", "2", "3"]
+
+
+def ask(running: Open, head: str, body: bytes = b"") -> bytes:
+    """The status of an answer to what may be less than a whole request."""
+    context = ssl.create_default_context(cafile=running.ca)
+    with (
+        socket.create_connection(("localhost", running.deployment.port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as tls,
+    ):
+        tls.settimeout(PATIENCE_SECONDS)
+        tls.sendall(head.encode() + body)
+        return tls.recv(4096).split(b" ")[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "RUN/latest.json", b"200"),
+        ("GET", "RUN/", b"404"),
+        ("GET", "", b"404"),
+        ("GET", "other/roster.json", b"404"),
+        ("GET", "RUN/../../server.key", b"404"),
+        ("GET", "RUN/roster.json/../../../deployment.json", b"404"),
+        ("PUT", "RUN/roster.json", b"403"),
+    ],
+)
+def test_nothing_but_two_files_is_served(running: Open, method: str, path: str, status: bytes):
+    path = path.replace("RUN", running.deployment.run)
+    assert ask(running, f"{method} /roster/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n") == status
+
+
+def test_body_of_a_peer_that_nobody_knows_is_not_waited_for(running: Open):
+    """Four bytes of 16 MB are sent; the answer comes all the same."""
+    head = f"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: {16 * 10**6}\r\n"
+    assert ask(running, head + "\r\n", b"body") == b"401"
+    assert ask(running, head + "flwr-public-key: guessed\r\n\r\n", b"body") == b"401"
+    assert not list((running.server / "state" / "nginx-body").iterdir())
+
+
+def test_check_of_a_client_that_may_come(running: Open, tmp_path: Path):
+    found = {finding.name: finding for finding in check(running.root / "clients" / "0", tmp_path / "none")}
+    assert {name for name, finding in found.items() if not finding.good} == {"data and model"}
+    assert found["certificate"].text == "TLSv1.3, the server's certificate is this deployment's, for 365 days more"
+
+
+def connected(running: Open, client: str) -> FlowerNode:
+    """A client that has come back, if an earlier test has left it connected."""
+    node = running.node(running.key(client))
+    numbers = {known.public_key: known.node_id for known in superlink(running.server, running.deployment).nodes()}
+    node.activate(numbers[node.public_key])
+    return node
+
+
+def test_flood_of_slow_connections_leaves_a_registered_client_served(running: Open):
+    """More than the 512 that nginx would take by default, from the client's own address."""
+    node = connected(running, "1")
+    with contextlib.ExitStack() as flood:
+        context = ssl.create_default_context(cafile=running.ca)
+        for _ in range(600):
+            plain = flood.enter_context(socket.create_connection(("127.0.0.1", running.deployment.port)))
+            slow = flood.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+            slow.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: ")
+        began = time.monotonic()
+        assert node.receive() is None
+        fresh = connected(running, "2")
+        assert fresh.receive() is None
+        seconds = time.monotonic() - began
+    print(f"four requests during the flood: {seconds:.2f} s")
+    assert seconds < 8  # they are thrown out after 10 s
+
+
+def test_renewed_certificate_is_served_and_clients_go_on(running: Open):
+    node = connected(running, "0")
+    certificate = renew(running.server, Authority.load(running.root / "ca"), 30)
+    context = ssl.create_default_context(cafile=running.ca)
+
+    def serial() -> int:
+        with (
+            socket.create_connection(("localhost", running.deployment.port)) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as tls,
+        ):
+            return int((tls.getpeercert() or {})["serialNumber"], 16)
+
+    wait_for(lambda: serial() == certificate.serial_number)
+    assert node.receive() is None
+    assert node.beat()
+
+
+def test_removed_client_is_refused_and_told(running: Open, monkeypatch: pytest.MonkeyPatch):
+    node = connected(running, "3")
+    roster = remove(running.server, "3", Authority.load(running.root / "ca"))
+    assert list(roster.clients) == ["0", "1", "2"]
+
+    def refused() -> bool:  # old workers of nginx may carry a connection to its end; the SuperLink refuses it too
+        try:
+            node.receive()
+        except httpx.HTTPStatusError as error:
+            return error.response.status_code == 401
+        return False
+
+    wait_for(refused)
+    assert len(superlink(running.server, running.deployment).nodes()) == 3
+    with pytest.raises(RemovedError, match="has removed client 3"):
+        keeper(running, "3").check_newest()
+    assert list(keeper(running, "3").refreshed().clients) == ["0", "1", "2", "3"]  # in force until the next start
+    assert connected(running, "0").beat()

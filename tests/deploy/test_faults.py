@@ -9,10 +9,12 @@ from tests.parties import mean_of
 from tests.transports.memory_link import Fault, ServerKilledError
 from tests.transports.small_federation import Small, difference, identical, last, small_config
 
-from fedcollm.errors import RoundFailedError
-from fedcollm.messages import Adapter, RoundRecord
+from fedcollm.errors import RoundFailedError, UserError
+from fedcollm.messages import Adapter, PhaseAnswer, RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs import runner
+from fedcollm.runs.build import OPENING, Inputs
+from fedcollm.transports.wire import decode, encode
 
 ALL = ("0", "1", "2", "3")
 PHASES = ("training", "share", "mask", "confirm", "unmask")
@@ -65,9 +67,10 @@ def saved(out) -> dict[str, bytes]:
 
 
 def opened(small: Small) -> dict[str, dict[str, list[str]]]:
-    """Client to what its disk says it has opened."""
-    files = {client: small.disk / f"{client}-opened.json" for client in ALL}
-    return {client: run_directory.read_json(small.disk, file.name) or {} for client, file in files.items()}
+    """Client to the rounds that its disk says it has opened."""
+    files = {client: f"{client}-opened.json" for client in ALL}
+    disks = {client: run_directory.read_json(small.disk, file) or {} for client, file in files.items()}
+    return {client: {n: who for n, who in disk.items() if "θ" not in n} for client, disk in disks.items()}
 
 
 # --- no fault ---
@@ -266,11 +269,38 @@ def killed_before_saving(make, tmp_path, monkeypatch):
     return killed
 
 
+def lose_sum(out) -> None:
+    """The server's disk forgets the sum that was opened, as if it had died before the sum was there."""
+    (out / OPENING).unlink()
+
+
+def test_sum_that_was_opened_and_not_saved_is_on_the_servers_disk_and_nobody_is_asked_again(
+    killed_before_saving, baseline, tmp_path
+):
+    small, out = killed_before_saving(), tmp_path / "run"
+    trained = [process.log.count("training") for process in small.link.processes.values()]
+    small.link.leave("3")
+    generator = runner.rounds(None, out, Inputs(remote=small.remote()), resume=True)
+    assert [next(generator).participants, next(generator).participants] == [(), ALL]
+    assert trained == [1] * 4 == [process.log.count("training") for process in small.link.processes.values()]
+    generator.close()
+    small.link.start("3")
+    assert_like(small.run(out, resume=True), last(out)[1], baseline)
+
+
+def test_damaged_sum_is_one_message(killed_before_saving, tmp_path):
+    small, out = killed_before_saving(), tmp_path / "run"
+    (out / OPENING).write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"opening\.safetensors can't be read"):
+        small.run(out, resume=True)
+
+
 @pytest.mark.parametrize("restarted", [False, True], ids=["clients go on", "clients restart"])
 def test_round_that_was_opened_and_not_saved_is_opened_again_for_the_same_clients(
     killed_before_saving, baseline, tmp_path, restarted
 ):
     small = killed_before_saving()
+    lose_sum(tmp_path / "run")
     assert opened(small) == {client: {"small-0123/1": list(ALL)} for client in ALL}
     if restarted:
         small.restart_clients()
@@ -280,6 +310,7 @@ def test_round_that_was_opened_and_not_saved_is_opened_again_for_the_same_client
 @pytest.mark.parametrize(("kind", "restarted"), [*((kind, False) for kind in EARLY), (EARLY[0], True)], ids=str)
 def test_round_that_was_opened_is_not_opened_for_others(killed_before_saving, baseline, tmp_path, kind, restarted):
     small, out = killed_before_saving(), tmp_path / "run"
+    lose_sum(out)
     before, disks = saved(out), opened(small)
     if restarted:
         small.restart_clients()
@@ -299,6 +330,7 @@ def test_round_that_was_opened_is_not_opened_for_others(killed_before_saving, ba
 def test_round_that_was_opened_without_a_client_is_not_opened_with_it(killed_before_saving, tmp_path):
     """It goes on once that client stays away again."""
     small, out = killed_before_saving("3"), tmp_path / "run"
+    lose_sum(out)
     small.link.start("3")
     with pytest.raises(RoundFailedError, match="1 of 4 clients are left after phase confirm") as failed:
         small.run(out, resume=True)
@@ -307,3 +339,69 @@ def test_round_that_was_opened_without_a_client_is_not_opened_with_it(killed_bef
     _, first, second = small.run(out, resume=True)
     assert first.participants == second.participants == ("0", "1", "2")
     assert difference(plain_mean(small, first.participants), small.theta) > 1e-3
+
+
+def test_server_that_died_while_it_opened_a_sum_leaves_out_who_has_come_back_since(make, tmp_path):
+    small, out = make(), tmp_path / "run"
+    small.link.fault("3", "training", Fault.DIES)
+    small.link.kill_server("unmask", True)
+    with pytest.raises(ServerKilledError):
+        small.run(out)
+    small.link.start("3")
+    _, first, second = small.run(out, resume=True)
+    assert (first.participants, dict(first.lost)) == (("0", "1", "2"), {"3": "mask"})
+    assert (second.participants, dict(second.lost)) == (ALL, {})
+
+
+def test_round_whose_survivors_never_come_back_is_left_out_and_the_run_ends(make, tmp_path):
+    small, out = make(), tmp_path / "run"
+    small.link.kill_server("unmask", True)
+    with pytest.raises(ServerKilledError):
+        small.run(out)
+    small.link.leave("3")
+    for _ in range(2):
+        with pytest.raises(RoundFailedError, match="round 1 was opened before by 0, 1, 2, 3, and of these 3 did not"):
+            small.run(out, resume=True)
+    _, first, second = small.run(out, resume=True)
+    assert (first.participants, second.participants) == ((), ("0", "1", "2"))
+    assert "The run goes on without this round" in first.notes[0]
+
+
+# --- a saboteur ---
+
+
+def wrong_share(reply: bytes) -> bytes:
+    """An answer in phase unmask with one bit of one share changed."""
+    answer = decode(reply, 10**9)
+    assert isinstance(answer, PhaseAnswer)
+    share = answer.items["0"]
+    return encode(PhaseAnswer(answer.client, answer.nonce, {**answer.items, "0": bytes([share[0] ^ 1]) + share[1:]}))
+
+
+def test_saboteur_is_named_and_costs_nothing_where_enough_shares_are_right(make, baseline, tmp_path):
+    small = make()
+    small.link.fault("1", "unmask", wrong_share, wrong_share)
+    records = small.run(tmp_path / "run")
+    assert_like(records, last(tmp_path / "run")[1], baseline)
+    lost = {"1": "unmask: sent a wrong share of the secret of client 0"}
+    assert [dict(record.lost) for record in records] == [{}, lost, lost]
+
+
+def test_saboteur_that_spoils_a_round_is_named_and_left_out_and_the_run_goes_on(make, tmp_path):
+    small, out = make(**{"federation.rounds": 3}), tmp_path / "run"
+    small.link.fault("1", "unmask", wrong_share)
+    small.link.fault("2", "unmask", Fault.RESTARTS)
+    small.link.fault(
+        "3", "training", lambda reply: reply, lambda reply: reply, Fault.DIES
+    )  # the server stops in round 3
+    with pytest.raises(RoundFailedError, match="round 3: 2 of 4 clients are left after phase advertise"):
+        small.run(out)
+    small.link.start("3")
+    _, first, second, third = small.run(out, resume=True)
+    assert first.participants == ()
+    assert dict(first.lost) == {"1": "unmask: sent a wrong share of the secret of client 0", "2": "unmask"}
+    assert "The run goes on without this round (client 1: unmask: sent a wrong share" in first.notes[0]
+    reason = "advertise: left out since it spoiled round 1"
+    for record in (second, third):
+        assert (record.participants, dict(record.lost)) == (("0", "2", "3"), {"1": reason})
+    assert small.link.processes["1"].log.count("training") == 1

@@ -24,13 +24,15 @@ from fedcollm.deploy import directories
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.client import private_examples
 from fedcollm.deploy.directories import Deployment, Membership
-from fedcollm.deploy.initialize import Site, initialize
+from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.errors import UserError
 from fedcollm.runs.directory import parse_config
 
+DEMO = Choices(demo=True)
 SITE = Site("fed.example.org", 9555, 9556, 90)
 IDS = ("0", "1", "2", "3")
-SECRETS = {"ca/ca.key", "server/server.key", "server/superexec.key"} | {
+PRIVATE = {"server/deployment.json", "server/nodes.map"}
+SECRETS = {"ca/ca.key", "server/server.key", "server/superlink.key", "server/superexec.key"} | {
     f"clients/{client}/{name}" for client in IDS for name in ("node.key", "signing.key")
 }
 
@@ -44,7 +46,7 @@ def config(model_directories, word_data) -> RunConfig:
 def out(config, tmp_path_factory) -> Path:
     """A deployment of four clients; tests leave it as it is."""
     place = tmp_path_factory.mktemp("deployment") / "out"
-    initialize(config, SITE, place)
+    initialize(config, SITE, place, DEMO)
     return place
 
 
@@ -62,8 +64,10 @@ def read_membership(out: Path, client: str) -> Membership:
 def test_files_are_those_that_are_promised(out):
     files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     server = ("config.yaml", "deployment.json", "ca.crt", "server.crt", "server.key", "superexec.key", "nginx.conf",
+              "superlink.crt", "superlink.key", "nodes.map", "public/latest.json",
               "compose.yaml", "Dockerfile", "systemd/fedcollm-server.service")  # fmt: skip
-    client = ("config.yaml", "membership.json", "ca.crt", "node.key", "signing.key", "systemd/fedcollm-client.service")
+    client = ("config.yaml", "membership.json", "ca.crt", "node.key", "signing.key", "systemd/fedcollm-client.service",
+              "roster.json", "compose.yaml", "Dockerfile")  # fmt: skip
     assert files == {"README.txt", "ca/ca.key", "ca/ca.crt"} | {f"server/{name}" for name in server} | {
         f"clients/{number}/{name}" for number in IDS for name in client
     }
@@ -71,7 +75,7 @@ def test_files_are_those_that_are_promised(out):
 
 def test_secrets_are_for_their_owner_alone(out):
     modes = {str(f.relative_to(out)): stat.S_IMODE(f.stat().st_mode) for f in out.rglob("*") if f.is_file()}
-    assert {name for name, mode in modes.items() if mode == 0o600} == SECRETS
+    assert {name for name, mode in modes.items() if mode == 0o600} == SECRETS | PRIVATE
     assert all(mode & 0o022 == 0 for mode in modes.values())
     for name in SECRETS:
         directories.check_private(out / name)
@@ -89,13 +93,13 @@ def test_private_keys_are_nowhere_but_in_their_own_files(out):
 def test_keys_differ_and_the_rosters_public_ones_belong_to_them(out):
     deployment, seen = read_deployment(out), set()
     for client in IDS:
-        place, membership = out / "clients" / client, read_membership(out, client)
+        place = out / "clients" / client
         node = directories.node_key(place)
         assert isinstance(node.curve, ec.SECP384R1)
         node_public = node.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
         signing_public = directories.signing_key(place).public_key().public_bytes_raw().hex()
         assert deployment.clients[client].node == node_public
-        assert deployment.clients[client].signing == membership.roster[client] == signing_public
+        assert deployment.clients[client].signing == signing_public
         seen |= {node_public, signing_public}
     assert len(seen) == 2 * len(IDS)
 
@@ -110,7 +114,8 @@ def test_all_parties_know_the_same_federation(out, config):
         membership = read_membership(out, client)
         assert (membership.client, membership.run) == (client, deployment.run)
         assert membership.address == "fed.example.org:9555"
-        assert membership.roster == {name: keys.signing for name, keys in deployment.clients.items()}
+        roster = deployment.roster.verified((out / "clients" / client / "ca.crt").read_bytes(), deployment.run)
+        assert roster.clients == {name: keys.signing for name, keys in deployment.clients.items()}
         assert membership.facts == {"vocabulary_size": 16, "context_length": 32}
         told = parse_config(out / "clients" / client / "config.yaml")
         assert (told.slm, told.client, told.federation) == (config.slm, config.client, config.federation)
@@ -120,7 +125,7 @@ def test_all_parties_know_the_same_federation(out, config):
 
 
 def test_two_deployments_share_no_run_and_no_key(out, config, tmp_path):
-    other = initialize(config, SITE, tmp_path / "other")
+    other = initialize(config, SITE, tmp_path / "other", DEMO)
     first = read_deployment(out)
     assert first.run != other.run
     assert not {k.signing for k in first.clients.values()} & {k.signing for k in other.clients.values()}
@@ -131,7 +136,7 @@ def test_two_deployments_share_no_run_and_no_key(out, config, tmp_path):
 def test_names_of_clients_are_the_configurations(config, tmp_path):
     names = ["north", "south-2", "east_3", "w.est"]
     federation = config.federation.model_copy(update={"participants": names})
-    deployment = initialize(config.model_copy(update={"federation": federation}), SITE, tmp_path / "out")
+    deployment = initialize(config.model_copy(update={"federation": federation}), SITE, tmp_path / "out", DEMO)
     assert list(deployment.clients) == names
     assert sorted(path.name for path in (tmp_path / "out" / "clients").iterdir()) == sorted(names)
     readme = (tmp_path / "out" / "README.txt").read_text()
@@ -208,12 +213,20 @@ def test_host_may_be_an_address(config, tmp_path):
 
 def test_nginx_passes_the_node_interface_and_nothing_else(out):
     text = re.sub(r"#.*", "", (out / "server" / "nginx.conf").read_text())
-    assert re.findall(r"listen ([^;]*);", text) == ["9555 ssl"]
+    assert re.findall(r"listen ([^;]*);", text) == ["9555 ssl backlog=1024"]
     assert re.findall(r"proxy_pass ([^;]*);", text) == ["https://127.0.0.1:9556"]
-    locations = dict(re.findall(r"location (\S+) \{([^}]*)\}", text))
-    assert list(locations) == ["/v1/fleet/", "/"]
+    parts = [part.partition("{") for part in re.split(r"\blocation\b", text)[1:]]
+    locations = {name.strip(): body.rpartition("}")[0] for name, _, body in parts}
+    run = read_deployment(out).run
+    public = [f"= /roster/{run}/{name}.json" for name in ("roster", "latest")]  # two files, and no directory
+    assert list(locations) == ["/v1/fleet/", *public, "/"]
+    assert [re.findall(r"alias ([^;]*);", locations[name]) for name in public] == [
+        ["public/roster.json"],
+        ["public/latest.json"],
+    ]
     assert "proxy_pass" in locations["/v1/fleet/"]
-    assert locations["/"].split() == ["return", "404;"]
+    assert locations["/"].split()[:2] == ["return", "404;"]
+    assert "return 401;" in locations["/v1/fleet/"]
     assert "ssl_protocols TLSv1.3;" in text
     assert "proxy_ssl_verify on;" in text
     assert "$time_iso8601" in text  # nginx's own variables survive
@@ -229,12 +242,27 @@ def test_compose_is_yaml_that_publishes_the_port_alone(out):
 
 def test_units_name_the_commands(out):
     server = (out / "server" / "systemd" / "fedcollm-server.service").read_text()
-    assert f"deploy server {out / 'server'}\n" in server
+    assert f'deploy server "{out / "server"}" --log-json\n' in server
     client = (out / "clients" / "2" / "systemd" / "fedcollm-client.service").read_text()
-    assert "fedcollm deploy client /srv/fedcollm/2 --data /srv/fedcollm/2/data\n" in client
+    home = out / "clients" / "2"
+    assert f'fedcollm" deploy client "{home}" --data "{home / "data"}"\n' in client
     for file in out.rglob("*"):
         if file.suffix in (".service", ".txt", ".conf", ".yaml") or file.name == "Dockerfile":
-            assert "${" not in file.read_text()
+            assert "${" not in file.read_text().replace("${DATA:-", "")  # compose reads that one
+
+
+def test_units_of_a_place_with_signs_that_mean_something_to_systemd(config, tmp_path):
+    place = tmp_path / 'my 100% "data" $x'
+    initialize(config, SITE, place, DEMO)
+    unit = (place / "clients" / "2" / "systemd" / "fedcollm-client.service").read_text()
+    written = f'{tmp_path}/my 100%% \\"data\\" $x/clients/2'
+    assert f'deploy client "{written.replace("$", "$$")}" --data' in unit
+    assert f'ReadWritePaths="{written}"\n' in unit
+    assert f'"FEDCOLLM_CACHE={written}/state/cache"' in unit
+    for name in ("ProtectHome=read-only", "SuccessExitStatus=130", "Restart=on-failure", "RestartPreventExitStatus=2"):
+        assert f"{name}\n" in unit
+    with pytest.raises(UserError, match="control characters"):
+        initialize(config, SITE, tmp_path / "a\nUser=root", DEMO)
 
 
 # --- what is refused ---
@@ -284,10 +312,10 @@ REFUSED = {
     "no clients": ({"federation.participants": [], "server.epochs": 1}, {}, "a deployment needs clients"),
     "host with a semicolon": ({}, {"site": Site("a; rm")}, "name 'a; rm': use letters"),
     "no host": ({}, {"site": Site("")}, "name '': use letters"),
-    "demo data of one's own": ({}, {"demo_data": True}, "your own data has no parts to write"),
+    "demo data of one's own": ({}, {"choices": Choices(demo_data=True)}, "your own data has no parts to write"),
     "demo data with names": (
         {"federation.participants": ["a", "b", "c"]},
-        {"demo_data": True},
+        {"choices": Choices(demo_data=True)},
         "the preset's parts have no names",
     ),
     "too coarse": ({"federation.secure_aggregation.value_range": 1e6}, {}, "don't fit 32 bits"),
@@ -330,7 +358,7 @@ def test_demo_data_is_each_clients_own_part(config, model_directories, tmp_path)
         **{f"{role}.source": model_directories[role] for role in ("llm", "slm")},
         **{"slm.layers": None, "slm.heal": None, "federation.secure_aggregation.enabled": True, "task.test_size": 20},
     )
-    deployment = initialize(preset, SITE, tmp_path / "out", demo_data=True)
+    deployment = initialize(preset, SITE, tmp_path / "out", Choices(demo_data=True))
     parts = split(load_pool(preset.task, preset.seed), preset.task, preset.seed)
     assert list(deployment.clients) == list(parts.private)
     for client in deployment.clients:
@@ -341,4 +369,4 @@ def test_demo_data_is_each_clients_own_part(config, model_directories, tmp_path)
 
 def test_plain_updates_with_the_flag(config, tmp_path):
     plain = changed(config, **{"federation.secure_aggregation.enabled": False})
-    assert list(initialize(plain, SITE, tmp_path / "out", plain_updates=True).clients) == list(IDS)
+    assert list(initialize(plain, SITE, tmp_path / "out", Choices(plain_updates=True)).invited) == list(IDS)

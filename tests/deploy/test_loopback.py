@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.deploy.conftest import Deploy, Deployed, needs_nginx
 
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
+from fedcollm.deploy.admission import renew
+from fedcollm.deploy.certificates import Authority
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
@@ -48,6 +51,9 @@ def test_plain_run_equals_the_simulation_bit_for_bit(deploy: Deploy, tmp_path: P
     assert equal(adapters, expected)
     assert record.round == 2
     assert (record.scores, record.losses, record.participants) == (wanted.scores, wanted.losses, wanted.participants)
+    for client in ("0", "1"):
+        final = load_file(deployed.client_directory(client) / "final" / "adapter" / "adapter_model.safetensors")
+        assert all(torch.equal(final[name], tensor) for name, tensor in expected["slm"].items())
 
 
 def equal(adapters: dict[str, Adapter], expected: dict[str, Adapter]) -> bool:
@@ -79,6 +85,7 @@ def test_secure_run_survives_kills_of_client_server_and_superlink(deploy: Deploy
     deployed.kill("client-0")
     deployed.start_client("0")
     deployed.wait_until_held("1")
+    renew(deployed.server_directory, Authority.load(deployed.root / "ca"), 30)
     deployed.kill("server")
     deployed.start_server()
     deployed.release("1")

@@ -1,18 +1,27 @@
 """How the SuperLink and nginx are started, without starting them."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from fedcollm.deploy import services
 from fedcollm.deploy.directories import Deployment
+from fedcollm.deploy.roster import SignedRoster
 from fedcollm.errors import UserError
 from fedcollm.transports.flower.superlink import SuperLink
 
 NOBODY = 2**31 - 1  # larger than any process number
-DEPLOYMENT = Deployment(run="run", host="localhost", port=9555, superlink_port=9556, clients={})
+UNSIGNED = SignedRoster(text="{}", signature="")
+DEPLOYMENT = Deployment(
+    run="run", host="localhost", port=9555, superlink_port=9556, invited=[], clients={}, roster=UNSIGNED
+)
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ def test_superlink_listens_on_this_machine_alone(directory, started):
     assert "--enable-supernode-auth" in command
     assert option(command, "--superexec-auth-secret-file") == str(directory / "superexec.key")
     assert [option(command, f"--ssl-{name}") for name in ("ca-certfile", "certfile", "keyfile")] == [
-        str(directory / name) for name in ("ca.crt", "server.crt", "server.key")
+        str(directory / name) for name in ("ca.crt", "superlink.crt", "superlink.key")
     ]
     assert option(command, "--isolation") == "process"
     assert option(command, "--database") == str(directory / "state" / "superlink.db")
@@ -122,3 +131,46 @@ def test_service_without_a_living_process_does_not_run_and_is_not_stopped(direct
         (directory / "state" / "nginx.pid").write_text(content)
     assert not services.running(directory, "nginx")
     assert not services.stop(directory, "nginx")
+
+
+# --- which process is ours ---
+
+
+@pytest.fixture
+def stranger():
+    """A process of another program."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("name", ["server", "nginx", "superlink"])
+def test_another_program_that_got_the_number_is_not_signalled(directory, stranger, name):
+    (directory / "state" / f"{name}.pid").write_text(str(stranger.pid))
+    assert not services.running(directory, name)
+    assert not services.stop(directory, name)
+    assert stranger.poll() is None
+
+
+@pytest.mark.parametrize(("age", "ours"), [(0, True), (3600, False)])
+def test_number_that_was_written_before_its_process_began_is_another_ones(directory, age, ours):
+    words = ["-c", "import time; time.sleep(60)", str(directory / "state" / "superlink.db")]
+    process = subprocess.Popen([sys.executable, *words])
+    while words[-1] not in psutil.Process(process.pid).cmdline():  # it still has this process's own words
+        time.sleep(0.01)
+    file = directory / "state" / "superlink.pid"
+    file.write_text(str(process.pid))
+    os.utime(file, (time.time() - age, time.time() - age))
+    assert services.running(directory, "superlink") == ours
+    assert services.stop(directory, "superlink") == ours
+    assert psutil.pid_exists(process.pid) != ours  # `stop` has waited for it
+    process.kill()
+    process.wait()
+
+
+def test_log_that_is_a_symbolic_link_is_not_followed(directory, started, tmp_path):
+    (directory / "logs" / "superlink.log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"logs .*can't be written|can't be written"):
+        services.start_superlink(directory, DEPLOYMENT)
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,6 +1,8 @@
 """A client's update is a function of the request, its own data and its seed."""
 
 import copy
+import dataclasses
+import math
 
 import peft
 import pytest
@@ -9,13 +11,17 @@ from tests import parties
 from tests.conftest import tiny_llama
 from tests.parties import add_adapter
 
-from fedcollm.errors import NonFiniteError, RefusalError
+from fedcollm.errors import RefusalError
+from fedcollm.federation import client as client_module
 from fedcollm.federation.client import Client
+from fedcollm.federation.limits import Limits
+from fedcollm.federation.operator import Operator
 from fedcollm.federation.upload_format import UploadFormat, component_axis, first
-from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
+from fedcollm.messages import Adapter, ClientUpdate, Score, TrainRequest
 from fedcollm.modalities.text.task import TextExample, TextTask
 from fedcollm.models.adapters import read_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy
+from fedcollm.transports.wire import encode
 
 
 def example(noun: str, answer: int) -> TextExample:
@@ -147,10 +153,122 @@ def test_client_learns_its_own_data(task, llama):
     assert animals.loss < 1.0
 
 
-def test_loss_that_is_not_a_number_names_client_and_round(task, slm):
-    huge = {name: torch.full_like(tensor, 1e38) for name, tensor in read_adapter(slm).items()}
-    with pytest.raises(NonFiniteError, match="client a, round 7: the training loss became nan"):
-        client(task, slm).train(TrainRequest(7, huge))
+# --- a failure is an answer ---
+
+
+def broken(*args, **settings):
+    raise KeyError("the patient John Smith has E11.9")
+
+
+FAILURES = {
+    "loss": (lambda theta: {name: torch.full_like(tensor, 1e38) for name, tensor in theta.items()}, {}, {}),
+    "exception": (dict, {"fit": broken}, {}),
+    "out of memory": (dict, {"fit": lambda *args: torch.empty(2**60)}, {}),
+    "change of a value": (dict, {}, {"value_range": 1e-6}),
+    "change in all": (dict, {}, {"update_norm": 1e-6}),
+    "loss before training": (dict, {}, {"start_loss": 1e-6}),
+    "loss after training": (dict, {"fit": lambda *args: 1e7}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_training_that_fails_is_answered_as_any_other_with_a_change_of_zero(task, slm, kind, monkeypatch):
+    theta, patches, limits = FAILURES[kind]
+    request, told = TrainRequest(7, theta(read_adapter(slm))), []
+    one = client(task, slm, limits=Limits(**limits))
+    object.__setattr__(one, "operator", Operator(journal=told.append))
+    honest = client(task, slm).train(TrainRequest(7, read_adapter(slm)))
+    for name, stand_in in patches.items():
+        monkeypatch.setattr(f"fedcollm.federation.client.{name}", stand_in)
+    update = one.train(request)
+    assert equal(update.adapter, request.adapter)
+    assert (update.client, update.round_index, update.examples, update.loss) == ("a", 7, 3, 0.0)
+    assert update.score.sums.keys() == honest.score.sums.keys()
+    assert update.score.count == honest.score.count == 8
+    assert len(encode(update)) - len(encode(honest)) in range(-60, 60)  # numbers have more or fewer digits
+    assert one.operator.failure is not None
+    assert len(told) >= 1
+    assert told[0].startswith("client a, round 7: failed, and the answer does not show it: ")
+    assert "John" not in str(encode(update))
+
+
+def test_client_works_again_after_a_training_that_failed(task, slm, monkeypatch):
+    one, request = client(task, slm), TrainRequest(1, read_adapter(slm))
+    expected = one.train(request)
+    with monkeypatch.context() as patched:
+        patched.setattr("fedcollm.federation.client.fit", broken)
+        one.train(request)
+    assert same(one.train(request), expected)
+    assert one.operator.failure is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 9.0])
+def test_score_that_is_no_score_is_answered_as_one_of_zero(task, slm, monkeypatch, value):
+    score = TextTask.score
+
+    def odd(self, model, examples):
+        good = score(self, model, examples)
+        return Score(dict.fromkeys(good.sums, value), good.count) if len(examples) > 1 else good
+
+    monkeypatch.setattr(TextTask, "score", odd)
+    one = client(task, slm)
+    update = one.train(TrainRequest(1, read_adapter(slm)))
+    assert (update.score.count, set(update.score.sums.values())) == (8, {0.0})
+    assert update.loss > 0
+    assert one.operator.failure is not None
+
+
+def test_score_that_cannot_be_computed_at_all_is_a_score_too(task, slm, monkeypatch):
+    monkeypatch.setattr(TextTask, "score", broken)
+    update = client(task, slm).train(TrainRequest(1, read_adapter(slm)))
+    assert (update.score.sums, update.score.count) == ({"accuracy": 0.0}, 8)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"adapter_value": 0.09}, "max_adapter_value 0.09"), ({"adapter_norm": 0.2}, "max_adapter_norm 0.2")],
+)
+def test_adapter_that_is_larger_than_agreed_is_refused_untrained(task, slm, limits, reason, monkeypatch):
+    monkeypatch.setattr("fedcollm.federation.client.fit", lambda *a: pytest.fail("trained"))
+    large = {name: torch.full_like(tensor, 0.1) for name, tensor in read_adapter(slm).items()}
+    with pytest.raises(RefusalError, match=reason):
+        client(task, slm, limits=Limits(**limits)).train(TrainRequest(1, large))
+
+
+# --- rounds ---
+
+
+@pytest.mark.parametrize("index", [0, 3, -1, 10**400])
+def test_round_that_the_run_does_not_have_is_refused(task, slm, index):
+    with pytest.raises(RefusalError, match="this run has the rounds from 1 to 2"):
+        client(task, slm, rounds=2).answer(TrainRequest(index, read_adapter(slm)))
+
+
+def test_round_is_answered_once_and_the_same_request_in_the_same_way(task, slm):
+    one, theta = client(task, slm, rounds=3), read_adapter(slm)
+    first = one.answer(TrainRequest(2, theta))
+    assert same(one.answer(TrainRequest(2, theta)), first)
+    again = dataclasses.replace(client(task, slm, rounds=3), spent=dict(one.spent))  # its process is a new one
+    assert same(again.answer(TrainRequest(2, theta)), first)
+    for request in (TrainRequest(2, theta, evaluate=False), TrainRequest(2, first.adapter)):
+        with pytest.raises(RefusalError, match="round 2 was answered before, for another request"):
+            again.answer(request)
+    with pytest.raises(RefusalError, match="round 1 was asked for after round 2"):
+        again.answer(TrainRequest(1, theta))
+    assert again.answer(TrainRequest(3, theta)).round_index == 3
+
+
+def test_round_that_was_not_answered_may_come_with_another_adapter(task, slm, monkeypatch):
+    one, theta = client(task, slm, rounds=3), read_adapter(slm)
+    monkeypatch.setattr("fedcollm.federation.client.fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.answer(TrainRequest(2, theta))
+    monkeypatch.undo()
+    assert one.answer(TrainRequest(2, {name: t + 0.01 for name, t in theta.items()})).round_index == 2
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def changed(adapter: Adapter, name: str, tensor: torch.Tensor) -> Adapter:
@@ -230,10 +348,33 @@ def test_client_keeps_what_it_would_have_sent_and_sends_none_of_it(task, slm):
     start = read_adapter(slm)
     expected = client(task, slm).train(TrainRequest(3, start))
     one, kept = keeping(task, slm)
-    update = one.answer(TrainRequest(3, start, keep=True))
-    assert update.adapter == {}
+    assert one.answer(TrainRequest(3, start, keep=True)) == ClientUpdate("a", 3, {})
     assert equal(kept[0], expected.adapter)
-    assert (update.loss, update.score, update.examples) == (expected.loss, expected.score, 3)
+    assert one.operator.kept == expected.score
+
+
+@pytest.mark.parametrize("failing", ["fit", "score_quietly", "read_adapter"])
+def test_client_says_the_same_whatever_comes_of_its_own_adapter(task, slm, monkeypatch, failing):
+    one, kept = keeping(task, slm)
+    theta = read_adapter(slm)
+    real = getattr(client_module, failing)
+    calls = iter([real] if failing == "read_adapter" else [])  # the first one only reads θ
+    monkeypatch.setattr(client_module, failing, lambda *args: next(calls, broken)(*args))
+    assert one.answer(TrainRequest(3, theta, keep=True)) == ClientUpdate("a", 3, {})
+    assert one.operator.failure is not None
+    assert len(kept) == (failing == "score_quietly")
+
+
+def test_client_keeps_one_adapter_in_a_run_and_only_after_the_last_round(task, slm):
+    one, kept = keeping(task, slm, rounds=2)
+    start = read_adapter(slm)
+    for index in (1, 2, 4):
+        with pytest.raises(RefusalError, match="kept after round 2, the last one"):
+            one.answer(TrainRequest(index, start, keep=True))
+    other = {name: tensor + 0.1 for name, tensor in start.items()}
+    for adapter in (start, start, other):
+        assert one.answer(TrainRequest(3, adapter, keep=True)) == ClientUpdate("a", 3, {})
+    assert len(kept) == 1
 
 
 def test_client_of_a_lower_rank_keeps_an_adapter_that_fits_its_model(task, slm):
@@ -247,10 +388,10 @@ def test_client_of_a_lower_rank_keeps_an_adapter_that_fits_its_model(task, slm):
 def test_under_privacy_the_own_adapter_has_no_noise_and_costs_none_and_no_number_leaves(task, slm, privacy):
     start = read_adapter(slm)
     expected = client(task, slm).train(TrainRequest(3, start))
-    one, kept = keeping(task, slm, privacy=privacy, rounds=0)
+    one, kept = keeping(task, slm, privacy=privacy, rounds=2)
     assert one.answer(TrainRequest(3, start, keep=True)) == ClientUpdate("a", 3, {})
     assert equal(kept[0], expected.adapter)
-    assert one.spent == {}
+    assert one.spent == {"kept/": 3}
 
 
 def test_client_that_was_not_asked_to_by_its_operator_keeps_nothing(task, slm):

@@ -292,10 +292,14 @@ def changed(**tensors) -> TrainRequest:
         ({}, request(round_index=1), "only round 0"),
         ({}, request(round_index=False), "round is False, which is not an integer"),
         ({}, request(round_index=0.0), "round is 0.0, which is not an integer"),
-        ({}, changed(**{GRAM: torch.zeros(9)}), "statistics/gram"),
+        (
+            {},
+            changed(**{GRAM: torch.zeros(10, dtype=torch.float64)}),
+            "statistics/gram and statistics/targets in float32",
+        ),
         ({}, changed(**{TARGETS: torch.full((4, 2), 0.1)}), "other values than zeros"),
-        ({}, changed(w=torch.zeros(1)), "tensor w is unknown"),
-        ({}, request(adapter={GRAM: request().adapter[GRAM]}), "statistics/targets is missing"),
+        ({}, changed(w=torch.zeros(1)), "and nothing else"),
+        ({}, request(adapter={GRAM: request().adapter[GRAM]}), "statistics/gram and statistics/targets"),
         ({"trains": False}, request(adapter={}), "client a trains nothing"),
     ],
 )
@@ -304,6 +308,17 @@ def test_client_sends_no_statistics_that_its_own_configuration_does_not_name(agr
     with pytest.raises(RefusalError, match=reason):
         one.train(asked)
     assert one.spent == {}
+
+
+@pytest.mark.parametrize("failing", ["shapes", "examples"])
+def test_client_whose_examples_have_no_such_statistics_answers_with_zeros(failing, monkeypatch):
+    one, asked = client("a"), changed(**{GRAM: torch.zeros(9)}) if failing == "shapes" else request()
+    if failing == "examples":
+        monkeypatch.setattr(type(one.modality), "evidence", lambda *args: 1 / 0)
+    sent = one.answer(asked)
+    assert (sent.client, sent.round_index, sent.examples, sent.loss) == ("a", 0, len(PARTS["a"]), 0.0)
+    assert all(torch.equal(tensor, asked.adapter[name]) for name, tensor in sent.adapter.items())
+    assert one.operator.failure is not None
 
 
 def test_client_sends_the_same_statistics_again_and_never_others_in_one_run():

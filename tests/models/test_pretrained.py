@@ -1,5 +1,6 @@
 """Base models from directories, GGUF files and hub ids; the cache."""
 
+import json
 import os
 import shutil
 import socket
@@ -372,3 +373,17 @@ def test_gguf_head_of_its_own_stays(tmp_path):
 def test_tokens_before_every_text(tokenizer, pieces):
     assert start_tokens(pieces) == (1,)
     assert start_tokens(tokenizer) == ()
+
+
+@pytest.mark.parametrize("name", ["AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"])
+def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\nclass Own: pass\n"
+    (tmp_path / "own.py").write_text(code)
+    own = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "own.Own") | {"AutoTokenizer": ["own.Own", None]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": own}))
+    with pytest.raises(UserError, match="can't be loaded"):
+        pretrained.from_pretrained(pretrained.transformers_class(name), str(tmp_path))
+    assert not ran.exists()

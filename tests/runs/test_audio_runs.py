@@ -16,7 +16,7 @@ from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import build_client_modality, build_modality, load_pool
 from fedcollm.deploy import directories
 from fedcollm.deploy.client import build_answering, private_examples
-from fedcollm.deploy.initialize import Site, initialize
+from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.experiments.comparison import default_methods
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.estimate import check
@@ -142,7 +142,7 @@ def test_loudness_alone_tells_notes_apart(models, notes, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_deployed_client_reads_its_own_recordings(models, notes, tmp_path, kind):
     config = config_of(kind, models, notes, secure=True)
-    initialize(config, Site("localhost"), tmp_path / "out")
+    initialize(config, Site("localhost"), tmp_path / "out", Choices(demo=True))
     place = tmp_path / "out" / "clients" / "1"
     membership = directories.read(place, directories.MEMBERSHIP, directories.Membership)
     own = directories.read_config(place)

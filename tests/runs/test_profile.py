@@ -8,7 +8,7 @@ import pytest
 from fedcollm.cli import app as cli
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
-from fedcollm.federation.server import sample
+from fedcollm.federation.cohort import sample
 from fedcollm.runs import profile as measuring
 from fedcollm.runs.profile import (
     Passes,

@@ -173,6 +173,57 @@ def test_examples_in_memory_at_once_do_not_change_the_gradient(monkeypatch, task
     assert close(stepped(monkeypatch, task, slm, EXAMPLES, clip=0.5, batch_size=batch_size), whole)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_example_whose_gradient_is_not_finite_counts_as_zero(monkeypatch, task, slm, value):
+    expected = stepped(monkeypatch, task, slm, [e for e in EXAMPLES if e.id != "red"], clip=0.5)
+    backward = module._backward
+
+    def overflowing(modality, model, examples):
+        backward(modality, model, examples)
+        for number, example in enumerate(examples):
+            if example.id == "red":
+                next(p for p in model.parameters() if p.requires_grad).grad_sample[number].fill_(value)
+
+    monkeypatch.setattr(module, "_backward", overflowing)
+    assert close(stepped(monkeypatch, task, slm, EXAMPLES, clip=0.5), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("where", ["collate", "logits", "backward"])
+def test_example_that_cannot_be_trained_on_counts_as_zero_and_the_others_as_ever(
+    monkeypatch, task, slm, where, batch_size
+):
+    expected = stepped(monkeypatch, task, slm, [e for e in EXAMPLES if e.id != "red"], clip=0.5)
+    seen: list[list[str]] = [[]]
+
+    class Broken(TextTask):
+        def collate(self, examples):
+            seen[0] = [example.id for example in examples]
+            fail("collate")
+            return super().collate(examples)
+
+        def logits(self, model, batch):
+            logits = super().logits(model, batch)  # opacus has noted the activations by now
+            fail("logits")
+            if where == "backward":
+                logits.register_hook(lambda gradient: fail("backward"))
+            return logits
+
+    def fail(here):
+        if here == where and "red" in seen[0]:
+            raise MemoryError("the patient John Smith")
+
+    broken = Broken("toy", task.tokenizer, 16, 32)
+    assert close(stepped(monkeypatch, broken, slm, EXAMPLES, clip=0.5, batch_size=batch_size), expected)
+
+
+def test_noise_is_added_though_no_example_can_be_trained_on(monkeypatch, task, slm):
+    monkeypatch.setattr(module, "_backward", lambda t, m, e: 1 / 0)
+    seen = stepped(monkeypatch, task, slm, EXAMPLES, clip=0.5, noise=3.0, stream=SecureStream(KEY))
+    values = torch.cat([tensor.flatten() for tensor in seen.values()]).numpy()
+    assert values.std() == pytest.approx(1.5, rel=4 / math.sqrt(2 * len(values)))
+
+
 # --- noise and sampling ---
 
 

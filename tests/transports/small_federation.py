@@ -134,10 +134,13 @@ class Small:
         """A good request, without a session."""
         return TrainRequest(round_index, **{"adapter": self.theta, "run": RUN, **changes})
 
+    def remote(self, deadlines: Deadlines = DEADLINES) -> Remote:
+        """The clients, as a server's new process sees them."""
+        return Remote(self.link.transport(self.monkeypatch, deadlines), RUN, self.roster)
+
     def run(self, out: Path, resume: bool = False, deadlines: Deadlines = DEADLINES) -> list[RoundRecord]:
         """A server's process from its start to the end of the run."""
-        remote = Remote(self.link.transport(self.monkeypatch, deadlines), RUN, self.roster)
-        inputs = Inputs(self.modality and self.modality(), self.pool, remote)
+        inputs = Inputs(self.modality and self.modality(), self.pool, self.remote(deadlines))
         return list(rounds(None if resume else self.config, out, inputs, resume=resume))
 
 

@@ -14,6 +14,7 @@ from fedcollm.messages import (
     PROTOCOL_VERSION,
     ClientUpdate,
     Failure,
+    FinishRequest,
     PhaseAnswer,
     PhaseRequest,
     Score,
@@ -50,6 +51,13 @@ def test_request_to_keep_the_result():
     back = decode(encode(TrainRequest(3, ADAPTER, True, None, "run", keep=True)), LIMIT)
     assert isinstance(back, TrainRequest)
     assert (back.keep, back.run) == (True, "run")
+
+
+def test_end_of_a_run():
+    back = decode(encode(FinishRequest(5, ADAPTER, "run")), LIMIT)
+    assert isinstance(back, FinishRequest)
+    assert (back.round_index, back.run) == (5, "run")
+    assert same_tensors(back.adapter, ADAPTER)
 
 
 def test_session_has_the_same_context_on_both_sides():
@@ -156,10 +164,10 @@ def test_same_message_is_the_same_bytes():
     assert len({encode(TrainRequest(3, ADAPTER, True, SESSION)) for _ in range(20)}) == 1
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_message_of_another_version_is_refused_with_both(version):
     other = relabelled(encode(Failure("a", "why")), version)
-    with pytest.raises(RefusalError, match=rf"version {version}.* version 2"):
+    with pytest.raises(RefusalError, match=rf"version {version}.* version 3"):
         decode(other, LIMIT)
 
 
@@ -186,7 +194,7 @@ FORMS = [
 def test_header_is_a_form_that_no_renamed_attribute_changes(message, form):
     data = encode(message)
     length = int.from_bytes(data[:8], "little")
-    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"2\n{form}"}
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"3\n{form}"}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +207,35 @@ def test_score_of_another_form_is_refused(score):
     length = len(odd) - len(data) + int.from_bytes(data[:8], "little")
     with pytest.raises(RefusalError, match="not a message of this protocol"):
         decode(length.to_bytes(8, "little") + odd[8:], LIMIT)
+
+
+NUMBERS = {
+    "examples": ('"examples":5', ["NaN", "Infinity", "1e400", "9" * 400, "9" * 5000, "true", "5.5", '"5"']),
+    "loss": ('"loss":0.5', ["NaN", "Infinity", "-Infinity", "1e400", "9" * 400, "9" * 5000, "true", '"5"']),
+    "round": ('"round_index":2', ["NaN", "1e400", "9" * 400, "9" * 5000, "-" + "9" * 400, "true", "null"]),
+    "seconds": ('"seconds":{}', ['{"a":NaN}', '{"a":1e400}', f'{{"a":{"9" * 400}}}', f'{{"{"a" * 101}":1.0}}', "[]"]),
+    "score": ('"score":null', ['[{"a":NaN},1]', f'[{{"a":1.0}},{"9" * 400}]', f'[{{"a":1.0}},1,{{"a":{"9" * 400}}}]']),
+    "depth": ('"score":null', ["[" * 100_000]),
+}
+
+
+@pytest.mark.parametrize("where", NUMBERS)
+def test_number_that_no_program_holds_is_bad_input(where):
+    plain, others = NUMBERS[where]
+    header = '{"kind":"update","client":"b","round_index":2,"examples":5,"loss":0.5,"score":null,"seconds":{}}'
+    assert isinstance(decode(file(header), LIMIT), ClientUpdate)
+    key = plain.partition(":")[0]
+    for other in others:
+        with pytest.raises(RefusalError, match="not a message of this protocol"):
+            decode(file(header.replace(plain, f"{key}:{other}")), 10**7)
+
+
+def test_request_with_a_number_that_no_program_holds_is_bad_input():
+    data = '{"kind":"train","round_index":1,"evaluate":true,"session":null,"run":"","keep":false}'
+    assert isinstance(decode(file(data), LIMIT), TrainRequest)
+    for number in ("NaN", "1e400", "9" * 400, "1" + "0" * 5000):
+        with pytest.raises(RefusalError, match="not a message of this protocol"):
+            decode(file(data.replace("1,", f"{number},", 1)), 10**7)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 30, 150])

@@ -64,6 +64,8 @@ def settings_table(config: RunConfig) -> Table:
     for name, phrases in rows.items():
         if phrases:
             table.add_row(name, "\n".join(phrases), end_section=True)
+    if config.federation.warning:
+        table.add_row("warning", config.federation.warning, end_section=True)
     return table
 
 

@@ -100,10 +100,26 @@ class FederationConfig(Section):
     """quorum: a round with fewer updates fails; with secure aggregation, secure_aggregation.threshold is the quorum"""
     deadlines: DeadlinesConfig = DeadlinesConfig()
     max_update_norm: PositiveFloat = 1000.0
-    """largest L2 norm of a client's update; a larger update is rejected (not checked under secure aggregation)"""
+    """largest L2 norm of a client's update; a client that exceeds it sends no change, and the server rejects it"""
+    max_adapter_value: PositiveFloat | None = 1000.0
+    """largest absolute value in a global adapter that a client trains; null: no limit"""
+    max_adapter_norm: PositiveFloat | None = 10_000.0
+    """largest L2 norm of one tensor of a global adapter that a client trains; null: no limit"""
+    max_loss: PositiveFloat | None = 10_000.0
+    """largest loss of the global adapter on a client's own data for which the client trains; null: no limit"""
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
     privacy: PrivacyConfig | None = None
     """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
+
+    @property
+    def warning(self) -> str | None:
+        """What a reader must know of secure aggregation without differential privacy; None where it does not apply."""
+        if not self.secure_aggregation.enabled or self.privacy is not None or self.participants == []:
+            return None
+        return (
+            "secure aggregation without federation.privacy hides who contributed what to a sum, not what the sum says: "
+            "a dishonest server can choose a global adapter that only one client's data change"
+        )
 
     @property
     def weighted(self) -> bool:

@@ -60,9 +60,13 @@ def _quantizes(config: RunConfig) -> bool:
     return secure.enabled or secure.simulate_quantization
 
 
+def _is_private(config: RunConfig, level: str) -> bool:
+    privacy = config.federation.privacy
+    return privacy is not None and privacy.level == level
+
+
 def _has_range(config: RunConfig) -> bool:
-    privacy = config.federation.privacy  # at level client it has its own range
-    return _quantizes(config) and not (privacy is not None and privacy.level == "client")
+    return _quantizes(config) and not _is_private(config, "client")  # level client has its own range
 
 
 def _has_rank(role: str) -> Predicate:
@@ -91,7 +95,10 @@ EFFECT: Mapping[str, Predicate] = {
     "control.columns": lambda config: _hashes(config.control),
     "server.pseudo_labels.columns": lambda config: _hashes(config.statistics),
     "federation.min_clients": lambda config: not config.federation.secure_aggregation.enabled,
-    "federation.max_update_norm": lambda config: not config.federation.secure_aggregation.enabled,
+    "federation.max_update_norm": lambda config: not _is_private(config, "client"),
+    "federation.max_adapter_value": _trains,
+    "federation.max_adapter_norm": _trains,
+    "federation.max_loss": lambda config: _trains(config) and not _is_private(config, "example"),
     "federation.deadlines.phase": lambda config: config.federation.secure_aggregation.enabled,
     "federation.secure_aggregation.threshold": lambda config: config.federation.secure_aggregation.enabled,
     "federation.secure_aggregation.value_range": _has_range,

@@ -3,12 +3,22 @@
 import datetime
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedcollm.deploy.fingerprints import grouped
+from fedcollm.errors import UserError
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -48,6 +58,25 @@ class Authority:
         )
         return cls(key, certificate)
 
+    @classmethod
+    def load(cls, directory: Path) -> "Authority":
+        """Return the authority whose `ca.key` and `ca.crt` are in a directory.
+
+        Raises:
+            UserError: they are not there, or don't belong together.
+        """
+        try:
+            key = load_pem_private_key((directory / "ca.key").read_bytes(), None)
+            certificate = x509.load_pem_x509_certificate((directory / "ca.crt").read_bytes())
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"--ca {directory}: the authority's ca.key and ca.crt can't be read ({error}). Give the directory ca/ "
+                "that `fedcollm deploy init` wrote."
+            ) from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise UserError(f"--ca {directory}: ca.key is not the key of ca.crt. Give the directory as it was written.")
+        return cls(key, certificate)
+
     def server(self, hosts: list[str], days: int) -> tuple[bytes, bytes]:
         """Return a server's certificate and private key, both in PEM.
 
@@ -71,6 +100,23 @@ class Authority:
     def pem(self) -> bytes:
         """Return the authority's certificate in PEM."""
         return self.certificate.public_bytes(Encoding.PEM)
+
+
+def authority_fingerprint(certificate: bytes) -> str:
+    """Return the fingerprint of an authority, given its certificate in PEM.
+
+    Raises:
+        UserError: it is no certificate of an authority of fedcollm.
+    """
+    try:
+        key = x509.load_pem_x509_certificate(certificate).public_key()
+    except ValueError as error:
+        raise UserError(
+            "the authority's certificate is malformed. Ask the operator for the invitation again."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise UserError("the authority's key is of another kind than fedcollm makes. Ask for the invitation again.")
+    return grouped(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def _unsigned(
@@ -113,3 +159,12 @@ def _name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def hosts(host: str) -> list[str]:
+    """Return the names and addresses that a server's certificate is for.
+
+    >>> hosts("fl.example.org")
+    ['fl.example.org', 'localhost', '127.0.0.1']
+    """
+    return list(dict.fromkeys([host, "localhost", "127.0.0.1"]))

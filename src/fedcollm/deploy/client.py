@@ -1,18 +1,28 @@
 """`fedcollm deploy client`: one owner of private data, who is connected to the server until the program is stopped."""
 
+import contextlib
+import functools
 import json
+import os
 import threading
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import build_client_modality, load_private
 from fedcollm.data.parts import find_part
 from fedcollm.deploy import directories as names
+from fedcollm.deploy.audit import Audited
 from fedcollm.deploy.directories import Membership
+from fedcollm.deploy.files import make_directory
+from fedcollm.deploy.member import Member
+from fedcollm.deploy.outcome import Outcome
+from fedcollm.deploy.roster import Roster
+from fedcollm.deploy.roster_keeper import RosterKeeper
 from fedcollm.errors import UserError
 from fedcollm.messages import adapter_bytes
 from fedcollm.modalities.base import Modality
@@ -22,11 +32,13 @@ from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client
 from fedcollm.runs.build_models import build_slm, set_backends
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import locked, write_atomically, writing
-from fedcollm.transports.endpoint import ClientEndpoint
+from fedcollm.transports.endpoint import Answers, ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
 
 T = TypeVar("T")
+
+_LONGEST_SECONDS = 86_400.0
 
 
 @dataclass
@@ -42,6 +54,8 @@ class Remembered(MutableMapping[str, T]):
     def __post_init__(self) -> None:
         try:
             self._values: dict[str, T] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+            if not isinstance(self._values, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ValueError("it holds no mapping")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.file} can't be read ({error}). It guards this client's data: restore it from a copy, or leave "
@@ -54,7 +68,7 @@ class Remembered(MutableMapping[str, T]):
     def __setitem__(self, name: str, value: T) -> None:
         self._values[name] = value
         with writing(self.file.parent):
-            write_atomically(self.file, json.dumps(self._values))
+            write_atomically(self.file, json.dumps(self._values), mode=0o600)
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("what is remembered is never forgotten")
@@ -96,59 +110,108 @@ def _without_start(config: RunConfig) -> RunConfig:
     return changed(config, {"slm.adapter.start": None}) if config.slm.adapter.start is not None else config
 
 
-def build_answering(directory: Path, data: Path) -> ClientEndpoint:
-    """Return this client, ready to answer requests in bytes.
+def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> ClientEndpoint:
+    """Return this client, ready to answer requests in bytes. It takes part with the roster on its disk, if any.
 
     Args:
         directory: the client's directory.
         data: the client's examples: a file or a directory.
+        answer_after: answers to requests to train leave after whole multiples of so many seconds.
 
     Raises:
         UserError: the directory, the data or the model is not usable.
     """
     membership = names.read(directory, names.MEMBERSHIP, Membership)
-    config = _without_start(names.read_config(directory))
+    config, key = _without_start(names.read_config(directory)), names.signing_key(directory)
     resolve_device(config.device)  # before anything is loaded
     modality = build_client_modality(config.task, config.slm, membership.facts)
     examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")
-    state, roster = directory / "state", names.public_keys(membership.roster)
+    state = directory / "state"
     set_backends(config)
     slm = build_slm(config, modality, [], state / "base")
     spent: Remembered[int | str] = Remembered(state / "spent.json")
-    part = ClientData(modality, slm, examples, test, directory / "adapter", spent)
-    identity = RunIdentity(membership.run, config.seed)
-    client: Any = build_client(config, identity, membership.client, part, list(roster))
+    journal = functools.partial(_append, state / "failures.log")
+    opened: Remembered[list[str]] = Remembered(state / "opened.json")
+    part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
     form = broadcast_form(config, modality, slm, examples)
-    settings = secured(config, roster, sum(tensor.numel() for tensor in form.values()))
-    if settings is not None:
-        opened: Remembered[list[str]] = Remembered(state / "opened.json")
-        client = secure_client(config, client, settings, names.signing_key(directory), opened)
-    return ClientEndpoint(membership.client, client, longest_message(adapter_bytes(form)))
+
+    def build(roster: Roster) -> Answers:
+        keys = names.public_keys(roster.clients)
+        identity = RunIdentity(membership.run, config.seed)
+        client = build_client(config, identity, membership.client, part, list(keys))
+        settings = secured(config, keys, sum(tensor.numel() for tensor in form.values()))
+        return client if settings is None else secure_client(config, client, settings, key, opened)
+
+    keeper = RosterKeeper(directory, membership, key.public_key().public_bytes_raw().hex())
+    outcome = Outcome(directory, membership, config, slm, len(examples))
+    member = Member(keeper, build, outcome.save)
+    if (kept := keeper.kept()) is not None:
+        member.use(kept)
+    return ClientEndpoint(membership.client, member, longest_message(adapter_bytes(form)), member.finish, answer_after)
 
 
-def serve(directory: Path, data: Path, stopped: threading.Event | None = None) -> None:
-    """Connect to the server and answer its requests until stopped.
+def _append(file: Path, line: str) -> None:
+    """Append a line, with the time in UTC, to a file that only its owner can read. A full disk loses the line."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
+            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+
+
+def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *, answer_after: float = 0.0) -> bool:
+    """Connect to the server and answer its requests until the run is finished or this client is stopped.
 
     Args:
         directory: the client's directory.
         data: the client's examples: a file or a directory.
         stopped: is set to stop the client; None to run until the process is interrupted.
+        answer_after: as in `build_answering`.
+
+    Returns:
+        Whether the run is finished.
 
     Raises:
-        UserError: the directory, the data or the model is not usable, the server's certificate is not accepted here, or
-            the server does not accept this client.
+        UserError: `answer_after` is no number of seconds, the directory, the data or the model is not usable, the
+            server's certificate is not accepted here, or the server does not accept this client.
     """
+    if not 0 <= answer_after <= _LONGEST_SECONDS:
+        raise UserError(f"--answer-after {answer_after:g}: give a number of seconds from 0 to {_LONGEST_SECONDS:g}.")
     membership = names.read(directory, names.MEMBERSHIP, Membership)
     for name in (names.NODE_KEY, names.SIGNING_KEY):
         names.check_private(directory / name)
     with writing(directory):
-        (directory / "state").mkdir(exist_ok=True, mode=0o700)
+        make_directory(directory / "state")
     with locked(directory / "state"):
-        answering = build_answering(directory, data)
-        key, number = names.node_key(directory), directory / "state" / "node"
-        node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
-        say(f"connecting to {membership.address}")
-        known = int(number.read_text(encoding="utf-8")) if number.exists() else None
-        stopped = stopped or threading.Event()
-        Service(node, answering, known, lambda value: write_atomically(number, str(value)), stopped=stopped).run()
+        answering = build_answering(directory, data, answer_after)
+        member = cast(Member, answering.client)
+        member.stopped = stopped or threading.Event()
+        answering.wait = member.stopped.wait
+        if not answer_after:
+            say("answers leave as soon as they are ready, so their time tells how long they took; see --answer-after")
+        member.wait()
+        _answer_until_stopped(directory, membership, answering, member)
+    return member.finished
+
+
+def _answer_until_stopped(directory: Path, membership: Membership, answering: ClientEndpoint, member: Member) -> None:
+    """Keep the client connected until it is stopped.
+
+    Raises:
+        UserError: the server does not accept it, with the reason.
+    """
+    key, number = names.node_key(directory), directory / "state" / "node"
+    node = connect(membership.address, str(directory / names.CA), key, answering.limit_bytes)
+    say(f"connecting to {membership.address}")
+    known = int(number.read_text(encoding="utf-8")) if number.exists() else None
+    audited = Audited(answering, directory / "logs" / "audit.jsonl")
+
+    def connected(value: int) -> None:
+        write_atomically(number, str(value), mode=0o600)
+
+    try:
+        Service(node, audited, known, connected, stopped=member.stopped).run()
+    except UserError as error:
+        raise member.explain(error) from error
+    if member.ended is not None:
+        raise member.ended

@@ -1,23 +1,34 @@
-"""The two kinds of directory that `fedcollm deploy init` writes, and functions that read them.
+"""The directories of a deployment, and functions that read them.
 
-OUT is the directory that the command makes:
+`fedcollm deploy init` makes OUT:
 
     OUT/README.txt           what to hand to whom
     OUT/ca/                  the certificate authority's key and certificate; to be kept offline
+    OUT/invitations/ID.json  handed to the operator of one client; nothing in it is secret
     OUT/server/              stays on the server's machine
       config.yaml            the configuration of the run
-      deployment.json        the run, its addresses, and the public keys of every client
-      ca.crt server.crt server.key superexec.key
-      nginx.conf             the only way in: TLS, and only Flower's interface for nodes
+      deployment.json        the run, its addresses, the public keys of every client, and the signed roster
+      ca.crt server.crt server.key superlink.crt superlink.key superexec.key
+      nginx.conf nodes.map   the only way in: TLS, Flower's interface for nodes, and only for keys that were admitted
+      public/                the signed rosters that nginx serves
       systemd/ compose.yaml Dockerfile
       state/ logs/           written by the server
-    OUT/clients/ID/          handed to the operator of one client
-      config.yaml            the same configuration
-      membership.json        the client's id, the run, the server's address, and the roster of signing keys
-      ca.crt node.key signing.key
-      systemd/
-      state/                 written by the client
-      adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
+
+`fedcollm deploy join` makes a client's directory, at the client:
+
+    config.yaml            the configuration that the client accepted
+    membership.json        the client's id, the run, the server's address
+    request.json           the client's public keys, for the server's operator
+    ca.crt node.key signing.key
+    systemd/ compose.yaml Dockerfile
+    roster.json            the signed roster, fetched from the server
+    state/ logs/           written by the client: state/spent.json and opened.json, what it has given, which must never
+                           be lost; state/failures.log, why trainings failed, for its operator only; logs/audit.jsonl,
+                           what left
+    adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
+    final/                 when the run is finished: the final adapter, the tokenizer, a model card and a report
+
+With `--demo`, `init` writes the clients' directories too, to OUT/clients/ID.
 """
 
 import json
@@ -25,31 +36,32 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.deploy.roster import File, Name, SignedRoster
 from fedcollm.errors import UserError, in_section
 from fedcollm.runs.directory import CONFIG, parse_config
 
-DEPLOYMENT, MEMBERSHIP = "deployment.json", "membership.json"
+DEPLOYMENT, MEMBERSHIP, REQUEST, ROSTER = "deployment.json", "membership.json", "request.json", "roster.json"
 CA, CERTIFICATE, SERVER_KEY, SECRET = "ca.crt", "server.crt", "server.key", "superexec.key"
+NODES, LATEST = "nodes.map", "latest.json"
+SUPERLINK_CERTIFICATE, SUPERLINK_KEY = "superlink.crt", "superlink.key"
 NODE_KEY, SIGNING_KEY = "node.key", "signing.key"
 
+#: User and group of a container if this machine has no numeric user ids, as on Windows.
+_FIRST_USER = 1000
+
+_Word = Annotated[str, StringConstraints(max_length=1000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-class _File(BaseModel):
-    """A JSON file. The names of its fields are its format, which the parties of a deployment must agree on."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid")
-
-
-class PublicKeys(_File):
+class PublicKeys(File):
     """The public keys of one client.
 
     Attributes:
@@ -61,7 +73,7 @@ class PublicKeys(_File):
     signing: str
 
 
-class Deployment(_File):
+class Deployment(File):
     """What the server knows about the deployment.
 
     Attributes:
@@ -69,36 +81,46 @@ class Deployment(_File):
         host: name or address by which clients reach the server.
         port: port that is open to clients.
         superlink_port: port of the SuperLink, which can be reached from the server's machine only.
-        clients: client id to public keys.
+        invited: ids of the clients that may be admitted, in the order of the federation.
+        clients: client id to public keys of those that were admitted, in the same order.
+        roster: the signed roster of those clients.
+        removed: public keys of those that were removed, which are never admitted again.
     """
 
-    run: str
-    host: str
+    run: Name
+    host: Name
     port: Port
     superlink_port: Port
-    clients: dict[str, PublicKeys]
+    invited: list[Name]
+    clients: dict[Name, PublicKeys]
+    roster: SignedRoster
+    removed: list[PublicKeys] = Field(default_factory=list[PublicKeys])
 
 
-class Membership(_File):
+class Membership(File):
     """What a client knows about the federation.
 
     Attributes:
         client: the client's id.
         run: the only run that the client takes part in.
         address: HOST:PORT of the server.
-        roster: id to public signing key of every client, 32 bytes in hexadecimal.
         facts: what a client's modality must know about both models, since the client has only the SLM; see
             `Modality.facts`.
     """
 
-    client: str
-    run: str
-    address: str
-    roster: dict[str, str]
-    facts: dict[str, Annotated[int, Field(ge=1)] | list[str]]
+    client: Name
+    run: Name
+    address: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$", max_length=300)]
+    facts: dict[_Word, Annotated[int, Field(ge=1, le=2**40)] | Annotated[list[_Word], Field(max_length=10_000)]]
 
 
-T = TypeVar("T", bound=_File)
+T = TypeVar("T", bound=File)
+
+
+def owner() -> dict[str, str]:
+    """Return the user and the group of a container that runs as this process does."""
+    numbers = (getattr(os, name, lambda: _FIRST_USER)() for name in ("getuid", "getgid"))
+    return dict(zip(("user", "group"), map(str, numbers), strict=True))
 
 
 def read(directory: Path, name: str, kind: type[T]) -> T:
@@ -118,13 +140,13 @@ def read(directory: Path, name: str, kind: type[T]) -> T:
         whose = "server" if name == DEPLOYMENT else "client"
         raise UserError(
             f"{directory} is not a {whose}'s directory: {name} can't be read ({error.strerror}). Give a directory that "
-            "`fedcollm deploy init` wrote."
+            "`fedcollm deploy init` (for the server) or `fedcollm deploy join` (for a client) wrote."
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
         raise UserError(
-            f"{directory / name} is malformed: {where}{first['msg']}. Take a fresh copy, and use the "
+            f"{directory / name} is malformed: {where}{first['msg']}. Restore it from a copy, and use the "
             "version of fedcollm that made the deployment."
         ) from error
 
@@ -180,7 +202,7 @@ def node_key(directory: Path) -> EllipticCurvePrivateKey:
     """
     key = _private_key(directory / NODE_KEY)
     if not isinstance(key, EllipticCurvePrivateKey):
-        raise UserError(f"{directory / NODE_KEY} is not an elliptic curve key. Take a fresh copy.")
+        raise UserError(f"{directory / NODE_KEY} is not an elliptic curve key. Restore it from a copy.")
     return key
 
 
@@ -192,7 +214,7 @@ def signing_key(directory: Path) -> Ed25519PrivateKey:
     """
     key = _private_key(directory / SIGNING_KEY)
     if not isinstance(key, Ed25519PrivateKey):
-        raise UserError(f"{directory / SIGNING_KEY} is not an Ed25519 key. Take a fresh copy.")
+        raise UserError(f"{directory / SIGNING_KEY} is not an Ed25519 key. Restore it from a copy.")
     return key
 
 
@@ -211,7 +233,7 @@ def public_keys(roster: Mapping[str, str]) -> dict[str, Ed25519PublicKey]:
             keys[client] = Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
         except ValueError as error:
             raise UserError(
-                f"the roster's key of client {client} is malformed: {text!r}. Take a fresh copy."
+                f"the roster's key of client {client} is malformed: {text!r}. Restore it from a copy."
             ) from error
     return keys
 
@@ -221,10 +243,10 @@ def _private_key(file: Path) -> object:
         return load_pem_private_key(file.read_bytes(), None)
     except OSError as error:
         raise UserError(
-            f"{file} can't be read ({error.strerror}). It came with the directory: copy it again."
+            f"{file} can't be read ({error.strerror}). It belongs to this directory: restore it from a copy."
         ) from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file} is not a private key in PEM. Take a fresh copy.") from error
+        raise UserError(f"{file} is not a private key in PEM. Restore it from a copy.") from error
 
 
 def check_private(file: Path) -> None:
@@ -237,7 +259,7 @@ def check_private(file: Path) -> None:
         mode = file.stat().st_mode & 0o777
     except OSError as error:
         raise UserError(
-            f"{file} can't be read ({error.strerror}). It came with the directory: copy it again."
+            f"{file} can't be read ({error.strerror}). It belongs to this directory: restore it from a copy."
         ) from error
     if os.name == "posix" and mode & 0o077:  # Windows has access lists instead of these bits
         raise UserError(f"{file} can be read by others (mode {mode:o}). Run: chmod 600 {file}")

@@ -15,10 +15,14 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
+from fedcollm.deploy.files import append_to
 from fedcollm.errors import UserError
 from fedcollm.progress import say
+from fedcollm.storage import write_atomically, writing
 
 if TYPE_CHECKING:
     from fedcollm.transports.flower.superlink import SuperLink
@@ -30,6 +34,7 @@ FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 _START_SECONDS, _WATCH_SECONDS = 300.0, 1.0
+_CLOCK_SECONDS = 60.0  # by which a clock may have been set back since a service started
 
 
 def superlink(directory: Path, deployment: Deployment) -> "SuperLink":
@@ -53,9 +58,10 @@ def start_superlink(directory: Path, deployment: Deployment) -> "SuperLink":
     if not program.exists():
         raise UserError(f"{program} is missing. Install it: pip install 'fedcollm[deploy]'")
     place = directory.resolve()
-    files = {name: str(place / name) for name in (names.CERTIFICATE, names.SERVER_KEY, names.CA, names.SECRET)}
+    parts = (names.SUPERLINK_CERTIFICATE, names.SUPERLINK_KEY, names.CA, names.SECRET)
+    files = {name: str(place / name) for name in parts}
     command = [str(program), "--host", "127.0.0.1", "--port", str(deployment.superlink_port)]
-    command += ["--ssl-certfile", files[names.CERTIFICATE], "--ssl-keyfile", files[names.SERVER_KEY]]
+    command += ["--ssl-certfile", files[names.SUPERLINK_CERTIFICATE], "--ssl-keyfile", files[names.SUPERLINK_KEY]]
     command += ["--ssl-ca-certfile", files[names.CA], "--enable-supernode-auth"]
     command += ["--database", str(place / "state" / "superlink.db"), "--disable-runtime-dependency-installation"]
     command += ["--isolation", "process", "--superexec-auth-secret-file", files[names.SECRET]]
@@ -82,14 +88,18 @@ def _spawn(command: list[str], environment: Mapping[str, str], directory: Path, 
         directory: the server's directory, to which the process's log and its id are written.
         name: name of the service.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with writing(directory):
+        log = append_to(directory / "logs" / f"{name}.log")
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(directory / "logs" / f"{name}.log"), flags, 0o600),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
+        (os.POSIX_SPAWN_DUP2, log, 1),
+        (os.POSIX_SPAWN_DUP2, log, 2),
     ]
-    number = os.posix_spawn(command[0], command, os.environ | environment, file_actions=actions, setsid=True)
-    (directory / "state" / f"{name}.pid").write_text(str(number), encoding="utf-8")
+    try:
+        number = os.posix_spawn(command[0], command, os.environ | environment, file_actions=actions, setsid=True)
+    finally:
+        os.close(log)
+    write_atomically(directory / "state" / f"{name}.pid", str(number), mode=0o600)
 
 
 def start_proxy(directory: Path, deployment: Deployment) -> None:
@@ -104,15 +114,34 @@ def start_proxy(directory: Path, deployment: Deployment) -> None:
     if program is None:
         raise UserError("nginx is not installed, and clients must not reach the SuperLink without it. Install nginx.")
     say(f"starting nginx on port {deployment.port}")
-    command = [program, "-p", f"{directory.resolve()}/", "-c", "nginx.conf", "-e", "logs/nginx-error.log"]
-    if os.geteuid() == 0:
-        command += ["-g", "user root;"]  # otherwise, its workers could not write to this directory
-    result = subprocess.run(command, capture_output=True, text=True, timeout=_START_SECONDS)
+    result = subprocess.run(_nginx(program, directory), capture_output=True, text=True, timeout=_START_SECONDS)
     if result.returncode:
         raise UserError(
             f"nginx did not start: {result.stderr.strip()[-400:]} If port {deployment.port} is in use, change it in "
             f"nginx.conf, in {names.DEPLOYMENT} and in every client's {names.MEMBERSHIP}."
         )
+
+
+def reload_proxy(directory: Path) -> None:
+    """Let nginx, if it runs, read its certificate and its list of admitted keys again; no connection is cut.
+
+    Raises:
+        UserError: nginx does not accept them, and goes on with what it had.
+    """
+    program = shutil.which("nginx")
+    if program is None or not running(directory, "nginx"):
+        return
+    command = [*_nginx(program, directory), "-s", "reload"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=_START_SECONDS)
+    if result.returncode:
+        raise UserError(f"nginx did not take the change: {result.stderr.strip()[-400:]} Check {directory}/nginx.conf.")
+
+
+def _nginx(program: str, directory: Path) -> list[str]:
+    command = [program, "-p", f"{directory.resolve()}/", "-c", "nginx.conf", "-e", "logs/nginx-error.log"]
+    if os.geteuid() == 0:
+        command += ["-g", "user root;"]  # otherwise, its workers could not write to this directory
+    return command
 
 
 @contextlib.contextmanager
@@ -149,16 +178,31 @@ def kept_running(directory: Path, deployment: Deployment) -> Generator["SuperLin
 
 def running(directory: Path, name: str) -> bool:
     """Return whether a service is running, by the process id that was written when it started."""
-    number = _number(directory, name)
-    if number is None:
-        return False
-    with contextlib.suppress(ChildProcessError, OSError):
-        os.waitpid(number, os.WNOHANG)  # in case it is a child of this process
+    return _process(directory, name) is not None
+
+
+def _process(directory: Path, name: str) -> psutil.Process | None:
+    """Return the process of a service, or None if it has ended.
+
+    The system may have given its number to another program since. So the process must have been there when the number
+    was written, and its command line must be the service's.
+    """
+    file = directory / "state" / f"{name}.pid"
     try:
-        os.kill(number, 0)
-    except OSError:
-        return False
-    return True
+        number, written = int(file.read_text(encoding="utf-8")), file.stat().st_mtime
+        with contextlib.suppress(OSError):
+            os.waitpid(number, os.WNOHANG)  # in case it is a child of this process
+        process = psutil.Process(number)
+        words, begun = process.cmdline(), process.create_time()
+    except (OSError, ValueError, OverflowError, psutil.Error):
+        return None
+    place, line = str(directory.resolve()), " ".join(words)
+    ours = {
+        "superlink": f"{place}/state/superlink.db" in words,
+        "nginx": "nginx" in line and f"-p {place}/ " in f"{line} ",
+        "server": number == os.getpid() or ("deploy" in words and "server" in words),
+    }
+    return process if ours[name] and begun <= written + _CLOCK_SECONDS else None
 
 
 def stop(directory: Path, name: str, seconds: float = 5.0) -> bool:
@@ -169,24 +213,15 @@ def stop(directory: Path, name: str, seconds: float = 5.0) -> bool:
         name: name of the service.
         seconds: how long to wait after each of the two signals.
     """
-    if not running(directory, name):
+    process = _process(directory, name)
+    if process is None:
         return False
-    number = _number(directory, name)
-    assert number is not None
     deadline = time.monotonic() + seconds
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(OSError):
-            os.kill(number, sign)
+        with contextlib.suppress(psutil.Error):  # psutil refuses to signal a number that was given away meanwhile
+            process.send_signal(sign)
         while running(directory, name) and time.monotonic() < deadline:
             time.sleep(0.05)
         deadline += seconds
     (directory / "state" / f"{name}.pid").unlink(missing_ok=True)
     return True
-
-
-def _number(directory: Path, name: str) -> int | None:
-    """Return the process id that was written when a service started, or None without one."""
-    try:
-        return int((directory / "state" / f"{name}.pid").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -1,27 +1,33 @@
 """A client: it fine-tunes the global adapter on its private examples.
 
-It keeps no state between rounds except a digest of the statistics that it sent and, under privacy, the number of rounds
-that it has trained for.
+Whatever goes wrong on these examples ends in the same answer as a success, with a change of zero: that a training
+failed would tell the server something about the data. Only a request that would be refused whatever the data are is
+refused. Between rounds a client keeps no state except what it has answered and spent.
 """
 
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedcollm.config import ClientConfig, EvaluationConfig, StatisticsConfig
-from fedcollm.errors import RefusalError
+from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation import statistics
+from fedcollm.federation.answered import PlainRounds, check_round
+from fedcollm.federation.limits import Limits
+from fedcollm.federation.operator import Operator
+from fedcollm.federation.scoring import score_quietly
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, truncated
 from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest, payload_digest
-from fedcollm.modalities.base import Modality
+from fedcollm.modalities.base import Modality, outputs
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
 from fedcollm.training.dp_sgd import fit_privately
-from fedcollm.training.fine_tuning import evaluate, fit
+from fedcollm.training.fine_tuning import fit
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,15 @@ class Agreement:
 
     Attributes:
         identity: the only run that the client takes part in, and the seed of that run.
-        rounds: the largest number of rounds that the client trains for under privacy; None sets no limit.
+        rounds: the number of rounds of the run: the client refuses any other round, and the same round twice, and under
+            privacy it trains no more often. None sets no limit.
         privacy: what an update must hide; None if nothing. An update under privacy is the adapter alone, without any
             number of the client.
         upload: the form in which the client sends its adapter. If it has a lower rank, the client trains only those
             components.
         statistics: the statistics of its examples that the client sends if it is asked for them; None if it sends none.
         trains: whether the client trains at all.
+        limits: what the client trains, and what it lets out of a training.
     """
 
     identity: RunIdentity = RunIdentity()
@@ -45,6 +53,7 @@ class Agreement:
     upload: UploadFormat = WHOLE
     statistics: StatisticsConfig | None = None
     trains: bool = True
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,11 @@ class Client:
         evaluation: settings of scoring.
         agreement: what the client agreed to with the federation.
         spent: what can't be given twice. Under privacy, `rounds` maps to the number of rounds that the client has
-            trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run. Whoever builds
-            the client keeps it for as long as the run goes on and the private data is the same.
-        store: saves the adapter that the client keeps after the last round; None if it keeps none.
+            trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run, `kept/RUN` to
+            the round after which it kept an adapter, and `answered/RUN` and `request/RUN` to the last round that it
+            sent a plain update in. Whoever builds the client keeps it for as long as the run goes on and the private
+            data is the same.
+        operator: the one who runs the client.
     """
 
     id: str
@@ -75,7 +86,7 @@ class Client:
     evaluation: EvaluationConfig = EvaluationConfig()
     agreement: Agreement = Agreement()
     spent: MutableMapping[str, int | str] = field(repr=False, default_factory=dict[str, int | str])
-    store: Callable[[Adapter], None] | None = field(default=None, repr=False)
+    operator: Operator = field(repr=False, default_factory=Operator)
 
     @property
     def run(self) -> str:
@@ -86,8 +97,8 @@ class Client:
         """Train as requested. Without secure aggregation, a client answers no other kind of request.
 
         Raises:
-            RefusalError: the request is for secure aggregation, or a plain update would break the client's privacy;
-                see also `train` and `keep`.
+            RefusalError: the request is for secure aggregation, of a round that was answered before for another
+                request, or a plain update would break the client's privacy; see also `train` and `keep`.
         """
         if not isinstance(request, TrainRequest) or request.session:
             raise RefusalError(f"client {self.id} was not set up for secure aggregation")
@@ -98,7 +109,14 @@ class Client:
                 f"client {self.id} adds a share of the noise only, too little to hide a plain update; "
                 "use secure aggregation"
             )
-        return self.train(request)
+        if self.agreement.rounds is None:
+            return self.train(request)
+        self._check_run(request)
+        answered = PlainRounds(self.spent, self.run)
+        answered.check(request)
+        update = self.train(request)
+        answered.note(request)
+        return update
 
     def train(self, request: TrainRequest) -> ClientUpdate:
         """Fine-tune the global adapter on the private examples (Algorithm 1, client side).
@@ -106,47 +124,90 @@ class Client:
         A request for statistics is answered with them instead, and nothing is trained. Under client-level privacy, the
         returned adapter is neither clipped nor noised yet: `SecureClient` does both.
 
+        Returns:
+            The update. If anything fails on this client's data, the change is zero and the loss 0; `operator` is told.
+
         Raises:
             RefusalError: the request is of another run or for something that the client did not agree to, its adapter
                 does not fit the client's SLM, or the client has trained for all rounds that its privacy allows.
-            UserError: a value is too large for the dtype of `upload`, or the examples have no statistics; nothing was
-                sent.
         """
+        self.operator.failure = None
         if statistics.asked_for(request):
             return self._send_statistics(request)
         where, start = f"client {self.id}, round {request.round_index}", time.perf_counter()
         if not self.agreement.trains:
             raise RefusalError(f"client {self.id} trains nothing in this run, whose configuration has a control")
-        self._load_request(request)
+        unchanged = self._load_request(request)
         self._spend_round()
-        loss = self._fit(request.round_index, where)
-        adapter = self.agreement.upload.pack(read_adapter(self.slm))
+        try:
+            adapter, loss = self._tuned(request, where)
+        except Exception as error:  # anything here may depend on the data
+            self._set_back(request, where, error)
+            adapter, loss = unchanged, 0.0
         return self._update(request, adapter, loss, start, where)
 
-    def keep(self, request: TrainRequest, tell: bool = True) -> ClientUpdate:
+    def keep(self, request: TrainRequest) -> ClientUpdate:
         """Fine-tune the final adapter once more, and save the result. It never leaves the client, so it needs no noise.
+
+        It is done once in a run. The answer is the same whatever comes of it; only `operator` learns that.
 
         Args:
             request: a request with `keep`.
-            tell: whether the answer contains the loss and the score. Under privacy it never does.
 
         Returns:
-            An update without an adapter.
+            An update without an adapter and without numbers.
 
         Raises:
-            RefusalError: the client keeps no adapter, the request is of another run, or its adapter does not fit the
-                client's SLM.
+            RefusalError: the client keeps no adapter, the request is of another run or another round than the one after
+                the last, or its adapter does not fit the client's SLM.
         """
-        if self.store is None:
+        if self.operator.store is None:
             raise RefusalError(f"client {self.id} keeps no adapter of its own, because its client.personal is false")
-        where, start = f"client {self.id}, its own adapter", time.perf_counter()
+        self.operator.failure = None
+        where = f"client {self.id}, its own adapter"
         self._load_request(request)
-        loss = self._fit(request.round_index, where, private=False)
-        self.store(read_adapter(self.slm))
-        return self._update(request, {}, loss, start, where) if tell else ClientUpdate(self.id, request.round_index, {})
+        if f"kept/{self.run}" not in self.spent:
+            try:
+                self._fit(request.round_index, where, private=False)
+                self.operator.store(read_adapter(self.slm))
+                self.operator.kept = self._score(where)
+            except Exception as error:
+                self.operator.tell(where, error)
+            self.spent[f"kept/{self.run}"] = request.round_index
+        return ClientUpdate(self.id, request.round_index, {})
+
+    def _tuned(self, request: TrainRequest, where: str) -> tuple[Adapter, float | None]:
+        """Return θ_k as it is sent, and the mean loss, after they were found to be within the limits.
+
+        Raises:
+            Exception: whatever the modality, the model or the limits object to.
+        """
+        agreement = self.agreement
+        if agreement.limits.start_loss is not None:
+            agreement.limits.check_start(where, self._start_loss())
+        loss = self._fit(request.round_index, where)
+        adapter = agreement.upload.pack(read_adapter(self.slm))
+        agreement.limits.check_end(where, loss, adapter, agreement.upload.part(request.adapter))
+        return adapter, loss
+
+    def _set_back(self, request: TrainRequest, where: str, error: Exception) -> None:
+        """Tell the operator of a training that failed, and set the SLM back to θ."""
+        self.operator.tell(where, error)
+        self.slm.zero_grad(set_to_none=True)
+        self._write(request)
+
+    def _start_loss(self) -> float:
+        """Return the loss of θ on the first batch of the private examples."""
+        self.slm.eval()
+        with torch.inference_mode():
+            batch = self.modality.collate(self.examples[: self.settings.batch_size])
+            return float(outputs(self.modality, self.slm, batch)[1])
 
     def _send_statistics(self, request: TrainRequest) -> ClientUpdate:
-        """Return the statistics of the private examples, with a loss of 0 and without a score."""
+        """Return the statistics of the private examples, with a loss of 0 and without a score.
+
+        Examples that have none, or others than were asked for, are answered with zeros.
+        """
         start, settings = time.perf_counter(), self.agreement.statistics
         self._check_run(request)
         if settings is None:
@@ -156,8 +217,13 @@ class Client:
             )
         if isinstance(self.agreement.privacy, ExamplePrivacy):
             raise RefusalError(f"client {self.id} hides each example by the noise of DP-SGD, and statistics have none")
-        statistics.check_request(request, statistics.blank(self.modality, self.examples, settings, self.slm))
-        adapter = statistics.moments(self.modality, self.examples, settings, self.slm)
+        statistics.check_request(request)
+        try:
+            adapter = statistics.moments(self.modality, self.examples, settings, self.slm)
+            statistics.check_fit(request, adapter)
+        except Exception as error:
+            self.operator.tell(f"client {self.id}, statistics", error)
+            adapter = request.adapter
         self._spend_statistics(adapter)
         self._spend_round()
         return self._update(replace(request, evaluate=False), adapter, 0.0, start, "")
@@ -173,18 +239,27 @@ class Client:
             )
 
     def _check_run(self, request: TrainRequest) -> None:
-        if type(request.round_index) is not int:  # False and 0.0 are equal to 0, but have other names on the disk
-            raise RefusalError(f"the index of a round is {request.round_index!r}, which is not an integer")
         if request.run != self.run:
             raise RefusalError(f"a request of run {request.run!r}, and this client is part of {self.run!r}")
+        check_round(request, self.agreement.rounds)
 
-    def _load_request(self, request: TrainRequest) -> None:
-        """Check that a request is of this client's run, and write its adapter, cut to the client's rank, to the SLM."""
+    def _load_request(self, request: TrainRequest) -> Adapter:
+        """Check that a request is of this client's run, and write its adapter, cut to the client's rank, to the SLM.
+
+        Returns:
+            The adapter in the form in which the client would send it back unchanged.
+        """
         self._check_run(request)
+        if request.finite:  # otherwise it is refused below
+            self.agreement.limits.check_request(request)
         try:
-            write_adapter(self.slm, request.adapter, request.finite)
-        except ValueError as error:
+            self._write(request)
+            return self.agreement.upload.pack(read_adapter(self.slm))
+        except (ValueError, UserError) as error:
             raise RefusalError(f"client {self.id}: {error}") from error
+
+    def _write(self, request: TrainRequest) -> None:
+        write_adapter(self.slm, request.adapter, request.finite)
         if self.agreement.upload.rank is not None:
             write_adapter(self.slm, truncated(request.adapter, self.agreement.upload.rank))
 
@@ -194,12 +269,16 @@ class Client:
         """Return an update with the number of examples, loss, score and seconds; under privacy, the adapter alone."""
         if self.agreement.privacy:
             return ClientUpdate(self.id, request.round_index, adapter)
-        tuned, score = time.perf_counter(), None
-        if request.evaluate and self.test:
-            score = evaluate(self.modality, self.slm, self.test, self.evaluation.batch_size, f"{where}, scoring")
-            score = Score(score.sums, score.count, counts=score.counts)
+        tuned = time.perf_counter()
+        score = self._score(where) if request.evaluate and self.test else None
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
+
+    def _score(self, where: str) -> Score | None:
+        """Return the SLM's score on the test examples, without what a client never sends; None without examples."""
+        if not self.test:
+            return None
+        return score_quietly(self.modality, self.slm, self.test, self.evaluation.batch_size, where, self.operator)
 
     def _spend_round(self) -> None:
         """Under privacy, count a round before any part of its update can leave.

@@ -1,11 +1,11 @@
 """The server: it runs the rounds of Algorithm 1 of FedCoLLM (arXiv 2411.11707)."""
 
-import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedcollm.config import (
@@ -13,76 +13,25 @@ from fedcollm.config import (
     FederationConfig,
     ServerConfig,
     StatisticsConfig,
-    asked_clients,
 )
+from fedcollm.errors import SpoiledRoundError
 from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
+from fedcollm.federation.cohort import Simulation, Transport, another, failures_of, of_round, sample, without
 from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
-from fedcollm.federation.personalization import with_personal
+from fedcollm.federation.personalization import lost_clients, with_personal
 from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, teach, verdict, with_pseudo_labels
 from fedcollm.federation.server_optimizers import OptimizerState, apply_server_optimizer
-from fedcollm.messages import Adapter, Answer, Request, RoundRecord, Score, TrainRequest
+from fedcollm.messages import Adapter, RoundRecord, Score, TrainRequest, readable
 from fedcollm.metrics import peak_memory_bytes
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.progress import say
-from fedcollm.seeding import RunIdentity, derive_seed
+from fedcollm.seeding import RunIdentity
 from fedcollm.training.distillation import ModelPair, distil
 from fedcollm.training.fine_tuning import evaluate, predict
 
-#: Name of the teacher among the adapters of a checkpoint.
-_TEACHER = "teacher"
-
-
-class Transport(Protocol):
-    """Carries requests to clients and answers back, within one process or over a network."""
-
-    def clients(self) -> Sequence[str]:
-        """Return the ids of the clients that can be asked."""
-        ...
-
-    def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
-        """Send each client its request, and yield the answers as they arrive."""
-        ...
-
-
-def sample(ids: Sequence[str], fraction: float, seed: int, round_index: int) -> list[str]:
-    """Sample the clients of a round: at least one, if there are any.
-
-    Args:
-        ids: ids of all clients.
-        fraction: the share of clients to sample.
-        seed: seed of the run.
-        round_index: index of the round.
-
-    Returns:
-        The sampled ids, in the order of `ids`.
-
-    >>> sample(["a", "b", "c", "d"], 0.5, 0, 1) == sample(["a", "b", "c", "d"], 0.5, 0, 1)
-    True
-    >>> len(sample(["a", "b", "c", "d"], 0.5, 0, 1))
-    2
-    """
-    count = asked_clients(len(ids), fraction)
-    chosen = set(random.Random(derive_seed(seed, "sample", round_index)).sample(range(len(ids)), count))
-    return [client for i, client in enumerate(ids) if i in chosen]
-
-
-def of_round(public: Sequence[Any], size: int | None, identity: RunIdentity, round_index: int) -> Sequence[Any]:
-    """Return the part of D_a that a round uses: all labelled examples, and the next ones of the unlabelled.
-
-    Args:
-        public: D_a.
-        size: number of unlabelled examples in a round; None for all.
-        identity: the run, whose seed decides their order.
-        round_index: index of the round, 1 for the first one.
-    """
-    unlabelled = [example for example in public if example.label is None]
-    if size is None or size >= len(unlabelled):
-        return public
-    random.Random(identity.derive("unlabelled")).shuffle(unlabelled)
-    first = size * (round_index - 1)
-    chosen = [unlabelled[i % len(unlabelled)] for i in range(first, first + size)]
-    return [example for example in public if example.label is not None] + chosen
+#: Names of the teacher, and of the clients that are left out, among the adapters of a checkpoint.
+_TEACHER, _LEFT_OUT = "teacher", "left_out"
 
 
 @dataclass
@@ -104,6 +53,7 @@ class Server:
         state: the state of the server optimizer.
         teacher: what labels the unlabelled part of D_a; empty if nothing does.
         scored: the latest score of each role.
+        left_out: the clients that are not asked any more, with the round, [1], that each of them has spoiled.
     """
 
     pair: ModelPair = field(repr=False)
@@ -120,6 +70,7 @@ class Server:
     state: OptimizerState = field(init=False, repr=False, default_factory=dict[str, Adapter])
     teacher: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict[str, Score])
+    left_out: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
         self.adapter = read_adapter(self.pair.slm)
@@ -137,7 +88,8 @@ class Server:
             return None
         blank = statistics.blank(self.pair.modality.of("slm"), self.test, settings, self.pair.slm)
         request = TrainRequest(statistics.ROUND, blank, evaluate=False, run=self.identity.run)
-        aggregate = self.aggregator.aggregate(self.transport.ask, request, clients)
+        aggregate = self.aggregator.aggregate(without(self.transport.ask, self.left_out), request, clients)
+        failures_of(self.transport, aggregate.participants, "statistics")
         if self.federation.privacy is None:
             statistics.check_mean(aggregate.adapter)
         return aggregate
@@ -145,9 +97,19 @@ class Server:
     def prepare(self) -> RoundRecord:
         """Before the first round, build the teacher of `pseudo_labels`, if there is to be one; return record 0.
 
+        Its notes warn of secure aggregation without differential privacy.
+
         Raises:
             RoundFailedError: as in `ask_statistics`.
         """
+        warning = self.federation.warning if self.transport.clients() else None
+        if warning is None:
+            return self._prepare()
+        say(f"warning: {warning}")
+        record = self._prepare()
+        return replace(record, notes=(warning, *record.notes))
+
+    def _prepare(self) -> RoundRecord:
         settings, slm, start = self.settings.pseudo_labels, self.pair.slm, time.perf_counter()
         asks = settings is not None and settings.asks_clients and self.pair.llm is not None
         aggregate = self.ask_statistics(settings) if settings and asks else None
@@ -182,23 +144,50 @@ class Server:
         Raises:
             NonFiniteError: a loss became NaN or infinite. `adapter` is still that of the previous round.
             RoundFailedError: too few clients sent a valid update. `adapter` is still that of the previous round.
+            Exception: all clients of a simulation failed on their data; it is that of the first one.
         """
         # 1. Sample the clients of the round, and broadcast θ to them.
         clients = sample(self.transport.clients(), self.federation.fraction, self.identity.seed, round_index)
         request = TrainRequest(round_index, self.adapter, score and score_clients, run=self.identity.run)
         # 2. Each client k fine-tunes θ on its private data D_k, and the aggregator averages the results.
-        aggregate = self.aggregator.aggregate(self.transport.ask, request, clients) if clients else None
+        aggregate, lost, notes = self._aggregate(request, clients)
         # 3. The server optimizer applies the average to θ, and layer transfer carries the change of θ over to ω.
         state = self._apply_server_optimizer(aggregate.adapter) if aggregate else self.state
         # 4. Mutual distillation on the public data D_a tunes θ and ω.
         start = time.perf_counter()
         losses = self._distil(round_index)
         distilled, adapter = time.perf_counter(), read_adapter(self.pair.slm)
+        if clients and (aggregate is None or self.federation.secure_aggregation.enabled):
+            adapter = another(adapter, self.adapter)
+            write_adapter(self.pair.slm, adapter)
         # 5. Score both models, and commit the round: the next one broadcasts the new θ.
         scores = self.scores() if score else {}
         self.adapter, self.state = adapter, state
         seconds = {"distillation": distilled - start, "evaluation": time.perf_counter() - distilled}
-        return self._record(RoundRecord(round_index, scores, losses, seconds=seconds), aggregate)
+        record = RoundRecord(round_index, scores, losses, seconds=seconds, lost=lost, notes=notes)
+        return self._record(record, aggregate)
+
+    def _aggregate(
+        self, request: TrainRequest, clients: Sequence[str]
+    ) -> tuple[Aggregate | None, Mapping[str, str], tuple[str, ...]]:
+        """Return what comes of the clients' updates, who was lost, and notes for the record.
+
+        Nothing comes of a round that is spoiled; who spoiled it is left out of the rounds to come.
+
+        Raises:
+            Exception: as in `run_round`.
+        """
+        if not clients:
+            return None, {}, ()
+        try:
+            aggregate = self.aggregator.aggregate(without(self.transport.ask, self.left_out), request, clients)
+        except SpoiledRoundError as error:
+            self.left_out |= {client: torch.tensor([request.round_index]) for client in error.culprits}
+            say(readable(str(error)))
+            write_adapter(self.pair.slm, self.adapter)  # in a simulation, it is the clients' model too
+            return None, {client: readable(reason) for client, reason in error.lost.items()}, (readable(str(error)),)
+        notes = failures_of(self.transport, aggregate.participants, f"round {request.round_index}")
+        return aggregate, aggregate.lost, notes
 
     def _apply_server_optimizer(self, mean: Adapter) -> OptimizerState:
         """Write the next θ to the SLM and, for layer transfer, its change to the LLM. Return the optimizer's state."""
@@ -260,13 +249,17 @@ class Server:
             record: the record of the last round.
 
         Returns:
-            The completed record, and the score of each client that reported one, as `with_personal` returns them.
+            The completed record, and the score of each client of a simulation, as `with_personal` returns them.
         """
         request = TrainRequest(record.round + 1, self.adapter, run=self.identity.run, keep=True)
         clients = self.transport.clients()
-        told = with_personal(record, request, clients, self.transport.ask(dict.fromkeys(clients, request)))
+        lost = lost_clients(
+            request, clients, without(self.transport.ask, self.left_out)(dict.fromkeys(clients, request))
+        )
         write_adapter(self.pair.slm, self.adapter)
-        return told
+        return with_personal(
+            record, lost, self.transport.own_scores() if isinstance(self.transport, Simulation) else {}
+        )
 
     def scores(self) -> dict[str, float]:
         """Score the global SLM and the LLM on the test examples, and return the main metric of each role."""
@@ -281,9 +274,13 @@ class Server:
         return evaluate(modality, model, examples, self.evaluation.batch_size, f"scoring {role}")
 
     def adapters(self) -> dict[str, Adapter]:
-        """Return all that the next round depends on: θ, ω if there is an LLM, the optimizer's state, the teacher."""
+        """Return all that the next round depends on.
+
+        That is θ, ω if there is an LLM, the optimizer's state, the teacher, and who is left out.
+        """
         llm = {} if self.pair.llm is None else {"llm": read_adapter(self.pair.llm)}
-        return {"slm": self.adapter} | llm | self.state | ({_TEACHER: self.teacher} if self.teacher else {})
+        more = {_TEACHER: self.teacher, _LEFT_OUT: self.left_out}
+        return {"slm": self.adapter} | llm | self.state | {name: tensors for name, tensors in more.items() if tensors}
 
     def restore(self, adapters: Mapping[str, Adapter]) -> None:
         """Continue from what `adapters` returned after an earlier round."""
@@ -292,4 +289,5 @@ class Server:
             write_adapter(model, adapters[role])
         self.adapter = adapters["slm"]
         self.teacher = adapters.get(_TEACHER, {})
-        self.state = {name: adapter for name, adapter in adapters.items() if name not in (*models, _TEACHER)}
+        self.left_out = dict(adapters.get(_LEFT_OUT, {}))
+        self.state = {name: one for name, one in adapters.items() if name not in (*models, _TEACHER, _LEFT_OUT)}

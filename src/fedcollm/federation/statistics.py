@@ -102,22 +102,34 @@ def asked_for(request: TrainRequest) -> bool:
     return not {GRAM, TARGETS}.isdisjoint(request.adapter)
 
 
-def check_request(request: TrainRequest, expected: Adapter) -> None:
-    """Refuse a request for statistics that is not exactly as agreed.
+def check_request(request: TrainRequest) -> None:
+    """Refuse a request for statistics that no client should answer, whatever its examples are.
 
     Args:
         request: the request, from a server that may be hostile.
-        expected: `blank` for this client's own examples.
 
     Raises:
         RefusalError: says what is wrong.
     """
     if request.round_index != ROUND:
         raise RefusalError(f"statistics are asked for in round {request.round_index}, and only round {ROUND} has any")
-    if reason := misfit(request.adapter, expected):
-        raise RefusalError(f"the request for statistics does not fit this client's examples: {reason}")
+    if request.adapter.keys() != {GRAM, TARGETS} or any(t.dtype != torch.float32 for t in request.adapter.values()):
+        raise RefusalError(f"a request for statistics holds {GRAM} and {TARGETS} in float32, and nothing else")
     if any(tensor.count_nonzero() for tensor in request.adapter.values()):
         raise RefusalError("the request for statistics holds other values than zeros")
+
+
+def check_fit(request: TrainRequest, own: Adapter) -> None:
+    """Check that a client's own statistics have the shapes that were asked for, and are finite.
+
+    Raises:
+        UserError: they have not, because the client's examples or its SLM are not those of the other parties.
+    """
+    if reason := misfit(own, request.adapter):
+        raise UserError(
+            f"the statistics of this client's examples don't fit those that are asked for: {reason}. Give it examples "
+            "with the labels of the other parties."
+        )
 
 
 def check_mean(mean: Adapter) -> None:

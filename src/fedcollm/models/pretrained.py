@@ -132,7 +132,9 @@ def transformers_class(name: str) -> Any:
 
 
 def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **options: Any) -> Any:
-    """Call a loader of transformers. Weights in `pytorch_model.bin` are read as tensors alone (`weights_only`).
+    """Call a loader of transformers, without ever running or asking about code that comes with a model.
+
+    Weights in `pytorch_model.bin` are read as tensors alone (`weights_only`).
 
     Args:
         loader: a class with `from_pretrained`, such as `AutoConfig`.
@@ -144,7 +146,7 @@ def from_pretrained(loader: Any, place: str, advice: str = GIVE_A_MODEL, **optio
         UserError: the loader can't load the place.
     """
     try:
-        return loader.from_pretrained(place, **options)
+        return loader.from_pretrained(place, trust_remote_code=False, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damaged files make transformers raise errors of any type
@@ -238,8 +240,8 @@ def _convert_gguf(file: Path, target: Path) -> None:
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar of transformers
-            source: Any = auto_class.from_pretrained(**place, dtype=torch.float32)
-            tokenizer: Any = auto_tokenizer.from_pretrained(**place)
+            source: Any = auto_class.from_pretrained(**place, dtype=torch.float32, trust_remote_code=False)
+            tokenizer: Any = auto_tokenizer.from_pretrained(**place, trust_remote_code=False)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damaged files make transformers raise errors of any type

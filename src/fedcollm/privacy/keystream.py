@@ -26,10 +26,15 @@ class SecureStream:
     """
 
     def __init__(self, key: bytes | None = None):
-        self._encryptor = keystream(key or os.urandom(32))
+        self._encryptor, self._process = keystream(key or os.urandom(32)), os.getpid()
 
     def words(self, count: int) -> NDArray[np.uint64]:
-        """Return [count] uniform random uint64."""
+        """Return [count] uniform random uint64.
+
+        A forked process takes a fresh key: its numbers would otherwise be those of the process that it came from.
+        """
+        if self._process != os.getpid():
+            self._encryptor, self._process = keystream(os.urandom(32)), os.getpid()
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
 
     def uniform(self, count: int) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedcollm.config import RunConfig
-from fedcollm.federation.server import sample
+from fedcollm.federation.cohort import sample
 from fedcollm.training.batches import step_count
 
 

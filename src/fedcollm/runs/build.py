@@ -18,8 +18,9 @@ from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError
 from fedcollm.federation.aggregation.base import Aggregator
 from fedcollm.federation.aggregation.plain import PlainAggregator
+from fedcollm.federation.cohort import Transport
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
-from fedcollm.federation.server import Server, Transport
+from fedcollm.federation.server import Server
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import parameter_counts, resolve_device
 from fedcollm.privacy.accounting import Privacy
@@ -42,6 +43,9 @@ from fedcollm.runs.shrink import with_shrunk_models
 from fedcollm.seeding import RunIdentity
 from fedcollm.training.distillation import ModelPair
 from fedcollm.transports.local import LocalTransport
+
+#: The file in a run directory that holds the sum of secure aggregation which is being opened.
+OPENING = "opening.safetensors"
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         transport, aggregator = _connect_local(config, identity, pair, split, inputs)
     else:
         transport = inputs.remote.transport
-        aggregator = _build_aggregator(config, pair, split, inputs.remote.roster)
+        aggregator = _build_aggregator(config, pair, split, inputs.remote.roster, base.with_name(OPENING))
     return Federation(
         server=_build_server(config, identity, pair, split, transport, aggregator),
         split=split,
@@ -193,13 +197,25 @@ def _build_server(
 
 
 def _build_aggregator(
-    config: RunConfig, pair: ModelPair, split: Split, roster: Mapping[str, Ed25519PublicKey]
+    config: RunConfig,
+    pair: ModelPair,
+    split: Split,
+    roster: Mapping[str, Ed25519PublicKey],
+    journal: Path | None = None,
 ) -> Aggregator:
-    """Return the aggregator that combines the updates of the clients on the roster."""
+    """Return the aggregator that combines the updates of the clients on the roster.
+
+    Args:
+        config: the run's configuration.
+        pair: the models.
+        split: the run's data.
+        roster: client id to public signing key.
+        journal: file for the sum that is being opened.
+    """
     form = broadcast_form(config, pair.modality.of("slm"), pair.slm, split.test)
     settings = secured(config, roster, sum(tensor.numel() for tensor in form.values()))
     if settings is not None:
-        return SecureAggregator(settings)
+        return SecureAggregator(settings, journal)
     uploads = build_uploads(config, list(roster))
     if config.federation.secure_aggregation.simulate_quantization and roster:
         return SimulatedQuantization(config.federation, uploads, encoding=fixed_point(config, len(roster)))
@@ -228,6 +244,7 @@ def _connect_local(
                 examples=own_examples,
                 test=split.test,
                 own=inputs.personal and inputs.personal / name,
+                replaces=True,
             ),
             list(examples),
         )

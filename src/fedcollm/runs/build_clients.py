@@ -1,7 +1,7 @@
 """Build a client, in this process or on its owner's machine, and the settings that all parties agree on."""
 
 import functools
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from fedcollm.config import RunConfig, asked_clients
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation import statistics
 from fedcollm.federation.client import Agreement, Client
+from fedcollm.federation.limits import Limits
+from fedcollm.federation.operator import Operator
 from fedcollm.federation.secagg.client import SecureClient
-from fedcollm.federation.secagg.fixed_point import FixedPoint
+from fedcollm.federation.secagg.fixed_point import FixedPoint, check_weight
 from fedcollm.federation.secagg.noise import check_grid, private_fixed_point
 from fedcollm.federation.secagg.settings import SecureSettings
 from fedcollm.federation.upload_format import UploadFormat
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 _LABELS = "server.pseudo_labels"
 
 
+def _ignore(line: str) -> None:
+    """Do nothing with a line."""
+
+
 @dataclass(frozen=True)
 class ClientData:
     """The model and the data of one client.
@@ -42,7 +48,9 @@ class ClientData:
         examples: D_k, the client's private examples.
         test: examples that the client scores its tuned SLM on.
         own: directory for the adapter that the client keeps (`client.personal`); None if it keeps none.
-        spent: the rounds that the client has spent privacy on, and a digest of the statistics that it sent.
+        spent: what the client has answered and spent, as in `Client`.
+        replaces: whether an adapter in `own` is replaced, as in a simulation that goes on for more rounds.
+        journal: writes one line about a failure, for the client's operator only.
     """
 
     modality: Modality
@@ -51,6 +59,8 @@ class ClientData:
     test: Sequence[Any] = field(repr=False)
     own: Path | None = None
     spent: MutableMapping[str, int | str] = field(default_factory=dict[str, int | str], repr=False)
+    replaces: bool = False
+    journal: Callable[[str], None] = field(default=_ignore, repr=False)
 
 
 def build_client(config: RunConfig, identity: RunIdentity, name: str, data: ClientData, ids: Sequence[str]) -> Client:
@@ -62,7 +72,13 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
         name: the client's id.
         data: the client's model and data.
         ids: ids of all clients, in the order of the federation.
+
+    Raises:
+        RangeError: the client has more examples than secure aggregation was set up for.
     """
+    federation = config.federation
+    if Limits.of(federation).value_range is not None and federation.weighted:
+        check_weight(len(data.examples), federation.secure_aggregation.max_weight)
     return Client(
         id=name,
         modality=data.modality,
@@ -78,14 +94,27 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
             upload=build_uploads(config, ids)[name],
             statistics=config.statistics,
             trains=config.control is None,
+            limits=Limits.of(config.federation),
         ),
         spent=data.spent,
-        store=functools.partial(_store, data.slm, data.own) if config.client.personal and data.own else None,
+        operator=_operator(config, data),
     )
 
 
-def _store(slm: "peft.PeftModel", directory: Path, adapter: Adapter) -> None:
-    """Save the adapter that a client keeps for itself, in PEFT's format."""
+def _operator(config: RunConfig, data: ClientData) -> Operator:
+    if not (config.client.personal and data.own):
+        return Operator(journal=data.journal)
+    return Operator(functools.partial(_store, data.slm, data.own, data.replaces), data.journal)
+
+
+def _store(slm: "peft.PeftModel", directory: Path, replaces: bool, adapter: Adapter) -> None:
+    """Save the adapter that a client keeps for itself, in PEFT's format.
+
+    Raises:
+        UserError: there is one already, or it can't be written.
+    """
+    if directory.exists() and not replaces:
+        raise UserError(f"{directory} exists already, and is not replaced. Move it away before the last round.")
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         save_adapter(slm, adapter, directory)
@@ -179,7 +208,8 @@ def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameter
     encoding, privacy = fixed_point(config, len(roster)), build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and parameters:
         check_grid(encoding, privacy, asked, threshold or default_threshold(asked), parameters)
-    return SecureSettings(encoding, roster, threshold, not config.federation.weighted, privacy)
+    uniform, norm = not config.federation.weighted, config.federation.max_update_norm
+    return SecureSettings(encoding, roster, threshold, uniform, privacy, norm)
 
 
 def secure_client(

@@ -14,6 +14,7 @@
     adapters/{slm,llm}/     the same adapters in PEFT's own format
     adapters/clients/ID/    with `client.personal`: the adapters that clients in this process keep after the last round
     personal.json           with `client.personal`: the round after which clients kept an adapter, and their scores
+    opening.safetensors     of a deployment with secure aggregation: the sum of the last round that was opened
     base/{slm,llm}/         base models that this run pretrained itself (`pretrain_epochs`)
     confusion.json          role -> [true label, predicted label, number of examples], after the last round
     outcomes.json           role -> {id of a test example: main metric}, after the last scored round
@@ -103,17 +104,34 @@ def parse_config(file: Path) -> RunConfig:
         UserError: the file is missing or malformed, or another version of fedcollm wrote it.
     """
     try:
-        values: Any = read_yaml(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is not a configuration that fedcollm wrote: {error}") from error
+    return parse_config_text(text, str(file))
+
+
+def parse_config_text(text: str, source: str) -> RunConfig:
+    """Read the output of `config_text`, as `parse_config` does.
+
+    Args:
+        text: the configuration.
+        source: where it is from, for messages.
+
+    Raises:
+        UserError: it is malformed, or another version of fedcollm wrote it.
+    """
+    try:
+        values: Any = read_yaml(text)
         if isinstance(values, dict):
-            _check_version(file, cast(Mapping[str, Any], values).get("schema_version", 1))
+            _check_version(source, cast(Mapping[str, Any], values).get("schema_version", 1))
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{file} is not a configuration that fedcollm wrote: {explain(error)}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not a configuration that fedcollm wrote: {error}") from error
+        raise UserError(f"{source} is not a configuration that fedcollm wrote: {explain(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is not a configuration that fedcollm wrote: {error}") from error
 
 
-def _check_version(file: Path, version: Any) -> None:
+def _check_version(file: str, version: Any) -> None:
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{file} was written by another version of fedcollm: its schema_version is {version}, and this version "

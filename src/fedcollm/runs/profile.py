@@ -12,7 +12,7 @@ from typing import Any
 from fedcollm.config import RunConfig
 from fedcollm.errors import UserError
 from fedcollm.federation import statistics
-from fedcollm.federation.server import sample
+from fedcollm.federation.cohort import sample
 from fedcollm.messages import adapter_bytes
 from fedcollm.metrics import peak_memory_bytes
 from fedcollm.progress import say

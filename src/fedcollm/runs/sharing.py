@@ -8,6 +8,7 @@ added later therefore counts until somebody lists it here.
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.federation.client import Client
-from fedcollm.federation.server import Server, Transport
+from fedcollm.federation.cohort import Transport
+from fedcollm.federation.server import Server
 from fedcollm.messages import Score
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, resolve_dtype
@@ -43,7 +45,10 @@ WITHOUT_INFLUENCE_ON_ROUND_1: Mapping[str, Any] = {
         "server_optimizer",
         "min_clients",
         "deadlines",
-        "max_update_norm",
+        "max_update_norm",  # the client's own limits are added from its agreement
+        "max_adapter_value",
+        "max_adapter_norm",
+        "max_loss",
         "secure_aggregation",
         "privacy",
     },
@@ -75,6 +80,7 @@ def with_cache(config: RunConfig, clients: Mapping[str, Client], transport: Tran
         | {
             "client": name,
             "rank": client.agreement.upload.rank,
+            "limits": asdict(client.agreement.limits),
             "examples": digest_of(client.examples),
             "test": digest_of(client.test),
         }

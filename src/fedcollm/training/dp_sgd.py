@@ -26,6 +26,7 @@ from fedcollm.progress import track
 from fedcollm.training.fine_tuning import check_finite_weights
 from fedcollm.training.optimizers import adamw, scheduler
 
+_LARGEST_SQUARE = 1e36  # of a per-example gradient's L2 norm; opacus sums the squares in float32
 _GRID_BITS = 30  # the noise lies on a grid whose step is its standard deviation / 2³⁰
 
 
@@ -39,9 +40,10 @@ def fit_privately(
 ) -> None:
     """Fine-tune the trainable parameters on labelled examples, so that no single example shows. Return no loss.
 
-    The gradient of a step is the sum of the clipped per-example gradients of a random batch, plus noise. It is divided
-    neither by the size of the batch nor by the number of examples, which is the client's secret: AdamW does not depend
-    on the scale of the gradient.
+    The gradient of a step is the sum of the clipped per-example gradients of a random batch, plus noise. An example
+    whose gradient is not finite, or can't be computed at all, counts as zero: the noise is added all the same. The sum
+    is divided neither by the size of the batch nor by the number of examples, which is the client's secret: AdamW does
+    not depend on the scale of the gradient.
 
     Args:
         modality: makes batches and outputs; the loss of an example is the sum of the cross-entropy over its supervised
@@ -133,14 +135,75 @@ def _check_linear(model: nn.Module) -> None:
 
 def _step(modality: Modality, model: nn.Module, examples: Sequence[Any], batch_size: int, optimizer: Any) -> None:
     """Make one optimizer step on a random batch, with `batch_size` examples in memory at once."""
-    near = sorted(examples, key=modality.size)
+    near = sorted(examples, key=lambda example: _size(modality, example))
     chunks = [near[i : i + batch_size] for i in range(0, len(near), batch_size)] or [[]]
     for number, chunk in enumerate(chunks, start=1):
-        _backward(modality, model, chunk)
+        _gradients(modality, model, chunk)
         optimizer.signal_skip_step(number < len(chunks))  # until the last chunk, opacus only clips and sums
         with _exact_products():
             optimizer.step()
         optimizer.zero_grad()
+
+
+def _size(modality: Modality, example: Any) -> int:
+    """Return the size of an example; 0 if it can't be told, as its gradient then can't be computed either."""
+    try:
+        return modality.size(example)
+    except Exception:  # anything here may depend on the data
+        return 0
+
+
+def _gradients(modality: Modality, model: nn.Module, examples: Sequence[Any]) -> None:
+    """Leave the per-example gradients in `grad_sample`; of an example without a finite one, zeros.
+
+    If a batch fails, its examples are tried one by one, so that each can spoil its own gradient only.
+    """
+    try:
+        _backward(modality, model, examples)
+    except Exception:  # anything here may depend on the data
+        parts = [_gradient(modality, model, example) for example in examples]
+        for parameter, samples in zip(_trained(model), zip(*parts, strict=True), strict=True):
+            parameter.grad_sample = torch.cat(samples)
+    _drop_non_finite(_trained(model))
+
+
+def _gradient(modality: Modality, model: nn.Module, example: Any) -> list[torch.Tensor]:
+    """Return the gradient of one example, [1, *shape] for each trained parameter; zeros if it can't be computed."""
+    try:
+        _forget_batch(model)
+        _backward(modality, model, [example])
+        return [parameter.grad_sample for parameter in _trained(model)]
+    except Exception:  # anything here may depend on the data
+        return [parameter.new_zeros(1, *parameter.shape) for parameter in _trained(model)]
+    finally:
+        _forget_batch(model)
+
+
+def _forget_batch(model: nn.Module) -> None:
+    """Remove what opacus has noted of a batch whose backward pass did not come to its end."""
+    for module in cast(Iterable[Any], model.modules()):
+        if hasattr(module, "activations") and not isinstance(module.activations, nn.Module):
+            module.activations = []
+        if hasattr(module, "max_batch_len"):
+            del module.max_batch_len
+    for parameter in _trained(model):
+        parameter.grad_sample, parameter.grad, parameter._forward_counter = None, None, 0
+        if hasattr(parameter, "_current_grad_sample"):
+            del parameter._current_grad_sample
+
+
+def _drop_non_finite(parameters: Sequence[Any]) -> None:
+    """Set all gradients of an example to zero if their norm is NaN, infinite, or too large for opacus to clip it."""
+    squares = [parameter.grad_sample.double().flatten(1).square().sum(dim=1) for parameter in parameters]
+    kept = torch.stack(squares).sum(dim=0) <= _LARGEST_SQUARE
+    if not bool(kept.all()):
+        for parameter in parameters:
+            parameter.grad_sample[~kept] = 0.0
+
+
+def _trained(model: nn.Module) -> list[Any]:
+    """Return the trainable parameters, to which opacus adds attributes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _backward(modality: Modality, model: nn.Module, examples: Sequence[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import safetensors.torch
 from safetensors import safe_open
 
-from fedcollm.federation.server import Transport
+from fedcollm.federation.cohort import Simulation, Transport
 from fedcollm.messages import Adapter, Answer, ClientUpdate, Request, Score, TrainRequest, payload_digest
 from fedcollm.storage import one_at_a_time, replacing, writing
 
@@ -45,6 +45,14 @@ class CachingTransport:
             else:
                 yield from self._inner.ask({client: request})
 
+    def failures(self) -> Mapping[str, Exception]:
+        """Return why clients failed on their data. An answer that comes from the cache is not that of a failure."""
+        return self._inner.failures() if isinstance(self._inner, Simulation) else {}
+
+    def own_scores(self) -> Mapping[str, Score]:
+        """Return the scores of the adapters that clients keep for themselves, by client id."""
+        return self._inner.own_scores() if isinstance(self._inner, Simulation) else {}
+
     def _cached(self, client: str, request: TrainRequest) -> Iterator[Answer]:
         """Yield the cached update; if there is none, ask the client and cache its update."""
         settings = {"client": client, "round": request.round_index, "evaluate": request.evaluate}
@@ -56,7 +64,7 @@ class CachingTransport:
             else:
                 answers = list(self._inner.ask({client: request}))
                 for answer in answers:
-                    if isinstance(answer, ClientUpdate):
+                    if isinstance(answer, ClientUpdate) and client not in self.failures():
                         _write(file, answer)
         yield from answers
 

@@ -1,13 +1,16 @@
 """A client that receives and sends bytes: it answers requests, and refuses everything else."""
 
 import hashlib
+import logging
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedcollm.errors import FedcollmError, RefusalError
+from fedcollm.errors import RefusalError
 from fedcollm.federation.statistics import asked_for
-from fedcollm.messages import Answer, Failure, PhaseRequest, Request, TrainRequest, readable
+from fedcollm.messages import Answer, Failure, FinishRequest, PhaseAnswer, PhaseRequest, Request, TrainRequest, readable
 from fedcollm.progress import say
 from fedcollm.transports.wire import decode, encode
 
@@ -33,18 +36,25 @@ class ClientEndpoint:
         id: the client's id.
         client: carries out the requests.
         limit_bytes: size of the longest request to accept.
+        finish: saves what the last message of a run brings; None if the client does not take it.
+        answer_after: the answer to a request to train leaves after a whole multiple of so many seconds, so that the
+            time does not tell what came of it; 0 lets it leave at once.
+        wait: waits for a number of seconds.
     """
 
     id: str
     client: Answers = field(repr=False)
     limit_bytes: int
+    finish: Callable[[FinishRequest], None] | None = field(default=None, repr=False)
+    answer_after: float = 0.0
+    wait: Callable[[float], object] = field(default=time.sleep, repr=False)
     _answers: dict[bytes, bytes] = field(init=False, repr=False, default_factory=dict[bytes, bytes])
 
     def __call__(self, data: bytes) -> bytes:
         """Return the answer to a request.
 
-        A refusal is sent with its reason. Any other error is sent as the name of its class only, because its message
-        may tell something about the client's data.
+        A refusal is sent with its reason. Of any other error only the operator learns the kind and the text, because
+        both may tell something about the client's data.
         """
         digest = hashlib.sha256(data).digest()
         if digest not in self._answers:
@@ -57,6 +67,9 @@ class ClientEndpoint:
         """Return the answer to a request that has not been answered yet, and tell this client's operator about it."""
         try:
             request = decode(data, self.limit_bytes)
+            if isinstance(request, FinishRequest) and self.finish is not None:
+                self.finish(request)
+                return PhaseAnswer(self.id, "finished", {})
             if not isinstance(request, (TrainRequest, PhaseRequest)):
                 raise RefusalError("an answer was sent to a client")
             if isinstance(request, TrainRequest):
@@ -64,15 +77,23 @@ class ClientEndpoint:
             say(_described(request))
             start = time.perf_counter()
             answer = self.client.answer(request)
+            if isinstance(request, TrainRequest):
+                self._wait_since(start)
             if isinstance(request, TrainRequest) and not request.keep and not asked_for(request):
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
             return answer
         except RefusalError as error:
-            say(f"refused: {readable(str(error))}")
-            return Failure(self.id, str(error))
-        except FedcollmError as error:
-            say(f"failed: {readable(str(error))}")
-            return Failure(self.id, f"the client stopped with {type(error).__name__}; its operator sees why")
+            say(f"refused: {readable(str(error))}", logging.WARNING)
+            return Failure(self.id, readable(str(error)))
+        except Exception as error:  # a request that can't be carried out is lost, and not this process
+            say(f"failed: {readable(f'{type(error).__name__}: {error}')}", logging.WARNING)
+            return Failure(self.id, "the client can't carry out the request; its operator sees why")
+
+    def _wait_since(self, start: float) -> None:
+        """Wait until a whole multiple of `answer_after` seconds has passed since the start."""
+        if self.answer_after > 0:
+            spent = time.perf_counter() - start
+            self.wait(max(1, math.ceil(spent / self.answer_after)) * self.answer_after - spent)
 
 
 def _described(request: Request) -> str:

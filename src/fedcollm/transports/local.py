@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.client import Client
+from fedcollm.federation.operator import Operator
 from fedcollm.federation.secagg.client import SecureClient
-from fedcollm.messages import Answer, Failure, Request
+from fedcollm.messages import Answer, Failure, Request, Score
 
 
 class LocalTransport:
@@ -29,3 +30,15 @@ class LocalTransport:
                 yield self._clients[client].answer(request)
             except RefusalError as error:
                 yield Failure(client, str(error))
+
+    def failures(self) -> Mapping[str, Exception]:
+        """Return why clients could not carry out their last request on their data, by client id."""
+        return {client: why for client in self._clients if (why := self._operator(client).failure) is not None}
+
+    def own_scores(self) -> Mapping[str, Score]:
+        """Return the scores of the adapters that clients keep for themselves, by client id."""
+        return {client: kept for client in self._clients if (kept := self._operator(client).kept) is not None}
+
+    def _operator(self, client: str) -> Operator:
+        one = self._clients[client]
+        return (one.client if isinstance(one, SecureClient) else one).operator

@@ -8,11 +8,10 @@ is told both versions.
 
 import json
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from fedcollm.messages import (
     Answer,
     ClientUpdate,
     Failure,
+    FinishRequest,
     PhaseAnswer,
     PhaseRequest,
     Request,
@@ -35,28 +35,42 @@ from fedcollm.messages import TrainRequest as Train
 _METADATA = "fedcollm"
 
 
+#: Numbers that every program can hold: JSON itself knows no bounds.
+_Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
+_Number = Annotated[float, Field(ge=-1e300, le=1e300)]
+_Name = Annotated[str, Field(max_length=100)]
+_Sums = Annotated[dict[_Name, _Number], Field(max_length=100)]
+_Counts = Annotated[dict[_Name, _Integer], Field(max_length=100)]
+
+
 class _Form(BaseModel):
     """Part of a header. The names of the fields are the wire format: to change one, raise PROTOCOL_VERSION."""
 
-    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class _SessionForm(_Form):
     run: str
-    round_index: int
+    round_index: _Integer
     nonce: str
     invited: tuple[str, ...]
-    threshold: int
+    threshold: _Integer
     payload: str
 
 
 class _TrainHeader(_Form):
     kind: Literal["train"] = "train"
-    round_index: int
+    round_index: _Integer
     evaluate: bool
     session: _SessionForm | None
     run: str
     keep: bool = False
+
+
+class _FinishHeader(_Form):
+    kind: Literal["finish"] = "finish"
+    round_index: int
+    run: str
 
 
 class _PhaseHeader(_Form):
@@ -68,11 +82,11 @@ class _PhaseHeader(_Form):
 class _UpdateHeader(_Form):
     kind: Literal["update"] = "update"
     client: str
-    round_index: int
-    examples: int | None
-    loss: float | None
-    score: tuple[dict[str, float], int] | tuple[dict[str, float], int, dict[str, int]] | None
-    seconds: dict[str, float]
+    round_index: _Integer
+    examples: _Integer | None
+    loss: _Number | None
+    score: tuple[_Sums, _Integer] | tuple[_Sums, _Integer, _Counts] | None
+    seconds: _Sums
 
 
 class _AnswerHeader(_Form):
@@ -87,7 +101,7 @@ class _FailureHeader(_Form):
     reason: str
 
 
-_Header = _TrainHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader
+_Header = _TrainHeader | _FinishHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader
 _HEADERS: TypeAdapter[_Header] = TypeAdapter(_Header)
 
 
@@ -100,20 +114,22 @@ def longest_message(adapter_bytes: int = 0) -> int:
     return 2 * adapter_bytes + 16 * 2**20
 
 
-def encode(message: Request | Answer) -> bytes:
+def encode(message: Request | FinishRequest | Answer) -> bytes:
     """Return a message as bytes. A score travels without its confusion table and its outcomes."""
     header, tensors = _taken_apart(message)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     return save(contiguous, {_METADATA: f"{PROTOCOL_VERSION}\n{header.model_dump_json()}"})
 
 
-def _taken_apart(message: Request | Answer) -> tuple[_Header, Mapping[str, Tensor]]:
+def _taken_apart(message: Request | FinishRequest | Answer) -> tuple[_Header, Mapping[str, Tensor]]:
     """Return the header and the tensors of a message."""
     match message:
         case Train(round_index, adapter, evaluate, session, run, keep):
             form = _session_form(session) if session else None
             header = _TrainHeader(round_index=round_index, evaluate=evaluate, session=form, run=run, keep=keep)
             return header, adapter
+        case FinishRequest(round_index, adapter, run):
+            return _FinishHeader(round_index=round_index, run=run), adapter
         case PhaseRequest(phase, nonce, items):
             return _PhaseHeader(phase=phase, nonce=nonce), _tensors(items)
         case ClientUpdate(client, round_index, adapter, examples, loss, score, seconds):
@@ -143,7 +159,7 @@ def _session_form(session: Session) -> _SessionForm:
     )
 
 
-def decode(data: bytes, limit_bytes: int) -> Request | Answer:
+def decode(data: bytes, limit_bytes: int) -> Request | FinishRequest | Answer:
     """Return the message that `encode` turned into these bytes.
 
     Args:
@@ -164,12 +180,14 @@ def decode(data: bytes, limit_bytes: int) -> Request | Answer:
                 "Install the same version of fedcollm at the server and at every client."
             )
         header, tensors = _HEADERS.validate_json(text), load(data)
-    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _put_together(header, tensors)
+    except RefusalError:
+        raise
+    except Exception as error:  # whatever the bytes were, they are no message
         raise RefusalError(f"not a message of this protocol ({type(error).__name__})") from error
-    return _put_together(header, tensors)
 
 
-def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | Answer:
+def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | FinishRequest | Answer:
     """Return the message with this header and these tensors."""
     match header:
         case _TrainHeader():
@@ -178,6 +196,8 @@ def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | A
                 form.run, form.round_index, form.nonce, form.invited, form.threshold, form.payload
             )
             return Train(header.round_index, dict(tensors), header.evaluate, session, header.run, header.keep)
+        case _FinishHeader():
+            return FinishRequest(header.round_index, dict(tensors), header.run)
         case _PhaseHeader():
             return PhaseRequest(header.phase, header.nonce, _items(tensors))
         case _UpdateHeader():

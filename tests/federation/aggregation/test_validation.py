@@ -263,6 +263,15 @@ def test_client_whose_test_set_has_no_object_is_kept():
         {"score": Score({"words": 1.0}, 4, counts={"words": 8, "letters": 8})},
         {"seconds": {"clients": math.inf}},
         {"seconds": {"clients": -1.0}},
+        {"seconds": {"[/x]": 1.0}},
+        {"seconds": {"clients": 1.0, "elsewhere": 1.0}},
+        {"score": Score({"[/x]" * 30: 1.0}, 4)},
+        {"score": Score({"a\x1b[2J": 1.0}, 4)},
+        {"score": Score({f"metric {i}": 1.0 for i in range(51)}, 4)},
+        {"score": "no score"},
+        {"seconds": None},
+        {"adapter": None},
+        {"examples": "3"},
     ],
 )
 def test_numbers_that_no_honest_client_sends_lose_the_client_and_nothing_else(changes):

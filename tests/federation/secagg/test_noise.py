@@ -227,7 +227,7 @@ def test_round_has_no_numbers_of_the_clients_but_who_took_part(make, privacy, se
 
 @pytest.mark.parametrize("privacy", [CLIENT, EXAMPLE], ids=["client", "example"])
 def test_client_gives_nothing_but_its_adapter(make, privacy, monkeypatch):
-    monkeypatch.setattr("fedcollm.federation.client.evaluate", lambda *a: pytest.fail("scored"))
+    monkeypatch.setattr("fedcollm.federation.scoring.evaluate", lambda *a: pytest.fail("scored"))
     client = make(privacy)["c"]
     update = client.train(TrainRequest(1, read_adapter(client.slm), evaluate=True))
     assert update == ClientUpdate("c", 1, update.adapter, None, None, None, {})

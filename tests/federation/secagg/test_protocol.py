@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedcollm.errors import RefusalError, RoundFailedError
+from fedcollm.errors import RefusalError, RoundFailedError, SpoiledRoundError
+from fedcollm.federation.answered import OpenedRounds
 from fedcollm.federation.secagg.masks import commitment, pairwise_mask, private_key, self_mask
 from fedcollm.federation.secagg.protocol import Items, Participant
 from fedcollm.federation.secagg.server import SecureSum, collect_sum
@@ -93,6 +94,12 @@ class Group:
         self.asked: dict[str, dict[str, Items]] = {}  # phase to client to what it received
         self.answers: dict[str, dict[str, dict[str, bytes]]] = {}  # phase to client to its answer
         self.refusals: dict[str, str] = {}
+
+    @staticmethod
+    def reopened(member: Participant) -> Participant:
+        """A client that has refused, as it was when shares were due."""
+        member._phase = "mask"
+        return member
 
     def advertise(self) -> dict[str, bytes]:
         return {
@@ -354,7 +361,7 @@ def keyed() -> tuple[Group, dict[str, bytes]]:
 
 def test_keys_signed_by_their_owner_are_accepted(keyed):
     group, keys = keyed
-    assert group.members["a"].share({**keys, "b": signed_keys("b", group.session)}).keys() == set("bcd")
+    assert group.members["a"].share({**keys, "b": signed_keys("b", group.session)}).keys() == set("abcd")
 
 
 def test_own_keys_changed_are_refused(keyed):
@@ -496,10 +503,14 @@ def test_shares_changed_in_transit_are_refused(shared, at):
         group.members["a"].mask({**inbox["a"], "b": changed})
 
 
-@pytest.mark.parametrize("box", [b"", bytes(16), bytes(48)], ids=["empty", "a tag alone", "zeros"])
-def test_made_up_shares_are_refused(shared, box):
+@pytest.mark.parametrize(
+    ("box", "what"),
+    [(b"", "are malformed"), (bytes(48), "are malformed"), (bytes(112), "were changed")],
+    ids=["empty", "without digests", "zeros"],
+)
+def test_made_up_shares_are_refused(shared, box, what):
     group, inbox = shared
-    with refused("the shares of client b were changed"):
+    with refused(f"the shares of client b {what}"):
         group.members["a"].mask({**inbox["a"], "b": box})
 
 
@@ -533,13 +544,21 @@ def test_shares_of_another_length_are_refused(shared, size):
     group, inbox = shared
     box = group.members["b"]._box("a", "b", "a").encrypt(bytes(12), bytes(size), group.session.context)
     with refused("the shares of client b are malformed"):
-        group.members["a"].mask({**inbox["a"], "b": box})
+        group.members["a"].mask({**inbox["a"], "b": box + bytes(64)})
+
+
+def test_shares_that_are_not_those_of_the_digests_are_refused_and_name_their_sender(shared):
+    group, inbox = shared
+    for at in (48, 80):  # the digest of the share of b_u, and that of the masking seed
+        changed = inbox["a"]["b"][:at] + flipped(inbox["a"]["b"][at:])
+        with refused("the shares of client b are not those that it promised"):
+            Group.reopened(group.members["a"]).mask({**inbox["a"], "b": changed})
 
 
 def test_shares_from_itself_are_refused(shared):
     group, inbox = shared
     one = group.members["a"]
-    box = one._box("a", "a", "a").encrypt(bytes(12), bytes(32), group.session.context)
+    box = one._box("a", "a", "a").encrypt(bytes(12), bytes(32), group.session.context) + bytes(64)
     with refused("the shares of client a are malformed"):
         one.mask({**inbox["a"], "a": box})
 
@@ -867,6 +886,30 @@ def test_refused_opening_is_not_remembered(opened, phase):
     assert opened["a"] == {}
 
 
+def test_theta_that_was_opened_is_not_opened_for_others_in_another_round():
+    memory: dict[str, list[str]] = {}
+    OpenedRounds(memory, "run", 1, "00ff").note(["a", "b", "c"])
+    again = OpenedRounds(memory, "run", 2, "00ff")
+    again.check(["a", "b", "c"])
+    with refused("the same adapter was opened before, for other survivors (only a, b, c may take part)"):
+        again.check(["a", "b", "c", "d"])
+    OpenedRounds(memory, "run", 2, "00fe").check(["a", "b", "d"])
+    OpenedRounds(memory, "other", 2, "00ff").check(["a", "b", "d"])
+
+
+def test_rounds_are_opened_in_their_order_and_one_for_one_theta():
+    memory: dict[str, list[str]] = {"run/x/9": ["a"], "run 2/9": ["a"]}  # of other runs
+    for index in (1, 3):
+        OpenedRounds(memory, "run", index, f"theta {index}").check_order()
+        OpenedRounds(memory, "run", index, f"theta {index}").note(["a", "b", "c"])
+    OpenedRounds(memory, "run", 3, "theta 3").check_order()
+    OpenedRounds(memory, "run", 4, "theta 3").check_order()
+    with refused("round 2 was asked for after round 3, and no round comes twice"):
+        OpenedRounds(memory, "run", 2, "theta 2").check_order()
+    with refused("round 3 was opened before, for another adapter"):
+        OpenedRounds(memory, "run", 3, "theta 4").check_order()
+
+
 # --- the server among dishonest clients ---
 
 
@@ -899,14 +942,17 @@ def test_keys_of_a_client_that_was_not_invited_are_left_out():
         lambda items: without(items, "a"),
         lambda items: {**items, "d": b""},
         lambda items: {**items, "e": b""},
+        lambda items: {**items, "a": items["a"][:-1]},
+        lambda items: {**items, "a": items["a"] + b"0"},
     ],
-    ids=["none", "one too few", "one for itself", "one for a stranger"],
+    ids=["none", "one too few", "one for itself", "one for a stranger", "too short", "too long"],
 )
-def test_client_whose_shares_are_for_the_wrong_clients_is_lost(change):
+def test_client_whose_shares_have_a_wrong_form_is_named_and_lost_alone(change):
     group = Group(changes={("share", "d"): change})
     result = group.sum()
     assert result.vector.tolist() == true_sum("abc")
-    assert result.lost == {"d": "share"}
+    assert result.lost == {"d": "share: sent shares of a wrong size, or for the wrong clients"}
+    assert group.refusals == {}
     assert group.asked["mask"].keys() == set("abc")
 
 
@@ -972,20 +1018,28 @@ def wrong_shares(givers: str, owner: str) -> dict[tuple[str, str], Change]:
 def test_wrong_shares_that_leave_too_few_right_ones_end_the_round(owner, losses):
     # of its masking seed if it is lost, of b_v else; t = 3 of 4
     givers = "a" if losses else "ab"
-    with pytest.raises(RoundFailedError, match=f"round 1: the shares of client {owner}'s secret don't fit"):
+    with pytest.raises(SpoiledRoundError, match="round 1: 2 of 4 clients are left after phase unmask") as spoiled:
         Group(losses=losses, changes=wrong_shares(givers, owner)).sum()
+    assert spoiled.value.culprits == tuple(givers)
+    reason = f"unmask: sent a wrong share of the secret of client {owner}"
+    assert spoiled.value.lost == losses | dict.fromkeys(givers, reason)
 
 
 @pytest.mark.parametrize("giver", "abcd")
 @pytest.mark.parametrize("owner", "abcd")
-def test_wrong_share_is_passed_over_where_enough_others_are_right(giver, owner):
-    assert Group(changes=wrong_shares(giver, owner)).sum().vector.tolist() == true_sum("abcd")
+def test_giver_of_a_wrong_share_is_named_where_enough_others_are_right(giver, owner):
+    result = Group(changes=wrong_shares(giver, owner)).sum()
+    assert result.vector.tolist() == true_sum("abcd")
+    assert result.lost == {giver: f"unmask: sent a wrong share of the secret of client {owner}"}
+    assert result.wrong == (giver,)
 
 
 @pytest.mark.parametrize("share", [b"", b"0" * 15, b"0" * 17])
 def test_client_whose_share_has_another_length_is_left_out(share):
     changes = {("unmask", "a"): lambda items: {**items, "b": share}}
-    assert Group(changes=changes).sum().vector.tolist() == true_sum("abcd")
+    result = Group(changes=changes).sum()
+    assert result.vector.tolist() == true_sum("abcd")
+    assert result.lost == {"a": "unmask: sent shares of a wrong size, or of the wrong clients"}
 
 
 @pytest.mark.parametrize("phase", ["confirm", "unmask"])
@@ -1058,8 +1112,9 @@ def test_client_that_commits_to_another_secret_ends_the_round():
         return {"keys": own}
 
     one.advertise = advertise
-    with pytest.raises(RoundFailedError, match="the shares of client b's secret don't fit"):
+    with pytest.raises(SpoiledRoundError, match="the shares of client b's secret don't fit") as spoiled:
         group.sum()
+    assert spoiled.value.culprits == ("b",)
 
 
 # --- what the server sees ---

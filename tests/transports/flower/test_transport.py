@@ -14,10 +14,19 @@ from tests.transports.memory_link import DEADLINES, Fault
 from tests.transports.small_federation import Small, difference, identical, last, relabelled, small_config
 
 from fedcollm.errors import RoundFailedError
-from fedcollm.messages import ClientUpdate, Failure, PhaseAnswer, PhaseRequest, RoundRecord, adapter_bytes
+from fedcollm.messages import (
+    ClientUpdate,
+    Failure,
+    PhaseAnswer,
+    PhaseRequest,
+    RoundRecord,
+    adapter_bytes,
+)
 from fedcollm.progress import shown
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
+from fedcollm.training.fine_tuning import fit
+from fedcollm.transports.flower import transport as flower_transport
 from fedcollm.transports.wire import decode, encode, longest_message
 
 ALL = ("0", "1", "2", "3")
@@ -110,16 +119,16 @@ def test_clients_keep_the_same_adapters_as_in_this_process_and_send_none_of_them
     small = make(**{"client.personal": True})
     records = small.run(tmp_path / "network")
     here = run(small.config, tmp_path / "local")
-    assert told(records[-1]) == told(here.records[-1])
-    assert 0 <= records[-1].scores["personal"] <= 1
+    seen = dict(here.records[-1].scores)
+    assert 0 <= seen.pop("personal") <= 1  # a simulation sees its clients
+    assert told(records[-1]) == told(dataclasses.replace(here.records[-1], scores=seen))
     assert here.adapters.keys() == {"slm", *(f"clients/{client}" for client in ALL)}
     for client in ALL:
         own, same = (load_file(place / "adapter_model.safetensors") for place in
                      (small.own(client), here.adapters[f"clients/{client}"]))  # fmt: skip
         assert identical(own, same)
         *_, answer = small.answers(client)
-        assert isinstance(answer, ClientUpdate)
-        assert (answer.adapter, answer.round_index) == ({}, 3)
+        assert answer == ClientUpdate(client, 3, {})
     assert not (tmp_path / "network" / "adapters" / "clients").exists()
 
 
@@ -130,7 +139,53 @@ def test_client_that_is_gone_after_the_last_round_is_named_and_the_run_ends(make
     assert record.participants == ALL
     assert record.lost == {"2": "keeps no adapter of its own: not connected for 300000 s"}
     scores = run_directory.read_json(tmp_path / "run", run_directory.PERSONAL)["scores"]
-    assert scores.keys() == {"0", "1", "3"}
+    assert scores == {}
+
+
+def test_adapter_that_a_client_has_is_not_replaced_and_the_server_does_not_learn_it(make, tmp_path):
+    small = make(**{"client.personal": True, "federation.rounds": 1})
+    small.own("1").mkdir(parents=True)
+    (small.own("1") / "mine").write_text("mine")
+    record = small.run(tmp_path / "run")[-1]
+    assert record.lost == {}
+    assert [path.name for path in small.own("1").iterdir()] == ["mine"]
+    assert [small.answers(client)[-1] for client in ALL] == [ClientUpdate(client, 2, {}) for client in ALL]
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "secure"])
+def test_client_that_fails_sends_as_many_messages_of_the_same_size_and_the_run_equals_the_simulation(
+    make, tmp_path, monkeypatch, secure
+):
+    def failing(modality, slm, examples, settings, seed, where):
+        return fit(modality, slm, examples, settings, seed, where) if "client 2" not in where else 1 / 0
+
+    small = make(**{"federation.secure_aggregation.enabled": secure})
+    monkeypatch.setattr("fedcollm.federation.client.fit", failing)
+    records = small.run(tmp_path / "network")
+    run(small.config, tmp_path / "local")
+    here, there = last(tmp_path / "network"), last(tmp_path / "local")
+    assert identical(here[1], there[1])
+    assert told(here[0]) == told(dataclasses.replace(there[0], notes=()))
+    assert there[0].notes == ("round 2: client 2 changed nothing: division by zero",)
+    assert (here[0].participants, here[0].lost) == (ALL, {})
+    sizes = {client: [len(data) for name, data in small.link.replies if name == client] for client in ALL}
+    assert len(sizes["2"]) == len(sizes["1"]) == (10 if secure else 2)
+    if secure:
+        assert sizes["2"] == sizes["1"]
+    assert records[0].notes == run_directory.read_records(tmp_path / "local")[0].notes
+
+
+def test_answer_that_breaks_the_server_loses_its_client_only(make, tmp_path, monkeypatch):
+    small, checked = make(**{"federation.rounds": 1}), flower_transport.decode
+
+    def breaking(data, most):
+        answer = checked(data, most)
+        return 1 / 0 if getattr(answer, "client", "") == "2" else answer
+
+    monkeypatch.setattr(flower_transport, "decode", breaking)
+    record = small.run(tmp_path / "run")[-1]
+    assert record.participants == ("0", "1", "3")
+    assert dict(record.lost) == {"2": "its answer can't be handled (ZeroDivisionError)"}
 
 
 @pytest.mark.parametrize("fault", [Fault.RESTARTS, Fault.RESTARTS_AFTER, Fault.RECONNECTS], ids=lambda f: f.name)
@@ -349,32 +404,32 @@ def speak(small: Small, client: str, version: int) -> io.StringIO:
 
     def answer(data: bytes) -> bytes:
         with shown(Console(file=screen, width=500)):
-            return relabelled(answering(relabelled(data, 4)), version)  # to this client, it is the server that differs
+            return relabelled(answering(relabelled(data, 5)), version)  # to this client, it is the server that differs
 
     process.answering = answer  # pyright: ignore[reportAttributeAccessIssue]
     return screen
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
-@pytest.mark.parametrize("version", [1, 3], ids=["older client", "newer client"])
+@pytest.mark.parametrize("version", [2, 4], ids=["older client", "newer client"])
 def test_both_operators_read_that_their_versions_differ(make, tmp_path, version, secured):
     small = make(**{"federation.rounds": 1, "federation.secure_aggregation.enabled": secured})
     screen = speak(small, "2", version)
     record = small.run(tmp_path / "run")[-1]
     assert record.participants == ("0", "1", "3")
-    assert re.search(rf"protocol version {version}.* version 2", record.lost["2"])
-    assert re.search(r"refused: .*protocol version 4.* version 2", screen.getvalue())
+    assert re.search(rf"protocol version {version}.* version 3", record.lost["2"])
+    assert re.search(r"refused: .*protocol version 5.* version 3", screen.getvalue())
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
 def test_server_whose_version_no_client_speaks_stops_and_says_so(make, tmp_path, secured):
     small = make(**{"federation.secure_aggregation.enabled": secured})
     for client in ALL:
-        speak(small, client, 1)
+        speak(small, client, 2)
     with pytest.raises(RoundFailedError) as failed:
         small.run(tmp_path / "run")
     for client in ALL:
-        assert re.search(rf"client {client}: [^;]*protocol version 1[^;]* version 2", str(failed.value))
+        assert re.search(rf"client {client}: [^;]*protocol version 2[^;]* version 3", str(failed.value))
 
 
 # --- too few ---

@@ -126,7 +126,7 @@ HOSTILE = [
     (LABELS, {"round_index": 1}, "only round 0"),
     (LABELS, {"round_index": -1}, "only round 0|not a message"),
     (LABELS, {"adapter": ZEROS | {"statistics/gram": torch.ones(64 * 65 // 2)}}, "other values than zeros"),
-    (LABELS, {"adapter": {"statistics/gram": torch.zeros(3)}}, "does not fit"),
+    (LABELS, {"adapter": {"statistics/gram": torch.zeros(3)}}, "and nothing else"),
     (LABELS, {"run": "other"}, "a request of run 'other'"),
 ]
 

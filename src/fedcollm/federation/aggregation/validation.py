@@ -5,10 +5,13 @@ import math
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fedcollm.errors import RoundFailedError
+from fedcollm.errors import RoundFailedError, SpoiledRoundError
 from fedcollm.federation.statistics import asked_for, impossible
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
 from fedcollm.messages import (
+    LARGEST_LOSS,
+    MOST_EXAMPLES,
+    MOST_SECONDS,
     Answer,
     ClientUpdate,
     Failure,
@@ -20,12 +23,12 @@ from fedcollm.messages import (
     readable,
 )
 
-#: What no honest client exceeds: a larger number would outweigh all others. Nothing shows that a smaller one is true.
-_MOST_EXAMPLES, _LARGEST_LOSS, _MOST_SECONDS = 2**20, 1e6, 1e9
-
 #: The largest mean of a metric beside the main one that has a count of its own: an error rate can exceed 1, where more
 #: words are heard than were said, but a decoder writes only some hundred tokens per clip.
 _LARGEST_RATE = 1_000
+
+#: The parts of a round that clients tell the seconds of, and how many metrics a score may have, with what names.
+_PARTS, _MOST_METRICS, _LONGEST_NAME = {"clients", "evaluation"}, 50, 60
 
 
 def in_order(updates: Iterable[ClientUpdate], ids: Sequence[str]) -> Iterator[ClientUpdate]:
@@ -76,7 +79,7 @@ def validate_updates(answers: Iterable[Answer], expected: Expected, lost: dict[s
     waited_for = set(expected.clients)
     for answer in answers:
         if reason := _objection(answer, expected, waited_for):
-            lost[answer.client] = readable(reason)
+            lost[readable(answer.client)] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
             yield replace(answer, adapter=widened(answer.adapter, expected.request.adapter))
@@ -84,6 +87,14 @@ def validate_updates(answers: Iterable[Answer], expected: Expected, lost: dict[s
 
 
 def _objection(answer: Answer, expected: Expected, waited_for: Collection[str]) -> str | None:
+    """Return why an answer is rejected; None if it is valid. An answer that can't even be looked at is rejected."""
+    try:
+        return _found_wrong(answer, expected, waited_for)
+    except Exception as error:  # a faulty answer loses its client, not the round
+        return f"an answer that can't be handled ({type(error).__name__})"
+
+
+def _found_wrong(answer: Answer, expected: Expected, waited_for: Collection[str]) -> str | None:
     """Return why an answer is rejected; None if it is valid."""
     request, form = expected.request, expected.uploads.get(answer.client, WHOLE)
     if isinstance(answer, Failure):
@@ -118,9 +129,9 @@ def _odd_numbers(update: ClientUpdate, private: bool) -> str | None:
     if private:
         sent = (examples, loss, update.score) != (None, None, None) or update.seconds
         return "numbers of private data beside the adapter" if sent else None
-    if examples is None or loss is None or not (1 <= examples <= _MOST_EXAMPLES and 0 <= loss <= _LARGEST_LOSS):
-        return f"{str(examples)[:20]} examples (at most {_MOST_EXAMPLES}) with a loss of {loss}"
-    if any(not 0 <= value <= _MOST_SECONDS for value in update.seconds.values()):
+    if examples is None or loss is None or not (1 <= examples <= MOST_EXAMPLES and 0 <= loss <= LARGEST_LOSS):
+        return f"{str(examples)[:20]} examples (at most {MOST_EXAMPLES}) with a loss of {loss}"
+    if not update.seconds.keys() <= _PARTS or any(not 0 <= value <= MOST_SECONDS for value in update.seconds.values()):
         return "seconds that no round can take"
     return odd_score(update.score)
 
@@ -129,10 +140,15 @@ def odd_score(score: Score | None) -> str | None:
     """Return what is wrong with a client's score; None if nothing is, or if there is no score."""
     if score is None:
         return None
+    if (
+        any(len(name) > _LONGEST_NAME or not name.isprintable() for name in score.sums)
+        or len(score.sums) > _MOST_METRICS
+    ):
+        return "a score of metrics that have no names"
     main = next(iter(score.sums), None)
     least = {name: int(name == main) for name in score.counts}  # of a further metric, a client may have nothing
-    fits = score.sums and score.counts.keys() <= score.sums.keys() and 1 <= score.count <= _MOST_EXAMPLES
-    fits = fits and all(least[name] <= count <= _MOST_EXAMPLES for name, count in score.counts.items())
+    fits = score.sums and score.counts.keys() <= score.sums.keys() and 1 <= score.count <= MOST_EXAMPLES
+    fits = fits and all(least[name] <= count <= MOST_EXAMPLES for name, count in score.counts.items())
     for name, value in score.sums.items():
         most = 1 if name == main or name not in score.counts else _LARGEST_RATE
         fits = fits and abs(value) <= most * score.counts.get(name, score.count)
@@ -144,6 +160,8 @@ def with_client_failures(lost: Mapping[str, str]) -> Generator[None, None, None]
     """Add to the message of a failed round why each client was lost."""
     try:
         yield
+    except SpoiledRoundError:
+        raise
     except RoundFailedError as error:
         told = "; ".join(f"client {client}: {reason}" for client, reason in lost.items())
         raise RoundFailedError(f"{error} ({told})" if told else str(error)) from error

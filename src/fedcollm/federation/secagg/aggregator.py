@@ -1,19 +1,26 @@
 """The server's side of a round under secure aggregation: from requests to a sum of updates, and to their mean."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
-from fedcollm.errors import RoundFailedError
+from fedcollm.errors import RoundFailedError, SpoiledRoundError
 from fedcollm.federation.aggregation.base import NO_UPDATE, Aggregate, Ask
 from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.aggregation.validation import with_client_failures
 from fedcollm.federation.secagg.fixed_point import STATISTICS, FixedPoint
+from fedcollm.federation.secagg.opening import Opening, SecureSum
 from fedcollm.federation.secagg.protocol import Items
 from fedcollm.federation.secagg.server import collect_sum
 from fedcollm.federation.secagg.settings import SecureSettings
+from fedcollm.federation.statistics import asked_for
 from fedcollm.messages import (
+    LARGEST_LOSS,
+    MOST_EXAMPLES,
+    MOST_SECONDS,
     Adapter,
     ClientUpdate,
     Failure,
@@ -23,9 +30,14 @@ from fedcollm.messages import (
     Session,
     TrainRequest,
     adapter_bytes,
+    norm,
     payload_digest,
     readable,
 )
+from fedcollm.privacy.accounting import ClientPrivacy, Privacy
+
+_SECONDS = ("seconds_clients", "seconds_evaluation")
+_NORM_ROOM = 1.0 + 1e-4  # for the rounding of the sum
 
 
 @dataclass(frozen=True)
@@ -34,17 +46,19 @@ class SecureAggregator:
 
     Attributes:
         settings: what all parties of the federation agreed on.
+        journal: file for the sum that is being opened, so that it outlives the server's process; None for no file.
     """
 
     settings: SecureSettings
+    journal: Path | None = None
 
     def aggregate(self, ask: Ask, request: TrainRequest, clients: Sequence[str]) -> Aggregate:
         """Ask these clients to train in one session, and return the mean of their updates; see `Aggregator`.
 
         Raises:
             RefusalError: there are fewer than three clients, or the threshold is unsafe.
-            RoundFailedError: fewer than t clients are left after a phase, too many shares are wrong, or the sums can't
-                be those of honest clients.
+            RoundFailedError: fewer than t clients are left after a phase.
+            SpoiledRoundError: the sum can't be opened any more, or can't be that of honest clients.
         """
         settings, encoding = self.settings, self.settings.encoding
         if len(clients) > encoding.clients:
@@ -55,19 +69,22 @@ class SecureAggregator:
         payload = payload_digest(request.adapter, {"evaluate": request.evaluate, "agreed": settings.to_wire()})
         session = Session.fresh(request.run, request.round_index, clients, settings.threshold, payload)
         session.check()
-        traffic = _Traffic(ask, session.nonce)
-        keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
+        opening = Opening.read(self.journal, payload)
         names = STATISTICS[:1] if settings.privacy else STATISTICS
-        words = encoding.words(_shapes(request.adapter), len(names))
-        with with_client_failures(traffic.reasons):
-            total = collect_sum(traffic.exchange, session, keys, settings.roster, words)
-        mean = _Sum(encoding, settings.uniform, names).mean(total.vector, total.survivors, request)
-        return replace(
-            mean,
-            lost={client: traffic.reasons.get(client, phase) for client, phase in total.lost.items()},
-            bytes_up=traffic.up // len(clients),
-            bytes_down=traffic.down // len(clients),
-        )
+        total = opening.sum or self._open(ask, request, session, opening, len(names))
+        bounds = _Bounds(encoding, settings.uniform, settings.privacy, settings.max_update_norm)
+        mean = _Sum(bounds, names).mean(total.vector, total.survivors, request)
+        up, down = opening.bytes_moved
+        lost = {client: opening.reasons.get(client, phase) for client, phase in total.lost.items()}
+        return replace(mean, lost=lost, bytes_up=up // len(clients), bytes_down=down // len(clients))
+
+    def _open(self, ask: Ask, request: TrainRequest, session: Session, opening: Opening, statistics: int) -> SecureSum:
+        """Return the sum of the clients' vectors, with a number of statistics at its head."""
+        traffic = _Traffic(ask, session.nonce, opening)
+        keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
+        words = self.settings.encoding.words(_shapes(request.adapter), statistics)
+        with with_client_failures(opening.reasons):
+            return collect_sum(traffic.exchange, session, keys, self.settings.roster, words, opening)
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int | None:
         """Return None, because the number of bytes depends on which clients are lost in which phase."""
@@ -98,7 +115,60 @@ class SimulatedQuantization(PlainAggregator):
             clients.append(update.client)
         if not clients:
             raise RoundFailedError(NO_UPDATE)
-        return _Sum(self.encoding, uniform, STATISTICS).mean(total, tuple(clients), request)
+        bounds = _Bounds(self.encoding, uniform, None, self.settings.max_update_norm)
+        return _Sum(bounds, STATISTICS).mean(total, tuple(clients), request)
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What a sum of honest clients' vectors can be.
+
+    Attributes:
+        encoding: fixed-point encoding of the vectors.
+        uniform: whether all clients have the same weight.
+        privacy: differential privacy of the clients; None without it.
+        max_update_norm: largest L2 norm of one client's change; it says nothing about sums with noise in them.
+    """
+
+    encoding: FixedPoint
+    uniform: bool
+    privacy: Privacy | None
+    max_update_norm: float
+
+    def objection(self, sums: Mapping[str, float], count: int) -> str | None:
+        """Return what is wrong with the statistics of a number of clients; None if they can be those of honest ones."""
+        examples, most = sums.get("examples", count), MOST_EXAMPLES if self.uniform else self.encoding.max_weight
+        if sums["clients"] != count or not count <= examples <= count * most or examples % 1:
+            return f"{sums['clients']:g} clients and {examples:g} examples (at most {most} each)"
+        if "examples" not in sums:
+            return None
+        if not sums["loss"] <= LARGEST_LOSS * examples:
+            return f"a mean loss of {sums['loss'] / examples:g}"
+        if sums["scored"] > count or sums["scored"] % 1 or sums["score"] > sums["scored"]:
+            return f"{sums['scored']:g} scores with a sum of {sums['score']:g}"
+        return "seconds that no round can take" if max(sums[name] for name in _SECONDS) > count * MOST_SECONDS else None
+
+    def objection_to_changes(self, changes: Adapter, count: int, weight: float, trained: bool) -> str | None:
+        """Return what is wrong with a sum of changes; None if it can be that of honest clients.
+
+        Args:
+            changes: Σ n_k (θ_k − θ) by tensor name.
+            count: number of clients.
+            weight: Σ n_k.
+            trained: whether they were asked to train, and not for statistics.
+        """
+        if isinstance(self.privacy, ClientPrivacy):
+            return None
+        rounding = count * 2.0**-self.encoding.fraction_bits
+        for name, tensor in changes.items():
+            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+            if largest > weight * self.encoding.value_range + rounding:
+                mean, most = largest / weight, self.encoding.value_range
+                return f"a mean change of {mean:.4g} in {name}, outside the fixed-point range of ±{most:g}"
+        total = math.sqrt(sum(norm(tensor) ** 2 for tensor in changes.values())) / weight
+        if trained and total > self.max_update_norm * _NORM_ROOM:
+            return f"a mean change with an L2 norm of {total:.4g} (federation.max_update_norm {self.max_update_norm:g})"
+        return None
 
 
 @dataclass(frozen=True)
@@ -106,13 +176,11 @@ class _Sum:
     """How to decode a sum of vectors.
 
     Attributes:
-        encoding: fixed-point encoding of the vectors.
-        uniform: whether all clients have the same weight.
+        bounds: what the sum can be.
         names: names of the statistics in the sum, in their order.
     """
 
-    encoding: FixedPoint
-    uniform: bool
+    bounds: _Bounds
     names: Sequence[str]
 
     def mean(self, total: np.ndarray, clients: tuple[str, ...], request: TrainRequest) -> Aggregate:
@@ -124,16 +192,18 @@ class _Sum:
             request: what they were asked to train.
 
         Raises:
-            RoundFailedError: the statistics can't be those of these clients.
+            SpoiledRoundError: the sum can't be that of honest clients.
         """
-        changes, sums = self.encoding.decode(total, _shapes(request.adapter), self.names)
-        count, examples = len(clients), sums.get("examples", len(clients))
-        if sums["clients"] != count or examples < count:
-            raise RoundFailedError(
-                f"round {request.round_index}: the sums of {count} clients speak of {sums['clients']:g} clients and "
-                f"{examples:g} examples, so one of them is faulty. The last good state is kept."
+        bounds, count = self.bounds, len(clients)
+        changes, sums = bounds.encoding.decode(total, _shapes(request.adapter), self.names)
+        examples = sums.get("examples", count)
+        weight, trained = count if bounds.uniform else examples, not asked_for(request)
+        reason = bounds.objection(sums, count) or bounds.objection_to_changes(changes, count, weight, trained)
+        if reason:
+            raise SpoiledRoundError(
+                f"round {request.round_index}: the sums of {count} clients speak of {reason}, so one of them is "
+                "faulty. The run goes on without this round."
             )
-        weight = count if self.uniform else examples
         adapter: Adapter = {
             name: (theta.double() + changes[name] / weight).to(theta.dtype) for name, theta in request.adapter.items()
         }
@@ -157,22 +227,26 @@ class _Traffic:
     Args:
         ask: method of a transport that sends requests and yields answers.
         nonce: the session's nonce.
+        opening: receives the number of bytes, and why clients failed.
     """
 
-    def __init__(self, ask: Ask, nonce: str):
-        self._ask, self._nonce = ask, nonce
-        self.up = self.down = 0
-        self.reasons: dict[str, str] = {}
+    def __init__(self, ask: Ask, nonce: str, opening: Opening):
+        self._ask, self._nonce, self._opening = ask, nonce, opening
+        opening.bytes_moved, opening.reasons = (0, 0), {}
+
+    def _count(self, up: int, down: int) -> None:
+        before = self._opening.bytes_moved
+        self._opening.bytes_moved = before[0] + up, before[1] + down
 
     def advertise(self, request: TrainRequest, session: Session) -> Iterator[tuple[str, Items]]:
         """Invite the session's clients to train, and yield each client's id with the keys that it advertises."""
         invitation = replace(request, session=session)
-        self.down += adapter_bytes(request.adapter) * len(session.invited)
+        self._count(0, adapter_bytes(request.adapter) * len(session.invited))
         yield from self._answers("advertise", dict.fromkeys(session.invited, invitation))
 
     def exchange(self, phase: str, items: Mapping[str, Items]) -> Iterator[tuple[str, Items]]:
         """Send each client its items of a phase, and yield each client's id with the items of its answer."""
-        self.down += sum(_size(values) for values in items.values())
+        self._count(0, sum(_size(values) for values in items.values()))
         requests = {client: PhaseRequest(phase, self._nonce, values) for client, values in items.items()}
         yield from self._answers(phase, requests)
 
@@ -180,9 +254,9 @@ class _Traffic:
         """Send requests, yield the answers that belong to this session, and note why clients failed."""
         for answer in self._ask(requests):
             if isinstance(answer, Failure):
-                self.reasons[answer.client] = readable(f"{phase}: {answer.reason}")
+                self._opening.reasons[answer.client] = readable(f"{phase}: {answer.reason}")
             if isinstance(answer, PhaseAnswer) and answer.nonce == self._nonce:
-                self.up += _size(answer.items)
+                self._count(_size(answer.items), 0)
                 yield answer.client, answer.items
 
 

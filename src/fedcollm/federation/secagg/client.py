@@ -7,6 +7,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedcollm.errors import RefusalError
+from fedcollm.federation.answered import OpenedRounds
 from fedcollm.federation.client import Client
 from fedcollm.federation.secagg.fixed_point import change, pack, statistics
 from fedcollm.federation.secagg.noise import noised
@@ -25,7 +26,7 @@ class SecureClient:
         settings: what all parties agreed on.
         min_session: smallest number of invited clients, this one included, with which it joins a session.
         signing_key: this client's long-term key.
-        opened: rounds whose sum this client has helped to open, as in `Participant`.
+        opened: rounds whose sum this client has helped to open, and for which θ, as in `OpenedRounds`.
     """
 
     client: Client
@@ -44,10 +45,9 @@ class SecureClient:
 
         Raises:
             RefusalError: the request asks for a plain update, or belongs to another session or another phase.
-            RangeError: the update does not fit the fixed-point range. Nothing was sent.
         """
         if isinstance(request, TrainRequest) and request.keep and request.session is None:
-            return self.client.keep(request, tell=False)
+            return self.client.keep(request)
         if isinstance(request, TrainRequest):
             items = self._advertise(request)
         else:
@@ -61,9 +61,11 @@ class SecureClient:
     def _advertise(self, request: TrainRequest) -> Mapping[str, bytes]:
         """Train, join the request's session, and return this client's public keys."""
         session = self._checked(request)
+        OpenedRounds(self.opened, session.run, session.round_index, request.digest).check_order()
         update = self.client.train(request)
         vector, roster = self._vector(request, update, session.threshold), self.settings.roster
-        self._participant = Participant(self.client.id, session, vector, self.signing_key, roster, self.opened)
+        who = self.client.id, session, vector, self.signing_key, roster, self.opened
+        self._participant = Participant(*who, request.digest)
         self._nonce = session.nonce
         return self._participant.advertise()
 

@@ -27,7 +27,7 @@ STATISTICS = ("clients", "examples", "loss", "scored", "score", "seconds_clients
 def statistics(update: ClientUpdate) -> dict[str, float]:
     """Return an update's statistics, by name, as numbers to be summed over clients.
 
-    An update under privacy has only the first of `STATISTICS`.
+    An update under privacy has only the first of `STATISTICS`. A main metric counts from 0 to 1.
     """
     if update.examples is None or update.loss is None:
         return {"clients": 1.0}
@@ -36,7 +36,7 @@ def statistics(update: ClientUpdate) -> dict[str, float]:
         "examples": float(update.examples),
         "loss": update.loss * update.examples,
         "scored": float(update.score is not None),
-        "score": update.score.value if update.score else 0.0,
+        "score": min(max(update.score.value, 0.0), 1.0) if update.score else 0.0,
         "seconds_clients": update.seconds.get("clients", 0.0),
         "seconds_evaluation": update.seconds.get("evaluation", 0.0),
     }
@@ -49,6 +49,34 @@ def change(update: ClientUpdate, theta: Adapter) -> Adapter:
 
 class RangeError(UserError):
     """A value lies outside the declared fixed-point range. Nothing was sent."""
+
+
+def check_range(delta: Adapter, value_range: float) -> None:
+    """Check that no value of a change is outside the fixed-point range.
+
+    Raises:
+        RangeError: names the tensor, its value, and the key of the configuration to change.
+    """
+    for name in sorted(delta):
+        largest = float(delta[name].detach().abs().max()) if delta[name].numel() else 0.0
+        if not largest <= value_range:
+            raise RangeError(
+                f"{name} changed by {largest:.4g}, outside the fixed-point range of ±{value_range:g}. Raise "
+                "federation.secure_aggregation.value_range at every party, or lower the learning rate."
+            )
+
+
+def check_weight(weight: int, max_weight: int) -> None:
+    """Check the weight of a client.
+
+    Raises:
+        RangeError: it is too large; the message names the key of the configuration to change.
+    """
+    if not 0 <= weight <= max_weight:
+        raise RangeError(
+            f"{weight} examples, more than the {max_weight} that secure aggregation was set up for. Raise "
+            "federation.secure_aggregation.max_weight at every party, or give fewer examples."
+        )
 
 
 @dataclass(frozen=True)
@@ -118,21 +146,13 @@ class FixedPoint:
             RangeError: a tensor, a statistic or the weight is outside its range. The message names the value and the
                 key of the configuration to change.
         """
-        if not 0 <= weight <= self.max_weight:
-            raise RangeError(
-                f"{weight} examples, more than the {self.max_weight} that secure aggregation was set up for. Raise "
-                "federation.secure_aggregation.max_weight at every party, or give fewer examples."
-            )
-        integers: list[np.ndarray] = []
-        for name in sorted(delta):
-            values = delta[name].detach().cpu().double().flatten()
-            largest = float(values.abs().max()) if len(values) else 0.0
-            if not largest <= self.value_range:
-                raise RangeError(
-                    f"{name} changed by {largest:.4g}, outside the fixed-point range of ±{self.value_range:g}. Raise "
-                    "federation.secure_aggregation.value_range at every party, or lower the learning rate."
-                )
-            integers.append((values * (weight * 2.0**self.fraction_bits)).round().to(torch.int64).numpy())
+        check_weight(weight, self.max_weight)
+        check_range(delta, self.value_range)
+        scale = weight * 2.0**self.fraction_bits
+        integers = [
+            (delta[name].detach().cpu().double().flatten() * scale).round().to(torch.int64).numpy()
+            for name in sorted(delta)
+        ]
         return pack(np.concatenate([np.empty(0, np.int64), *integers]), statistics)
 
     def decode(

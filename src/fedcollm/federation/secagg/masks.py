@@ -56,6 +56,21 @@ def commitment(seed: bytes, context: bytes) -> bytes:
     return hashlib.sha256(context + b"self mask" + seed).digest()
 
 
+def share_digests(context: bytes, owner: str, receiver: str, shares: bytes) -> bytes:
+    """Return the digests of the two shares that an owner gives a receiver, 64 bytes.
+
+    A share is 16 random bytes, so that its digest does not reveal it. The digests show who is to blame for a wrong one.
+
+    Args:
+        context: bytes that identify the session.
+        owner: id of the client whose secrets are shared.
+        receiver: id of the client that gets the shares.
+        shares: the share of b_u, then the share of the masking seed, 16 bytes each.
+    """
+    head = context + b"share" + json.dumps([owner, receiver]).encode()
+    return b"".join(hashlib.sha256(head + bytes([i]) + shares[16 * i : 16 * i + 16]).digest() for i in range(2))
+
+
 def self_mask(seed: bytes, context: bytes, words: int) -> np.ndarray:
     """Return PRG(b_u), a client's own mask, [words] uint32."""
     return prg(derive(seed, context, b"self mask"), words)

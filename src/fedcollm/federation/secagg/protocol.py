@@ -13,7 +13,7 @@ key (from which s_uv is derived) for every other client in U₂. No client revea
     phase      a client receives                   and answers with
     advertise  the session and θ, to be tuned      its signed public keys, and a commitment to b_u
     share      the public keys of U₁               Shamir shares of b_u and of its masking key, one encrypted pair for
-                                                   each other client
+                                                   each other client, and digests of all shares
     mask       the shares that are meant for it    y_u
     confirm    the list of survivors               its signature of that list
     unmask     t signatures of the same list       its shares: of b_v for survivors, of masking keys for the others
@@ -23,6 +23,7 @@ and t > 2n/3. Then no two lists can both be confirmed by t clients, because some
 The fields of the session (run, round, clients, digest of what every client was sent) are checked by `SecureClient`.
 Differences from Figure 4: secrets are 16-byte seeds from which keys are derived, so that a share is one element of
 GF(2¹²⁸). A client commits to b_u, and the public part of its masking key is known, so that a wrong share is noticed.
+The digests of the shares, which each receiver checks, tell whether the giver of a wrong share or its owner is to blame.
 Primitives: X25519, Ed25519, HKDF-SHA256, ChaCha20, ChaCha20-Poly1305 (from `cryptography`), Shamir (from pycryptodome).
 """
 
@@ -39,13 +40,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedcollm.errors import RefusalError
-from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask
+from fedcollm.federation.answered import OpenedRounds
+from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask, share_digests
 from fedcollm.messages import Session
 
 #: The content of a protocol message: client id, or the name of its only item, to bytes.
 Items = Mapping[str, bytes]
 
 SEED_BYTES = 16
+DIGEST_BYTES = 64  # of the two shares of one receiver
+BOX_BYTES = 2 * SEED_BYTES + 16 + DIGEST_BYTES  # two shares, encrypted, with the cipher's tag, and their digests
 _KEYS_BYTES = (32, 32, 32, 64)  # encryption key, masking key, commitment, signature
 
 
@@ -137,8 +141,10 @@ class Participant:
         vector: x_u, [m] uint32.
         signing_key: this client's long-term key, whose public part is in the roster.
         roster: id to public signing key of every client of the federation.
-        opened: "run/round" to the survivors whose sum this client has helped to open, kept from session to session.
-            Opening a round again for other survivors would reveal the difference of the two sums.
+        opened: for whom this client has helped to open the sum of which round, kept from session to session. Opening
+            a round again for other survivors would reveal the difference of the two sums.
+        theta: digest of θ, which the client does not help to open for other survivors in another round either; empty if
+            it is not known.
 
     Raises:
         RefusalError: the session is unsafe or not meant for this client. Every method raises it if it receives
@@ -153,10 +159,12 @@ class Participant:
         signing_key: Ed25519PrivateKey,
         roster: Mapping[str, Ed25519PublicKey],
         opened: MutableMapping[str, list[str]],
+        theta: str = "",
     ):
         check_invitation(client, session, roster)
         self._client, self._session, self._vector = client, session, vector
-        self._signing_key, self._roster, self._opened = signing_key, roster, opened
+        self._signing_key, self._roster = signing_key, roster
+        self._opened = OpenedRounds(opened, session.run, session.round_index, theta)
         self._encryption_key = X25519PrivateKey.generate()
         self._masking_seed, self._self_seed = os.urandom(SEED_BYTES), os.urandom(SEED_BYTES)
         self._masking_key = private_key(self._masking_seed, session.context)
@@ -200,7 +208,9 @@ class Participant:
         return {"keys": body + signature}
 
     def share(self, keys: Items) -> dict[str, bytes]:
-        """Return the shares of this client's secrets, encrypted for each of the other clients.
+        """Return the shares of this client's secrets, encrypted for each of the other clients, with their digests.
+
+        Of the shares that this client keeps for itself, there are the digests only.
 
         Args:
             keys: client id to what the client advertised, this client's own keys included.
@@ -218,9 +228,14 @@ class Participant:
         threshold, order = self._session.threshold, sorted(keys)
         parts = [Shamir.split(threshold, len(order), seed, False) for seed in (self._self_seed, self._masking_seed)]
         shares = {client: parts[0][i][1] + parts[1][i][1] for i, client in enumerate(order)}
-        self._shares, self._phase = {self._client: shares.pop(self._client)}, "mask"
-        return {client: self._box(client, self._client, client).encrypt(bytes(12), share, self._session.context)
-                for client, share in shares.items()}  # fmt: skip
+        self._shares, self._phase = {self._client: shares[self._client]}, "mask"
+        context, items = self._session.context, dict[str, bytes]()
+        for client, share in shares.items():
+            digests = share_digests(context, self._client, client, share)
+            own = client == self._client
+            box = b"" if own else self._box(client, self._client, client).encrypt(bytes(12), share, context)
+            items[client] = box + digests
+        return items
 
     def _box(self, peer: str, sender: str, receiver: str) -> ChaCha20Poly1305:
         """Return the cipher for the shares from one client to another.
@@ -236,6 +251,23 @@ class Participant:
         purpose = f"shares {json.dumps([sender, receiver])}".encode()
         return ChaCha20Poly1305(agree(self._encryption_key, public, self._session.context, purpose))
 
+    def _opened_box(self, sender: str, box: bytes) -> bytes:
+        """Return the two shares in a box, 32 bytes.
+
+        Raises:
+            RefusalError: the box is not the sender's for this client, or its shares are not those of the digests.
+        """
+        if sender == self._client or len(box) != BOX_BYTES:
+            raise RefusalError(f"the shares of client {sender} are malformed")
+        sealed, digests, context = box[:-DIGEST_BYTES], box[-DIGEST_BYTES:], self._session.context
+        try:
+            share = self._box(sender, sender, self._client).decrypt(bytes(12), sealed, context)
+        except InvalidTag as error:
+            raise RefusalError(f"the shares of client {sender} were changed") from error
+        if share_digests(context, sender, self._client, share) != digests:
+            raise RefusalError(f"the shares of client {sender} are not those that it promised")
+        return share
+
     def mask(self, boxes: Items) -> dict[str, bytes]:
         """Return the masked vector: `vector` to 4m bytes.
 
@@ -245,13 +277,7 @@ class Participant:
         self._enter("mask")
         self._check_clients({*boxes, self._client}, self._keys, "shares")
         for sender, box in boxes.items():
-            try:
-                share = self._box(sender, sender, self._client).decrypt(bytes(12), box, self._session.context)
-            except InvalidTag as error:
-                raise RefusalError(f"the shares of client {sender} were changed") from error
-            if sender == self._client or len(share) != 2 * SEED_BYTES:
-                raise RefusalError(f"the shares of client {sender} are malformed")
-            self._shares[sender] = share
+            self._shares[sender] = self._opened_box(sender, box)
         context, words = self._session.context, len(self._vector)
         masked = self._vector + self_mask(self._self_seed, context, words)
         for peer in boxes:
@@ -269,21 +295,9 @@ class Participant:
         self._enter("confirm")
         self._check_clients(survivors, self._shares, "survivors")
         self._survivors = sorted(survivors)
-        self._opened_for()
+        self._opened.check(self._survivors)
         self._phase = "unmask"
         return {"signature": self._signing_key.sign(survivors_message(self._session, self._keys, self._survivors))}
-
-    def _opened_for(self) -> str:
-        """Return the round's key in `opened`.
-
-        Raises:
-            RefusalError: this client has opened the round for other survivors.
-        """
-        name = f"{self._session.run}/{self._session.round_index}"
-        if self._opened.get(name, self._survivors) != self._survivors:
-            before, index = ", ".join(self._opened[name]), self._session.round_index
-            raise RefusalError(f"round {index} was opened before, for other survivors (only {before} may take part)")
-        return name
 
     def unmask(self, signatures: Items) -> dict[str, bytes]:
         """Return, for each client that shared its secrets, a share of b_v if it survived, else of its masking seed.
@@ -301,7 +315,8 @@ class Participant:
         message = survivors_message(self._session, self._keys, self._survivors)
         for client, signature in signatures.items():
             _verify(self._roster.get(client), signature, message, f"survivors, as client {client} saw them")
-        self._opened[self._opened_for()] = self._survivors
+        self._opened.check(self._survivors)
+        self._opened.note(self._survivors)
         return {
             client: share[:SEED_BYTES] if client in self._survivors else share[SEED_BYTES:]
             for client, share in self._shares.items()

@@ -13,9 +13,18 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedcollm.errors import RefusalError, RoundFailedError
-from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask
-from fedcollm.federation.secagg.protocol import SEED_BYTES, Items, split_keys, survivors_message, verify_keys
+from fedcollm.errors import RefusalError, RoundFailedError, SpoiledRoundError
+from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask, share_digests
+from fedcollm.federation.secagg.opening import ATTEMPTS, Opening, SecureSum
+from fedcollm.federation.secagg.protocol import (
+    BOX_BYTES,
+    DIGEST_BYTES,
+    SEED_BYTES,
+    Items,
+    split_keys,
+    survivors_message,
+    verify_keys,
+)
 from fedcollm.messages import Session
 
 #: Sends each client its items of a phase, and yields the answers that arrive in time.
@@ -24,24 +33,13 @@ Exchange = Callable[[str, Mapping[str, Items]], Iterable[tuple[str, Items]]]
 _LARGEST_SEARCH = 200  # subsets of shares to try if some shares are wrong
 
 
-@dataclass(frozen=True)
-class SecureSum:
-    """The result of a session.
-
-    Attributes:
-        vector: Σ x_u mod 2³² over the survivors, [m] uint32.
-        survivors: ids of the clients in the sum, sorted.
-        lost: id of each lost client to the phase in which it was lost. A client that was lost in `confirm` or `unmask`
-            is a survivor too, because its vector is in the sum.
-    """
-
-    vector: np.ndarray
-    survivors: tuple[str, ...]
-    lost: Mapping[str, str]
-
-
 def collect_sum(
-    exchange: Exchange, session: Session, keys: Items, roster: Mapping[str, Ed25519PublicKey], words: int
+    exchange: Exchange,
+    session: Session,
+    keys: Items,
+    roster: Mapping[str, Ed25519PublicKey],
+    words: int,
+    opening: Opening | None = None,
 ) -> SecureSum:
     """Lead the clients through a session, from the keys that they advertised to the sum of their vectors.
 
@@ -51,24 +49,46 @@ def collect_sum(
         keys: client id to the public keys that the client advertised.
         roster: client id to public signing key.
         words: m, the length of a vector.
+        opening: what is known of an earlier session of the round; it is kept up to date.
 
     Raises:
-        RoundFailedError: fewer than t clients are left after a phase, or too many shares are wrong.
+        RoundFailedError: fewer than t clients are left after a phase.
+        SpoiledRoundError: the clients have been asked to open the sum, and it can't be opened.
     """
-    attendance = _Attendance(session)
+    opening, attendance = opening or Opening(session.payload), _Attendance(session)
     keys = _valid_keys(keys, session, roster)
     attendance.record("advertise", keys, session.invited)
-    answers = _first_answers(exchange("share", dict.fromkeys(keys, keys)), keys)
-    boxes = {sender: items for sender, items in answers if set(items) == keys.keys() - {sender}}
-    attendance.record("share", boxes, keys)
-    total, survivors = _masked_sum(exchange, boxes, words)
+    boxes, odd = _boxes(exchange, keys)
+    attendance.record("share", boxes, keys, odd)
+    total, survivors = _masked_sum(exchange, boxes, words, opening.survivors)
     attendance.record("mask", survivors, boxes)
+    attendance.check_survivors(survivors, opening)
     signatures = _signatures(exchange, survivors, survivors_message(session, keys, survivors), roster)
     attendance.record("confirm", signatures, survivors)
-    answers = _first_answers(exchange("unmask", dict.fromkeys(signatures, signatures)), signatures)
-    shares = {client: items for client, items in answers if _are_shares(items, boxes)}
-    attendance.record("unmask", shares, signatures)
-    return SecureSum(_unmasked(total, session, keys, boxes, survivors, shares), tuple(survivors), attendance.lost)
+    opening.begin(survivors)
+    parties = _Parties(session, keys, boxes, survivors)
+    shares, wrong = _shares(exchange, parties, signatures)
+    attendance.record("unmask", shares, signatures, wrong)
+    result = SecureSum(_unmasked(total, parties, shares, attendance), tuple(survivors), attendance.lost, tuple(wrong))
+    opening.finish(result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Parties:
+    """Who takes part in a session, and what they have sent.
+
+    Attributes:
+        session: the session.
+        keys: client id to advertised keys, of U₁.
+        boxes: sender to receiver to encrypted shares and their digests; the senders are U₂.
+        survivors: ids of the clients in the sum, U₃.
+    """
+
+    session: Session
+    keys: Items
+    boxes: Mapping[str, Items]
+    survivors: Sequence[str]
 
 
 @dataclass
@@ -83,19 +103,49 @@ class _Attendance:
     session: Session
     lost: dict[str, str] = field(default_factory=dict[str, str])
 
-    def record(self, phase: str, answered: Collection[str], asked: Iterable[str]) -> None:
-        """Note which of the clients that were asked in a phase gave no valid answer.
+    def record(
+        self, phase: str, answered: Collection[str], asked: Iterable[str], wrong: Mapping[str, str] | None = None
+    ) -> None:
+        """Note which of the clients that were asked in a phase gave no valid answer, and why, where it is known.
 
         Raises:
             RoundFailedError: fewer than t clients are left.
+            SpoiledRoundError: so it is after `unmask`, because clients sent wrong shares.
         """
-        self.lost.update({client: phase for client in asked if client not in answered})
+        wrong = {client: f"{phase}: {reason}" for client, reason in (wrong or {}).items()}
+        self.lost.update({client: phase for client in asked if client not in answered} | wrong)
         if len(answered) < self.session.threshold:
-            raise RoundFailedError(
+            message = (
                 f"round {self.session.round_index}: {len(answered)} of {len(self.session.invited)} clients are left "
                 f"after phase {phase} of secure aggregation, and {self.session.threshold} are needed (lost: "
-                f"{', '.join(self.lost)}). The last good state is kept: bring the clients back, and resume."
+                f"{', '.join(self.lost)}). "
             )
+            if phase == "unmask" and wrong:
+                told = "; ".join(f"client {client}: {reason}" for client, reason in wrong.items())
+                raise SpoiledRoundError(
+                    f"{message}The run goes on without this round ({told}).", tuple(wrong), self.lost
+                )
+            raise RoundFailedError(f"{message}The last good state is kept: bring the clients back, and resume.")
+
+    def check_survivors(self, survivors: Sequence[str], opening: Opening) -> None:
+        """Check that all survivors of an earlier session are there again, whose clients open the sum for no others.
+
+        Raises:
+            RoundFailedError: some are missing.
+            SpoiledRoundError: so they were several times.
+        """
+        missing = [client for client in opening.survivors if client not in survivors]
+        if not missing:
+            return
+        again = opening.attempts < ATTEMPTS
+        message = (
+            f"round {self.session.round_index} was opened before by {', '.join(opening.survivors)}, and of these "
+            f"{', '.join(missing)} did not come back. "
+        )
+        if again:
+            opening.begin(opening.survivors)
+            raise RoundFailedError(f"{message}The last good state is kept: bring the clients back, and resume.")
+        raise SpoiledRoundError(f"{message}The run goes on without this round.", (), self.lost)
 
 
 def _first_answers(answers: Iterable[tuple[str, Items]], asked: Collection[str]) -> Iterator[tuple[str, Items]]:
@@ -124,13 +174,28 @@ def _valid_keys(keys: Items, session: Session, roster: Mapping[str, Ed25519Publi
     return valid
 
 
-def _masked_sum(exchange: Exchange, boxes: Mapping[str, Items], words: int) -> tuple[np.ndarray, list[str]]:
+def _boxes(exchange: Exchange, keys: Items) -> tuple[dict[str, Items], dict[str, str]]:
+    """Return the encrypted shares of each client, by sender, and what is wrong with those that have another form."""
+    boxes, odd = dict[str, Items](), dict[str, str]()
+    for sender, items in _first_answers(exchange("share", dict.fromkeys(keys, keys)), keys):
+        sizes = {client: DIGEST_BYTES if client == sender else BOX_BYTES for client in keys}
+        if {client: len(box) for client, box in items.items()} == sizes:
+            boxes[sender] = items
+        else:
+            odd[sender] = "sent shares of a wrong size, or for the wrong clients"
+    return boxes, odd
+
+
+def _masked_sum(
+    exchange: Exchange, boxes: Mapping[str, Items], words: int, only: Collection[str] = ()
+) -> tuple[np.ndarray, list[str]]:
     """Deliver the encrypted shares to their receivers, and add up the masked vectors that come back.
 
     Args:
         exchange: sends and receives.
         boxes: sender to receiver to encrypted shares.
         words: m, the length of a vector.
+        only: ids of the clients that may be in the sum; all of them if there are none.
 
     Returns:
         (Σ y_u mod 2³², [m] uint32; ids of the survivors, sorted).
@@ -138,7 +203,7 @@ def _masked_sum(exchange: Exchange, boxes: Mapping[str, Items], words: int) -> t
     inbox = {client: {s: items[client] for s, items in boxes.items() if s != client} for client in boxes}
     total, survivors = np.zeros(words, np.uint32), list[str]()
     for client, items in _first_answers(exchange("mask", inbox), boxes):
-        if len(items.get("vector", b"")) == 4 * words:
+        if len(items.get("vector", b"")) == 4 * words and (client in only or not only):
             total += np.frombuffer(items["vector"], "<u4")
             survivors.append(client)
     return total, sorted(survivors)
@@ -164,43 +229,58 @@ def _is_signed(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
     return True
 
 
-def _are_shares(items: Items, sharers: Collection[str]) -> bool:
-    return set(items) == set(sharers) and all(len(share) == SEED_BYTES for share in items.values())
+def _shares(exchange: Exchange, parties: _Parties, signatures: Items) -> tuple[dict[str, Items], dict[str, str]]:
+    """Ask for the shares that open the sum.
+
+    Returns:
+        (giver to owner to a share of the owner's secret; giver to what is wrong with its shares).
+    """
+    right, wrong = dict[str, Items](), dict[str, str]()
+    for giver, items in _first_answers(exchange("unmask", dict.fromkeys(signatures, signatures)), signatures):
+        if reason := _odd_shares(giver, items, parties):
+            wrong[giver] = reason
+        else:
+            right[giver] = items
+    return right, wrong
 
 
-def _unmasked(
-    total: np.ndarray,
-    session: Session,
-    keys: Items,
-    sharers: Iterable[str],
-    survivors: Sequence[str],
-    shares: Mapping[str, Items],
-) -> np.ndarray:
+def _odd_shares(giver: str, items: Items, parties: _Parties) -> str | None:
+    """Return what is wrong with the shares of a giver; None if they are those that it was given."""
+    if set(items) != set(parties.boxes) or any(len(share) != SEED_BYTES for share in items.values()):
+        return "sent shares of a wrong size, or of the wrong clients"
+    for owner, share in items.items():
+        at = 0 if owner in parties.survivors else 1
+        promised = parties.boxes[owner][giver][-DIGEST_BYTES:][32 * at : 32 * at + 32]
+        padded = share + bytes(SEED_BYTES) if at == 0 else bytes(SEED_BYTES) + share
+        if share_digests(parties.session.context, owner, giver, padded)[32 * at : 32 * at + 32] != promised:
+            return f"sent a wrong share of the secret of client {owner}"
+    return None
+
+
+def _unmasked(total: np.ndarray, parties: _Parties, shares: Mapping[str, Items], attendance: _Attendance) -> np.ndarray:
     """Subtract the survivors' own masks from the sum, and the pairwise masks that they added for lost clients.
 
     Args:
         total: Σ y_u mod 2³², [m] uint32; changed in place.
-        session: the session.
-        keys: client id to advertised keys, of U₁.
-        sharers: ids of the clients that shared their secrets, U₂.
-        survivors: ids of the clients in the sum, U₃.
-        shares: giver to owner to a share of the owner's secret.
+        parties: who takes part.
+        shares: giver to owner to a right share of the owner's secret.
+        attendance: who was lost.
 
     Raises:
-        RoundFailedError: too many shares of a secret are wrong.
+        SpoiledRoundError: a client has shared something else than it committed to.
     """
+    keys, context = parties.keys, parties.session.context
     place = {client: i + 1 for i, client in enumerate(sorted(keys))}
-    context = session.context
-    for client in sharers:
+    for client in parties.boxes:
         points = [(place[giver], shares[giver][client]) for giver in sorted(shares)]
         _, masking_key, committed, _ = split_keys(keys[client])
-        if client in survivors:
-            seed = _secret(points, session, client, lambda seed, c=committed: commitment(seed, context) == c)
+        if client in parties.survivors:
+            seed = _secret(points, client, lambda seed, c=committed: commitment(seed, context) == c, attendance)
             total -= self_mask(seed, context, len(total))
             continue
-        seed = _secret(points, session, client, lambda seed, k=masking_key: _public(seed, context) == k)
+        seed = _secret(points, client, lambda seed, k=masking_key: _public(seed, context) == k, attendance)
         private = private_key(seed, context)
-        for peer in survivors:
+        for peer in parties.survivors:
             public = split_keys(keys[peer])[1]
             total += pairwise_mask(client, private, peer, public, context, len(total))
     return total
@@ -210,22 +290,27 @@ def _public(seed: bytes, context: bytes) -> bytes:
     return private_key(seed, context).public_key().public_bytes_raw()
 
 
-def _secret(points: Sequence[tuple[int, bytes]], session: Session, client: str, fits: Callable[[bytes], bool]) -> bytes:
-    """Return a client's secret, combined from t shares that fit its commitment. Some of the shares may be wrong.
+def _secret(
+    points: Sequence[tuple[int, bytes]], client: str, fits: Callable[[bytes], bool], attendance: _Attendance
+) -> bytes:
+    """Return a client's secret, combined from t shares that fit its commitment.
 
     Args:
-        points: shares, each with its place.
-        session: the session.
+        points: shares, each with its place. All of them are those that the client gave.
         client: id of the client that the secret belongs to.
         fits: whether a secret is the one that the client committed to.
+        attendance: who was lost.
 
     Raises:
-        RoundFailedError: no t shares fit.
+        SpoiledRoundError: no t shares fit, so that the client itself is to blame.
     """
-    for some in itertools.islice(itertools.combinations(points, session.threshold), _LARGEST_SEARCH):
+    for some in itertools.islice(itertools.combinations(points, attendance.session.threshold), _LARGEST_SEARCH):
         if fits(seed := Shamir.combine(list(some), False)):
             return seed
-    raise RoundFailedError(
-        f"round {session.round_index}: the shares of client {client}'s secret don't fit what it committed to, so this "
-        "client or another one sent wrong shares. The last good state is kept: look at the clients, and resume."
+    reason = "unmask: shared something else than the secret that it committed to"
+    raise SpoiledRoundError(
+        f"round {attendance.session.round_index}: the shares of client {client}'s secret don't fit what it committed "
+        "to. The run goes on without this round and without this client.",
+        (client,),
+        attendance.lost | {client: reason},
     )

@@ -1,5 +1,6 @@
 """What the parties of a federation agree on before they use secure aggregation."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ class SecureSettings:
         threshold: t; None for the smallest integer above 2n/3.
         uniform: whether all clients have the same weight, as they always do under differential privacy.
         privacy: differential privacy of the clients; None without it.
+        max_update_norm: largest L2 norm of one client's change, which the server checks of the mean.
     """
 
     encoding: FixedPoint
@@ -27,6 +29,7 @@ class SecureSettings:
     threshold: int | None = None
     uniform: bool = False
     privacy: Privacy | None = None
+    max_update_norm: float = math.inf
 
     def to_wire(self) -> dict[str, Any]:
         """Return, as plain values, what every party must have agreed to. It is part of a session's digest."""

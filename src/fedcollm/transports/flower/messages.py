@@ -119,7 +119,10 @@ def fetch(
         LostError: a part did not come.
         RefusalError: the message is longer than the limit, or its content was not made by `pack`.
     """
-    metadata = message_from_proto(head).metadata
+    try:
+        metadata = message_from_proto(head).metadata
+    except Exception as error:  # Flower's code may raise anything on a malformed head
+        raise RefusalError(f"a malformed Flower message ({type(error).__name__})") from error
     part, left = pull(metadata.run_id), limit_bytes
 
     def limited(name: str) -> bytes:

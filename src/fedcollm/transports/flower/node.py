@@ -191,7 +191,7 @@ class Service:
                     failing_since = failing_since or time.monotonic()
                     _raise_if_final(error, time.monotonic() - failing_since)
                     if pause <= self.longest_poll:
-                        say(f"the server does not answer ({_described(error)}); trying again")
+                        say(readable(f"the server does not answer ({_described(error)}); trying again"))
                     pause = min(max(2 * pause, 2 * self.longest_poll), _LONGEST_PAUSE_SECONDS)
                 self.stopped.wait(pause)
         finally:
@@ -217,7 +217,7 @@ class Service:
                     raise  # the answer is kept, and sent once the server is back
                 say(f"the server no longer wants this answer (HTTP {error.response.status_code})")
             except LostError as error:
-                say(f"an answer was lost on its way ({error})")
+                say(readable(f"an answer was lost on its way ({error})"))
             self._unsent = None
         return True
 
@@ -232,7 +232,11 @@ class Service:
         except RefusalError as error:
             say(f"refused: {readable(str(error))}")
         except LostError as error:
-            say(f"a message was lost on its way ({error})")
+            say(readable(f"a message was lost on its way ({error})"))
+        except httpx.HTTPError:
+            raise
+        except Exception as error:  # a faulty message is lost, and not this process
+            say(readable(f"a message can't be handled ({type(error).__name__}: {error})"))
         return True
 
     def _beat(self) -> None:

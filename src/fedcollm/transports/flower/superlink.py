@@ -23,6 +23,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    UnregisterNodeRequest,
 )
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
@@ -56,6 +57,7 @@ from fedcollm.transports.flower.messages import LostError, fetch, request, send
 
 C = TypeVar("C", bound=ProtobufClient)
 
+_UNREGISTERED = "unregistered"  # the SuperLink remembers such nodes, and refuses them
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
 _APP = """[project]
 name = "fedcollm"
@@ -95,15 +97,17 @@ class SuperLink:
     def nodes(self) -> list[Any]:
         """Return what the SuperLink knows about every registered node: `public_key`, `status`, `node_id`, ..."""
         with self._control() as control:
-            return list(control.ListNodes(ListNodesRequest()).nodes_info)
+            return [node for node in control.ListNodes(ListNodesRequest()).nodes_info if node.status != _UNREGISTERED]
 
     def register(self, keys: Iterable[bytes]) -> None:
-        """Register the nodes with these public keys, except those that are registered already."""
-        known = {node.public_key for node in self.nodes()}
+        """Register the nodes with these public keys, and unregister all others."""
+        wanted = set(keys)
+        known = {node.public_key: node.node_id for node in self.nodes()}
         with self._control() as control:
-            for key in keys:
-                if key not in known:
-                    control.RegisterNode(RegisterNodeRequest(public_key=key))
+            for key in sorted(wanted - known.keys()):
+                control.RegisterNode(RegisterNodeRequest(public_key=key))
+            for key in sorted(known.keys() - wanted):
+                control.UnregisterNode(UnregisterNodeRequest(node_id=known[key]))
 
     @contextlib.contextmanager
     def run(self) -> Generator["Run", None, None]:

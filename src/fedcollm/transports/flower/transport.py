@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedcollm.errors import RefusalError
-from fedcollm.messages import Answer, ClientUpdate, Failure, PhaseAnswer, Request, TrainRequest, adapter_bytes
+from fedcollm.messages import (
+    Answer,
+    ClientUpdate,
+    Failure,
+    FinishRequest,
+    PhaseAnswer,
+    Request,
+    TrainRequest,
+    adapter_bytes,
+)
 from fedcollm.transports.wire import decode, encode, longest_message
 
 
@@ -70,7 +79,7 @@ class FlowerTransport:
         """Return the ids of all clients of the federation, connected or not."""
         return list(self.keys)
 
-    def ask(self, requests: Mapping[str, Request]) -> Iterator[Answer]:
+    def ask(self, requests: Mapping[str, Request | FinishRequest]) -> Iterator[Answer]:
         """Send each client its request. Yield the answers as they arrive, and a Failure for each client without one."""
         sizes = [adapter_bytes(request.adapter) for request in requests.values() if isinstance(request, TrainRequest)]
         self._limit_bytes = longest_message(max(sizes)) if sizes else self._limit_bytes
@@ -83,7 +92,7 @@ class FlowerTransport:
             finally:
                 stopped.set()
 
-    def _ask(self, client: str, request: Request, stopped: threading.Event) -> Answer:
+    def _ask(self, client: str, request: Request | FinishRequest, stopped: threading.Event) -> Answer:
         """Return one client's answer, or a Failure once its deadline has passed or `stopped` is set."""
         seconds = self.deadlines.training if isinstance(request, TrainRequest) else self.deadlines.phase
         call = _Call(self.run, encode(request), self._limit_bytes, time.monotonic() + seconds)
@@ -116,12 +125,13 @@ class FlowerTransport:
             return self._nodes.get(self.keys[client])
 
     def _checked(self, client: str, reply: bytes) -> Answer:
-        """Return the answer in a client's reply, or a Failure if it is not an answer of this client.
-
-        Raises:
-            RefusalError: the reply can't be decoded.
-        """
-        answer = decode(reply, self._limit_bytes)
+        """Return the answer in a client's reply, or a Failure if it is not an answer of this client."""
+        try:
+            answer = decode(reply, self._limit_bytes)
+        except RefusalError as error:
+            return Failure(client, str(error))
+        except Exception as error:  # a faulty answer loses its client, not the server
+            return Failure(client, f"its answer can't be handled ({type(error).__name__})")
         if not isinstance(answer, (ClientUpdate, PhaseAnswer, Failure)):
             return Failure(client, "sent a request instead of an answer")
         if answer.client != client:

@@ -1,0 +1,78 @@
+"""What a client agrees to when it joins: shown before its keys are made."""
+
+import contextlib
+from collections.abc import Iterator
+
+from fedcollm.config import RunConfig, asked_clients
+from fedcollm.deploy.certificates import authority_fingerprint
+from fedcollm.deploy.invitations import Invitation
+from fedcollm.errors import UserError
+from fedcollm.messages import default_threshold, readable
+
+_COLUMNS = ("prompt", "messages", "answer", "image", "audio", "boxes", "choices")
+
+
+def terms(invitation: Invitation, config: RunConfig) -> list[tuple[str, str]]:
+    """Return what a client agrees to, as (subject, sentence).
+
+    Args:
+        invitation: the invitation, which another party wrote.
+        config: the configuration in it.
+    """
+    member = invitation.membership
+    lines = [
+        ("you are", f"client {member.client} of run {member.run}"),
+        ("server", f"{member.address}, with the authority {authority_fingerprint(invitation.authority.encode())}"),
+        ("model", f"an adapter for {config.slm.source}, from your own copy of that model"),
+        ("your data", _data(config)),
+        ("work", _work(config)),
+        *(("what leaves", sentence) for sentence in _leaves(config)),
+        ("privacy", _privacy(config)),
+    ]
+    return [(subject, readable(sentence)) for subject, sentence in lines]
+
+
+def _data(config: RunConfig) -> str:
+    shape = config.task.format
+    if shape is None:
+        return f"examples of the task {config.task.name}; they stay with you"
+    values = shape.model_dump(mode="json", exclude_defaults=True)
+    columns = ", ".join(f"{name}: {values[name]}" for name in _COLUMNS if values.get(name) is not None)
+    return f"the columns of your own table that are named here ({columns}); they stay with you"
+
+
+def _work(config: RunConfig) -> str:
+    rounds, epochs = config.federation.rounds, config.client.epochs
+    if config.control is not None:
+        return "no training: statistics of your examples are computed once"
+    own = ", and once more at the end for an adapter that you keep" if config.client.personal else ""
+    return f"{rounds} round{'s' * (rounds > 1)} of fine-tuning, {epochs} epoch{'s' * (epochs > 1)} each{own}"
+
+
+def _leaves(config: RunConfig) -> Iterator[str]:
+    """Yield what leaves the client, and who can read it."""
+    secure = config.federation.secure_aggregation
+    if secure.enabled:
+        clients = asked_clients(config.task.clients or 3, config.federation.fraction)
+        least = secure.threshold or default_threshold(clients)
+        yield f"a masked update in every round; the server learns only the sum over at least {least} clients"
+    else:
+        yield "YOUR OWN UPDATE IN EVERY ROUND, which the server can read; training data can be reconstructed from it"
+    if config.statistics is not None:
+        yield f"statistics of your examples (counts of words and labels), once{', in a sum' if secure.enabled else ''}"
+    if config.evaluation.clients != "never" and config.federation.privacy is None:
+        yield "the number of your examples, the training loss and a score" + (", in sums" if secure.enabled else "")
+
+
+def _privacy(config: RunConfig) -> str:
+    section = config.federation.privacy
+    if section is None:
+        return "no differential privacy: what the models learn of your data is not bounded"
+    numbers = f"clip {section.clip:g}, noise {section.noise_multiplier:g}, δ {section.delta:g}"
+    with contextlib.suppress(UserError):
+        from fedcollm.runs.build_clients import build_privacy  # it loads torch
+
+        privacy = build_privacy(config)
+        if privacy is not None:
+            numbers = f"ε {privacy.epsilon(config.federation.rounds):.3g} after all rounds, {numbers}"
+    return f"differential privacy of each {section.level} ({numbers})"

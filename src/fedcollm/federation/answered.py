@@ -1,0 +1,135 @@
+"""Which rounds a client has answered, so that a server can't ask for one again, or for one that the run does not have.
+
+A server that asks for the same θ with other survivors, or goes back to an earlier round, would learn one client's
+update as the difference of two sums. What is remembered here outlives the client's process.
+"""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from fedcollm.errors import RefusalError
+from fedcollm.federation.statistics import asked_for
+from fedcollm.messages import TrainRequest, payload_digest
+
+
+def check_round(request: TrainRequest, rounds: int | None) -> None:
+    """Refuse the index of a round that the run does not have.
+
+    Statistics belong to round 0, and a request to keep the final adapter to the round after the last one.
+
+    Args:
+        request: the request.
+        rounds: the number of rounds of the run; None if it is not known.
+
+    Raises:
+        RefusalError: says which rounds there are.
+    """
+    index = request.round_index
+    if type(index) is not int:  # False and 0.0 are equal to 0, but have other names on the disk
+        raise RefusalError(f"the index of a round is {index!r}, which is not an integer")
+    if rounds is None or asked_for(request):
+        return
+    if request.keep and index != rounds + 1:
+        raise RefusalError(
+            f"the final adapter is kept after round {rounds}, the last one, and this is round {_short(index)}"
+        )
+    if not request.keep and not 1 <= index <= rounds:
+        raise RefusalError(f"round {_short(index)} was asked for, and this run has the rounds from 1 to {rounds}")
+
+
+def _short(index: int) -> str:
+    return str(index) if abs(index) < 10**12 else "of more than 12 digits"
+
+
+class PlainRounds:
+    """The rounds that a client has answered with a plain update.
+
+    Args:
+        memory: keeps `answered/RUN`, the last round, and `request/RUN`, a digest of the request that it answered.
+        run: name of the run.
+    """
+
+    def __init__(self, memory: MutableMapping[str, Any], run: str):
+        self._memory, self._last, self._request = memory, f"answered/{run}", f"request/{run}"
+
+    def check(self, request: TrainRequest) -> None:
+        """Refuse a round that is not above the last one, unless it is exactly the last request again.
+
+        Raises:
+            RefusalError: says which round was answered.
+        """
+        last = self._memory.get(self._last)
+        if last is None or request.round_index > last:
+            return
+        if request.round_index < last:
+            raise RefusalError(
+                f"round {request.round_index} was asked for after round {last}, and no round comes twice"
+            )
+        if self._memory.get(self._request) != _digest(request):
+            raise RefusalError(f"round {last} was answered before, for another request")
+
+    def note(self, request: TrainRequest) -> None:
+        """Remember a request before its answer leaves."""
+        if self._memory.get(self._request) != _digest(request):
+            self._memory[self._request] = _digest(request)
+        if self._memory.get(self._last) != request.round_index:
+            self._memory[self._last] = request.round_index
+
+
+class OpenedRounds:
+    """The rounds whose sum a client has helped to open.
+
+    Args:
+        memory: keeps, for `RUN/ROUND` and for `RUN/θ/DIGEST`, the survivors whose sum was opened. An entry is written
+            before the client gives its shares.
+        run: name of the run.
+        round_index: index of the round.
+        theta: digest of θ; empty if it is not known.
+    """
+
+    def __init__(self, memory: MutableMapping[str, list[str]], run: str, round_index: int, theta: str = ""):
+        self._memory, self._run, self._index, self._theta = memory, run, round_index, theta
+
+    def check_order(self) -> None:
+        """Refuse a round before the last one that was opened, and another θ for that one.
+
+        Raises:
+            RefusalError: says which round was opened.
+        """
+        start = f"{self._run}/"
+        places = [name.removeprefix(start) for name in self._memory if name.startswith(start)]
+        opened = [int(place) for place in places if place.isdecimal()]
+        if opened and self._index < max(opened):
+            raise RefusalError(f"round {self._index} was asked for after round {max(opened)}, and no round comes twice")
+        if self._index in opened and self._theta and self._name_of_theta not in self._memory:
+            raise RefusalError(f"round {self._index} was opened before, for another adapter")
+
+    def check(self, survivors: list[str]) -> None:
+        """Refuse to open a sum whose difference to one that was opened would be that of single clients.
+
+        Raises:
+            RefusalError: the round, or the same θ in another round, was opened for other survivors.
+        """
+        for name, what in ((self._name, f"round {self._index}"), (self._name_of_theta, "the same adapter")):
+            before = self._memory.get(name, survivors)
+            if before != survivors:
+                only = ", ".join(before)
+                raise RefusalError(f"{what} was opened before, for other survivors (only {only} may take part)")
+
+    def note(self, survivors: list[str]) -> None:
+        """Remember for whom the sum is opened, before any share leaves."""
+        if self._theta and self._name_of_theta not in self._memory:
+            self._memory[self._name_of_theta] = survivors
+        self._memory[self._name] = survivors
+
+    @property
+    def _name(self) -> str:
+        return f"{self._run}/{self._index}"
+
+    @property
+    def _name_of_theta(self) -> str:
+        return f"{self._run}/θ/{self._theta}"
+
+
+def _digest(request: TrainRequest) -> str:
+    return payload_digest(request.adapter, {"round": request.round_index, "evaluate": request.evaluate})

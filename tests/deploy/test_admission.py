@@ -1,0 +1,376 @@
+"""Invitations, requests and the roster: who gets in, and what hostile files do."""
+
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.transports.small_federation import small_config
+
+from fedcollm.deploy import admission, directories
+from fedcollm.deploy.agreement import terms
+from fedcollm.deploy.certificates import Authority
+from fedcollm.deploy.directories import Deployment, Membership
+from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.invitations import Invitation, Keys, Request, join, read_invitation, read_request
+from fedcollm.deploy.roster import Roster, SignedRoster, sign
+from fedcollm.deploy.roster_keeper import NotAdmittedError, RemovedError, RosterKeeper
+from fedcollm.errors import UserError
+
+NAMES = ["north", "south", "east"]
+
+
+@pytest.fixture(scope="module")
+def original(model_directories, word_data, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("invited") / "out"
+    changes = {"federation.secure_aggregation.enabled": True, "federation.participants": NAMES, "task.clients": 3}
+    initialize(small_config(model_directories, word_data, **changes), Site("localhost"), place, Choices())
+    return place
+
+
+@pytest.fixture
+def out(original, tmp_path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "out"))
+
+
+def invitation(out: Path, name: str = "north") -> Invitation:
+    return read_invitation(out / "invitations" / f"{name}.json")[0]
+
+
+def joined(out: Path, name: str = "north") -> Request:
+    return join(invitation(out, name), out / "at" / name)
+
+
+def authority(out: Path) -> Authority:
+    return Authority.load(out / "ca")
+
+
+def deployment(out: Path) -> Deployment:
+    return directories.read(out / "server", directories.DEPLOYMENT, Deployment)
+
+
+# --- joining ---
+
+
+def test_init_makes_no_key_of_a_client_and_invitations_have_no_secret(out):
+    assert not (out / "clients").exists()
+    assert sorted(file.name for file in (out / "invitations").iterdir()) == ["east.json", "north.json", "south.json"]
+    secrets = [file.name for file in out.rglob("*") if file.is_file() and b"PRIVATE KEY" in file.read_bytes()]
+    assert sorted(secrets) == ["ca.key", "server.key", "superlink.key"]
+    assert deployment(out).clients == {}
+
+
+def test_join_makes_keys_that_only_their_owner_can_read_whatever_the_umask(out):
+    before = os.umask(0)
+    try:
+        request = joined(out)
+    finally:
+        os.umask(before)
+    place = out / "at" / "north"
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in place.iterdir()}
+    assert modes["node.key"] == modes["signing.key"] == 0o600
+    assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert modes["request.json"] == 0o644
+    assert directories.signing_key(place).public_key().public_bytes_raw().hex() == request.keys.signing
+    assert read_request(place / "request.json") == request
+    assert b"PRIVATE" not in (place / "request.json").read_bytes()
+
+
+def test_terms_say_what_leaves(out, original):
+    read, config = read_invitation(out / "invitations" / "north.json")
+    said = dict(terms(read, config))
+    assert said["you are"].startswith("client north of run small-")
+    assert "prompt: {text} is a, answer: kind" in said["your data"]
+    assert said["work"] == "2 rounds of fine-tuning, 1 epoch each"
+    assert "no differential privacy" in said["privacy"]
+    leaves = [sentence for subject, sentence in terms(read, config) if subject == "what leaves"]
+    assert leaves[0] == "a masked update in every round; the server learns only the sum over at least 3 clients"
+
+
+def test_directory_in_use_and_a_link_are_refused(out, tmp_path):
+    joined(out)
+    with pytest.raises(UserError, match="exists already"):
+        joined(out)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with pytest.raises(UserError, match="exists already"):
+        join(invitation(out), tmp_path / "link")
+    assert not any((tmp_path / "empty").iterdir())
+
+
+def spoilt(values: dict, path: str, value: object) -> str:
+    *parents, last = path.split(".")
+    place = values
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("membership.client", "../../x"),
+        ("membership.client", "a\nUser=root"),
+        ("membership.client", ""),
+        ("membership.client", "x" * 300),
+        ("membership.run", "a/b"),
+        ("membership.address", "host:9443/path"),
+        ("membership.address", "host"),
+        ("membership.facts", {"context_length": 10**400}),
+        ("authority", "no certificate"),
+        ("config", "[" * 10_000),
+        ("config", "name: x"),
+        ("more", 1),
+    ],
+)
+def test_hostile_invitation_is_refused_and_nothing_is_written(out, path, value):
+    file = out / "invitations" / "north.json"
+    file.write_text(spoilt(json.loads(file.read_text()), path, value))
+    with pytest.raises(UserError, match=r"Ask for|Ask the operator|not a configuration|Use the version"):
+        read_invitation(file)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "long", "directory", "missing"])
+def test_file_that_is_no_ordinary_file_is_refused(out, kind, tmp_path):
+    file = tmp_path / "request.json"
+    if kind == "link":
+        file.symlink_to(out / "invitations" / "north.json")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "long":
+        file.write_bytes(b" " * (2**20 + 1))
+    elif kind == "directory":
+        file.mkdir()
+    with pytest.raises(UserError, match=r"can't be read|no ordinary file|longer than"):
+        read_request(file)
+
+
+# --- admitting ---
+
+
+def test_admitted_clients_are_on_a_signed_roster_in_the_order_of_the_federation(out):
+    for name in ("south", "north"):
+        roster = admission.admit(out / "server", joined(out, name), authority(out))
+    assert (roster.version, list(roster.clients)) == (3, ["north", "south"])
+    now = deployment(out)
+    assert list(now.clients) == ["north", "south"]
+    assert now.roster.verified((out / "ca" / "ca.crt").read_bytes(), now.run) == roster
+    assert (out / "server" / "nodes.map").read_text().count('" 1;') == 2
+    assert SignedRoster.model_validate_json((out / "server" / "public" / "latest.json").read_bytes()) == now.roster
+    assert not (out / "server" / "public" / "roster.json").exists()  # it is in force at the server's next start
+    assert list(admission.publish(out / "server", now)) == ["north", "south"]
+    assert (out / "server" / "public" / "roster.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"client": "south"}, "the proof is wrong"),
+        ({"run": "other"}, "the proof is wrong"),
+        ({"keys": {"node": "PEM", "signing": "00" * 32}}, "not valid"),
+        ({"proof": "00" * 64}, "the proof is wrong"),
+        ({"proof": "00"}, "should match pattern"),
+        ({"client": "../x"}, "should match pattern"),
+        ({"client": 5}, "valid string"),
+        ({"trusted": True}, "not permitted"),
+    ],
+    ids=str,
+)
+def test_changed_request_is_refused(out, change, reason):
+    joined(out)
+    file = out / "at" / "north" / "request.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=reason):
+        read_request(file)
+
+
+def test_key_written_in_another_way_is_refused(out):
+    """Two spellings of one key would be two keys to nginx and to the SuperLink."""
+    keys = Keys.make()
+    request = keys.request("north", deployment(out).run)
+    spelled = request.keys.model_copy(update={"node": request.keys.node.replace("\n", "\r\n")})
+    signed = Request(client="north", run=request.run, keys=spelled, proof="00" * 64)
+    proof = keys.signing.sign(signed.signed()).hex()
+    with pytest.raises(UserError, match="as fedcollm writes it"):
+        signed.model_copy(update={"proof": proof}).check()
+
+
+def test_who_is_not_invited_or_known_already_is_refused(out):
+    server, run, by = out / "server", deployment(out).run, authority(out)
+    request = joined(out)
+    admission.admit(server, request, by)
+    with pytest.raises(UserError, match="was admitted with these keys before"):
+        admission.admit(server, request, by)
+    with pytest.raises(UserError, match="on the roster with other keys"):
+        admission.admit(server, Keys.make().request("north", run), by)
+    with pytest.raises(UserError, match="was not invited"):
+        admission.admit(server, Keys.make().request("west", run), by)
+    with pytest.raises(UserError, match="is for run other"):
+        admission.admit(server, Keys.make().request("south", "other"), by)
+    keys = Keys.make()
+    theft = Request(
+        client="south", run=run, keys=request.keys.model_copy(update={"signing": "0" * 64}), proof="0" * 128
+    )
+    with pytest.raises(UserError, match="has a key of client north"):
+        admission.admit(server, theft, by)
+    assert list(deployment(out).clients) == ["north"]
+    assert keys.public() != request.keys
+
+
+def test_fingerprint_depends_on_name_run_and_both_keys(out):
+    one, two = Keys.make(), Keys.make()
+    seen = {pair.request(name, run).fingerprint() for pair in (one, two) for name in ("a", "b") for run in ("r", "s")}
+    mixed = one.request("a", "r").model_copy(
+        update={"keys": one.public().model_copy(update={"node": two.public().node})}
+    )
+    assert len(seen | {mixed.fingerprint()}) == 9
+    assert one.request("a", "r").fingerprint() == one.request("a", "r").fingerprint()
+
+
+def test_another_authority_changes_nothing(out):
+    request = joined(out)
+    with pytest.raises(UserError, match="another deployment's authority"):
+        admission.admit(out / "server", request, Authority.make("other", 10))
+    with pytest.raises(UserError, match=r"--ca .*can't be read"):
+        Authority.load(out / "server")
+    assert deployment(out).clients == {}
+
+
+def test_removed_client_is_out_and_may_join_again_with_new_keys(out):
+    server, by = out / "server", authority(out)
+    for name in NAMES:
+        admission.admit(server, joined(out, name), by)
+    roster = admission.remove(server, "south", by)
+    assert (roster.version, list(roster.clients)) == (5, ["north", "east"])
+    assert (server / "nodes.map").read_text().count('" 1;') == 2
+    with pytest.raises(UserError, match=r"not on the roster. On it: north, east"):
+        admission.remove(server, "south", by)
+    with pytest.raises(UserError, match=r"were removed before\. Let client south run"):
+        admission.admit(server, read_request(out / "at" / "south" / "request.json"), by)
+    again = join(invitation(out, "south"), out / "at" / "again")
+    assert list(admission.admit(server, again, by).clients) == NAMES
+
+
+def test_edited_deployment_is_refused(out):
+    server = out / "server"
+    admission.admit(server, joined(out), authority(out))
+    now = deployment(out)
+    keys = now.clients["north"].model_copy(update={"signing": "1" * 64})
+    with pytest.raises(UserError, match="not those of the signed roster"):
+        admission.publish(server, now.model_copy(update={"clients": {"north": keys}}))
+    with pytest.raises(UserError, match="not signed by this deployment's authority"):
+        admission.publish(server, now.model_copy(update={"roster": now.roster.model_copy(update={"signature": "00"})}))
+
+
+def test_renewed_certificate_has_a_new_key_and_the_old_names(out):
+    server = out / "server"
+    before = {name: (server / name).read_bytes() for name in ("server.crt", "server.key", "superlink.crt")}
+    certificate = admission.renew(server, authority(out), 30)
+    assert (certificate.not_valid_after_utc - certificate.not_valid_before_utc).days == 30
+    changed = [name for name, content in before.items() if (server / name).read_bytes() != content]
+    assert changed == ["server.crt", "server.key"]
+    assert stat.S_IMODE((server / "server.key").stat().st_mode) == 0o600
+
+
+# --- the roster at a client ---
+
+
+class Served:
+    """Gives a client what a server may give it."""
+
+    def __init__(self, out: Path, name: str = "north"):
+        self.by, self.run, self.keys = authority(out), deployment(out).run, Keys.make()
+        self.own = self.keys.public().signing
+        self.place = out / "at" / "client"
+        self.place.mkdir(parents=True)
+        shutil.copy(out / "ca" / "ca.crt", self.place)
+        member = Membership(client=name, run=self.run, address="localhost:1", facts={})
+        self.content: dict[str, bytes] = {}
+        self.keeper = RosterKeeper(self.place, member, self.own, lambda member, ca, file: self.content[file])
+
+    def give(self, version: int, *others: str, own: str | None = "", run: str = "", file: str = "roster.json") -> None:
+        clients = dict.fromkeys(others, "2" * 64) | ({} if own is None else {"north": own or self.own})
+        roster = sign(Roster(run=run or self.run, version=version, clients=clients), self.by.key)
+        self.content[file] = roster.model_dump_json().encode()
+
+
+def test_client_keeps_the_newest_roster_and_refuses_an_older_one(out):
+    served = Served(out)
+    assert served.keeper.kept() is None
+    served.give(3, "south")
+    assert served.keeper.refreshed().version == 3
+    served.give(2, "south", "thrown-out")
+    with pytest.raises(UserError, match="version 2 of the roster, and this client has seen version 3"):
+        served.keeper.refreshed()
+    kept = served.keeper.kept()
+    assert kept is not None
+    assert list(kept.clients) == ["south", "north"]
+    assert stat.S_IMODE((served.place / "roster.json").stat().st_mode) == 0o600
+
+
+def test_roster_of_another_authority_or_run_is_refused(out):
+    served = Served(out)
+    served.give(1, run="other")
+    with pytest.raises(UserError, match="is of run other"):
+        served.keeper.refreshed()
+    served.by = Authority.make("thief", 10)
+    served.give(1)
+    with pytest.raises(UserError, match="not signed"):
+        served.keeper.refreshed()
+    for content in (b"", b"{}", b"[" * 10_000, b'{"text": "{}", "signature": "00"}'):
+        served.content["roster.json"] = content
+        with pytest.raises(UserError, match="roster is not"):
+            served.keeper.refreshed()
+    assert served.keeper.kept() is None
+
+
+def test_client_that_is_not_on_the_roster_is_told_whether_it_was_removed(out):
+    served = Served(out)
+    served.give(1, "south", own=None)
+    with pytest.raises(NotAdmittedError, match="client north is not admitted yet"):
+        served.keeper.refreshed()
+    served.give(2, "south")
+    served.keeper.refreshed()
+    served.give(2, "south", file="latest.json")
+    served.keeper.check_newest()
+    served.give(3, "south", own=None, file="latest.json")
+    with pytest.raises(RemovedError, match="has removed client north from run"):
+        served.keeper.check_newest()
+    served.give(3, own="3" * 64)
+    with pytest.raises(UserError, match="another key for client north"):
+        served.keeper.refreshed()
+
+
+def test_member_is_built_anew_for_a_new_roster_and_stops_when_it_is_removed(out):
+    from fedcollm.deploy.member import Member
+    from fedcollm.messages import TrainRequest
+
+    served, built = Served(out), []
+
+    class Inner:
+        def answer(self, request):
+            return request
+
+    member = Member(served.keeper, lambda roster: built.append(roster.version) or Inner(), lambda request: None)
+    request = TrainRequest(1, {}, run=served.run)
+    for version in (1, 1, 2):
+        served.give(version, "south")
+        assert member.answer(request) is request
+    assert built == [1, 2]
+    del served.content["roster.json"]
+    served.keeper.fetch = gone
+    assert member.answer(request) is request  # the server's files can't be reached, so the last roster counts
+    served.keeper.fetch = lambda member, ca, file: served.content[file]
+    served.give(3, "south", own=None)
+    with pytest.raises(RemovedError):
+        member.answer(request)
+    assert member.stopped.is_set()
+    assert isinstance(member.ended, RemovedError)
+
+
+def gone(member: Membership, ca: Path, file: str) -> bytes:
+    raise httpx.ConnectError("refused")
