@@ -2,10 +2,12 @@
 
 import math
 import sys
+from statistics import NormalDist
 
 import dp_accounting as dp
 import pytest
 import yaml
+from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from rich.console import Console
 
@@ -45,9 +47,26 @@ def test_client_level_agrees_with_the_formula_for_concentrated_privacy():
 
 
 @pytest.mark.parametrize(("noise", "rate", "steps", "rounds"), [(1.0, 0.1, 10, 1), (1.0, 0.1, 10, 5), (2.0, 1.0, 1, 7)])
-def test_example_level_is_the_accountants_figure_for_poisson_sampled_steps(noise, rate, steps, rounds):
-    expected = by_hand(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), steps * rounds, 1e-5)
-    assert ExamplePrivacy(0.3, noise, 1e-5, rate, steps).epsilon(rounds) == expected
+def test_example_level_is_the_bound_of_the_loss_distribution_of_poisson_sampled_steps(noise, rate, steps, rounds):
+    event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise))
+    fine = PLDAccountant(value_discretization_interval=1e-4).compose(event, steps * rounds).get_epsilon(1e-5)
+    found = ExamplePrivacy(0.3, noise, 1e-5, rate, steps).epsilon(rounds)
+    assert fine <= found == pytest.approx(fine, rel=1e-3)
+    assert found < 0.95 * by_hand(event, steps * rounds, 1e-5)
+
+
+def test_example_level_with_a_single_full_batch_is_the_analytic_gaussian_mechanism():
+    # δ(ε) = Φ(1 / 2z − εz) − e^ε Φ(−1 / 2z − εz) (Balle and Wang 2018, Theorem 8)
+    epsilon, z = ExamplePrivacy(1.0, 2.0, 1e-5, 1.0, 1).epsilon(1), 2.0
+    below = NormalDist().cdf
+    delta = below(1 / (2 * z) - epsilon * z) - math.exp(epsilon) * below(-1 / (2 * z) - epsilon * z)
+    assert delta == pytest.approx(1e-5, rel=0.01)
+    assert delta <= 1e-5
+
+
+def test_example_level_with_hardly_any_noise_is_the_figure_of_renyi_accounting():
+    event = dp.PoissonSampledDpEvent(0.5, dp.GaussianDpEvent(0.1))
+    assert ExamplePrivacy(1.0, 0.1, 1e-5, 0.5, 10).epsilon(1) == by_hand(event, 10, 1e-5) > 50
 
 
 def test_nothing_is_spent_before_the_first_round_and_more_in_every_one():
@@ -180,10 +199,11 @@ def test_run_spends_what_was_said_before_it_began(tiny_config, tmp_path, capsys,
     config = private(tiny_config, {**section, "noise_multiplier": 2.0}, secure_aggregation=secure)
     with shown(Console(width=200)):
         records = list(rounds(config, tmp_path / "run"))
-    event = dp.GaussianDpEvent(2.0)
-    steps = 1 if section is CLIENT else 10  # one epoch at a rate of 0.1
-    event = event if section is CLIENT else dp.PoissonSampledDpEvent(0.1, event)
-    assert [record.epsilon for record in records] == [0.0, *(by_hand(event, steps * r, 1e-5) for r in (1, 2))]
+    if section is CLIENT:
+        spent = [by_hand(dp.GaussianDpEvent(2.0), count, 1e-5) for count in (1, 2)]
+    else:  # one epoch at a rate of 0.1 is ten steps
+        spent = [ExamplePrivacy(1.0, 2.0, 1e-5, 0.1, 10).epsilon(count) for count in (1, 2)]
+    assert [record.epsilon for record in records] == [0.0, *spent]
     assert f"privacy: 2 rounds will spend ε = {records[-1].epsilon:.3g} at δ = 1e-05\n" in capsys.readouterr().out
     assert run_directory.read_records(tmp_path / "run") == records
     assert check(config).epsilon == records[-1].epsilon
