@@ -13,7 +13,7 @@ from fedcollm.cli import deploy as cli_deploy
 from fedcollm.cli import terminal
 from fedcollm.cli.check_tables import cost_table, measured_table
 from fedcollm.cli.tables import parity_table, round_line
-from fedcollm.deploy.status import Status
+from fedcollm.deploy.status import Seen, Status, Written
 from fedcollm.messages import RoundRecord
 from fedcollm.progress import say, shown, track
 from fedcollm.runs.estimate import Cost, RoleCost
@@ -50,7 +50,9 @@ def test_tables_show_what_they_are_given(screen, text):
         cost_table(Cost({"slm": RoleCost(text, 100, 10, 40, 200, 40)}, 10**9, None, data_note=text)),
         parity_table(text, Parity(text, text, 1, {text: 0.5}, {text: 0.5}, {text: 0}, 0.0, "float32")),
         measured_table(Measured({}, 1.0, None, 1, None, None, None, (text,))),
-        cli_deploy._table(Status(text, {text: True}, {text: text}, None, 1)),
+        cli_deploy._table(
+            Status(text, (1, 1), {text: True}, Written(text, 1, {text: Seen(text, None, text)}), None, 1)
+        ),
     ]
     for table in tables:
         terminal.output().print(table)

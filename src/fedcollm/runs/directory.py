@@ -110,6 +110,10 @@ def parse_config(file: Path) -> RunConfig:
     return parse_config_text(text, str(file))
 
 
+#: Key with which every configuration that fedcollm writes ends.
+_LAST_KEY = list(RunConfig.model_fields)[-1]
+
+
 def parse_config_text(text: str, source: str) -> RunConfig:
     """Read the output of `config_text`, as `parse_config` does.
 
@@ -124,6 +128,8 @@ def parse_config_text(text: str, source: str) -> RunConfig:
         values: Any = read_yaml(text)
         if isinstance(values, dict):
             _check_version(source, cast(Mapping[str, Any], values).get("schema_version", 1))
+            if _LAST_KEY not in values:
+                raise ValueError(f"its end is missing, which has the key {_LAST_KEY}. Restore the whole file")
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{source} is not a configuration that fedcollm wrote: {explain(error)}") from error

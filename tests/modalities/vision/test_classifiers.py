@@ -209,7 +209,7 @@ def test_target_that_is_the_fresh_head_is_refused(places):
 
 
 def test_method_that_trains_nothing_beside_itself_is_refused(places):
-    with pytest.raises(UserError, match=r"adapter\.kind trainable_tokens can't train classifier"):
+    with pytest.raises(UserError, match=r"adapter\.kind: trainable_tokens trains rows of the embedding"):
         adapted(loaded(places["vit"]), AdapterConfig(kind="trainable_tokens"), THREE)
 
 
