@@ -47,7 +47,7 @@ def init(
     demo: Annotated[
         bool, option("--demo", help="make the clients' keys and directories here too, for a trial on one machine")
     ] = False,
-    demo_data: Annotated[bool, option("--demo-data", help="with --demo: write the preset's data too")] = False,
+    demo_data: Annotated[bool, option("--demo-data", help="like --demo, with the preset's data")] = False,
     unsafe_plain_updates: Annotated[
         bool,
         option(
@@ -213,7 +213,8 @@ def client(
     directory: Client,
     data: Data,
     answer_after: Annotated[
-        float, option("--answer-after", help="seconds that training takes for the server, whatever it really takes")
+        float,
+        option("--answer-after", help="answer after multiples of so many seconds only, to hide how long training took"),
     ] = 0.0,
     log_json: LogJson = False,
     quiet: Quiet = False,
