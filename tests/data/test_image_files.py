@@ -115,6 +115,16 @@ def test_broken_image_is_named_before_anything_is_trained(folders):
         load(folders, FOLDERS)
 
 
+@pytest.mark.parametrize("name", ["Public.zip", "validation.csv", "unlabelled.tar.gz"])
+def test_file_with_the_name_of_a_part_is_not_overlooked(folders, name):
+    for harmless in ("README.md", "train.py", "labels.csv", "test.png"):
+        (folders / harmless).write_text("")
+    assert len(load(folders, FOLDERS).train) == 3
+    (folders / name).write_text("")
+    with pytest.raises(UserError, match=rf"{name} would not be read beside the folders of images"):
+        load(folders, FOLDERS)
+
+
 def test_folder_without_images_or_classes_is_refused(folders):
     (folders / "public").mkdir()
     with pytest.raises(UserError, match="public has no images"):

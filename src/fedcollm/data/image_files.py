@@ -11,9 +11,10 @@ from fedcollm.config import FormatConfig
 from fedcollm.data.cells import composed
 from fedcollm.data.media_files import Column, Found, check_names, found_in_parts, inside, listed_classes, with_classes
 from fedcollm.data.partition import check_classes
-from fedcollm.data.parts import choose
+from fedcollm.data.parts import PARTS, choose
 from fedcollm.data.pool import Pool
 from fedcollm.data.rows import check_ids, label_notes
+from fedcollm.data.unread import check_no_file
 from fedcollm.errors import UserError
 from fedcollm.modalities.plain_text import check_text
 from fedcollm.modalities.vision.files import ImageFile
@@ -83,6 +84,7 @@ def _part_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
             f"task.path: {path} has no folder train. Put the training images into train/CLASS/, one folder per class, "
             "or set task.format.image to the column of a table that names image files."
         )
+    check_no_file(path, [name for names in PARTS.values() for name in names])
     return found, notes
 
 

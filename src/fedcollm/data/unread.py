@@ -57,6 +57,25 @@ def check_all_read(path: Path, found: Mapping[str, Iterable[Path]], names: Colle
             raise UserError(_not_read(path, odd, first))
 
 
+def check_no_file(path: Path, names: Collection[str]) -> None:
+    """Check that no file beside folders of images has the name of a part and may be data, such as an archive.
+
+    Args:
+        path: the directory of the folders.
+        names: the names that parts may have, in lower case.
+
+    Raises:
+        UserError: there is such a file.
+    """
+    odd = next((entry for entry in _named(path, names) if entry.is_file() and not _is_no_data(entry)), None)
+    if odd is not None:
+        raise UserError(
+            f"{path}: {odd.relative_to(path)} would not be read beside the folders of images, though it has the name "
+            "of a part of the data. Put its images into a folder of their own, such as test/CLASS/, or move it out of "
+            f"{path}."
+        )
+
+
 def _not_read(path: Path, odd: Path, first: Path) -> str:
     advice = (
         "Put the parts side by side in one layout: a file for each part (train.csv, test.csv), or a folder of files "
