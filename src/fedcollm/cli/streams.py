@@ -47,8 +47,8 @@ def spelled_out(error: UnicodeError) -> tuple[str, int]:
     return "".join(_IN_ASCII.get(sign, "?") for sign in signs), error.end
 
 
-class _Output:
-    """Standard output whose failures are one message.
+class _Stream:
+    """A stream that is another one, except for what its subclasses define.
 
     Args:
         stream: the stream to write to.
@@ -59,6 +59,10 @@ class _Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Output(_Stream):
+    """Standard output whose failures are one message."""
 
     def write(self, text: str) -> int:
         """Write text.
@@ -89,18 +93,8 @@ class _Output:
             ) from None
 
 
-class _Progress:
-    """Standard error whose failures are ignored, so that a run outlives the terminal that shows its progress.
-
-    Args:
-        stream: the stream to write to.
-    """
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+class _Progress(_Stream):
+    """Standard error whose failures are ignored, so that a run outlives the terminal that shows its progress."""
 
     def write(self, text: str) -> int:
         """Write text if possible."""

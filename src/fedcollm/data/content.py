@@ -2,12 +2,12 @@
 
 import codecs
 import gzip
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from fedcollm.errors import UserError
+from fedcollm.modalities.jsonl import read_bytes
 
 #: Byte-order mark that a file can begin with to the encoding that it stands for, the longer marks first.
 _MARKS: Mapping[bytes, str] = {
@@ -43,16 +43,7 @@ def read_content(path: Path) -> bytes:
     Raises:
         UserError: the file can't be read.
     """
-    decompress = COMPRESSIONS.get(path.suffix.lower())
-    try:
-        content = path.read_bytes()
-        return content if decompress is None else decompress(content)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Check task.path.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: can't be read ({error}). Check that the file is complete and that you have permission to read it."
-        ) from None
+    return read_bytes(path, COMPRESSIONS.get(path.suffix.lower()))
 
 
 def decode(content: bytes, encoding: str, path: Path) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,9 +37,22 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> list[bytes]:
+    return read_bytes(path, gzip.decompress if path.name.endswith(".gz") else None).split(b"\n")
+
+
+def read_bytes(path: Path, decompress: Callable[[bytes], bytes] | None = None) -> bytes:
+    """Return the bytes of a file.
+
+    Args:
+        path: the file.
+        decompress: what decompresses its bytes; None if they are not compressed.
+
+    Raises:
+        UserError: the file can't be read.
+    """
     try:
         content = path.read_bytes()
-        return (gzip.decompress(content) if path.name.endswith(".gz") else content).split(b"\n")
+        return content if decompress is None else decompress(content)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Check task.path.") from None
     except (OSError, EOFError, zlib.error) as error:
