@@ -1,5 +1,6 @@
 """The embedded default on the real pretrained pair, cut down to seconds."""
 
+import json
 from importlib import metadata
 
 import peft
@@ -10,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import fedcollm
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
+from fedcollm.models.pretrained import base_directory
 from fedcollm.runs.runner import evaluate_run
+from fedcollm.storage import cache_directory
 
 SMALL = {
     "task": {"clients": 2, "private_size": 24, "public_size": 24, "unlabelled_size": 24, "test_size": 42},
@@ -37,10 +40,11 @@ def test_real_pair_trains_and_its_adapters_load_with_transformers_and_peft_alone
     assert last.bytes_up == 4 * 814_080  # 10 layers, rank 8: 81,408 parameters a layer
     test = split(load_pool(config.task, 0), config.task, 0).test
     for role in ("slm", "llm"):
-        model = peft.AutoPeftModelForCausalLM.from_pretrained(str(result.adapters[role]))
-        base = model.peft_config["default"].base_model_name_or_path
-        assert isinstance(AutoModelForCausalLM.from_pretrained(base), torch.nn.Module)
-        correct = _accuracy(model, AutoTokenizer.from_pretrained(base), test)
+        named = json.loads((result.adapters[role] / "adapter_config.json").read_text())["base_model_name_or_path"]
+        place = cache_directory() / named if role == "slm" else base_directory(named, None)
+        base = AutoModelForCausalLM.from_pretrained(place)
+        model = peft.PeftModel.from_pretrained(base, str(result.adapters[role]))
+        correct = _accuracy(model, AutoTokenizer.from_pretrained(result.adapters[role]), test)
         assert correct == pytest.approx(last.scores[role], abs=1.5 / 42)
         assert evaluate_run(tmp_path / "run", role).value == last.scores[role]
 

@@ -47,7 +47,7 @@ def load_sounds(path: Path, format: FormatConfig, classes: Sequence[str], severa
     """
 
     def example(found: Found) -> AudioExample:
-        return AudioExample(found.id, _recording(found, format), found.label, found.group, tuple(classes))
+        return AudioExample(found.id, recording_in(found, format), found.label, found.group, tuple(classes))
 
     found, notes = _found(path, format, "answer")
     found, told = with_classes(found, format, classes)
@@ -69,7 +69,7 @@ def load_speech(path: Path, format: FormatConfig) -> Pool:
     """
 
     def example(found: Found) -> SpeechExample:
-        made = SpeechExample(found.id, _recording(found, format), found.label, found.group)
+        made = SpeechExample(found.id, recording_in(found, format), found.label, found.group)
         if found.label is not None:
             _naming(found, lambda: transcript(made))
         return made
@@ -99,7 +99,7 @@ def _examples(part: str, rows: Sequence[Found], example: Callable[[Found], Any])
     return made
 
 
-def _recording(found: Found, format: FormatConfig) -> Recording:
+def recording_in(found: Found, format: FormatConfig) -> Recording:
     """Return the recording of a row, after decoding it once."""
     recording = Recording(found.source, f"recording {found.id}" if isinstance(found.source, bytes) else "")
     _naming(found, lambda: recording.mono(format.longest_seconds))

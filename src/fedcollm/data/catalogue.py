@@ -17,7 +17,7 @@ from fedcollm.data.own_files import OWN_FILES, own_files
 from fedcollm.data.pool import Pool
 from fedcollm.data.sources.digits import load_digit_images
 from fedcollm.data.sources.icd10 import CHAPTERS, load_icd10
-from fedcollm.data.sources.professions import load_professions
+from fedcollm.data.sources.professions import ABOUT, load_professions
 from fedcollm.data.sources.qa import load_qa
 from fedcollm.data.sources.spoken_words import load_spoken_words
 from fedcollm.errors import UserError
@@ -32,11 +32,14 @@ class TaskEntry:
         load: returns the examples, given the section `task` and the run's seed.
         modality: a key of `MODALITIES`.
         comment: what the task is, in one line.
+        asked: the columns of a table with which a trained model is asked, as a format of the same columns; the answer
+            need not be there. None for the user's own files, whose format says it.
     """
 
     load: Callable[[TaskConfig, int], Pool]
     modality: str
     comment: str
+    asked: FormatConfig | None = None
 
 
 def _load_icd10(config: TaskConfig, seed: int) -> Pool:
@@ -67,18 +70,43 @@ def _load_own_files(config: TaskConfig, seed: int) -> Pool:
     return OWN_FILES[format.kind].load(path, format)
 
 
+def _questions(prompt: str) -> FormatConfig:
+    return FormatConfig(prompt=prompt, choices="choices", answer="answer")
+
+
+_QUESTION = _questions("Question: {question}\nAnswer:")
+_SCIENCE, _COMMON_SENSE, _EXAM = map(_questions, ("{question}", "Question: {question}", ABOUT + "{question}"))
+_DIAGNOSIS = FormatConfig(prompt="{description}:", choices=list(CHAPTERS), answer="chapter")
+_IMAGE, _AUDIO = FormatConfig(image="image", answer="class"), FormatConfig(audio="audio", answer="class")
+
 #: Name of a task to its entry.
 TASKS: Mapping[str, TaskEntry] = {
-    "icd10": TaskEntry(_load_icd10, "text", "the ICD-10-CM chapter of a diagnosis (comes with the installation)"),
-    "arc_easy": TaskEntry(_load_questions, "text", "the easier science questions of ARC"),
-    "arc_challenge": TaskEntry(_load_questions, "text", "the harder science questions of ARC"),
-    "openbookqa": TaskEntry(_load_questions, "text", "questions that need a fact of elementary science"),
-    "commonsense_qa": TaskEntry(_load_questions, "text", "questions that need common sense"),
-    "professions": TaskEntry(_load_professions, "text", "a hospital, a bank and a court, each with subjects of MMLU"),
-    "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (comes with scikit-learn)"),
-    "spoken_words": TaskEntry(_load_spoken_words, "audio", "twenty spoken words, a client per accent (by espeak-ng)"),
+    "icd10": TaskEntry(
+        _load_icd10,
+        "text",
+        "the ICD-10-CM chapter of a diagnosis (comes with the installation)",
+        FormatConfig(prompt="{description}:", choices=list(CHAPTERS), answer="chapter"),
+    ),
+    "arc_easy": TaskEntry(_load_questions, "text", "the easier science questions of ARC", _QUESTION),
+    "arc_challenge": TaskEntry(_load_questions, "text", "the harder science questions of ARC", _QUESTION),
+    "openbookqa": TaskEntry(
+        _load_questions, "text", "questions that need a fact of elementary science", _questions("{question}")
+    ),
+    "commonsense_qa": TaskEntry(
+        _load_questions, "text", "questions that need common sense", _questions("Question: {question}")
+    ),
+    "professions": TaskEntry(
+        _load_professions,
+        "text",
+        "a hospital, a bank and a court, each with subjects of MMLU",
+        _questions(ABOUT + "{question}"),
+    ),
+    "digits": TaskEntry(_load_digits, "image", "scanned digits of 8 x 8 pixels (comes with scikit-learn)", _IMAGE),
+    "spoken_words": TaskEntry(
+        _load_spoken_words, "audio", "twenty spoken words, a client per accent (by espeak-ng)", _AUDIO
+    ),
     "shapes": TaskEntry(
-        detection_tasks.load_drawn, "shapes", "boxes of five shapes in drawn scenes, a client per style"
+        detection_tasks.load_drawn, "shapes", "boxes of five shapes in drawn scenes, a client per style", _IMAGE
     ),
     OWN: TaskEntry(
         _load_own_files, "text", "your own files of text, images or audio, with answers, classes or transcripts"
@@ -151,11 +179,28 @@ def load_private(format: FormatConfig, path: Path, modality: Modality) -> Pool:
     return OWN_FILES[format.kind].load_private(path, format.model_copy(update={"group": None}), modality)
 
 
-def _modality(task: TaskConfig) -> ModalityEntry:
+def modality_kind(task: TaskConfig) -> str:
+    """Return the key of `MODALITIES` for a task.
+
+    Raises:
+        UserError: the task is unknown.
+    """
     entry = _entry(task)
-    if task.format is not None:
-        return MODALITIES[task.format.kind]
-    return MODALITIES[entry.modality]
+    return task.format.kind if task.format is not None else entry.modality
+
+
+def asked_form(task: TaskConfig) -> FormatConfig:
+    """Return the columns of a table with which a task's trained model is asked.
+
+    Raises:
+        UserError: the task is unknown, or the user's own files have no format.
+    """
+    form = task.format or _entry(task).asked
+    return form if form is not None else own_files(task)[1]
+
+
+def _modality(task: TaskConfig) -> ModalityEntry:
+    return MODALITIES[modality_kind(task)]
 
 
 def _entry(task: TaskConfig) -> TaskEntry:

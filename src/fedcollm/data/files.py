@@ -6,6 +6,7 @@ Finding the files, reading their rows, filling the template and finding the answ
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from fedcollm.data.pool import Pool
 from fedcollm.data.rows import Row, check_ids, label_notes, named, part_rows, with_answers
 from fedcollm.data.templates import Template
 from fedcollm.errors import UserError
-from fedcollm.modalities.text.examples import TextExample, listed_choices
+from fedcollm.modalities.text.examples import SOME_ANSWER, TextExample, listed_choices
 
 _PROMPT, _ANSWER, _CHOICES, _GROUP, _MESSAGES = (
     f"task.format.{name}" for name in ("prompt", "answer", "choices", "group", "messages")
@@ -100,6 +101,34 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
     if format.choices is not None and several_classes:
         check_classes(found["train"], str(parts.files["train"][0] if path.is_dir() else path))
     return Pool(**found, notes=[*notes, *told, *label_notes(_labels(found, form))])
+
+
+def asked_columns(format: FormatConfig) -> list[tuple[str, str]]:
+    """Return the columns that a table needs to be asked about, without answers, each with the key that names it."""
+    return _form(format)._replace(needs_group=False).asked(labelled=False)
+
+
+def unanswered(rows: Sequence[Row], format: FormatConfig) -> list[TextExample]:
+    """Return rows as examples without answers, for a trained model to answer.
+
+    A conversation may end with an answer, which is left out. Without choices, `SOME_ANSWER` stands for the answer.
+
+    Args:
+        rows: the rows, with the columns that `asked_columns` returns.
+        format: which columns are the prompt and the choices.
+
+    Raises:
+        UserError: a row or the format is invalid.
+    """
+    form = _form(format)._replace(needs_group=False)
+    drafts: list[_Draft] = []
+    for row in rows:
+        if format.messages is not None:
+            drafts.append(_of_conversation(row, _conversation(row, format.messages), form))
+        else:
+            drafts.append(_of_row(row, form, labelled=False))
+    free = {"choices": (SOME_ANSWER,), "labels": (SOME_ANSWER,)} if format.choices is None else {}
+    return [replace(draft.example, group=None, answer=None, **free) for draft in drafts]
 
 
 def _form(format: FormatConfig) -> _Form:

@@ -130,6 +130,19 @@ def found_in(
     return found, notes
 
 
+def unlabelled(rows: Sequence[Row], column: Column) -> list[Found]:
+    """Return what each row names, for a trained model to look at or listen to.
+
+    Args:
+        rows: the rows; the paths in a table are relative to its folder.
+        column: the column of file names, or of the contents of files.
+
+    Raises:
+        UserError: a file is missing, or outside of the folder of its table.
+    """
+    return [Found(row.place, row.id, _source(row, column), None, None) for row in rows]
+
+
 def _labelled(
     rows: Sequence[Row], column: str, key: str, format: FormatConfig, files: Sequence[Path]
 ) -> tuple[list[Row], list[str]]:

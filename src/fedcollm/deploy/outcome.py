@@ -1,7 +1,6 @@
 """What a client has when the run is finished: the final adapter, what reads its input, a model card and a report."""
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,28 +10,16 @@ from fedcollm.config import RunConfig
 from fedcollm.deploy.audit import totals
 from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.files import filled
-from fedcollm.errors import RefusalError, UserError
+from fedcollm.errors import RefusalError
 from fedcollm.messages import Adapter, FinishRequest, all_finite, payload_digest
 from fedcollm.models.adapters import save_adapter
-from fedcollm.models.pretrained import base_directory
 from fedcollm.progress import say
+from fedcollm.runs.identity import base_digests
+from fedcollm.runs.portable import copy_input_files, portable_of, write_portable
 from fedcollm.storage import write_atomically, writing
 
 if TYPE_CHECKING:
     import peft
-
-#: Files beside a base model that turn texts, images or recordings into its input.
-_INPUT_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "spiece.model",
-    "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -79,14 +66,10 @@ class Outcome:
         except ValueError as error:
             raise RefusalError(f"the final adapter does not fit the SLM: {error}") from error
         (final / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
-        try:
-            base = Path(base_directory(self.config.slm.source, self.config.slm.layers))
-        except UserError:
-            return  # a modality with models of another kind; its card names the base
-        for pattern in _INPUT_FILES:
-            for file in sorted(base.glob(pattern)):
-                if file.is_file():
-                    shutil.copyfile(file, final / "adapter" / file.name)
+        place = final / "adapter"
+        copy_input_files(str(getattr(self.slm.get_base_model(), "name_or_path", "")), place)
+        digests = dict(base_digests("slm", self.slm))
+        write_portable(place, portable_of(self.config, "slm", self.membership.facts, digests))
 
     def _card(self, request: FinishRequest) -> str:
         """Return the model card."""

@@ -21,6 +21,7 @@ from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.exhibits import Answer, Exhibit
+from fedcollm.modalities.predictions import Prediction
 
 #: Target of an output row whose example has no label. Such rows count in the mean of the KL, but not of cross-entropy.
 UNLABELLED = -100
@@ -281,6 +282,17 @@ class Modality(ABC):
         By default, the answers are those of `score`, as far as its confusion tables and outcomes tell.
         """
         return [_answer(self.score(model, [example]), example.id) for example in examples]
+
+    def predict(self, model: nn.Module, examples: Sequence[Any]) -> list[Prediction]:
+        """Return what a model in evaluation mode predicts of examples without labels, as `score` would count it.
+
+        Raises:
+            UserError: this modality does not predict.
+        """
+        raise UserError(
+            f"{self.name} does not say what a model predicts. Define {type(self).__name__}.predict, which returns a "
+            "Prediction for each example."
+        )
 
     def to_wire(self) -> dict[str, Any]:
         """Return what outputs and scores depend on besides models and examples, as plain values for cache keys."""

@@ -13,6 +13,7 @@ from fedcollm.errors import UserError
 from fedcollm.messages import Score
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.evidence import head_inputs, normalized
+from fedcollm.modalities.predictions import Prediction, likeliest
 from fedcollm.models.adapters import without_adapter
 
 #: Examples per forward pass of `last_hidden`.
@@ -49,6 +50,10 @@ class ClassificationTask(Modality):
     def probabilities(self, model: nn.Module, examples: Sequence[Any]) -> list[Tensor]:
         """Return [classes] probabilities of the classes of each example."""
         return list(self.logits(model, self.collate(examples)).softmax(-1).cpu())
+
+    def predict(self, model: nn.Module, examples: Sequence[Any]) -> list[Prediction]:
+        """Return the likeliest class of each example, and the probabilities of all."""
+        return [likeliest(self.classes, values) for values in self.probabilities(model, examples)]
 
     def score(self, model: nn.Module, examples: Sequence[Any]) -> Score:
         """Return the accuracy of the most likely class."""

@@ -59,6 +59,7 @@ class Federation:
         dtypes: role to the dtype of its base, such as `bfloat16`.
         privacy: the guarantee for the clients' updates; None without differential privacy or without clients.
         healed: role to the entry of the cache that is its base, for bases that the configuration lets be healed.
+        shipped: whether the modality ships with fedcollm, so that it can be built again from the configuration.
     """
 
     server: Server
@@ -67,6 +68,7 @@ class Federation:
     dtypes: dict[str, str]
     privacy: Privacy | None = None
     healed: Mapping[str, str] = field(default_factory=dict[str, str])
+    shipped: bool = True
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         dtypes=_base_dtypes(pair),
         privacy=build_privacy(config) if transport.clients() else None,
         healed=_healed(given, config),
+        shipped=inputs.modality is None,
     )
 
 

@@ -13,6 +13,7 @@ from fedcollm.data.modality_builders import BaseModels
 from fedcollm.errors import UserError, in_section
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
+from fedcollm.models.cache import is_entry
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.peft_config import with_layers
 from fedcollm.models.warm_start import warm_start
@@ -28,14 +29,18 @@ _WEIGHTS = "weights.safetensors"
 
 
 def set_backends(config: RunConfig) -> None:
-    """Set torch's global switches for a run.
+    """Set torch's global switches for a run; see `set_precision`."""
+    set_precision((config.slm, config.llm), resolve_device(config.device))
+
+
+def set_precision(models: Sequence[ModelConfig], device: torch.device) -> None:
+    """Set torch's global switches for some models on a device.
 
     If a base is in bfloat16, float32 matrix products may be computed in bfloat16 too: adapters are then 2 to 4 times
     faster. cuDNN's attention is off, because its backward pass with a mask gives NaN for some lengths (pytorch issue
     196678); flash and memory-efficient attention take its place.
     """
-    device = resolve_device(config.device)
-    dtypes = {resolve_dtype(model.dtype, device) for model in (config.slm, config.llm)}
+    dtypes = {resolve_dtype(model.dtype, device) for model in models}
     torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
     cast(Any, torch.backends.cuda).enable_cudnn_sdp(False)
 
@@ -75,24 +80,58 @@ def build_model(
     """
     section = config.slm if role == "slm" else config.llm
     device, pretrained = resolve_device(config.device), base / role
-    seed = derive_seed(config.seed, "base", role)
+    seed = base_seed(config.seed, role)
     if section.pretrain_epochs and not pretrained.is_dir():
         network = _load(modality, section, role, device, seed)
         say(f"pretraining {role} ({section.source}) on the public part: {section.pretrain_epochs} epochs")
         _pretrain(config, role, modality, network, public)
-        _save(network, pretrained)
-    if (pretrained / "config.json").is_file():  # load it from there, as a resumed run will
-        section = section.model_copy(update={"source": str(pretrained), "layers": None})
-    network = _load(modality, section, role, device, seed)
-    if (pretrained / _WEIGHTS).is_file():
-        cast(Any, safetensors.torch).load_model(network, pretrained / _WEIGHTS)
-    base_name = getattr(network, "name_or_path", "") or str(pretrained.absolute())
-    tuned = adapted(network, section.adapter, modality, derive_seed(config.seed, "adapter", role), base_name)
+        save_base(network, pretrained)
+    network = load_base(section, role, modality, pretrained, device, seed)  # as a resumed run will
+    name = base_name(section, network) if not section.pretrain_epochs else f"{config.name}/base/{role}"
+    tuned = adapted(network, section.adapter, modality, derive_seed(config.seed, "adapter", role), name)
     if section.adapter.start is not None:
         with in_section(role):
             warm_start(tuned, section.adapter, base / f"{role}-start")
     fuse(tuned)
     return tuned
+
+
+def base_seed(seed: int, role: str) -> int:
+    """Return the seed of the random weights of a role's base, given that of the run."""
+    return derive_seed(seed, "base", role)
+
+
+def load_base(
+    section: ModelConfig, role: str, modality: Modality, saved: Path, device: torch.device, seed: int
+) -> nn.Module:
+    """Return a role's base network, without an adapter.
+
+    Args:
+        section: the section of the model.
+        role: `slm` or `llm`.
+        modality: the modality as that role needs it.
+        saved: directory of the base, if it was saved; otherwise it comes from the section's source.
+        device: where it will run.
+        seed: seed of the weights of a base that is not pretrained.
+
+    Raises:
+        UserError: the source can't be loaded, or what was saved does not fit it.
+    """
+    if (saved / "config.json").is_file():
+        section = section.model_copy(update={"source": str(saved), "layers": None})
+    network = _load(modality, section, role, device, seed)
+    if (saved / _WEIGHTS).is_file():
+        cast(Any, safetensors.torch).load_model(network, saved / _WEIGHTS)
+    return network
+
+
+def base_name(section: ModelConfig, network: nn.Module) -> str:
+    """Return the name that PEFT's files give a base: its source, or the entry of the cache if it was cut or healed.
+
+    A place within the cache means nothing on another machine, and is left out.
+    """
+    place = Path(getattr(network, "name_or_path", "") or section.source)
+    return place.name if (section.cut or section.source == str(place)) and is_entry(place) else section.source
 
 
 def _load(modality: Modality, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
@@ -125,7 +164,7 @@ def adapted(
     )
 
 
-def _save(network: nn.Module, directory: Path) -> None:
+def save_base(network: nn.Module, directory: Path) -> None:
     """Save a pretrained base in the format of transformers if it has one, otherwise its weights alone."""
     if hasattr(network, "save_pretrained"):
         cast(Any, network).save_pretrained(directory)

@@ -44,7 +44,7 @@ def identity_of(task: TaskConfig, split: Split, pair: ModelPair, directory: Path
     parts = {"public": split.public, "test": split.test} | {f"client {k}": part for k, part in split.private.items()}
     files = {f"file {file}": _file_digest(file) for file in _data_files(task.path)}
     examples = {f"examples: {name}": _digest_or_none(part) for name, part in parts.items()}
-    bases = dict(base for role, model in pair.models().items() for base in _bases(role, model))
+    bases = dict(base for role, model in pair.models().items() for base in base_digests(role, model))
     read = {
         f"preprocessing of {role}": _plain_digest(_placeless(pair.modality.of(role).to_wire()))
         for role in pair.models()
@@ -81,6 +81,13 @@ def record(directory: Path, now: Identity) -> None:
     before = _latest(known)
     if any(name not in before or before[name] != digest for name, digest in now.items()):
         directories.write_json(directory, directories.IDENTITY, [*known, now])
+
+
+def recorded(directory: Path, role: str) -> dict[str, str]:
+    """Return the digests of a role's base that a run recorded last, under the names that `base_digests` gives them."""
+    bases = (f"configuration of {role}", f"weights of {role} in ")
+    known = _latest(_entries(directory))
+    return {name: digest for name, digest in known.items() if digest is not None and name.startswith(bases)}
 
 
 def _latest(known: Iterable[Identity]) -> Identity:
@@ -153,7 +160,7 @@ def _digest_or_none(examples: Iterable[Any]) -> str | None:
         return None
 
 
-def _bases(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
+def base_digests(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield names and digests of the configuration and the frozen weights of a model, if it has these."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}

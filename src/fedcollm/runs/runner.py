@@ -30,6 +30,8 @@ from fedcollm.runs.exhibits import write_exhibits
 from fedcollm.runs.identity import check as check_identity
 from fedcollm.runs.identity import identity_of
 from fedcollm.runs.identity import record as record_identity
+from fedcollm.runs.identity import recorded as recorded_bases
+from fedcollm.runs.portable import copy_input_files, portable_of, write_portable
 from fedcollm.runs.resolve import resolved, with_number
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.runs.shrink_plan import base_names, on_recorded_bases
@@ -38,6 +40,8 @@ from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingTypeStubs]
+
+    from fedcollm.runs.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,24 @@ class RunResult:
         import pandas  # pyright: ignore[reportMissingTypeStubs]
 
         return cast(Any, pandas).json_normalize([asdict(record) for record in self.records]).set_index("round")
+
+    def load(self, role: str = "slm", device: str = "auto") -> "Predictor":
+        """Return the trained model of a role, ready to be asked: see `Predictor`.
+
+        Args:
+            role: `slm`, `llm`, or `clients/ID` for the adapter that a client keeps.
+            device: where it will run, as in the configuration.
+
+        Raises:
+            UserError: the run has no adapter of that role, or its base can't be made again.
+        """
+        from fedcollm.runs.predictor import Predictor
+
+        if role not in self.adapters:
+            raise UserError(
+                f"{self.directory} has no {role} adapter. Roles there: {', '.join(self.adapters) or 'none yet'}."
+            )
+        return Predictor.load(self.adapters[role], device)
 
 
 def run(
@@ -172,7 +194,7 @@ def _rounds(
         if done == config.federation.rounds and not (directory / directories.OUTCOMES).exists():
             server.scores()
             write_exhibits(directory, server)
-            _publish(directory, federation)
+            _publish(config, directory, federation)
         if done == config.federation.rounds:
             say(f"{directory}: all {done} rounds were done before")
         _personalize(config, directory, server)
@@ -195,7 +217,7 @@ def _rounds(
         directories.save_round(directory, record, server.adapters())
         if index == config.federation.rounds:
             write_exhibits(directory, server)
-        _publish(directory, federation)
+        _publish(config, directory, federation)
         with _step_log(config, directory):
             personalized = _personalize(config, directory, server)
         yield personalized or record
@@ -247,14 +269,19 @@ def _personalize(config: RunConfig, directory: Path, server: Server) -> RoundRec
     return record
 
 
-def _publish(directory: Path, federation: Federation) -> None:
+def _publish(config: RunConfig, directory: Path, federation: Federation) -> None:
     """Write the files that are derived from the checkpoint: adapters, confusion tables, outcomes, notes on the data."""
     server = federation.server
     with writing(directory):
         (directory / "adapters").mkdir(exist_ok=True)
         adapters = server.adapters()
         for role, model in server.pair.models().items():
-            save_adapter(model, adapters[role], directory / "adapters" / role)
+            place = directory / "adapters" / role
+            save_adapter(model, adapters[role], place)
+            copy_input_files(str(getattr(model.get_base_model(), "name_or_path", "")), place)
+            if federation.shipped:
+                facts = server.pair.modality.of(role).facts()
+                write_portable(place, portable_of(config, role, facts, recorded_bases(directory, role)))
     confusion = {
         role: [[*pair, count] for pair, count in sorted(score.confusion.items())]
         for role, score in server.scored.items()

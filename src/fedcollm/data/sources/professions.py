@@ -24,6 +24,9 @@ LAYOUT = (
     '"choices": ["...", "..."], "labels": ["A", "B"], "answer": "B"}'
 )
 
+#: The beginning of a prompt.
+ABOUT = "The following are multiple choice questions (with answers) about {subject}.\n\n"
+
 #: Client to the subjects of its questions.
 PROFESSIONS: Mapping[str, tuple[str, ...]] = {
     "hospital": (
@@ -112,10 +115,7 @@ def _example(question: Question, place: str) -> TextExample:
         raise UserError(
             f"{place}: id {question.id!r} has no subject. Write SUBJECT-SPLIT-NUMBER, such as anatomy-test-0012."
         )
-    prompt = (
-        f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
-        f"{question.lettered}"
-    )
+    prompt = ABOUT.format(subject=subject.replace("_", " ")) + question.lettered
     letters = question.letters
     group = _PROFESSION_OF.get(subject)
     return SubjectExample(question.id, prompt, letters, question.answer, letters, group, own_choices=True)

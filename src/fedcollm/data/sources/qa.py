@@ -4,8 +4,8 @@ The prompts equal those of lm-evaluation-harness 0.4 (`lm_eval/tasks/{arc,openbo
 scores are comparable with published ones.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ QA_TASKS: Mapping[str, QaSource] = {
     "openbookqa": QaSource("allenai/openbookqa", "main", "question_stem", "test", ("openbookqa", "obqa")),
     "commonsense_qa": QaSource("tau/commonsense_qa", None, "question", "validation", ("commonsense_qa", "csqa")),
 }
+
+
+#: Tasks whose prompts list the choices, which are then letters.
+LETTERED = ("commonsense_qa", "professions")
 
 
 def load_qa(name: str, path: Path | None) -> Pool:
@@ -121,8 +125,22 @@ class Question:
     @property
     def lettered(self) -> str:
         """The question, one line per choice that starts with its letter, and "Answer:"."""
-        lines = [f"{letter}. {choice}" for letter, choice in zip(self.letters, self.choices, strict=True)]
-        return "\n".join([self.text.strip(), *lines, "Answer:"])
+        return _lettered(self.text.strip(), self.letters, self.choices)
+
+
+def _lettered(text: str, letters: Sequence[str], choices: Sequence[str]) -> str:
+    lines = [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
+    return "\n".join([text, *lines, "Answer:"])
+
+
+def with_letters(example: TextExample) -> TextExample:
+    r"""Return an example whose prompt lists its choices, and whose choices are their letters.
+
+    >>> with_letters(TextExample("1", "Which?", ("red", "blue"), None, ("A", "B"))).prompt
+    'Which?\nA. red\nB. blue\nAnswer:'
+    """
+    prompt = _lettered(example.prompt.strip(), example.labels, example.choices)
+    return replace(example, prompt=prompt, choices=example.labels, own_choices=True)
 
 
 def placed_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -25,6 +25,7 @@ from fedcollm.modalities.audio.transcripts import (
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.exhibits import Answer, Exhibit
 from fedcollm.modalities.facts import LONGEST_CLIP
+from fedcollm.modalities.predictions import Prediction
 from fedcollm.modalities.tokenizers import tokenizer_digest
 
 
@@ -124,6 +125,10 @@ class SpeechTask(SpeechModels, Modality):
         """Return what a model in evaluation mode hears, with wrong words marked."""
         heard = self.hear(model, examples)
         return [compared(example, text) for example, text in zip(examples, heard, strict=True)]
+
+    def predict(self, model: nn.Module, examples: Sequence[SpeechExample]) -> list[Prediction]:
+        """Return what a model in evaluation mode hears."""
+        return [Prediction(text) for text in self.hear(model, examples)]
 
     def notes(self) -> list[str]:
         """Return what was changed of the recordings, see `Reader.notes`."""

@@ -13,6 +13,9 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import read_jsonl
 from fedcollm.modalities.plain_text import check_text
 
+#: Stands for a free answer that nobody knows yet: before a letter, a tokenizer splits a text as before most answers.
+SOME_ANSWER = "a"
+
 
 @dataclass(frozen=True)
 class TextExample:

@@ -17,6 +17,7 @@ from fedcollm.messages import Score
 from fedcollm.modalities.base import UNLABELLED, Modality
 from fedcollm.modalities.evidence import Evidence
 from fedcollm.modalities.exhibits import Answer, Exhibit
+from fedcollm.modalities.predictions import Prediction, likeliest
 from fedcollm.modalities.text.answers import agreement
 from fedcollm.modalities.text.encoding import Encoded, Encoder
 from fedcollm.modalities.text.evidence import text_evidence
@@ -291,6 +292,17 @@ class TextTask(TextModels, Modality):
         said = iter(self.generated(model, free) if free else ())
         rest = iter(super().answers(model, [example for example in examples if not example.has_free_label]))
         return [self._free_answer(e, next(said)) if e.has_free_label else next(rest) for e in examples]
+
+    def predict(self, model: nn.Module, examples: Sequence[TextExample]) -> list[Prediction]:
+        """Return the choice that counts in `score` with the probabilities of all, or the text that is generated."""
+        free = [example for example in examples if example.has_free_label]
+        chosen = [example for example in examples if not example.has_free_label]
+        said = iter(self.generated(model, free) if free else ())
+        read = iter(self.likelihoods(model, chosen) if chosen else ())
+        return [Prediction(next(said)) if e.has_free_label else self._choice(e, next(read)) for e in examples]
+
+    def _choice(self, example: TextExample, nats: Tensor) -> Prediction:
+        return likeliest(example.choices, nats.softmax(0), picks(example, nats)[self.main_metric])
 
     @staticmethod
     def _free_answer(example: TextExample, said: str) -> Answer:

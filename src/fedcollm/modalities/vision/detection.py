@@ -17,6 +17,7 @@ from fedcollm.modalities.base import UNLABELLED, Modality, Rows
 from fedcollm.modalities.exhibits import Answer, Exhibit, Region
 from fedcollm.modalities.jsonl import read_jsonl
 from fedcollm.modalities.pictures import picture
+from fedcollm.modalities.predictions import Found, Prediction
 from fedcollm.modalities.vision.boxes import Box, DetectionExample, from_row, told
 from fedcollm.modalities.vision.detection_pixels import DetectionPixels
 from fedcollm.modalities.vision.detection_score import SHOWN, Detection, detection_score
@@ -169,7 +170,7 @@ class DetectionTask(_DetectionModality):
 
     def answers(self, model: nn.Module, examples: Sequence[DetectionExample]) -> list[Answer]:
         """Return what a model in evaluation mode detects in each image, as far as it is sure enough to be shown."""
-        shown = [[one for one in found if one.confidence >= SHOWN] for found in self.detections(model, examples)]
+        shown = self._shown(model, examples)
         return [
             Answer(
                 _counted([one.box for one in found]),
@@ -177,6 +178,16 @@ class DetectionTask(_DetectionModality):
             )
             for example, found in zip(examples, shown, strict=True)
         ]
+
+    def predict(self, model: nn.Module, examples: Sequence[DetectionExample]) -> list[Prediction]:
+        """Return what a model in evaluation mode detects in each image, as far as it is sure enough to be shown."""
+        return [
+            Prediction(_counted([one.box for one in found]), objects=tuple(map(_object, found)))
+            for found in self._shown(model, examples)
+        ]
+
+    def _shown(self, model: nn.Module, examples: Sequence[DetectionExample]) -> list[list[Detection]]:
+        return [[one for one in found if one.confidence >= SHOWN] for found in self.detections(model, examples)]
 
     def score(self, model: nn.Module, examples: Sequence[DetectionExample]) -> Score:
         """Return `ap50`, `map50` and `map` of a model in evaluation mode; see `detection_score`."""
@@ -282,6 +293,11 @@ def _counted(boxes: Sequence[Box]) -> str:
     """Return how many boxes there are of each class."""
     counts = Counter(box.label for box in boxes)
     return ", ".join(f"{count} {label}" for label, count in sorted(counts.items())) or "nothing"
+
+
+def _object(one: Detection) -> Found:
+    box = one.box
+    return Found(box.label, one.confidence, box.left, box.top, box.right, box.bottom)
 
 
 def _region(box: Box, example: DetectionExample, confidence: float | None = None) -> Region:
