@@ -14,13 +14,14 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import build_client_modality, build_modality, load_pool
+from fedcollm.data.partition import split
 from fedcollm.deploy import directories
 from fedcollm.deploy.client import build_answering, private_examples
 from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.experiments.comparison import default_methods
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.estimate import check
-from fedcollm.runs.runner import evaluate_run, run
+from fedcollm.runs.runner import evaluate_run, result, run
 
 KINDS = ("classes", "ctc", "whisper")
 NOTES = {"a": 300, "b": 1_000, "c": 3_000}
@@ -101,7 +102,7 @@ def test_run_equals_the_one_over_a_network_bit_for_bit(models, notes, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_run_equals_an_uninterrupted_one(models, notes, tmp_path, kind):
+def test_resumed_run_equals_an_uninterrupted_one_and_predicts_as_it_was_scored(models, notes, tmp_path, kind):
     config = config_of(kind, models, notes)
     run(config, tmp_path / "whole")
     run(changed(config, {"federation.rounds": 1}), tmp_path / "parts")
@@ -112,6 +113,18 @@ def test_resumed_run_equals_an_uninterrupted_one(models, notes, tmp_path, kind):
     assert evaluate_run(tmp_path / "whole", "slm").value == whole[0].scores["slm"]
     said = (tmp_path / "whole" / "data.json").read_text(encoding="utf-8")
     assert "recordings with another sampling rate: they are resampled to 16000 Hz: " in said
+    test = split(load_pool(config.task, 0), config.task, 0).test
+    rows = [{"file": example.recording.source.name} for example in test]
+    for role in ("slm", "llm"):
+        model = result(tmp_path / "whole").load(role)
+        found = model.predict(rows, notes.parent)
+        if kind == "classes":
+            right = [float(one.text == example.label) for one, example in zip(found, test, strict=True)]
+            assert right == [evaluate_run(tmp_path / "whole", role).outcomes[example.id] for example in test]
+        else:
+            with torch.inference_mode():
+                assert [one.text for one in found] == model.modality.hear(model.model, test)
+            assert all(one.probabilities == {} for one in found)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,12 +9,14 @@ from tests.modalities.vision.tiny_detectors import save_detector, write_coco
 from fedcollm.config import ClientConfig, RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
+from fedcollm.data.catalogue import load_pool
+from fedcollm.data.partition import split
 from fedcollm.data.sources import shapes
 from fedcollm.errors import UserError
 from fedcollm.runs import build_models
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.estimate import check
-from fedcollm.runs.runner import evaluate_run, run
+from fedcollm.runs.runner import evaluate_run, result, run
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def config(wards, tmp_path) -> RunConfig:
     return load_config("icd10", **values, **{"task.partition.kind": "natural"})
 
 
-def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one_and_detects_as_it_was_scored(config, wards, tmp_path):
     run(config, tmp_path / "whole")
     run(changed(config, {"federation.rounds": 1}), tmp_path / "parts")
     run(config, tmp_path / "parts", resume=True)
@@ -72,6 +74,12 @@ def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
         "boxes reach outside of their image and were clipped",
         "boxes have no area and were dropped",
     }
+    test = split(load_pool(config.task, 0), config.task, 0).test
+    model = result(tmp_path / "whole").load("llm")
+    found = model.predict([{"image": example.source.relative_to(wards).as_posix()} for example in test], wards)
+    shown = model.modality.answers(model.model, test)
+    assert [len(one.objects) for one in found] == [len(one.regions) for one in shown]
+    assert [one.text for one in found] == [one.text for one in shown]
 
 
 def test_shipped_detectors_are_pretrained_with_a_schedule_and_resumed(tmp_path, monkeypatch):

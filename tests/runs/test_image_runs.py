@@ -15,9 +15,11 @@ from tests.modalities.vision.tiny_classifiers import save_classifier
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
+from fedcollm.data.catalogue import load_pool
+from fedcollm.data.partition import split
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.estimate import check
-from fedcollm.runs.runner import evaluate_run, run
+from fedcollm.runs.runner import evaluate_run, result, run
 
 CELLS = SHARED / "blood_cells"
 
@@ -57,7 +59,7 @@ def config(photos, tmp_path) -> RunConfig:
     return load_config("icd10", **values, **{"task.partition.kind": "natural"})
 
 
-def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one_and_predicts_as_it_was_scored(config, photos, tmp_path):
     run(config, tmp_path / "whole")
     run(changed(config, {"federation.rounds": 1}), tmp_path / "parts")
     run(config, tmp_path / "parts", resume=True)
@@ -71,6 +73,12 @@ def test_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
     assert evaluate_run(tmp_path / "whole", "slm").value == whole[0].scores["slm"]
     data = json.loads((tmp_path / "whole" / "data.json").read_text())
     assert any("images were converted to RGB" in note for note in data["notes"])
+    test = split(load_pool(config.task, 0), config.task, 0).test
+    for role in ("slm", "llm"):
+        found = result(tmp_path / "whole").load(role).predict([{"file": e.source.name} for e in test], photos.parent)
+        right = {example.id: float(one.text == example.label) for one, example in zip(found, test, strict=True)}
+        assert right == evaluate_run(tmp_path / "whole", role).outcomes
+        assert all(sum(one.probabilities.values()) == pytest.approx(1) for one in found)
 
 
 def test_products_of_convolutions_are_averaged_at_their_clients_ranks(config, tmp_path):

@@ -12,6 +12,7 @@ from fedcollm.cli.configure import init, presets
 from fedcollm.cli.deploy import deploy
 from fedcollm.cli.evaluate import evaluate, report
 from fedcollm.cli.options import option
+from fedcollm.cli.predict import chat, predict
 from fedcollm.cli.run import check, run
 from fedcollm.cli.shrink import shrink
 from fedcollm.cli.streams import lasting_streams
@@ -24,7 +25,18 @@ app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (run, compare, check, report, evaluate, shrink, presets, init):  # in the order of `fedcollm --help`
+for _command in (
+    run,
+    compare,
+    check,
+    report,
+    evaluate,
+    predict,
+    chat,
+    shrink,
+    presets,
+    init,
+):  # in the order of `fedcollm --help`
     app.command()(_command)
 app.add_typer(deploy, name="deploy")
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from fedcollm.config import FormatConfig, TaskConfig
 from fedcollm.data.audio_files import recording_in
@@ -17,6 +18,7 @@ from fedcollm.data.files import asked_columns, unanswered
 from fedcollm.data.media_files import Column, unlabelled
 from fedcollm.data.rows import Row, part_rows
 from fedcollm.data.sources.qa import LETTERED, with_letters
+from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioExample
 from fedcollm.modalities.audio.transcripts import SpeechExample
 from fedcollm.modalities.text.examples import TextExample
@@ -53,7 +55,7 @@ class _Reader(NamedTuple):
     examples: Callable[[Sequence[Row], FormatConfig, tuple[str, ...]], list[Any]]
 
 
-def load_inputs(task: TaskConfig, path: Path, classes: Sequence[str] = ()) -> Inputs:
+def load_inputs(task: TaskConfig, path: Path, classes: Sequence[str] = (), encoding: str | None = None) -> Inputs:
     """Return the rows of a table, and an example of each.
 
     Args:
@@ -61,13 +63,26 @@ def load_inputs(task: TaskConfig, path: Path, classes: Sequence[str] = ()) -> In
             the one of the format, or else `image` or `audio`, with paths relative to the table's folder.
         path: a table, as `tables.ENDINGS` lists them.
         classes: names of the classes, for images and recordings.
+        encoding: encoding of the table if it is text; by default that of the format.
 
     Raises:
         UserError: the table, a row, or a file that it names can't be read.
     """
     form, reader = asked_form(task), _READERS[modality_kind(task)]
+    if encoding is not None:
+        form = _in_encoding(form, encoding)
     rows = [row._replace(position=i) for i, row in enumerate(part_rows([path], form, reader.columns(form)), start=1)]
     return Inputs([row.cells for row in rows], _examples(task, rows, classes))
+
+
+def _in_encoding(form: FormatConfig, encoding: str) -> FormatConfig:
+    try:
+        return FormatConfig.model_validate(form.model_dump() | {"encoding": encoding})
+    except ValidationError:
+        raise UserError(
+            f"--encoding: {encoding!r} is no encoding of text that Python knows. Give one, such as utf-8, cp1252 or "
+            "shift_jis."
+        ) from None
 
 
 def inputs_of(task: TaskConfig, rows: Sequence[Mapping[str, Any]], folder: Path, classes: Sequence[str] = ()) -> Inputs:
@@ -87,6 +102,12 @@ def inputs_of(task: TaskConfig, rows: Sequence[Mapping[str, Any]], folder: Path,
     for row in made:
         check_columns([row.cells], reader.columns(form), row.place)
     return Inputs([row.cells for row in made], _examples(task, made, classes))
+
+
+def columns_of(task: TaskConfig) -> list[str]:
+    """Return the columns that a row needs to be asked."""
+    columns = _READERS[modality_kind(task)].columns(asked_form(task))
+    return list(dict.fromkeys(name for name, _ in columns))
 
 
 def _examples(task: TaskConfig, rows: Sequence[Row], classes: Sequence[str]) -> list[Any]:

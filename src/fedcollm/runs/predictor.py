@@ -4,7 +4,7 @@ It is built from the files beside the adapter alone (`portable`), by the code th
 predicts by the code that scores.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedcollm.config import ModelConfig
-from fedcollm.data.catalogue import build_client_modality
-from fedcollm.data.inputs import Inputs, inputs_of, load_inputs
+from fedcollm.data.catalogue import asked_form, build_client_modality
+from fedcollm.data.choices import listed
+from fedcollm.data.inputs import Inputs, columns_of, inputs_of, load_inputs
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.predictions import Prediction
@@ -80,7 +81,9 @@ class Predictor:
             UserError: a row lacks a column, or is invalid.
         """
         examples = inputs_of(self.portable.task, rows, Path(folder), self.classes).examples
-        found = dict(pair for pairs in self.predictions(examples) for pair in pairs)
+        found: dict[int, Prediction] = {}
+        for batch in self.batches(examples):
+            found |= zip(batch, self.predict_examples([examples[i] for i in batch]), strict=True)
         return [found[i] for i in range(len(examples))]
 
     def read(self, path: Path, encoding: str | None = None) -> Inputs:
@@ -93,24 +96,21 @@ class Predictor:
         Raises:
             UserError: as in `load_inputs`.
         """
-        task = self.portable.task
-        if encoding is not None and task.format is not None:
-            task = task.model_copy(update={"format": task.format.model_copy(update={"encoding": encoding})})
-        return load_inputs(task, path, self.classes)
+        return load_inputs(self.portable.task, path, self.classes, encoding)
 
-    def predictions(
-        self, examples: Sequence[Any], batch_size: int | None = None
-    ) -> Iterator[list[tuple[int, Prediction]]]:
-        """Yield the predictions of each batch, with the positions of its examples; batches are those of scoring.
+    def batches(self, examples: Sequence[Any], batch_size: int | None = None) -> list[list[int]]:
+        """Return batches of the positions of examples, by size; they are those of scoring.
 
         Args:
             examples: examples of the task.
             batch_size: examples per batch; by default that with which the run scored.
         """
-        for batch in like_sized(self.modality, examples, batch_size or self.portable.batch_size):
-            with torch.inference_mode():
-                made = self.modality.predict(self.model, [examples[i] for i in batch])
-            yield list(zip(batch, made, strict=True))
+        return like_sized(self.modality, examples, batch_size or self.portable.batch_size)
+
+    def predict_examples(self, examples: Sequence[Any]) -> list[Prediction]:
+        """Return the predictions of one batch of examples."""
+        with torch.inference_mode():
+            return self.modality.predict(self.model, examples)
 
     def generate(self, prompt: str) -> str:
         """Return what a language model answers freely to a prompt, by greedy decoding.
@@ -125,6 +125,24 @@ class Predictor:
         example = TextExample("1", prompt, (SOME_ANSWER,), None, (SOME_ANSWER,))
         with torch.inference_mode():
             return self.modality.generated(self.model, [example])[0]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that a row needs."""
+        return columns_of(self.portable.task)
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether an answer is one of several, each with a probability."""
+        return self.portable.task.no_choices is None
+
+    @property
+    def shared_choices(self) -> tuple[str, ...]:
+        """The choices that all rows have; empty if answers are free, or rows have choices of their own."""
+        if not self.has_choices:
+            return ()
+        choices = asked_form(self.portable.task).choices
+        return self.classes or (listed(choices, "task.format.choices").texts if isinstance(choices, list) else ())
 
     @property
     def classes(self) -> tuple[str, ...]:
