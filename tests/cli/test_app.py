@@ -1,4 +1,5 @@
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
@@ -280,3 +281,19 @@ def test_check_counts_what_a_client_sends(command):
     assert rows["bytes down, per client and round"] == "6.29 MB"
     assert rows["bytes up, per client and round"] == "3.15 MB"
     assert rows["bytes up, share of the base's"] == "0.060%"
+
+
+def test_trained_models_predict_a_table_and_answer_lines(command, config_file, tmp_path, monkeypatch):
+    command("run", config_file, "--out", tmp_path / "run", "--quiet")
+    (tmp_path / "in.csv").write_text("text\nthe cat\nthe red\n")
+    code, out, err = command("predict", tmp_path / "run", tmp_path / "in.csv", "--out", tmp_path / "out.csv", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {"out": str(tmp_path / "out.csv"), "rows": 2, "roles": ["slm"]}
+    answers = [line.split(",")[1] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n\nthe red\n"))
+    code, out, err = command("chat", tmp_path / "run", "--role", "slm")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == answers
+    code, out, err = command("chat", tmp_path / "run", "--role", "both")
+    assert (code, out) == (2, "")
+    assert "no trained model of role both" in err
