@@ -115,6 +115,7 @@ _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pseudo_labels": ("FedCoLLM, pseudo-labels from secure sums", _LABELS),
     "unhealed": ("FedCoLLM, SLM not healed", {"slm.heal": None}),
     "ffa_lora": ("FedCoLLM, FFA-LoRA", {"slm.adapter.freeze_a": True}),
+    "core": ("FedCoLLM, cores of 32 x 32", {"slm.adapter.core": True, "slm.adapter.rank": 32}),
     "one_way_layer_transfer": (
         "FedCoLLM, LLM → SLM only, half layer transfer",
         {"server.distillation.llm_weight": 0.0, "server.layer_transfer": 0.5},

@@ -28,8 +28,22 @@ class AdapterConfig(Section):
     """further arguments of the method's PEFT configuration class, such as {use_rslora: true}"""
     freeze_a: bool = False
     """lora only: keep the random A frozen, train and send only B (FFA-LoRA); averaging is then exact"""
+    core: bool = False
+    """lora only: train and send only r x r values per layer, between frozen directions of the base (LoRA-XS, Fed-SB)"""
     start: Path | None = None
     """directory of a trained PEFT adapter to start from, such as adapters/slm of a run directory; null: a fresh one"""
+
+    @model_validator(mode="after")
+    def _one_part(self) -> "AdapterConfig":
+        if self.core and (self.freeze_a or self.start is not None):
+            key = "freeze_a" if self.freeze_a else "start"
+            raise ValueError(f"core trains what lies between A and B, which does not go with {key}. Remove one of them")
+        return self
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only a part of the adapter is trained, so that A and B are not both sent."""
+        return self.freeze_a or self.core
 
     @field_validator("options")
     @classmethod

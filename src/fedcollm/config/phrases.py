@@ -40,6 +40,7 @@ def _of_adapter(role: str) -> dict[str, Phrase]:
         "dropout": f"dropout of {{:g}} in the {model}’s adapter",
         "targets": lambda names: f"the {model}’s adapter is on {_names(names)}",
         "start": f"the {model}’s adapter starts from {{}}",
+        "core": f"only a core of r × r values per layer is trained in the {model} (LoRA-XS)",
         "freeze_a": f"LoRA’s A stays frozen in the {model} (FFA-LoRA)",
     }
     return {f"{role}.adapter.{key}": phrase for key, phrase in phrases.items()}

@@ -78,6 +78,11 @@ def _example_privacy(adapter: AdapterConfig, client: ClientConfig) -> Iterator[s
             f"federation.privacy: level example needs per-example gradients, which slm.adapter.kind: {adapter.kind} "
             "does not support. Set slm.adapter.kind: lora"
         )
+    if adapter.core:
+        yield (
+            "federation.privacy: level example needs per-example gradients of whole matrices, which slm.adapter.core "
+            "does not have. Set slm.adapter.core: false, or level: client"
+        )
     if client.proximal:
         yield (
             f"federation.privacy: client.proximal {client.proximal:g} is not part of a DP-SGD step. "
@@ -123,10 +128,11 @@ def _not_plain_lora(adapter: AdapterConfig, what: str) -> Iterator[str]:
     """Yield a message if an adapter is not plain LoRA with trainable A and B, which a feature (`what`) needs."""
     if adapter.kind.lower() != "lora" or adapter.options.get("use_dora"):
         yield f"{what} needs a plain LoRA adapter. Set slm.adapter.kind: lora, without use_dora"
-    elif adapter.freeze_a:
+    elif adapter.is_partial:
+        key, frozen = ("core", "cores") if adapter.core else ("freeze_a", "a frozen A")
         yield (
-            f"{what} needs clients to send both A and B. Set slm.adapter.freeze_a: false (a plain mean is already "
-            "exact for a frozen A)"
+            f"{what} needs clients to send both A and B. Set slm.adapter.{key}: false (a plain mean is already "
+            f"exact for {frozen})"
         )
 
 
@@ -180,7 +186,7 @@ def transferable(config: "RunConfig") -> bool:
     whatever = {"start": None}  # what they start from may differ
     same = slm.adapter.model_copy(update=whatever) == llm.adapter.model_copy(update=whatever)
     adapters = same and slm.adapter.kind.lower() == "lora"
-    return cut and adapters and not slm.adapter.freeze_a
+    return cut and adapters and not slm.adapter.is_partial
 
 
 def _layer_transfer(config: "RunConfig") -> Iterator[str]:
@@ -189,7 +195,7 @@ def _layer_transfer(config: "RunConfig") -> Iterator[str]:
         yield (
             f"server.layer_transfer {share:g} needs an SLM that consists of the LLM's layers (the same source, "
             "llm.layers and llm.heal: null, slm.mlp_share: 1, pretrain_epochs: 0) and the same adapter settings for "
-            "both models, of kind lora and without freeze_a. Set these, or server.layer_transfer: 0"
+            "both models, of kind lora and without freeze_a and core. Set these, or server.layer_transfer: 0"
         )
 
 

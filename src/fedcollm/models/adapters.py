@@ -16,7 +16,8 @@ from torch import nn
 from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit, misshapen
-from fedcollm.models.peft_config import check_freeze_a, peft_config, train_whole
+from fedcollm.models.core import add_cores, has_cores, plain_state
+from fedcollm.models.peft_config import check_partial, peft_config, train_whole
 
 if TYPE_CHECKING:
     import peft
@@ -72,7 +73,7 @@ def add_adapter(
 
     With `freeze_a`, LoRA's A keeps its random initial values, and only B is trained and sent (FFA-LoRA, Sun et al.,
     arXiv 2403.12313). The mean of B_k A is then exactly (mean of B_k) A. All parties have the same A because they use
-    the same seed.
+    the same seed. With `core`, only r x r values per layer are trained and sent; see `models.core`.
 
     Args:
         base: any network, such as a transformers model; it is frozen in place.
@@ -87,13 +88,13 @@ def add_adapter(
         The model in evaluation mode.
 
     Raises:
-        UserError: the method, an option or a target module does not exist, or `freeze_a` or `whole` does not fit the
-            method.
+        UserError: the method, an option or a target module does not exist, or `freeze_a`, `core` or `whole` does not
+            fit the method.
     """
     import peft  # takes seconds, as transformers does
     from transformers import PreTrainedModel
 
-    check_freeze_a(section)
+    check_partial(section)
     config = peft_config(section)
     if whole:
         train_whole(config, section, whole)
@@ -114,6 +115,8 @@ def add_adapter(
     for name, parameter in model.named_parameters():
         if section.freeze_a and "lora_A" in name:
             parameter.requires_grad_(False)
+    if section.core:
+        add_cores(model)
     model.peft_config["default"].base_model_name_or_path = base_name
     _show_geometry(model)
     return model.eval()
@@ -219,7 +222,8 @@ def save_adapter(model: "peft.PeftModel", adapter: Adapter, directory: Path) -> 
     temporary = directory.with_name(f".{directory.name}-new")
     shutil.rmtree(temporary, ignore_errors=True)
     write_adapter(model, adapter)
-    model.save_pretrained(str(temporary), save_embedding_layers=False)
+    state = {"state_dict": plain_state(model)} if has_cores(model) else {}
+    model.save_pretrained(str(temporary), save_embedding_layers=False, **state)
     shutil.rmtree(directory, ignore_errors=True)
     temporary.rename(directory)
 

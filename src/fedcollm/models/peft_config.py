@@ -74,17 +74,18 @@ def train_whole(config: Any, section: AdapterConfig, whole: Sequence[str]) -> No
     config.modules_to_save = [*(config.modules_to_save or ()), *whole]
 
 
-def check_freeze_a(section: AdapterConfig) -> None:
-    """Raise UserError if `freeze_a` is set for a method that is not plain LoRA."""
-    if not section.freeze_a:
+def check_partial(section: AdapterConfig) -> None:
+    """Raise UserError if `freeze_a` or `core` is set for a method that is not plain LoRA."""
+    if not section.is_partial:
         return
+    key = "core" if section.core else "freeze_a"
     if section.kind.lower() != "lora":
         what = f"{section.kind} is not plain LoRA"
     elif section.options.get("use_dora"):
         what = f"{section.kind} with use_dora trains more than B"
     else:
         return
-    raise UserError(f"adapter.freeze_a: {what}; set adapter.kind: lora without use_dora, or freeze_a: false.")
+    raise UserError(f"adapter.{key}: {what}; set adapter.kind: lora without use_dora, or {key}: false.")
 
 
 def _factory(kind: str) -> Any:

@@ -25,6 +25,9 @@ from fedcollm.training.distillation import ModelPair
 #: Keys of a network's configuration that do not change what it computes.
 _INCIDENTAL = ("transformers_version", "dtype", "torch_dtype", "architectures", "name_or_path")
 
+#: PEFT's name of the only adapter, a part of which may be frozen.
+_ADAPTER = "default"
+
 #: What a run is made of, under a name for messages, to its digest; None where none can be computed.
 Identity = dict[str, str | None]
 
@@ -163,7 +166,8 @@ def _digest_or_none(examples: Iterable[Any]) -> str | None:
 def base_digests(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield names and digests of the configuration and the frozen weights of a model, if it has these."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
+    state = model.state_dict().items()
+    frozen = {name: tensor for name, tensor in state if name not in trained and _ADAPTER not in name.split(".")}
     if (shape := getattr(model, "config", None)) is not None and hasattr(shape, "to_dict"):
         kept = {name: value for name, value in shape.to_dict().items() if name not in _INCIDENTAL and name[:1] != "_"}
         yield f"configuration of {role}", _plain_digest(json.loads(json.dumps(kept, default=str)))

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     import peft
 
 
+#: What makes an adapter one whose file holds all of it, which is read from there.
+_PLAIN = {"start": None, "core": False, "freeze_a": False}
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A trained model, ready to be asked.
@@ -165,7 +169,7 @@ def _saved_base(place: Path, portable: Portable) -> Path:
 
 def _section(portable: Portable, saved: Path, device: torch.device) -> ModelConfig:
     """Return the section of a base, which is healed again unless it was saved or the cache has it."""
-    section = portable.model.model_copy(update={"adapter": portable.model.adapter.model_copy(update={"start": None})})
+    section = portable.model.model_copy(update={"adapter": portable.model.adapter.model_copy(update=_PLAIN)})
     if (saved / "config.json").is_file():
         changes: dict[str, Any] = {"source": str(saved), "layers": None, "layer_choice": "even", "mlp_share": 1.0}
         return section.model_copy(update={**changes, "heal": None})
