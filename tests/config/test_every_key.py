@@ -71,6 +71,7 @@ ADAPTER = {
     "targets": ["q_proj"],
     "options": {"use_rslora": True},
     "freeze_a": True,
+    "core": True,
     "start": Path("trained"),
 }
 MODEL = {
@@ -190,6 +191,7 @@ METHOD = {
     "federation.secure_aggregation.enabled": Change(True),
     "federation.secure_aggregation.threshold": Change(3, SECURE),
     "federation.secure_aggregation.value_range": Change(2.0, SECURE),
+    "federation.secure_aggregation.bits": Change(16, SECURE),
     "federation.secure_aggregation.max_weight": Change(8, SECURE),
     "federation.secure_aggregation.simulate_quantization": Change(True),
     "federation.privacy.level": Change("client", SECURE | PRIVATE, {"federation.privacy.sampling_rate": None}),

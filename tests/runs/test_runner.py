@@ -430,3 +430,38 @@ def test_checkpoint_of_other_models_is_refused(tiny_config, tmp_path):
 def test_inputs_of_another_type_are_refused(tiny_config, tmp_path, given):
     with pytest.raises(UserError, match=f"{next(iter(given))}: .* is no "):
         fedcollm.run(tiny_config, tmp_path / "run", **given)
+
+
+# --- few bits ---
+
+
+@pytest.mark.parametrize(("upload", "most"), [("int8", 1 / 4), ("int4", 1 / 8)])
+def test_quantized_uploads_are_smaller_and_train_as_well(tiny_config, tmp_path, upload, most):
+    whole = fedcollm.run(tiny_config, tmp_path / "whole").records[-1]
+    few = fedcollm.run(changed(tiny_config, {"federation.upload": upload}), tmp_path / "few").records[-1]
+    scales = 4 * 2 * 2 * 7  # one for each of A and B of seven layers in each of two blocks
+    assert few.bytes_up == pytest.approx(whole.bytes_up * most + scales, abs=4)
+    assert few.scores["slm"] >= whole.scores["slm"] - 0.15
+    again = fedcollm.run(changed(tiny_config, {"federation.upload": upload}), tmp_path / "again").records[-1]
+    assert again.scores == few.scores
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_secure_sums_of_few_bits_equal_their_simulation(tiny_config, tmp_path, bits):
+    changes = {"task.clients": 3, "task.private_size": 30, "federation.rounds": 1}
+    fixed = {"bits": bits, "max_weight": 32, "value_range": 0.25}
+    secure = {f"federation.secure_aggregation.{name}": value for name, value in (fixed | {"enabled": True}).items()}
+    simulated = {f"federation.secure_aggregation.{n}": v for n, v in (fixed | {"simulate_quantization": True}).items()}
+    one = fedcollm.run(changed(tiny_config, changes | secure), tmp_path / "secure")
+    two = fedcollm.run(changed(tiny_config, changes | simulated), tmp_path / "simulated")
+    masked, plain = (load_file(r.directory / "checkpoint.safetensors") for r in (one, two))
+    assert all(torch.equal(masked[name], plain[name]) for name in masked)
+    assert one.records[-1].participants == two.records[-1].participants == ("0", "1", "2")
+    assert one.records[-1].bytes_up < two.records[-1].bytes_up
+
+
+def test_bits_that_hold_nothing_are_refused(tiny_config, tmp_path):
+    changes = {"federation.secure_aggregation.enabled": True, "federation.secure_aggregation.bits": 8}
+    with pytest.raises(UserError, match="max_weight"):
+        fedcollm.run(changed(tiny_config, changes | {"task.clients": 3}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

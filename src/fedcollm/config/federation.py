@@ -29,6 +29,8 @@ class SecureAggregationConfig(Section):
     """largest change of a parameter in a round; a larger one is an error; unused with privacy level client"""
     max_weight: Positive = 4096
     """largest number of examples that a client may have"""
+    bits: Literal[4, 8, 16, 32] = 32
+    """bits per value; with fewer than 32, values are rounded at random: set a small value_range and max_weight"""
     simulate_quantization: bool = False
     """without secure aggregation: round updates in the same way, to get bit-identical results at less cost"""
 
@@ -93,8 +95,8 @@ class FederationConfig(Section):
     participants: list[str] | None = None
     """ids of the clients that take part; []: no clients, the server works alone; null: all clients"""
     aggregation: Annotated[str, one_of(AGGREGATIONS), Field(description=comment("aggregation"))] = "mean"
-    upload: Literal["float32", "float16", "bfloat16"] = "float32"
-    """dtype of the adapters that clients send; a 16-bit dtype halves the upload and rounds the values"""
+    upload: Literal["float32", "float16", "bfloat16", "int8", "int4"] = "float32"
+    """what clients send of their adapters; int8, int4: the change in 8 or 4 bits per value, rounded at random"""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     min_clients: Positive = 1
     """quorum: a round with fewer updates fails; with secure aggregation, secure_aggregation.threshold is the quorum"""

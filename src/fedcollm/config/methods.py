@@ -121,6 +121,8 @@ _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"server.distillation.llm_weight": 0.0, "server.layer_transfer": 0.5},
     ),
     "half_upload": ("FedCoLLM, 16-bit uploads", {"federation.upload": "bfloat16"}),
+    "upload_8_bits": ("FedCoLLM, 8-bit uploads", {"federation.upload": "int8"}),
+    "upload_4_bits": ("FedCoLLM, 4-bit uploads", {"federation.upload": "int4"}),
 }
 
 

@@ -86,6 +86,7 @@ PHRASES: Mapping[str, Phrase] = {
     ),
     "federation.fraction": lambda share: f"each round samples {_percent(share)} of the clients",
     "federation.participants": lambda ids: f"the only clients are {_names(ids)}",
+    "federation.secure_aggregation.bits": "secure sums of {} bits per value",
     "federation.upload": "clients send their adapters in {}",
     "federation.server_optimizer.kind": _chosen(SERVER_OPTIMIZERS, "{} as the server optimizer"),
     "federation.server_optimizer.learning_rate": "server learning rate of {:g}",

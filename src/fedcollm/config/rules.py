@@ -67,6 +67,11 @@ def _privacy(config: "RunConfig") -> Iterator[str]:
             "federation.privacy: at level client, each client adds only its share of the noise, which is too little "
             "if the server sees single updates. Set federation.secure_aggregation: true"
         )
+    if privacy.level == "client" and federation.secure_aggregation.bits < 32:
+        yield (
+            f"federation.privacy: at level client, the noise is calibrated for 32 bits per value, not "
+            f"{federation.secure_aggregation.bits}. Set federation.secure_aggregation.bits: 32"
+        )
     if privacy.level == "example":
         yield from _example_privacy(config.slm.adapter, config.client)
 

@@ -19,6 +19,7 @@ from fedcollm.federation import statistics
 from fedcollm.federation.answered import PlainRounds, check_round
 from fedcollm.federation.limits import Limits
 from fedcollm.federation.operator import Operator
+from fedcollm.federation.quantization import rounding_seed
 from fedcollm.federation.scoring import score_quietly
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, truncated
 from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest, payload_digest
@@ -144,7 +145,8 @@ class Client:
         except Exception as error:  # anything here may depend on the data
             self._set_back(request, where, error)
             adapter, loss = unchanged, 0.0
-        return self._update(request, adapter, loss, start, where)
+        sent = self.agreement.upload.sealed(adapter, request.adapter, rounding_seed(self.id, request.round_index))
+        return self._update(request, sent, loss, start, where)
 
     def keep(self, request: TrainRequest) -> ClientUpdate:
         """Fine-tune the final adapter once more, and save the result. It never leaves the client, so it needs no noise.

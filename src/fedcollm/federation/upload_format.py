@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fedcollm.errors import UserError
+from fedcollm.federation.quantization import quantized, quantized_form, restored
 from fedcollm.messages import Adapter
 
 _AXES = {"lora_A": 0, "lora_B": 1}
@@ -25,23 +26,46 @@ class UploadFormat:
     Attributes:
         dtype: dtype that the values are rounded to; None sends them as they were trained.
         rank: r_k, the number of LoRA components that the client has; None if it has all.
+        bits: 8 or 4 if only the change of θ is sent, in so many bits per value; None otherwise.
     """
 
     dtype: torch.dtype | None = None
     rank: int | None = None
+    bits: int | None = None
 
     def part(self, adapter: Adapter) -> Adapter:
         """Return the client's components of an adapter, as views."""
         return adapter if self.rank is None else first(adapter, self.rank)
 
     def pack(self, adapter: Adapter) -> Adapter:
-        """Return what the client sends of its adapter.
+        """Return the client's components of its adapter in the dtype in which it sends them.
 
         Raises:
             UserError: a value is too large for the dtype; the message names its tensor.
         """
         part = self.part(adapter)
         return part if self.dtype is None else rounded(part, self.dtype)
+
+    def sealed(self, packed: Adapter, theta: Adapter, seed: int) -> Adapter:
+        """Return what the client sends: its packed adapter, or the change of it in a few bits per value.
+
+        Args:
+            packed: what `pack` returned.
+            theta: θ, the adapter that the client received.
+            seed: seed of the rounding.
+        """
+        return packed if self.bits is None else quantized(packed, self.part(theta), self.bits, seed)
+
+    def opened(self, upload: Adapter, theta: Adapter) -> Adapter:
+        """Return the adapter that an upload holds, in θ's dtypes.
+
+        Args:
+            upload: tensors of the form that `expected` returns.
+            theta: θ, the adapter that the client received.
+        """
+        if self.bits is None:
+            return widened(upload, theta)
+        return restored(upload, self.part(theta), self.bits)
 
     def expected(self, theta: Adapter) -> Adapter:
         """Return tensors of the shapes and dtypes of what the client sends; their values mean nothing.
@@ -50,6 +74,8 @@ class UploadFormat:
             theta: θ, the adapter that the client received.
         """
         part = self.part(theta)
+        if self.bits is not None:
+            return quantized_form(part, self.bits)
         if self.dtype is None:
             return part
         return {name: torch.empty(t.shape, dtype=self.dtype, device="meta") for name, t in part.items()}

@@ -79,17 +79,18 @@ def directions(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         B, [N, r], whose columns, and A, [r, K], whose rows are orthonormal, in float32.
     """
     if weight.device.type == "meta":
-        return weight.new_empty(len(weight), rank, dtype=torch.float32), weight.new_empty(
-            rank, weight.shape[1], dtype=torch.float32
-        )
-    matrix = weight.detach().double()
-    if len(matrix) < matrix.shape[1]:
+        sizes = (len(weight), rank), (rank, weight.shape[1])
+        return weight.new_empty(sizes[0], dtype=torch.float32), weight.new_empty(sizes[1], dtype=torch.float32)
+    if len(weight) < weight.shape[1]:
         a, b = directions(weight.T, rank)
         return b.T.contiguous(), a.T.contiguous()
-    vectors = torch.linalg.eigh(matrix.T @ matrix)[1].flip(1)[:, :rank]  # [K, r], the largest first
+    linalg: Any = torch.linalg
+    matrix = weight.detach().double()
+    vectors: Tensor = linalg.eigh(matrix.T @ matrix)[1].flip(1)[:, :rank]  # [K, r], the largest first
     vectors = vectors * torch.sign(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)))
-    outputs = torch.linalg.qr(matrix @ vectors)[0]  # orthonormal also where singular values are equal
-    outputs = outputs * torch.sign((outputs * (matrix @ vectors)).sum(0))
+    images = matrix @ vectors  # [N, r]
+    outputs: Tensor = linalg.qr(images)[0]  # orthonormal also where a singular value is zero
+    outputs = outputs * torch.where((outputs * images).sum(0) < 0, -1.0, 1.0)
     return outputs.float().contiguous(), vectors.T.float().contiguous()
 
 

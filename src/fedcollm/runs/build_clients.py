@@ -16,6 +16,7 @@ from fedcollm.federation import statistics
 from fedcollm.federation.client import Agreement, Client
 from fedcollm.federation.limits import Limits
 from fedcollm.federation.operator import Operator
+from fedcollm.federation.quantization import WORD
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint, check_weight
 from fedcollm.federation.secagg.noise import check_grid, private_fixed_point
@@ -170,8 +171,9 @@ def build_uploads(config: RunConfig, ids: Sequence[str]) -> dict[str, UploadForm
         ids: ids of all clients, in the order of the federation.
     """
     name = config.federation.upload
-    dtype = None if name == "float32" else getattr(torch, name)
-    return {client: UploadFormat(dtype, config.client.rank(k)) for k, client in enumerate(ids)}
+    bits = {"int8": 8, "int4": 4}.get(name)
+    dtype = None if name == "float32" or bits else getattr(torch, name)
+    return {client: UploadFormat(dtype, config.client.rank(k), bits) for k, client in enumerate(ids)}
 
 
 def build_privacy(config: RunConfig) -> Privacy | None:
@@ -247,7 +249,14 @@ def fixed_point(config: RunConfig, clients: int) -> FixedPoint:
         return private_fixed_point(clients, privacy)
     section = config.federation.secure_aggregation
     weight = section.max_weight if config.federation.weighted else 1
-    encoding = FixedPoint(clients, weight, section.value_range)
+    encoding = FixedPoint(clients, weight, section.value_range, section.bits)
+    if section.bits < WORD and encoding.most * config.task.private_size < weight:
+        raise UserError(
+            f"federation.secure_aggregation.bits: in sums of {clients} clients, {section.bits} bits leave "
+            f"{encoding.most} steps to the change of a client with max_weight {weight} examples, and none to one with "
+            f"{config.task.private_size} (task.private_size). Set max_weight to the largest number of examples that a "
+            "client has, raise bits, or set federation.aggregation: uniform."
+        )
     if clients >= 2**16 or encoding.fraction_bits < 4:
         raise UserError(
             f"federation.secure_aggregation: sums of {clients} clients with up to {weight} examples each and changes "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import RoundFailedError, SpoiledRoundError
 from fedcollm.federation.statistics import asked_for, impossible
-from fedcollm.federation.upload_format import WHOLE, UploadFormat, widened
+from fedcollm.federation.upload_format import WHOLE, UploadFormat
 from fedcollm.messages import (
     LARGEST_LOSS,
     MOST_EXAMPLES,
@@ -67,6 +67,14 @@ class Expected:
     private: bool = False
     uploads: Mapping[str, UploadFormat] = field(default_factory=dict[str, UploadFormat])
 
+    def form(self, client: str) -> UploadFormat:
+        """Return the upload format of a client."""
+        return self.uploads.get(client, WHOLE)
+
+    def opened(self, update: ClientUpdate) -> ClientUpdate:
+        """Return an update with the adapter that it holds, in θ's dtypes."""
+        return replace(update, adapter=self.form(update.client).opened(update.adapter, self.request.adapter))
+
 
 def validate_updates(answers: Iterable[Answer], expected: Expected, lost: dict[str, str]) -> Iterator[ClientUpdate]:
     """Yield the valid updates, cast to θ's dtypes. Record in `lost` why each remaining client was rejected or missing.
@@ -82,7 +90,7 @@ def validate_updates(answers: Iterable[Answer], expected: Expected, lost: dict[s
             lost[readable(answer.client)] = readable(reason)
         elif isinstance(answer, ClientUpdate):
             waited_for.remove(answer.client)
-            yield replace(answer, adapter=widened(answer.adapter, expected.request.adapter))
+            yield expected.opened(answer)
     lost.update({client: "no answer" for client in expected.clients if client in waited_for and client not in lost})
 
 
@@ -96,7 +104,7 @@ def _objection(answer: Answer, expected: Expected, waited_for: Collection[str]) 
 
 def _found_wrong(answer: Answer, expected: Expected, waited_for: Collection[str]) -> str | None:
     """Return why an answer is rejected; None if it is valid."""
-    request, form = expected.request, expected.uploads.get(answer.client, WHOLE)
+    request, form = expected.request, expected.form(answer.client)
     if isinstance(answer, Failure):
         return answer.reason
     if answer.client not in waited_for:
@@ -107,7 +115,9 @@ def _found_wrong(answer: Answer, expected: Expected, waited_for: Collection[str]
         return f"an update for round {answer.round_index}, not {request.round_index}"
     if reason := _odd_numbers(answer, expected.private) or misshapen(answer.adapter, form.expected(request.adapter)):
         return reason
-    return _odd_values(answer, expected, form)
+    if form.bits is not None and (name := not_finite(answer.adapter)):
+        return f"tensor {name} is not finite"
+    return _odd_values(expected.opened(answer), expected, form)
 
 
 def _odd_values(update: ClientUpdate, expected: Expected, form: UploadFormat) -> str | None:

@@ -60,7 +60,7 @@ class SecureAggregator:
             RoundFailedError: fewer than t clients are left after a phase.
             SpoiledRoundError: the sum can't be opened any more, or can't be that of honest clients.
         """
-        settings, encoding = self.settings, self.settings.encoding
+        settings, encoding = self.settings, self.settings.encoding_of(request)
         if len(clients) > encoding.clients:
             raise RoundFailedError(
                 f"{len(clients)} clients are asked, and the fixed point is set up for {encoding.clients}. Set it up "
@@ -82,7 +82,7 @@ class SecureAggregator:
         """Return the sum of the clients' vectors, with a number of statistics at its head."""
         traffic = _Traffic(ask, session.nonce, opening)
         keys = {client: items["keys"] for client, items in traffic.advertise(request, session) if "keys" in items}
-        words = self.settings.encoding.words(_shapes(request.adapter), statistics)
+        words = self.settings.encoding_of(request).words(_shapes(request.adapter), statistics)
         with with_client_failures(opening.reasons):
             return collect_sum(traffic.exchange, session, keys, self.settings.roster, words, opening)
 
@@ -109,13 +109,14 @@ class SimulatedQuantization(PlainAggregator):
             RoundFailedError: there are no updates.
         """
         total, clients, uniform = np.zeros(0, np.uint32), list[str](), not self.settings.weighted
+        encoding = self.encoding.whole if asked_for(request) else self.encoding
         for update in updates:
-            vector = self.encoding.encode_update(update, request.adapter, uniform)
+            vector = encoding.encode_update(update, request.adapter, uniform)
             total = total + vector if clients else vector
             clients.append(update.client)
         if not clients:
             raise RoundFailedError(NO_UPDATE)
-        bounds = _Bounds(self.encoding, uniform, None, self.settings.max_update_norm)
+        bounds = _Bounds(encoding, uniform, None, self.settings.max_update_norm)
         return _Sum(bounds, STATISTICS).mean(total, tuple(clients), request)
 
 
@@ -159,7 +160,7 @@ class _Bounds:
         """
         if isinstance(self.privacy, ClientPrivacy):
             return None
-        rounding = count * 2.0**-self.encoding.fraction_bits
+        rounding = count / self.encoding.scale
         for name, tensor in changes.items():
             largest = float(tensor.abs().max()) if tensor.numel() else 0.0
             if largest > weight * self.encoding.value_range + rounding:

@@ -71,7 +71,7 @@ class SecureClient:
 
     def _vector(self, request: TrainRequest, update: ClientUpdate, threshold: int) -> np.ndarray:
         """Return the update as a vector, [m] uint32. Under client-level privacy, it holds a share of the noise."""
-        encoding, privacy = self.settings.encoding, self.settings.privacy
+        encoding, privacy = self.settings.encoding_of(request), self.settings.privacy
         if isinstance(privacy, ClientPrivacy):
             delta = change(update, request.adapter)
             return pack(noised(delta, privacy, encoding.fraction_bits, threshold), statistics(update))

@@ -4,16 +4,20 @@ A client's weighted update n_k (θ_k − θ) becomes round(n_k (θ_k − θ) 2^f
 fraction bits f is the largest for which the sum of K such integers can't overflow. A value outside the declared range
 is an error; it is never clipped or wrapped. Counts and sums of metrics travel as four 16-bit limbs each, and are exact
 to 2⁻²⁰.
+
+With fewer bits per value, a word holds several values: integers from 0 to 2M, where M is the largest for which K 2M is
+below 2^bits, so that no sum reaches the next value. The words are masked, added and opened like any other.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from fedcollm.errors import UserError
+from fedcollm.federation.quantization import WORD, from_words, randomly_rounded, rounding_seed, to_words, word_count
 from fedcollm.messages import Adapter, ClientUpdate
 
 _LIMBS, _LIMB_BITS, _STATISTIC_BITS = 4, 16, 20
@@ -87,15 +91,39 @@ class FixedPoint:
         clients: K, the largest number of vectors in a sum; below 2¹⁶.
         max_weight: the largest weight of one client (its number of examples, or 1).
         value_range: R; every |θ_k − θ| must be at most R.
+        bits: bits per value: 32, or 16, 8 or 4, for which values are rounded at random.
     """
 
     clients: int
     max_weight: int
     value_range: float
+    bits: int = WORD
 
     def to_wire(self) -> dict[str, float]:
         """Return the encoding as plain values, which enter the digest of what all parties agreed on."""
-        return {"clients": self.clients, "max_weight": self.max_weight, "value_range": self.value_range}
+        values = {"clients": self.clients, "max_weight": self.max_weight, "value_range": self.value_range}
+        return values if self.bits == WORD else {**values, "bits": self.bits}
+
+    @property
+    def whole(self) -> "FixedPoint":
+        """The same encoding with all bits of a word for each value, as sums of statistics need it."""
+        return replace(self, bits=WORD)
+
+    @property
+    def most(self) -> int:
+        """The largest integer M that a value becomes, if a word holds several values.
+
+        >>> FixedPoint(clients=4, max_weight=1, value_range=0.5, bits=8).most  # 4 · 2 · 31 < 2⁸
+        31
+        """
+        return (2**self.bits - 1) // (2 * self.clients)
+
+    @property
+    def scale(self) -> float:
+        """The number of steps in 1: 2^f, or M / (W R) if a word holds several values."""
+        if self.bits == WORD:
+            return 2.0**self.fraction_bits
+        return self.most / (self.max_weight * self.value_range)
 
     @property
     def fraction_bits(self) -> int:
@@ -115,7 +143,7 @@ class FixedPoint:
             shapes: tensor name to shape.
             statistics: number of statistics.
         """
-        return _LIMBS * statistics + sum(math.prod(shape) for shape in shapes.values())
+        return _LIMBS * statistics + word_count(sum(math.prod(shape) for shape in shapes.values()), self.bits)
 
     def encode_update(self, update: ClientUpdate, theta: Adapter, uniform: bool) -> np.ndarray:
         """Return a client's vector, [m] uint32: its change of θ and its statistics.
@@ -129,15 +157,17 @@ class FixedPoint:
             RangeError: as in `encode`.
         """
         weight = 1 if uniform or update.examples is None else update.examples
-        return self.encode(change(update, theta), weight, statistics(update))
+        seed = rounding_seed(update.client, update.round_index)
+        return self.encode(change(update, theta), weight, statistics(update), seed)
 
-    def encode(self, delta: Adapter, weight: int, statistics: Mapping[str, float]) -> np.ndarray:
+    def encode(self, delta: Adapter, weight: int, statistics: Mapping[str, float], seed: int = 0) -> np.ndarray:
         """Return a client's vector.
 
         Args:
             delta: θ_k − θ, by tensor name.
             weight: n_k, or 1.
             statistics: name to a non-negative number to be summed, in a fixed order.
+            seed: seed of the rounding, if a word holds several values.
 
         Returns:
             [m] uint32: the limbs of the statistics, then the tensors in the order of their names.
@@ -148,12 +178,12 @@ class FixedPoint:
         """
         check_weight(weight, self.max_weight)
         check_range(delta, self.value_range)
-        scale = weight * 2.0**self.fraction_bits
-        integers = [
-            (delta[name].detach().cpu().double().flatten() * scale).round().to(torch.int64).numpy()
-            for name in sorted(delta)
-        ]
-        return pack(np.concatenate([np.empty(0, np.int64), *integers]), statistics)
+        scale, none = weight * self.scale, torch.empty(0, dtype=torch.float64)
+        scaled = torch.cat([none, *(delta[name].detach().cpu().double().flatten() * scale for name in sorted(delta))])
+        if self.bits == WORD:
+            return pack(scaled.round().to(torch.int64).numpy(), statistics)
+        integers = randomly_rounded(scaled, seed).numpy() + self.most
+        return np.concatenate([pack(np.empty(0, np.int64), statistics), to_words(integers, self.bits)])
 
     def decode(
         self, total: np.ndarray, shapes: Mapping[str, Sequence[int]], names: Sequence[str]
@@ -163,7 +193,7 @@ class FixedPoint:
         Args:
             total: [m] uint32, a sum of at most K vectors.
             shapes: tensor name to shape.
-            names: names of the statistics, in the order in which they were encoded.
+            names: names of the statistics, in the order in which they were encoded; the first one is `clients`.
 
         Returns:
             (Σ n_k (θ_k − θ) by tensor name, in float64; sums of the statistics by name).
@@ -171,9 +201,13 @@ class FixedPoint:
         head = total[: _LIMBS * len(names)].reshape(len(names), _LIMBS).astype(object)
         scale = [2 ** (_LIMB_BITS * i) for i in range(_LIMBS)]
         sums = {name: int(sum(row * scale)) / 2**_STATISTIC_BITS for name, row in zip(names, head, strict=True)}
-        signed = total[_LIMBS * len(names) :].astype(np.uint32).view(np.int32).astype(np.float64)
-        values = torch.as_tensor(signed) / 2.0**self.fraction_bits
-        parts = torch.split(values, [math.prod(shapes[name]) for name in sorted(shapes)])
+        sizes = [math.prod(shapes[name]) for name in sorted(shapes)]
+        words = total[_LIMBS * len(names) :].astype(np.uint32)
+        if self.bits == WORD:
+            signed = words.view(np.int32)
+        else:
+            signed = from_words(words, self.bits, sum(sizes)) - self.most * round(sums["clients"])
+        parts = torch.split(torch.as_tensor(signed.astype(np.float64)) / self.scale, sizes)
         return {name: part.reshape(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)}, sums
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.federation.secagg.fixed_point import FixedPoint
+from fedcollm.federation.statistics import asked_for
+from fedcollm.messages import TrainRequest
 from fedcollm.privacy.accounting import Privacy
 
 
@@ -30,6 +32,10 @@ class SecureSettings:
     uniform: bool = False
     privacy: Privacy | None = None
     max_update_norm: float = math.inf
+
+    def encoding_of(self, request: TrainRequest) -> FixedPoint:
+        """Return the encoding of the answers to a request; statistics always have all bits of a word."""
+        return self.encoding.whole if asked_for(request) else self.encoding
 
     def to_wire(self) -> dict[str, Any]:
         """Return, as plain values, what every party must have agreed to. It is part of a session's digest."""
