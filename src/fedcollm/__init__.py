@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from fedcollm.messages import RoundRecord, Score
     from fedcollm.metrics import Step, listening
     from fedcollm.modalities.base import Example, Modality, Rows
+    from fedcollm.modalities.predictions import Prediction
     from fedcollm.runs.build import Inputs
+    from fedcollm.runs.predictor import Predictor
     from fedcollm.runs.runner import RunResult, run
 
 __version__ = "0.1.0"
@@ -26,6 +28,8 @@ _HOMES = {
     "Modality": "modalities.base",
     "NonFiniteError": "errors",
     "Pool": "data.pool",
+    "Prediction": "modalities.predictions",
+    "Predictor": "runs.predictor",
     "RoundRecord": "messages",
     "Rows": "modalities.base",
     "RunConfig": "config",
@@ -46,6 +50,8 @@ __all__ = [
     "Modality",
     "NonFiniteError",
     "Pool",
+    "Prediction",
+    "Predictor",
     "RoundRecord",
     "Rows",
     "RunConfig",
