@@ -439,32 +439,32 @@ def speak(small: Small, client: str, version: int) -> io.StringIO:
 
     def answer(data: bytes) -> bytes:
         with shown(Console(file=screen, width=500)):
-            return relabelled(answering(relabelled(data, 5)), version)  # to this client, it is the server that differs
+            return relabelled(answering(relabelled(data, 6)), version)  # to this client, it is the server that differs
 
     process.answering = answer  # pyright: ignore[reportAttributeAccessIssue]
     return screen
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
-@pytest.mark.parametrize("version", [2, 4], ids=["older client", "newer client"])
+@pytest.mark.parametrize("version", [3, 5], ids=["older client", "newer client"])
 def test_both_operators_read_that_their_versions_differ(make, tmp_path, version, secured):
     small = make(**{"federation.rounds": 1, "federation.secure_aggregation.enabled": secured})
     screen = speak(small, "2", version)
     record = small.run(tmp_path / "run")[-1]
     assert record.participants == ("0", "1", "3")
-    assert re.search(rf"protocol version {version}.* version 3", record.lost["2"])
-    assert re.search(r"refused: .*protocol version 5.* version 3", screen.getvalue())
+    assert re.search(rf"protocol version {version}.* version 4", record.lost["2"])
+    assert re.search(r"refused: .*protocol version 6.* version 4", screen.getvalue())
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
 def test_server_whose_version_no_client_speaks_stops_and_says_so(make, tmp_path, secured):
     small = make(**{"federation.secure_aggregation.enabled": secured})
     for client in ALL:
-        speak(small, client, 2)
+        speak(small, client, 3)
     with pytest.raises(RoundFailedError) as failed:
         small.run(tmp_path / "run")
     for client in ALL:
-        assert re.search(rf"client {client}: [^;]*protocol version 2[^;]* version 3", str(failed.value))
+        assert re.search(rf"client {client}: [^;]*protocol version 3[^;]* version 4", str(failed.value))
 
 
 # --- too few ---

@@ -14,21 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedcollm.errors import RefusalError, RoundFailedError, SpoiledRoundError
+from fedcollm.federation.secagg.boxes import ACCUSED, BOX_BYTES, DIGEST_BYTES, SEED_BYTES
+from fedcollm.federation.secagg.disputes import Court, Exchange
 from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask, share_digests
 from fedcollm.federation.secagg.opening import ATTEMPTS, Opening, SecureSum
-from fedcollm.federation.secagg.protocol import (
-    BOX_BYTES,
-    DIGEST_BYTES,
-    SEED_BYTES,
-    Items,
-    split_keys,
-    survivors_message,
-    verify_keys,
-)
+from fedcollm.federation.secagg.protocol import Items, split_keys, survivors_message, verify_keys
 from fedcollm.messages import Session
-
-#: Sends each client its items of a phase, and yields the answers that arrive in time.
-Exchange = Callable[[str, Mapping[str, Items]], Iterable[tuple[str, Items]]]
 
 _LARGEST_SEARCH = 200  # subsets of shares to try if some shares are wrong
 
@@ -53,14 +44,18 @@ def collect_sum(
 
     Raises:
         RoundFailedError: fewer than t clients are left after a phase.
-        SpoiledRoundError: the clients have been asked to open the sum, and it can't be opened.
+        SpoiledRoundError: the clients have been asked to open the sum, and it can't be opened; or too few are left
+            because one of them broke the protocol.
     """
     opening, attendance = opening or Opening(session.payload), _Attendance(session)
     keys = _valid_keys(keys, session, roster)
     attendance.record("advertise", keys, session.invited)
     boxes, odd = _boxes(exchange, keys)
-    attendance.record("share", boxes, keys, odd)
-    total, survivors = _masked_sum(exchange, boxes, words, opening.survivors)
+    attendance.blame("share", odd)
+    attendance.record("share", boxes, keys)
+    total, survivors, accusations = _masked_sum(exchange, boxes, words, opening.survivors)
+    attendance.accused(accusations)
+    attendance.blame("share", Court(session, keys, boxes, roster).judge(exchange, accusations))
     attendance.record("mask", survivors, boxes)
     attendance.check_survivors(survivors, opening)
     signatures = _signatures(exchange, survivors, survivors_message(session, keys, survivors), roster)
@@ -69,7 +64,8 @@ def collect_sum(
     parties = _Parties(session, keys, boxes, survivors)
     shares, wrong = _shares(exchange, parties, signatures)
     attendance.record("unmask", shares, signatures, wrong)
-    result = SecureSum(_unmasked(total, parties, shares, attendance), tuple(survivors), attendance.lost, tuple(wrong))
+    vector, culprits = _unmasked(total, parties, shares, attendance), tuple(attendance.culprits)
+    result = SecureSum(vector, tuple(survivors), attendance.lost, tuple(wrong), culprits)
     opening.finish(result)
     return result
 
@@ -98,10 +94,22 @@ class _Attendance:
     Attributes:
         session: the session.
         lost: id of each lost client to the phase in which it was lost.
+        culprits: id of each client that has proven to be dishonest when it shared its secrets, to what it did.
     """
 
     session: Session
     lost: dict[str, str] = field(default_factory=dict[str, str])
+    culprits: dict[str, str] = field(default_factory=dict[str, str])
+
+    def accused(self, accusations: Mapping[str, str]) -> None:
+        """Note why clients sent an accusation, accuser to accused, and no vector."""
+        self.lost.update({one: f"mask: can't open the shares of client {of}" for one, of in accusations.items()})
+
+    def blame(self, phase: str, reasons: Mapping[str, str]) -> None:
+        """Note what clients did that only dishonest ones do. They are lost, though their vectors may be in the sum."""
+        told = {client: f"{phase}: {reason}" for client, reason in reasons.items()}
+        self.culprits.update(told)
+        self.lost.update(told)
 
     def record(
         self, phase: str, answered: Collection[str], asked: Iterable[str], wrong: Mapping[str, str] | None = None
@@ -110,20 +118,21 @@ class _Attendance:
 
         Raises:
             RoundFailedError: fewer than t clients are left.
-            SpoiledRoundError: so it is after `unmask`, because clients sent wrong shares.
+            SpoiledRoundError: so it is because clients broke the protocol.
         """
         wrong = {client: f"{phase}: {reason}" for client, reason in (wrong or {}).items()}
-        self.lost.update({client: phase for client in asked if client not in answered} | wrong)
+        gone = {client: phase for client in asked if client not in answered and client not in self.lost}
+        self.lost.update(gone | wrong)
         if len(answered) < self.session.threshold:
             message = (
                 f"round {self.session.round_index}: {len(answered)} of {len(self.session.invited)} clients are left "
                 f"after phase {phase} of secure aggregation, and {self.session.threshold} are needed (lost: "
                 f"{', '.join(self.lost)}). "
             )
-            if phase == "unmask" and wrong:
-                told = "; ".join(f"client {client}: {reason}" for client, reason in wrong.items())
+            if culprits := self.culprits | wrong:
+                told = "; ".join(f"client {client}: {reason}" for client, reason in culprits.items())
                 raise SpoiledRoundError(
-                    f"{message}The run goes on without this round ({told}).", tuple(wrong), self.lost
+                    f"{message}The run goes on without this round ({told}).", tuple(culprits), self.lost
                 )
             raise RoundFailedError(f"{message}The last good state is kept: bring the clients back, and resume.")
 
@@ -188,7 +197,7 @@ def _boxes(exchange: Exchange, keys: Items) -> tuple[dict[str, Items], dict[str,
 
 def _masked_sum(
     exchange: Exchange, boxes: Mapping[str, Items], words: int, only: Collection[str] = ()
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str], dict[str, str]]:
     """Deliver the encrypted shares to their receivers, and add up the masked vectors that come back.
 
     Args:
@@ -198,15 +207,19 @@ def _masked_sum(
         only: ids of the clients that may be in the sum; all of them if there are none.
 
     Returns:
-        (Σ y_u mod 2³², [m] uint32; ids of the survivors, sorted).
+        (Σ y_u mod 2³², [m] uint32; ids of the survivors, sorted; accuser to accused, which is empty where it has no
+        part in this).
     """
     inbox = {client: {s: items[client] for s, items in boxes.items() if s != client} for client in boxes}
-    total, survivors = np.zeros(words, np.uint32), list[str]()
+    total, survivors, accusations = np.zeros(words, np.uint32), list[str](), dict[str, str]()
     for client, items in _first_answers(exchange("mask", inbox), boxes):
-        if len(items.get("vector", b"")) == 4 * words and (client in only or not only):
+        if ACCUSED in items:
+            named = items[ACCUSED].decode(errors="replace")
+            accusations[client] = named if named in boxes else ""
+        elif len(items.get("vector", b"")) == 4 * words and (client in only or not only):
             total += np.frombuffer(items["vector"], "<u4")
             survivors.append(client)
-    return total, sorted(survivors)
+    return total, sorted(survivors), accusations
 
 
 def _signatures(
