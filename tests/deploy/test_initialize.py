@@ -230,6 +230,16 @@ def test_nginx_passes_the_node_interface_and_nothing_else(out):
     assert "return 401;" in locations["/v1/fleet/"]
     assert "ssl_protocols TLSv1.3;" in text
     assert "proxy_ssl_verify on;" in text
+    for bound in (
+        "client_header_timeout 10s;",
+        "client_body_timeout 20s;",
+        "send_timeout 30s;",
+        "proxy_request_buffering off;",
+        "client_max_body_size 16m;",
+        "limit_conn peers 128;",
+        "worker_connections 16384;",
+    ):
+        assert bound in text
     assert "$time_iso8601" in text  # nginx's own variables survive
     assert text.count("{") == text.count("}")
 

@@ -27,7 +27,7 @@ def stream_module(program: str) -> str | None:
     """
     result = subprocess.run([program, "-V"], capture_output=True, text=True, timeout=_SECONDS)
     words = shlex.split(result.stderr.replace("\n", " "))
-    options = dict(word.partition("=")[::2] for word in words if word.startswith("--"))
+    options = {word.partition("=")[0]: word.partition("=")[2] for word in words if word.startswith("--")}
     if "--with-http_realip_module" not in options:
         return None
     if options.get("--with-stream") == "":

@@ -81,7 +81,7 @@ class Opening:
                 words = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             if (head["payload"], head["round"]) == (payload, round_index):
                 return cls._found(file, head, words)
-            survivors = head["survivors"] if head["round"] == round_index else []
+            survivors: list[str] = head["survivors"] if head["round"] == round_index else []
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file} can't be read: {error}. It holds the sum of a round that was opened. Restore it from a copy, "

@@ -5,7 +5,7 @@ The protocol and its assumptions are described in `protocol`.
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
@@ -13,11 +13,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedcollm.errors import RefusalError, RoundFailedError, SpoiledRoundError
+from fedcollm.errors import RefusalError, SpoiledRoundError
+from fedcollm.federation.secagg.attendance import Attendance
 from fedcollm.federation.secagg.boxes import ACCUSED, BOX_BYTES, DIGEST_BYTES, SEED_BYTES
 from fedcollm.federation.secagg.disputes import Court, Exchange
 from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask, share_digests
-from fedcollm.federation.secagg.opening import ATTEMPTS, Opening, SecureSum
+from fedcollm.federation.secagg.opening import Opening, SecureSum
 from fedcollm.federation.secagg.protocol import Items, split_keys, survivors_message, verify_keys
 from fedcollm.messages import Session
 
@@ -47,7 +48,7 @@ def collect_sum(
         SpoiledRoundError: the clients have been asked to open the sum, and it can't be opened; or too few are left
             because one of them broke the protocol.
     """
-    opening, attendance = opening or Opening(session.payload), _Attendance(session)
+    opening, attendance = opening or Opening(session.payload), Attendance(session)
     keys = _valid_keys(keys, session, roster)
     attendance.record("advertise", keys, session.invited)
     boxes, odd = _boxes(exchange, keys)
@@ -85,76 +86,6 @@ class _Parties:
     keys: Items
     boxes: Mapping[str, Items]
     survivors: Sequence[str]
-
-
-@dataclass
-class _Attendance:
-    """Which clients are left in a session.
-
-    Attributes:
-        session: the session.
-        lost: id of each lost client to the phase in which it was lost.
-        culprits: id of each client that has proven to be dishonest when it shared its secrets, to what it did.
-    """
-
-    session: Session
-    lost: dict[str, str] = field(default_factory=dict[str, str])
-    culprits: dict[str, str] = field(default_factory=dict[str, str])
-
-    def accused(self, accusations: Mapping[str, str]) -> None:
-        """Note why clients sent an accusation, accuser to accused, and no vector."""
-        self.lost.update({one: f"mask: can't open the shares of client {of}" for one, of in accusations.items()})
-
-    def blame(self, phase: str, reasons: Mapping[str, str]) -> None:
-        """Note what clients did that only dishonest ones do. They are lost, though their vectors may be in the sum."""
-        told = {client: f"{phase}: {reason}" for client, reason in reasons.items()}
-        self.culprits.update(told)
-        self.lost.update(told)
-
-    def record(
-        self, phase: str, answered: Collection[str], asked: Iterable[str], wrong: Mapping[str, str] | None = None
-    ) -> None:
-        """Note which of the clients that were asked in a phase gave no valid answer, and why, where it is known.
-
-        Raises:
-            RoundFailedError: fewer than t clients are left.
-            SpoiledRoundError: so it is because clients broke the protocol.
-        """
-        wrong = {client: f"{phase}: {reason}" for client, reason in (wrong or {}).items()}
-        gone = {client: phase for client in asked if client not in answered and client not in self.lost}
-        self.lost.update(gone | wrong)
-        if len(answered) < self.session.threshold:
-            message = (
-                f"round {self.session.round_index}: {len(answered)} of {len(self.session.invited)} clients are left "
-                f"after phase {phase} of secure aggregation, and {self.session.threshold} are needed (lost: "
-                f"{', '.join(self.lost)}). "
-            )
-            if culprits := self.culprits | wrong:
-                told = "; ".join(f"client {client}: {reason}" for client, reason in culprits.items())
-                raise SpoiledRoundError(
-                    f"{message}The run goes on without this round ({told}).", tuple(culprits), self.lost
-                )
-            raise RoundFailedError(f"{message}The last good state is kept: bring the clients back, and resume.")
-
-    def check_survivors(self, survivors: Sequence[str], opening: Opening) -> None:
-        """Check that all survivors of an earlier session are there again, whose clients open the sum for no others.
-
-        Raises:
-            RoundFailedError: some are missing.
-            SpoiledRoundError: so they were several times.
-        """
-        missing = [client for client in opening.survivors if client not in survivors]
-        if not missing:
-            return
-        again = opening.attempts < ATTEMPTS
-        message = (
-            f"round {self.session.round_index} was opened before by {', '.join(opening.survivors)}, and of these "
-            f"{', '.join(missing)} did not come back. "
-        )
-        if again:
-            opening.begin(opening.survivors)
-            raise RoundFailedError(f"{message}The last good state is kept: bring the clients back, and resume.")
-        raise SpoiledRoundError(f"{message}The run goes on without this round.", (), self.lost)
 
 
 def _first_answers(answers: Iterable[tuple[str, Items]], asked: Collection[str]) -> Iterator[tuple[str, Items]]:
@@ -270,7 +201,7 @@ def _odd_shares(giver: str, items: Items, parties: _Parties) -> str | None:
     return None
 
 
-def _unmasked(total: np.ndarray, parties: _Parties, shares: Mapping[str, Items], attendance: _Attendance) -> np.ndarray:
+def _unmasked(total: np.ndarray, parties: _Parties, shares: Mapping[str, Items], attendance: Attendance) -> np.ndarray:
     """Subtract the survivors' own masks from the sum, and the pairwise masks that they added for lost clients.
 
     Args:
@@ -304,7 +235,7 @@ def _public(seed: bytes, context: bytes) -> bytes:
 
 
 def _secret(
-    points: Sequence[tuple[int, bytes]], client: str, fits: Callable[[bytes], bool], attendance: _Attendance
+    points: Sequence[tuple[int, bytes]], client: str, fits: Callable[[bytes], bool], attendance: Attendance
 ) -> bytes:
     """Return a client's secret, combined from t shares that fit its commitment.
 
