@@ -326,7 +326,7 @@ def test_removed_client_is_not_waited_for(make, monkeypatch):
     link = small.link.transport(monkeypatch, LONG)
     keys = link.keys
     small.link.leave("2")
-    small.link.fault("1", "training", Fault.HELD)
+    small.link.fault("1", "training", Fault.LATE)
     looks = iter([[keys[client] for client in ("0", "1", "3")]])
     transport = dataclasses.replace(link, admitted=lambda: next(looks, [keys["0"], keys["3"]]))
     before = small.link._now()
