@@ -1,6 +1,6 @@
-"""A real deployment on this machine: does it give what the simulation gives, how long, and how many bytes?
+"""A real deployment on this machine: how long, how many bytes, and does it give what the simulation gives?
 
-    python benchmarks/deployment.py [--rounds 3] [--threads 1] [--out DIR]
+    python benchmarks/deployment.py [--rounds 3] [--threads 1] [--compare] [--out DIR]
 
 SuperLink behind nginx, four clients, each a process, TLS, node authentication and secure aggregation; `icd10` and its
 real pair of models. Bytes are counted by a relay between each client and nginx: what the sockets carry, TLS included.
@@ -28,10 +28,10 @@ from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.server import serving
 from fedcollm.deploy.status import stop_all
-from fedcollm.federation.server import Transport
+from fedcollm.federation.cohort import Transport
 from fedcollm.messages import Answer, Request, TrainRequest
 from fedcollm.runs import directory as run_directory
-from fedcollm.runs.build import Remote
+from fedcollm.runs.build import Inputs, Remote
 from fedcollm.runs.runner import rounds, run
 from fedcollm.runs.shrink import shrunk
 
@@ -130,7 +130,8 @@ def deployed(config: RunConfig, place: Path, environment: Mapping[str, str]) -> 
             remote = connected.remote
             timed = Timed(remote.transport)
             before, phases = [0, 0], 0
-            for record in rounds(config, place / "run", remote=Remote(timed, remote.run, remote.roster)):
+            inputs = Inputs(remote=Remote(timed, remote.run, remote.roster))
+            for record in rounds(config, place / "run", inputs):
                 count = [sum(getattr(relay, way) for relay in relays.values()) // len(relays) for way in ("up", "down")]
                 if record.round:
                     longest = max(trained_seconds(place / f"client-{c}.log")[record.round] for c in relays)
@@ -141,7 +142,8 @@ def deployed(config: RunConfig, place: Path, environment: Mapping[str, str]) -> 
                         f"{', '.join(f'{seconds:.2f}' for seconds in timed.phases[phases:])}); distillation "
                         f"{record.seconds['distillation']:.1f} s; bytes a client at the socket: up "
                         f"{count[0] - before[0]:,}, down {count[1] - before[1]:,}; in the record: up "
-                        f"{record.bytes_up:,}, down {record.bytes_down:,}; participants {list(record.participants)}",
+                        f"{record.bytes_up:,}, down {record.bytes_down:,}; participants {list(record.participants)}; "
+                        f"CPU load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores",
                         flush=True,
                     )
                 before, phases = count, len(timed.phases)
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("--preset", default="icd10")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of every process, so that all compute the same bits")
+    parser.add_argument("--compare", action="store_true", help="simulate it three times too, and compare the adapters")
     parser.add_argument("--out", type=Path, help="keep everything here")
     parser.add_argument("--set", action="append", default=[], help="JSON value: a.b=c")
     arguments = parser.parse_args()
@@ -182,6 +185,8 @@ def main() -> None:
     secure = load_config(arguments.preset, **changes, **{"federation.secure_aggregation.enabled": True})
     try:
         deployed(secure, place / "deployment", environment)
+        if not arguments.compare:
+            return
         rehearsed = load_config(
             arguments.preset, **changes, **{"federation.secure_aggregation.simulate_quantization": True}
         )

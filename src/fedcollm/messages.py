@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # functions that need torch import it, so that reading records does not wait for it
 
 #: Version of the messages between parties. Parties with different versions refuse each other.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 #: What no honest client exceeds: a larger number would outweigh all others. Nothing shows that a smaller one is true.
 MOST_EXAMPLES, LARGEST_LOSS, MOST_SECONDS = 2**20, 1e6, 1e9
@@ -304,7 +304,7 @@ class PhaseRequest:
     """The server's request to a client in a later phase of secure aggregation.
 
     Attributes:
-        phase: `share`, `mask`, `confirm` or `unmask`.
+        phase: `share`, `mask`, `reveal`, `confirm` or `unmask`.
         nonce: the session's nonce.
         items: client id to bytes, whose meaning depends on the phase.
     """

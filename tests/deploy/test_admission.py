@@ -244,7 +244,11 @@ def test_removed_client_is_out_and_may_join_again_with_new_keys(out):
     server, by = out / "server", authority(out)
     for name in NAMES:
         admission.admit(server, joined(out, name), by)
+    admitted = admission.Admitted(server)
+    keys = {name: known.node.encode() for name, known in deployment(out).clients.items()}
+    assert admitted() == {*keys.values()}
     roster = admission.remove(server, "south", by)
+    assert admitted() == {keys["north"], keys["east"]}
     assert (roster.version, list(roster.clients)) == (5, ["north", "east"])
     assert (server / "nodes.map").read_text().count('" 1;') == 2
     with pytest.raises(UserError, match=r"not on the roster. On it: north, east"):

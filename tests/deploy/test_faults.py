@@ -4,10 +4,15 @@ Three of four clients open a sum. In `confirm` and `unmask`, a client's vector i
 that is lost there is a participant all the same.
 """
 
+import json
+from typing import Any, cast
+
 import pytest
+import safetensors.numpy
+from safetensors import safe_open
 from tests.parties import mean_of
 from tests.transports.memory_link import Fault, ServerKilledError
-from tests.transports.small_federation import Small, difference, identical, last, small_config
+from tests.transports.small_federation import Small, difference, garbage, identical, last, small_config
 
 from fedcollm.errors import RoundFailedError, UserError
 from fedcollm.messages import Adapter, PhaseAnswer, RoundRecord
@@ -367,6 +372,21 @@ def test_round_whose_survivors_never_come_back_is_left_out_and_the_run_ends(make
     assert "The run goes on without this round" in first.notes[0]
 
 
+def test_round_that_was_opened_by_another_roster_is_left_out_and_the_run_goes_on(killed_before_saving, tmp_path):
+    """The operator has removed a client, or admitted one, before the server came back."""
+    small, out = killed_before_saving(), tmp_path / "run"
+    file = out / OPENING
+    with cast(Any, safe_open)(file, framework="np") as stored:
+        head = json.loads(stored.metadata()["opening"]) | {"payload": "another"}
+        words = {"sum": stored.get_tensor("sum")}
+    cast(Any, safetensors.numpy).save_file(words, file, metadata={"opening": json.dumps(head)})
+    records = small.run(out, resume=True)
+    left = next(record for record in records if record.round == head["round"])
+    assert left.participants == ()
+    assert "agreed on something else since, such as another roster" in left.notes[0]
+    assert all(record.participants == ALL for record in records if record.round not in (0, head["round"]))
+
+
 # --- a saboteur ---
 
 
@@ -405,3 +425,31 @@ def test_saboteur_that_spoils_a_round_is_named_and_left_out_and_the_run_goes_on(
     for record in (second, third):
         assert (record.participants, dict(record.lost)) == (("0", "2", "3"), {"1": reason})
     assert small.link.processes["1"].log.count("training") == 1
+
+
+def accusing(reply: bytes) -> bytes:
+    """An answer in phase mask of a client that says that it can't open the shares of client 0."""
+    answer = decode(reply, 10**9)
+    assert isinstance(answer, PhaseAnswer)
+    return encode(PhaseAnswer("1", answer.nonce, {"accused": b"0"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "first"),
+    [
+        ("share", garbage("0", "2"), ()),
+        ("share", garbage("0"), ("1", "2", "3")),
+        ("mask", accusing, ("0", "2", "3")),
+    ],
+    ids=["garbage for two", "garbage for one", "false accusation"],
+)
+def test_saboteur_in_phase_share_is_left_out_and_nobody_else_is(make, tmp_path, kind, fault, first):
+    small, out = make(), tmp_path / "run"
+    small.link.fault("1", kind, fault)
+    _, one, two = small.run(out)
+    assert one.participants == first
+    assert any("client 1" in note for note in one.notes)
+    assert (two.participants, dict(two.lost)) == (
+        ("0", "2", "3"),
+        {"1": "advertise: left out since it spoiled round 1"},
+    )

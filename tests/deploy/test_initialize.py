@@ -213,7 +213,8 @@ def test_host_may_be_an_address(config, tmp_path):
 
 def test_nginx_passes_the_node_interface_and_nothing_else(out):
     text = re.sub(r"#.*", "", (out / "server" / "nginx.conf").read_text())
-    assert re.findall(r"listen ([^;]*);", text) == ["9555 ssl backlog=1024"]
+    assert re.findall(r"include ([^;]*);", text) == ["state/front.conf", "nodes.map", "state/listen.conf"]
+    assert "listen " not in text
     assert re.findall(r"proxy_pass ([^;]*);", text) == ["https://127.0.0.1:9556"]
     parts = [part.partition("{") for part in re.split(r"\blocation\b", text)[1:]]
     locations = {name.strip(): body.rpartition("}")[0] for name, _, body in parts}
@@ -229,6 +230,16 @@ def test_nginx_passes_the_node_interface_and_nothing_else(out):
     assert "return 401;" in locations["/v1/fleet/"]
     assert "ssl_protocols TLSv1.3;" in text
     assert "proxy_ssl_verify on;" in text
+    for bound in (
+        "client_header_timeout 10s;",
+        "client_body_timeout 20s;",
+        "send_timeout 30s;",
+        "proxy_request_buffering off;",
+        "client_max_body_size 16m;",
+        "limit_conn peers 128;",
+        "worker_connections 16384;",
+    ):
+        assert bound in text
     assert "$time_iso8601" in text  # nginx's own variables survive
     assert text.count("{") == text.count("}")
 

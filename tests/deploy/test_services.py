@@ -1,6 +1,7 @@
 """How the SuperLink and nginx are started, without starting them."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fedcollm.deploy import services
+from fedcollm.deploy import front, services
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.roster import SignedRoster
 from fedcollm.errors import UserError
@@ -49,6 +50,8 @@ def started(monkeypatch) -> list[tuple[list[str], dict[str, Any]]]:
     monkeypatch.setattr(services.os, "posix_spawn", spawn)
     monkeypatch.setattr(services, "subprocess", SimpleNamespace(run=run))
     monkeypatch.setattr(services.shutil, "which", lambda name: f"/usr/sbin/{name}")
+    monkeypatch.setattr(services, "stream_module", lambda program: "load_module /modules/stream.so;")
+    monkeypatch.setattr(front, "stream_module", lambda program: "load_module /modules/stream.so;")
     monkeypatch.setattr(SuperLink, "is_up", lambda self: True)
     return commands
 
@@ -108,8 +111,50 @@ def test_superlink_that_is_not_installed_is_named(directory, started, monkeypatc
 
 def test_nginx_is_started_with_the_directorys_configuration(directory, started):
     services.start_proxy(directory, DEPLOYMENT)
-    ((command, _),) = started
+    ((command, options),) = started
     assert command[:5] == ["/usr/sbin/nginx", "-p", f"{directory.resolve()}/", "-c", "nginx.conf"]
+    assert option(command, "-g").startswith("load_module /modules/stream.so;")
+    assert options["cwd"] == directory  # the socket's path is relative
+
+
+@pytest.mark.parametrize(
+    ("options", "directive"),
+    [
+        (
+            "--with-stream=dynamic --with-http_realip_module --modules-path={path}",
+            "load_module {path}/ngx_stream_module.so;",
+        ),
+        ("--with-stream --with-http_realip_module", ""),
+        ("--with-stream=dynamic --with-http_realip_module --modules-path=/nowhere", None),
+        ("--with-stream=dynamic --modules-path={path}", None),
+        ("--with-http_realip_module --with-stream_ssl_module", None),
+        ("", None),
+    ],
+)
+def test_stream_module_is_found_where_nginx_has_one(tmp_path, monkeypatch, options, directive):
+    (tmp_path / "ngx_stream_module.so").touch()
+    told = f"nginx version: x\nconfigure arguments: --with-cc-opt='-g -O2' {options.format(path=tmp_path)}\n"
+    monkeypatch.setattr(front.subprocess, "run", lambda *arguments, **options: SimpleNamespace(stderr=told))
+    found = front.stream_module.__wrapped__("/usr/sbin/nginx")
+    assert found == (directive and directive.format(path=tmp_path))
+
+
+@pytest.mark.parametrize("module", ["", None])
+def test_front_counts_connections_where_nginx_can(directory, monkeypatch, module):
+    monkeypatch.setattr(front, "stream_module", lambda program: module)
+    (directory / "state" / "nginx.sock").touch()  # of one that was killed
+    front.write_front(directory, "nginx", 9555)
+    written = {name: (directory / "state" / name).read_text() for name in ("front.conf", "listen.conf")}
+    assert not (directory / "state" / "nginx.sock").exists()
+    if module is None:
+        assert written == {"front.conf": "", "listen.conf": "listen 9555 ssl backlog=1024;\n"}
+    else:
+        assert re.findall("(listen|limit_conn|proxy_pass) ([^ ;]*)", written["front.conf"]) == [
+            ("limit_conn", "addresses"),
+            ("listen", "9555"),
+            ("proxy_pass", "unix:state/nginx.sock"),
+        ]
+        assert written["listen.conf"].startswith("listen unix:state/nginx.sock ssl proxy_protocol ")
 
 
 def test_nginx_that_is_not_installed_is_named(directory, started, monkeypatch):

@@ -244,14 +244,12 @@ def test_round_that_the_run_does_not_have_is_refused(task, slm, index):
         client(task, slm, rounds=2).answer(TrainRequest(index, read_adapter(slm)))
 
 
-def test_round_is_answered_once_and_the_same_request_in_the_same_way(task, slm):
+def test_round_is_answered_once(task, slm):
     one, theta = client(task, slm, rounds=3), read_adapter(slm)
     first = one.answer(TrainRequest(2, theta))
-    assert same(one.answer(TrainRequest(2, theta)), first)
     again = dataclasses.replace(client(task, slm, rounds=3), spent=dict(one.spent))  # its process is a new one
-    assert same(again.answer(TrainRequest(2, theta)), first)
-    for request in (TrainRequest(2, theta, evaluate=False), TrainRequest(2, first.adapter)):
-        with pytest.raises(RefusalError, match="round 2 was answered before, for another request"):
+    for request in (TrainRequest(2, theta), TrainRequest(2, theta, evaluate=False), TrainRequest(2, first.adapter)):
+        with pytest.raises(RefusalError, match="round 2 was answered before, and only the same request"):
             again.answer(request)
     with pytest.raises(RefusalError, match="round 1 was asked for after round 2"):
         again.answer(TrainRequest(1, theta))

@@ -303,9 +303,9 @@ class _Transport(FlowerTransport):
         self.run.expect(requests)
         yield from super().ask(requests)
 
-    def _ask(self, client: str, request: Request, stopped: threading.Event) -> Answer:
+    def _ask(self, client: str, request: Request, *arguments: Any) -> Answer:
         try:
-            return super()._ask(client, request, stopped)
+            return super()._ask(client, request, *arguments)
         finally:
             self.run.give_up(client)
 

@@ -18,8 +18,18 @@ from fedcollm.data.catalogue import base_models, load_pool
 from fedcollm.data.partition import split
 from fedcollm.data.pool import Pool
 from fedcollm.deploy.client import Remembered
+from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.client import Client
-from fedcollm.messages import PROTOCOL_VERSION, Adapter, Answer, Request, RoundRecord, TrainRequest, adapter_bytes
+from fedcollm.messages import (
+    PROTOCOL_VERSION,
+    Adapter,
+    Answer,
+    PhaseAnswer,
+    Request,
+    RoundRecord,
+    TrainRequest,
+    adapter_bytes,
+)
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.task import TextTask
 from fedcollm.models.adapters import read_adapter
@@ -32,7 +42,7 @@ from fedcollm.runs.runner import rounds
 from fedcollm.seeding import RunIdentity
 from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.flower.transport import Deadlines
-from fedcollm.transports.wire import decode, longest_message
+from fedcollm.transports.wire import decode, encode, longest_message
 
 RUN = "small-0123"
 
@@ -109,8 +119,10 @@ class Small:
         settings = secured(self.config, self.roster)
         if settings is not None:
             opened: Remembered[list[str]] = Remembered(self.disk / f"{name}-opened.json")
-            client = secure_client(self.config, client, settings, self._keys[name], opened)
-        return ClientEndpoint(name, client, longest_message(adapter_bytes(form)))
+            sent = LastAnswer(self.disk / f"{name}-vector")
+            client = secure_client(self.config, client, settings, self._keys[name], opened, sent)
+        update = LastAnswer(self.disk / f"{name}-update")
+        return ClientEndpoint(name, client, longest_message(adapter_bytes(form)), sent=update)
 
     def own(self, name: str) -> Path:
         """Where a client keeps its own adapter."""
@@ -160,6 +172,17 @@ def difference(one: Adapter, other: Adapter) -> float:
 def relabelled(data: bytes, version: int) -> bytes:
     """A message as a party of another version of the protocol sends it."""
     return data.replace(f"{PROTOCOL_VERSION}\\n".encode(), f"{version}\\n".encode(), 1)
+
+
+def garbage(*receivers: str) -> Callable[[bytes], bytes]:
+    """What turns the answer of client 1 in phase share into one that these receivers can't open."""
+
+    def changed(reply: bytes) -> bytes:
+        answer = decode(reply, len(reply))
+        assert isinstance(answer, PhaseAnswer)
+        return encode(PhaseAnswer("1", answer.nonce, {**answer.items, **{client: bytes(208) for client in receivers}}))
+
+    return changed
 
 
 def identical(one: Adapter, other: Adapter) -> bool:

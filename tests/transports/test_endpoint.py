@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import stat
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from rich.console import Console
 from tests.transports.small_federation import RUN, Small, identical, relabelled, small_config
 
+from fedcollm.config.baselines import changed
+from fedcollm.deploy.client import Remembered
 from fedcollm.errors import UserError
+from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.client import Client
 from fedcollm.federation.secagg.fixed_point import RangeError
 from fedcollm.messages import (
@@ -71,8 +75,8 @@ PLAIN = {
     "truncated": (lambda small: encode(small.request())[:-1], "not a message of this protocol"),
     "longer than said": (lambda small: encode(small.request()) + b"\x00", "not a message of this protocol"),
     "oversized": (lambda small: bytes(small.answering("0").limit_bytes + 1), "longer than the .* allowed"),
-    "older server": (lambda small: relabelled(encode(small.request()), 2), "protocol version 2.* version 3"),
-    "newer server": (lambda small: relabelled(encode(small.request()), 4), "protocol version 4.* version 3"),
+    "older server": (lambda small: relabelled(encode(small.request()), 3), "protocol version 3.* version 4"),
+    "newer server": (lambda small: relabelled(encode(small.request()), 5), "protocol version 5.* version 4"),
     "failure": (lambda small: Failure("0", "why"), "an answer was sent to a client"),
     "update": (lambda small: ClientUpdate("0", 1, small.theta, 3, 0.5), "an answer was sent to a client"),
     "phase answer": (lambda small: PhaseAnswer("0", "00", {"keys": b"x"}), "an answer was sent to a client"),
@@ -122,6 +126,27 @@ def test_same_bytes_get_the_same_answer_and_are_done_once(small, monkeypatch):
     first = [answering(encode(small.request(index))) for index in (1, 1, 2, 2)]
     assert first[0] == first[1] != first[2] == first[3]
     assert trained == [1, 2]
+
+
+def test_new_process_repeats_the_last_update_byte_for_byte_and_trains_no_other(small, monkeypatch):
+    first = small.answering("0")(encode(small.request(1)))
+    assert stat.S_IMODE((small.disk / "0-update").stat().st_mode) == 0o600
+    small.parts["0"] = small.parts["1"]  # its data are others by now
+    monkeypatch.setattr(Client, "train", lambda *a: pytest.fail("trained"))
+    assert small.answering("0")(encode(small.request(1))) == first
+    refusal = asked(small.answering("0"), small.request(1, evaluate=False))
+    assert isinstance(refusal, Failure)
+    assert "round 1 was answered before" in refusal.reason
+    kept = (small.disk / "0-update").read_bytes()
+    (small.disk / "0-update").write_bytes(kept[:-1])
+    assert "round 1 was answered before" in str(asked(small.answering("0"), small.request(1)))
+
+
+def test_update_that_cannot_be_kept_does_not_leave(small, monkeypatch):
+    answering = small.answering("0")
+    monkeypatch.setattr(LastAnswer, "keep", lambda *a: small.disk.mkdir())  # an OSError: it is there
+    reason = "the client can't carry out the request; its operator sees why"
+    assert asked(answering, small.request()) == Failure("0", reason)
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
@@ -222,12 +247,12 @@ SECURE = {
     "no nonce": (lambda small: PhaseRequest("unmask", "", {}), "not the session that the client is in"),
     "garbage": (lambda small: b"garbage", "not a message of this protocol"),
     "older server": (
-        lambda small: relabelled(encode(small.request(session=session(small))), 2),
-        "version 2.* version 3",
+        lambda small: relabelled(encode(small.request(session=session(small))), 3),
+        "version 3.* version 4",
     ),
     "newer server": (
-        lambda small: relabelled(encode(small.request(session=session(small))), 4),
-        "version 4.* version 3",
+        lambda small: relabelled(encode(small.request(session=session(small))), 5),
+        "version 5.* version 4",
     ),
 }
 
@@ -287,3 +312,25 @@ def test_same_invitation_again_gets_the_same_keys(secure):
     data = encode(secure.request(session=session(secure)))
     first = answering(data)
     assert answering(data) == first
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same process", "new process"])
+@pytest.mark.parametrize("privacy", [None, {"level": "client", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}])
+def test_another_session_of_a_round_gets_the_same_vector_untrained(secure, monkeypatch, restarted, privacy):
+    """So it has the same noise, and a training that failed has not succeeded meanwhile."""
+    secure.config = changed(secure.config, {"federation.privacy": privacy, "federation.aggregation": "uniform"})
+    answering, file = secure.answering("0"), secure.disk / "0-vector"
+    assert isinstance(asked(answering, secure.request(session=session(secure))), PhaseAnswer)
+    sent = file.read_bytes()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "train", lambda *a: pytest.fail("trained"))
+        answering = secure.answering("0") if restarted else answering
+        again = asked(answering, secure.request(session=session(secure)))
+        assert isinstance(again, PhaseAnswer)
+        assert answering.client._participant._vector.tobytes() == sent[64:]
+    file.unlink()
+    Remembered(secure.disk / "0-opened.json")[f"{RUN}/1"] = list(ALL)
+    Remembered(secure.disk / "0-opened.json")[f"{RUN}/θ/{secure.request().digest}"] = list(ALL)
+    refusal = asked(secure.answering("0"), secure.request(session=session(secure)))
+    assert refusal == Failure("0", "round 1 was opened before, and what this client sent in it is not there any more")

@@ -164,10 +164,10 @@ def test_same_message_is_the_same_bytes():
     assert len({encode(TrainRequest(3, ADAPTER, True, SESSION)) for _ in range(20)}) == 1
 
 
-@pytest.mark.parametrize("version", [2, 4])
+@pytest.mark.parametrize("version", [3, 5])
 def test_message_of_another_version_is_refused_with_both(version):
     other = relabelled(encode(Failure("a", "why")), version)
-    with pytest.raises(RefusalError, match=rf"version {version}.* version 3"):
+    with pytest.raises(RefusalError, match=rf"version {version}.* version 4"):
         decode(other, LIMIT)
 
 
@@ -211,7 +211,7 @@ def test_score_of_another_form_is_refused(score):
 
 NUMBERS = {
     "examples": ('"examples":5', ["NaN", "Infinity", "1e400", "9" * 400, "9" * 5000, "true", "5.5", '"5"']),
-    "loss": ('"loss":0.5', ["NaN", "Infinity", "-Infinity", "1e400", "9" * 400, "9" * 5000, "true", '"5"']),
+    "loss": ('"loss":0.5', ["1e301", "NaN", "Infinity", "-Infinity", "1e400", "9" * 400, "9" * 5000, "true", '"5"']),
     "round": ('"round_index":2', ["NaN", "1e400", "9" * 400, "9" * 5000, "-" + "9" * 400, "true", "null"]),
     "seconds": ('"seconds":{}', ['{"a":NaN}', '{"a":1e400}', f'{{"a":{"9" * 400}}}', f'{{"{"a" * 101}":1.0}}', "[]"]),
     "score": ('"score":null', ['[{"a":NaN},1]', f'[{{"a":1.0}},{"9" * 400}]', f'[{{"a":1.0}},1,{{"a":{"9" * 400}}}]']),

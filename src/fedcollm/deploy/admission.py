@@ -2,12 +2,13 @@
 
 All three need the authority's key, which is kept offline the rest of the time. A change lets a client in or out of the
 network at once. It changes the roster that rounds use at the next start of the server: until then, a removed client
-counts as lost, and a new one waits.
+counts as lost, without being waited for, and a new one waits.
 """
 
 import base64
 import contextlib
-from collections.abc import Generator
+from collections.abc import Collection, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
@@ -143,6 +144,28 @@ def _save(directory: Path, deployment: Deployment, clients: dict[str, PublicKeys
         write_atomically(directory / names.DEPLOYMENT, changed.model_dump_json(indent=1), mode=0o600)
     grant_access(directory, changed)
     return roster
+
+
+@dataclass
+class Admitted:
+    """The nodes that the operator admits at the moment, read again whenever the deployment's file has changed.
+
+    Attributes:
+        directory: the server's directory.
+    """
+
+    directory: Path
+    _changed: int = field(init=False, repr=False, default=-1)
+    _keys: Collection[bytes] | None = field(init=False, repr=False, default=None)
+
+    def __call__(self) -> Collection[bytes] | None:
+        """Return the nodes' public keys, in Flower's format; the last known ones, or None, if they can't be read."""
+        with contextlib.suppress(OSError, UserError):
+            changed = (self.directory / names.DEPLOYMENT).stat().st_mtime_ns
+            if changed != self._changed:
+                clients = names.read(self.directory, names.DEPLOYMENT, Deployment).clients
+                self._changed, self._keys = changed, {keys.node.encode() for keys in clients.values()}
+        return self._keys
 
 
 def grant_access(directory: Path, deployment: Deployment) -> None:

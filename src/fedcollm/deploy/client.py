@@ -24,7 +24,8 @@ from fedcollm.deploy.outcome import Outcome
 from fedcollm.deploy.roster import Roster
 from fedcollm.deploy.roster_keeper import RosterKeeper
 from fedcollm.errors import UserError
-from fedcollm.messages import adapter_bytes
+from fedcollm.federation.answered import LastAnswer
+from fedcollm.messages import FinishRequest, adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device
 from fedcollm.progress import say
@@ -133,6 +134,7 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     spent: Remembered[int | str] = Remembered(state / "spent.json")
     journal = functools.partial(_append, state / "failures.log")
     opened: Remembered[list[str]] = Remembered(state / "opened.json")
+    update, vector = LastAnswer(state / "update"), LastAnswer(state / "vector")
     part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
     form = broadcast_form(config, modality, slm, examples)
 
@@ -141,14 +143,21 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
         identity = RunIdentity(membership.run, config.seed)
         client = build_client(config, identity, membership.client, part, list(keys))
         settings = secured(config, keys, sum(tensor.numel() for tensor in form.values()))
-        return client if settings is None else secure_client(config, client, settings, key, opened)
+        return client if settings is None else secure_client(config, client, settings, key, opened, vector)
 
     keeper = RosterKeeper(directory, membership, key.public_key().public_bytes_raw().hex())
     outcome = Outcome(directory, membership, config, slm, len(examples))
-    member = Member(keeper, build, outcome.save)
+
+    def finish(request: FinishRequest) -> None:
+        outcome.save(request)
+        update.forget()
+        vector.forget()
+
+    member = Member(keeper, build, finish)
     if (kept := keeper.kept()) is not None:
         member.use(kept)
-    return ClientEndpoint(membership.client, member, longest_message(adapter_bytes(form)), member.finish, answer_after)
+    most = longest_message(adapter_bytes(form))
+    return ClientEndpoint(membership.client, member, most, member.finish, answer_after, sent=update)
 
 
 def _append(file: Path, line: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedcollm.config import RunConfig
 from fedcollm.deploy import directories as names
-from fedcollm.deploy.admission import grant_access, publish
+from fedcollm.deploy.admission import Admitted, grant_access, publish
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.files import make_directory
 from fedcollm.deploy.page import address, served
@@ -100,7 +100,7 @@ def _connected(directory: Path, deployment: Deployment, config: RunConfig) -> Ge
         link.register(nodes.values())
         watch = Watch(directory, config.federation.rounds, nodes)
         with link.run() as run, watch.running(run):
-            transport = WatchedTransport(FlowerTransport(run, nodes, deadlines), watch)
+            transport = WatchedTransport(FlowerTransport(run, nodes, deadlines, admitted=Admitted(directory)), watch)
             yield Serving(config, Remote(transport, deployment.run, roster), transport, watch)
 
 

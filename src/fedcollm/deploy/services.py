@@ -20,6 +20,7 @@ import psutil
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.files import append_to
+from fedcollm.deploy.front import stream_module, write_front
 from fedcollm.errors import UserError
 from fedcollm.progress import say
 from fedcollm.storage import write_atomically, writing
@@ -114,11 +115,12 @@ def start_proxy(directory: Path, deployment: Deployment) -> None:
     if program is None:
         raise UserError("nginx is not installed, and clients must not reach the SuperLink without it. Install nginx.")
     say(f"starting nginx on port {deployment.port}")
-    result = subprocess.run(_nginx(program, directory), capture_output=True, text=True, timeout=_START_SECONDS)
+    write_front(directory, program, deployment.port)
+    result = _run_nginx(program, directory)
     if result.returncode:
         raise UserError(
             f"nginx did not start: {result.stderr.strip()[-400:]} If port {deployment.port} is in use, change it in "
-            f"nginx.conf, in {names.DEPLOYMENT} and in every client's {names.MEMBERSHIP}."
+            f"{names.DEPLOYMENT}, in every client's {names.MEMBERSHIP}, and in nginx.conf if it stands there."
         )
 
 
@@ -131,17 +133,19 @@ def reload_proxy(directory: Path) -> None:
     program = shutil.which("nginx")
     if program is None or not running(directory, "nginx"):
         return
-    command = [*_nginx(program, directory), "-s", "reload"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=_START_SECONDS)
+    result = _run_nginx(program, directory, "-s", "reload")
     if result.returncode:
         raise UserError(f"nginx did not take the change: {result.stderr.strip()[-400:]} Check {directory}/nginx.conf.")
 
 
-def _nginx(program: str, directory: Path) -> list[str]:
-    command = [program, "-p", f"{directory.resolve()}/", "-c", "nginx.conf", "-e", "logs/nginx-error.log"]
+def _run_nginx(program: str, directory: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run nginx in the server's directory, to which its socket is relative."""
+    directives = stream_module(program) or ""
     if os.geteuid() == 0:
-        command += ["-g", "user root;"]  # otherwise, its workers could not write to this directory
-    return command
+        directives += "user root;"  # otherwise, its workers could not write to this directory
+    command = [program, "-p", f"{directory.resolve()}/", "-c", "nginx.conf", "-e", "logs/nginx-error.log"]
+    command += (["-g", directives] if directives else []) + list(options)
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=_START_SECONDS)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ _SECONDS = 2.0
 _PHASES = {
     "share": "secure aggregation: shares of the secrets",
     "mask": "secure aggregation: masked updates",
+    "reveal": "secure aggregation: shares that a client can't open",
     "confirm": "secure aggregation: survivors",
     "unmask": "secure aggregation: opening the sum",
 }

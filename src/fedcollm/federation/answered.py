@@ -1,15 +1,20 @@
 """Which rounds a client has answered, so that a server can't ask for one again, or for one that the run does not have.
 
 A server that asks for the same θ with other survivors, or goes back to an earlier round, would learn one client's
-update as the difference of two sums. What is remembered here outlives the client's process.
+update as the difference of two sums. So it would if a client answered a retry with another update, since its data has
+changed, or a training that had failed goes well the second time, or the noise is new. What is remembered here outlives
+the client's process.
 """
 
+import hashlib
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.statistics import asked_for
-from fedcollm.messages import TrainRequest, payload_digest
+from fedcollm.messages import TrainRequest
+from fedcollm.storage import replacing
 
 
 def check_round(request: TrainRequest, rounds: int | None) -> None:
@@ -41,19 +46,56 @@ def _short(index: int) -> str:
     return str(index) if abs(index) < 10**12 else "of more than 12 digits"
 
 
+class LastAnswer:
+    """What a client sent in its last round, so that a retry of the round gets the same bytes.
+
+    Args:
+        file: where it is kept, readable by its owner only; the next round's answer replaces it.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+
+    def get(self, name: str) -> bytes | None:
+        """Return the bytes that were kept under a name; None if they are not there, or damaged."""
+        try:
+            kept = self._file.read_bytes()
+        except FileNotFoundError:
+            return None
+        head, data = kept[:64], kept[64:]
+        return data if head == _head(name, data) else None
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Keep bytes under a name, and forget all others.
+
+        Raises:
+            OSError: they can't be written, so that they must not be sent either.
+        """
+        with replacing(self._file, mode=0o600) as temporary:
+            temporary.write_bytes(_head(name, data) + data)
+
+    def forget(self) -> None:
+        """Forget everything, once the run is over."""
+        self._file.unlink(missing_ok=True)
+
+
+def _head(name: str, data: bytes) -> bytes:
+    return hashlib.sha256(name.encode()).digest() + hashlib.sha256(data).digest()
+
+
 class PlainRounds:
     """The rounds that a client has answered with a plain update.
 
     Args:
-        memory: keeps `answered/RUN`, the last round, and `request/RUN`, a digest of the request that it answered.
+        memory: keeps `answered/RUN`, the last round.
         run: name of the run.
     """
 
     def __init__(self, memory: MutableMapping[str, Any], run: str):
-        self._memory, self._last, self._request = memory, f"answered/{run}", f"request/{run}"
+        self._memory, self._last = memory, f"answered/{run}"
 
     def check(self, request: TrainRequest) -> None:
-        """Refuse a round that is not above the last one, unless it is exactly the last request again.
+        """Refuse a round that is not above the last one. Who carries the answers repeats the last one on its own.
 
         Raises:
             RefusalError: says which round was answered.
@@ -65,15 +107,11 @@ class PlainRounds:
             raise RefusalError(
                 f"round {request.round_index} was asked for after round {last}, and no round comes twice"
             )
-        if self._memory.get(self._request) != _digest(request):
-            raise RefusalError(f"round {last} was answered before, for another request")
+        raise RefusalError(f"round {last} was answered before, and only the same request gets the same answer again")
 
     def note(self, request: TrainRequest) -> None:
-        """Remember a request before its answer leaves."""
-        if self._memory.get(self._request) != _digest(request):
-            self._memory[self._request] = _digest(request)
-        if self._memory.get(self._last) != request.round_index:
-            self._memory[self._last] = request.round_index
+        """Remember a round before its answer leaves."""
+        self._memory[self._last] = request.round_index
 
 
 class OpenedRounds:
@@ -104,6 +142,11 @@ class OpenedRounds:
         if self._index in opened and self._theta and self._name_of_theta not in self._memory:
             raise RefusalError(f"round {self._index} was opened before, for another adapter")
 
+    @property
+    def is_opened(self) -> bool:
+        """Whether this client has helped to open the round."""
+        return self._name in self._memory
+
     def check(self, survivors: list[str]) -> None:
         """Refuse to open a sum whose difference to one that was opened would be that of single clients.
 
@@ -129,7 +172,3 @@ class OpenedRounds:
     @property
     def _name_of_theta(self) -> str:
         return f"{self._run}/θ/{self._theta}"
-
-
-def _digest(request: TrainRequest) -> str:
-    return payload_digest(request.adapter, {"round": request.round_index, "evaluate": request.evaluate})

@@ -72,8 +72,8 @@ class Client:
         agreement: what the client agreed to with the federation.
         spent: what can't be given twice. Under privacy, `rounds` maps to the number of rounds that the client has
             trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run, `kept/RUN` to
-            the round after which it kept an adapter, and `answered/RUN` and `request/RUN` to the last round that it
-            sent a plain update in. Whoever builds the client keeps it for as long as the run goes on and the private
+            the round after which it kept an adapter, and `answered/RUN` to the last round that it sent a plain
+            update in. Whoever builds the client keeps it for as long as the run goes on and the private
             data is the same.
         operator: the one who runs the client.
     """
@@ -98,8 +98,8 @@ class Client:
         """Train as requested. Without secure aggregation, a client answers no other kind of request.
 
         Raises:
-            RefusalError: the request is for secure aggregation, of a round that was answered before for another
-                request, or a plain update would break the client's privacy; see also `train` and `keep`.
+            RefusalError: the request is for secure aggregation, of a round that was answered before, or a plain update
+                would break the client's privacy; see also `train` and `keep`.
         """
         if not isinstance(request, TrainRequest) or request.session:
             raise RefusalError(f"client {self.id} was not set up for secure aggregation")

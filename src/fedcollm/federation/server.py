@@ -11,6 +11,7 @@ from torch import Tensor
 from fedcollm.config import (
     EvaluationConfig,
     FederationConfig,
+    PseudoLabelConfig,
     ServerConfig,
     StatisticsConfig,
 )
@@ -89,6 +90,7 @@ class Server:
         blank = statistics.blank(self.pair.modality.of("slm"), self.test, settings, self.pair.slm)
         request = TrainRequest(statistics.ROUND, blank, evaluate=False, run=self.identity.run)
         aggregate = self.aggregator.aggregate(without(self.transport.ask, self.left_out), request, clients)
+        self._leave_out(aggregate, statistics.ROUND)
         failures_of(self.transport, aggregate.participants, "statistics")
         if self.federation.privacy is None:
             statistics.check_mean(aggregate.adapter)
@@ -110,25 +112,45 @@ class Server:
         return replace(record, notes=(warning, *record.notes))
 
     def _prepare(self) -> RoundRecord:
-        settings, slm, start = self.settings.pseudo_labels, self.pair.slm, time.perf_counter()
-        asks = settings is not None and settings.asks_clients and self.pair.llm is not None
-        aggregate = self.ask_statistics(settings) if settings and asks else None
-        if settings is None or aggregate is None:
+        settings, start = self.settings.pseudo_labels, time.perf_counter()
+        if settings is None or not settings.asks_clients or self.pair.llm is None:
+            return RoundRecord(0)
+        try:
+            record = self._build_teacher(settings)
+        except SpoiledRoundError as error:
+            note = f"pseudo-labels: the statistics that they need were spoiled, so there are none. {error}"
+            record = self._spoiled(statistics.ROUND, error, readable(note))
+        return replace(record, seconds={"clients": time.perf_counter() - start}) if record.notes else record
+
+    def _build_teacher(self, settings: PseudoLabelConfig) -> RoundRecord:
+        """Ask for statistics and solve for the teacher, which is used if it is better than the models.
+
+        Raises:
+            SpoiledRoundError: a client is faulty.
+        """
+        aggregate = self.ask_statistics(settings)
+        if aggregate is None:
             return RoundRecord(0)
         labelled = [example for example in self.public if example.label is not None]
         clients = aggregate.adapter, aggregate.examples or 1
-        self.teacher = build_teacher(self.pair.modality.of("slm"), slm, labelled, clients, settings)
+        teacher = build_teacher(self.pair.modality.of("slm"), self.pair.slm, labelled, clients, settings)
         compared = self.pair.models() if labelled and not settings.always else ()
         best = max((self.score(role, labelled).value for role in compared), default=None)
-        used, note = verdict(float(self.teacher[ACCURACY]), best)
+        used, note = verdict(float(teacher[ACCURACY]), best)
         if not labelled:
             note = "pseudo-labels: without labelled examples in D_a, nothing tells how good the regression is: used"
-        self.teacher = self.teacher if used else {}
+        self.teacher = teacher if used else {}
         say(note)
-        seconds = {"clients": time.perf_counter() - start}
         up, down, who = aggregate.bytes_up, aggregate.bytes_down, aggregate.participants
-        record = RoundRecord(0, participants=who, lost=aggregate.lost, bytes_up=up, bytes_down=down, notes=(note,))
-        return replace(record, seconds=seconds)
+        return RoundRecord(0, participants=who, lost=aggregate.lost, bytes_up=up, bytes_down=down, notes=(note,))
+
+    def _spoiled(self, round_index: int, error: SpoiledRoundError, note: str) -> RoundRecord:
+        """Leave out who has spoiled a round, and return its record, with who was lost and the note that is said."""
+        self.left_out |= {client: torch.tensor([round_index]) for client in error.culprits}
+        say(note)
+        write_adapter(self.pair.slm, self.adapter)  # in a simulation, it is the clients' model too
+        lost = {client: readable(reason) for client, reason in error.lost.items()}
+        return RoundRecord(round_index, lost=lost, notes=(note,))
 
     def run_round(self, round_index: int, score: bool = True, score_clients: bool = True) -> RoundRecord:
         """Run one round of Algorithm 1.
@@ -165,7 +187,8 @@ class Server:
         self.adapter, self.state = adapter, state
         seconds = {"distillation": distilled - start, "evaluation": time.perf_counter() - distilled}
         record = RoundRecord(round_index, scores, losses, seconds=seconds, lost=lost, notes=notes)
-        return self._record(record, aggregate)
+        record = replace(record, peak_memory_bytes=peak_memory_bytes())
+        return aggregate.added_to(record) if aggregate else replace(record, seconds={"clients": 0.0, **seconds})
 
     def _aggregate(
         self, request: TrainRequest, clients: Sequence[str]
@@ -182,12 +205,22 @@ class Server:
         try:
             aggregate = self.aggregator.aggregate(without(self.transport.ask, self.left_out), request, clients)
         except SpoiledRoundError as error:
-            self.left_out |= {client: torch.tensor([request.round_index]) for client in error.culprits}
-            say(readable(str(error)))
-            write_adapter(self.pair.slm, self.adapter)  # in a simulation, it is the clients' model too
-            return None, {client: readable(reason) for client, reason in error.lost.items()}, (readable(str(error)),)
-        notes = failures_of(self.transport, aggregate.participants, f"round {request.round_index}")
+            record = self._spoiled(request.round_index, error, readable(str(error)))
+            return None, record.lost, record.notes
+        notes = self._leave_out(aggregate, request.round_index)
+        notes += failures_of(self.transport, aggregate.participants, f"round {request.round_index}")
         return aggregate, aggregate.lost, notes
+
+    def _leave_out(self, aggregate: Aggregate, round_index: int) -> tuple[str, ...]:
+        """Ask clients that have proven to be dishonest no more. Return, and say, a sentence about each."""
+        self.left_out |= {client: torch.tensor([round_index]) for client in aggregate.culprits}
+        notes = tuple(
+            readable(f"client {client} is left out from now on: {aggregate.lost[client]}")
+            for client in aggregate.culprits
+        )
+        for note in notes:
+            say(note)
+        return notes
 
     def _apply_server_optimizer(self, mean: Adapter) -> OptimizerState:
         """Write the next θ to the SLM and, for layer transfer, its change to the LLM. Return the optimizer's state."""
@@ -221,26 +254,6 @@ class Server:
         if not opinions:
             return public
         return with_pseudo_labels(public, opinions, settings, self.identity.derive("pseudo-labels", round_index))
-
-    def _record(self, record: RoundRecord, aggregate: Aggregate | None) -> RoundRecord:
-        """Add the results of the clients to the record of a round."""
-        record = replace(record, peak_memory_bytes=peak_memory_bytes())
-        if aggregate is None:
-            return replace(record, seconds={"clients": 0.0, **record.seconds})
-        seconds = dict(aggregate.seconds)
-        seconds["distillation"] = record.seconds["distillation"]
-        seconds["evaluation"] = seconds.get("evaluation", 0.0) + record.seconds["evaluation"]
-        score, loss = aggregate.clients_score, aggregate.loss
-        return replace(
-            record,
-            scores=dict(record.scores) | ({} if score is None else {"clients": score}),
-            losses=({} if loss is None else {"client": loss}) | dict(record.losses),
-            seconds=seconds,
-            participants=aggregate.participants,
-            lost=aggregate.lost,
-            bytes_up=aggregate.bytes_up,
-            bytes_down=aggregate.bytes_down,
-        )
 
     def personalize(self, record: RoundRecord) -> tuple[RoundRecord, dict[str, float]]:
         """After the last round, let every client fine-tune θ once more and keep the result.

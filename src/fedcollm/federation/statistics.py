@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcollm.config import StatisticsConfig
-from fedcollm.errors import RefusalError, RoundFailedError, UserError
+from fedcollm.errors import RefusalError, SpoiledRoundError, UserError
 from fedcollm.messages import Adapter, TrainRequest, misfit
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.evidence import Evidence, checked
@@ -136,10 +136,10 @@ def check_mean(mean: Adapter) -> None:
     """Check that a mean of statistics without noise can be that of honest clients.
 
     Raises:
-        RoundFailedError: it can't.
+        SpoiledRoundError: it can't.
     """
     if reason := impossible(mean, _MEAN_ROUNDING):
-        raise RoundFailedError(f"in the mean of the clients' statistics, {reason}, so one of the clients is faulty.")
+        raise SpoiledRoundError(f"in the mean of the clients' statistics, {reason}, so one of the clients is faulty.")
 
 
 def impossible(statistics: Adapter, room: float = _ROUNDING) -> str | None:
@@ -192,7 +192,7 @@ def solve(statistics: Adapter, ridge: float) -> Tensor:
             would decide below.
 
     Raises:
-        RoundFailedError: the solution is not finite.
+        SpoiledRoundError: the solution is not finite.
     """
     ridge = max(ridge, torch.finfo(torch.float32).eps)
     targets = statistics[TARGETS].double()
@@ -208,7 +208,7 @@ def solve(statistics: Adapter, ridge: float) -> Tensor:
         solution = torch.cholesky_solve(targets, factor)
     weights = solution.float().contiguous()
     if not bool(weights.isfinite().all()):
-        raise RoundFailedError(
+        raise SpoiledRoundError(
             f"the regression on the statistics has no finite solution with a ridge of {ridge:.4g} per example, so one "
             "of the clients is faulty."
         )

@@ -13,6 +13,7 @@ from torch import nn
 from fedcollm.config import RunConfig, asked_clients
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation import statistics
+from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.client import Agreement, Client
 from fedcollm.federation.limits import Limits
 from fedcollm.federation.operator import Operator
@@ -220,6 +221,7 @@ def secure_client(
     settings: SecureSettings,
     key: Ed25519PrivateKey,
     opened: MutableMapping[str, list[str]],
+    sent: LastAnswer | None = None,
 ) -> SecureClient:
     """Return a client that takes part in secure aggregation.
 
@@ -229,9 +231,10 @@ def secure_client(
         settings: the settings that all parties agree on.
         key: the client's private signing key.
         opened: record of the rounds whose sum the client has helped to open; the client adds to it.
+        sent: keeps what the client sends in a round; None for nothing.
     """
     asked = asked_clients(len(settings.roster), config.federation.fraction)
-    return SecureClient(client, settings, asked, key, opened)
+    return SecureClient(client, settings, asked, key, opened, sent)
 
 
 def fixed_point(config: RunConfig, clients: int) -> FixedPoint:

@@ -9,8 +9,19 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fedcollm.errors import RefusalError
+from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.statistics import asked_for
-from fedcollm.messages import Answer, Failure, FinishRequest, PhaseAnswer, PhaseRequest, Request, TrainRequest, readable
+from fedcollm.messages import (
+    Answer,
+    ClientUpdate,
+    Failure,
+    FinishRequest,
+    PhaseAnswer,
+    PhaseRequest,
+    Request,
+    TrainRequest,
+    readable,
+)
 from fedcollm.progress import say
 from fedcollm.transports.wire import decode, encode
 
@@ -30,7 +41,8 @@ class ClientEndpoint:
     """Answer requests in bytes. A repeated request gets the first answer again, and is not carried out twice.
 
     Answers are kept until the next request to train. After that, earlier requests are refused: carrying one of them out
-    again would end the session that has begun since.
+    again would end the session that has begun since. An update is kept on disk before it leaves, so that a new process
+    repeats it too. Phases of secure aggregation depend on secrets that end with the process: a new one refuses them.
 
     Attributes:
         id: the client's id.
@@ -40,6 +52,7 @@ class ClientEndpoint:
         answer_after: the answer to a request to train leaves after a whole multiple of so many seconds, so that the
             time does not tell what came of it; 0 lets it leave at once.
         wait: waits for a number of seconds.
+        sent: keeps the last update; None keeps it in memory only.
     """
 
     id: str
@@ -48,7 +61,8 @@ class ClientEndpoint:
     finish: Callable[[FinishRequest], None] | None = field(default=None, repr=False)
     answer_after: float = 0.0
     wait: Callable[[float], object] = field(default=time.sleep, repr=False)
-    _answers: dict[bytes, bytes] = field(init=False, repr=False, default_factory=dict[bytes, bytes])
+    sent: LastAnswer | None = field(default=None, repr=False)
+    _answers: dict[str, bytes] = field(init=False, repr=False, default_factory=dict[str, bytes])
 
     def __call__(self, data: bytes) -> bytes:
         """Return the answer to a request.
@@ -56,14 +70,15 @@ class ClientEndpoint:
         A refusal is sent with its reason. Of any other error only the operator learns the kind and the text, because
         both may tell something about the client's data.
         """
-        digest = hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data).hexdigest()
         if digest not in self._answers:
-            self._answers[digest] = encode(self._answer(data))
+            kept = self.sent.get(digest) if self.sent else None
+            self._answers[digest] = encode(self._answer(data, digest)) if kept is None else kept
             while len(self._answers) > _REMEMBERED:
                 self._answers.pop(next(iter(self._answers)))
         return self._answers[digest] or encode(Failure(self.id, "a request from before the last one to train"))
 
-    def _answer(self, data: bytes) -> Answer:
+    def _answer(self, data: bytes, digest: str) -> Answer:
         """Return the answer to a request that has not been answered yet, and tell this client's operator about it."""
         try:
             request = decode(data, self.limit_bytes)
@@ -81,6 +96,8 @@ class ClientEndpoint:
                 self._wait_since(start)
             if isinstance(request, TrainRequest) and not request.keep and not asked_for(request):
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
+            if self.sent and isinstance(answer, ClientUpdate):
+                self.sent.keep(digest, encode(answer))
             return answer
         except RefusalError as error:
             say(f"refused: {readable(str(error))}", logging.WARNING)

@@ -1,7 +1,8 @@
 """Rounds of secure aggregation over a network that drops, repeats, delays and reorders, while everybody is killed.
 
 A model-based test: whatever happens, no sum is wrong, no client helps to open a round or a θ for two lists of
-survivors, and once nothing goes wrong any more, the run goes on. A longer run, of some 5,000 steps:
+survivors or sends two updates in a round, though its training gives another one each time, and once nothing goes wrong
+any more, the run goes on. A longer run, of some 5,000 steps:
 
     FEDCOLLM_MACHINES=500 python -m pytest tests/federation/secagg/test_network.py
 """
@@ -22,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fedcollm.deploy.client import Remembered
 from fedcollm.errors import RoundFailedError, SpoiledRoundError
+from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.secagg.aggregator import SecureAggregator
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint
@@ -52,9 +54,9 @@ class ServerKilledError(Exception):
     """The server's process ends."""
 
 
-def change(name: str, round_index: int) -> torch.Tensor:
-    """What a client adds to θ in a round: multiples of 1/64, which the fixed point holds exactly."""
-    return torch.tensor([IDS.index(name) + 1.0, round_index % 7, -1.0]) / 64
+def change(name: str, round_index: int, training: int) -> torch.Tensor:
+    """What a client adds to θ: multiples of 1/64, which the fixed point holds exactly."""
+    return torch.tensor([IDS.index(name) + 1.0, round_index % 7, training % 50 - 25.0]) / 64
 
 
 @dataclass
@@ -64,6 +66,9 @@ class Party:
     name: str
     disk: Path
     endpoint: ClientEndpoint = field(init=False)
+    trainings: int = 0
+    first: dict[tuple[int, bytes], torch.Tensor] = field(default_factory=dict)
+    """round and θ, to what the client added when it trained for the first time"""
 
     def __post_init__(self) -> None:
         self.start()
@@ -71,10 +76,15 @@ class Party:
     def start(self) -> None:
         stub: Any = SimpleNamespace(id=self.name, run="run", train=self._train)
         opened: Remembered[list[str]] = Remembered(self.disk / f"{self.name}-opened.json")
-        self.endpoint = ClientEndpoint(self.name, SecureClient(stub, SETTINGS, 4, KEYS[self.name], opened), 10**6)
+        sent = LastAnswer(self.disk / f"{self.name}-vector")
+        client = SecureClient(stub, SETTINGS, 4, KEYS[self.name], opened, sent)
+        self.endpoint = ClientEndpoint(self.name, client, 10**6)
 
     def _train(self, request: TrainRequest) -> ClientUpdate:
-        tuned = {"w": request.adapter["w"] + change(self.name, request.round_index)}
+        self.trainings += 1
+        added = change(self.name, request.round_index, self.trainings)
+        self.first.setdefault((request.round_index, request.adapter["w"].numpy().tobytes()), added)
+        tuned = {"w": request.adapter["w"] + added}
         return ClientUpdate(self.name, request.round_index, tuned, IDS.index(self.name) + 1, 0.5)
 
 
@@ -162,7 +172,8 @@ class Rounds(RuleBasedStateMachine):
             who = aggregate.participants
             assert len(who) >= 3
             weights = {name: IDS.index(name) + 1 for name in who}
-            mean = sum(change(name, self.round).double() * weights[name] for name in who) / sum(weights.values())
+            key = self.round, self.theta.numpy().tobytes()
+            mean = sum(self.parties[name].first[key].double() * weights[name] for name in who) / sum(weights.values())
             assert torch.allclose(aggregate.adapter["w"].double(), self.theta.double() + mean, atol=1e-6)
             assert aggregate.examples == sum(weights.values())
             if killed != "before it saves":

@@ -20,12 +20,13 @@ from scipy import stats
 
 from fedcollm.errors import RefusalError, RoundFailedError, SpoiledRoundError
 from fedcollm.federation.answered import OpenedRounds
+from fedcollm.federation.secagg.boxes import AccusationError
 from fedcollm.federation.secagg.masks import commitment, pairwise_mask, private_key, self_mask
 from fedcollm.federation.secagg.protocol import Items, Participant
 from fedcollm.federation.secagg.server import SecureSum, collect_sum
 from fedcollm.messages import Session, default_threshold, payload_digest
 
-KEYS = {name: Ed25519PrivateKey.generate() for name in "abcdefz"}
+KEYS = {name: Ed25519PrivateKey.generate() for name in "abcdefgz"}
 ROSTER = {name: key.public_key() for name, key in KEYS.items() if name != "z"}
 PHASES = ("share", "mask", "confirm", "unmask")
 VECTORS = {  # three words each; their sums wrap around 2³²
@@ -115,6 +116,8 @@ class Group:
                 continue
             try:
                 answer = getattr(self.members[client], phase)(received)
+            except AccusationError as error:
+                answer = {"accused": error.accused.encode()}
             except RefusalError as error:
                 self.refusals[client] = str(error)
                 continue
@@ -494,7 +497,7 @@ def shared() -> tuple[Group, dict[str, Items]]:
     return group, group.before("mask")
 
 
-@pytest.mark.parametrize("at", [0, 31, 32, 47], ids=["self mask", "masking seed", "tag", "end of tag"])
+@pytest.mark.parametrize("at", [0, 31, 32, 79, 80, 143, 144, 207])  # ends of key, shares, signature and digests
 def test_shares_changed_in_transit_are_refused(shared, at):
     group, inbox = shared
     box = inbox["a"]["b"]
@@ -505,8 +508,8 @@ def test_shares_changed_in_transit_are_refused(shared, at):
 
 @pytest.mark.parametrize(
     ("box", "what"),
-    [(b"", "are malformed"), (bytes(48), "are malformed"), (bytes(112), "were changed")],
-    ids=["empty", "without digests", "zeros"],
+    [(b"", "are malformed"), (bytes(207), "are malformed"), (bytes(208), "were changed")],
+    ids=["empty", "too short", "zeros"],
 )
 def test_made_up_shares_are_refused(shared, box, what):
     group, inbox = shared
@@ -539,28 +542,10 @@ def test_shares_of_an_earlier_session_are_refused(shared):
         group.members["a"].mask({**inbox["a"], "b": Group().before("mask")["a"]["b"]})
 
 
-@pytest.mark.parametrize("size", [0, 31, 33])
-def test_shares_of_another_length_are_refused(shared, size):
-    group, inbox = shared
-    box = group.members["b"]._box("a", "b", "a").encrypt(bytes(12), bytes(size), group.session.context)
-    with refused("the shares of client b are malformed"):
-        group.members["a"].mask({**inbox["a"], "b": box + bytes(64)})
-
-
-def test_shares_that_are_not_those_of_the_digests_are_refused_and_name_their_sender(shared):
-    group, inbox = shared
-    for at in (48, 80):  # the digest of the share of b_u, and that of the masking seed
-        changed = inbox["a"]["b"][:at] + flipped(inbox["a"]["b"][at:])
-        with refused("the shares of client b are not those that it promised"):
-            Group.reopened(group.members["a"]).mask({**inbox["a"], "b": changed})
-
-
 def test_shares_from_itself_are_refused(shared):
     group, inbox = shared
-    one = group.members["a"]
-    box = one._box("a", "a", "a").encrypt(bytes(12), bytes(32), group.session.context) + bytes(64)
     with refused("the shares of client a are malformed"):
-        one.mask({**inbox["a"], "a": box})
+        group.members["a"].mask({**inbox["a"], "a": group.members["b"].reveal({}) or inbox["b"]["a"]})
 
 
 def test_too_few_shares_are_refused(shared):
@@ -947,9 +932,10 @@ def test_keys_of_a_client_that_was_not_invited_are_left_out():
     ],
     ids=["none", "one too few", "one for itself", "one for a stranger", "too short", "too long"],
 )
-def test_client_whose_shares_have_a_wrong_form_is_named_and_lost_alone(change):
+def test_client_whose_shares_have_a_wrong_form_is_found_and_lost_alone(change):
     group = Group(changes={("share", "d"): change})
     result = group.sum()
+    assert result.culprits == ("d",)
     assert result.vector.tolist() == true_sum("abc")
     assert result.lost == {"d": "share: sent shares of a wrong size, or for the wrong clients"}
     assert group.refusals == {}

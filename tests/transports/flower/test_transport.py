@@ -27,6 +27,7 @@ from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
 from fedcollm.training.fine_tuning import fit
 from fedcollm.transports.flower import transport as flower_transport
+from fedcollm.transports.flower.transport import Deadlines
 from fedcollm.transports.wire import decode, encode, longest_message
 
 ALL = ("0", "1", "2", "3")
@@ -301,6 +302,40 @@ def test_client_that_goes_away_is_lost_after_its_absence(make, monkeypatch, faul
     assert [a for a in answers if isinstance(a, Failure)] == [Failure("2", "not connected for 300000 s")]
 
 
+LONG = Deadlines(training=9_000_000, phase=8_000_000, absence=3_000_000)  # the link's clock leaps by 50,000
+
+
+def test_client_that_was_away_is_waited_for_again_only_beside_others(make, monkeypatch):
+    small = make()
+    transport = small.link.transport(monkeypatch, LONG)
+    small.link.leave("2")
+    gone = Failure("2", "not connected for 3e+06 s")
+    assert gone in list(transport.ask(dict.fromkeys(("0", "2"), small.request(1))))
+    before = small.link._now()
+    assert gone in list(transport.ask(dict.fromkeys(("0", "2"), small.request(1))))
+    assert list(transport.ask({"2": small.request(1)})) == [gone]
+    assert small.link._now() - before < LONG.absence
+    small.link.fault("0", "training", lambda reply: small.link.start("2") or reply)
+    answers = list(transport.ask(dict.fromkeys(("0", "2"), small.request(2))))
+    assert [type(answer) for answer in answers] == [ClientUpdate, ClientUpdate]
+
+
+def test_removed_client_is_not_waited_for(make, monkeypatch):
+    """Whether it is connected or not, and whether it was removed before or while it was asked."""
+    small = make()
+    link = small.link.transport(monkeypatch, LONG)
+    keys = link.keys
+    small.link.leave("2")
+    small.link.fault("1", "training", Fault.LATE)
+    looks = iter([[keys[client] for client in ("0", "1", "3")]])
+    transport = dataclasses.replace(link, admitted=lambda: next(looks, [keys["0"], keys["3"]]))
+    before = small.link._now()
+    answers = {a.client: a for a in transport.ask(dict.fromkeys(("0", "1", "2"), small.request()))}
+    assert isinstance(answers.pop("0"), ClientUpdate)
+    assert answers == {client: Failure(client, "removed from the roster") for client in ("1", "2")}
+    assert small.link._now() - before < LONG.absence
+
+
 def test_each_kind_of_request_has_its_deadline(make, monkeypatch):
     small = make()
     for client, kind in (("0", "training"), ("1", "share")):
@@ -404,32 +439,32 @@ def speak(small: Small, client: str, version: int) -> io.StringIO:
 
     def answer(data: bytes) -> bytes:
         with shown(Console(file=screen, width=500)):
-            return relabelled(answering(relabelled(data, 5)), version)  # to this client, it is the server that differs
+            return relabelled(answering(relabelled(data, 6)), version)  # to this client, it is the server that differs
 
     process.answering = answer  # pyright: ignore[reportAttributeAccessIssue]
     return screen
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
-@pytest.mark.parametrize("version", [2, 4], ids=["older client", "newer client"])
+@pytest.mark.parametrize("version", [3, 5], ids=["older client", "newer client"])
 def test_both_operators_read_that_their_versions_differ(make, tmp_path, version, secured):
     small = make(**{"federation.rounds": 1, "federation.secure_aggregation.enabled": secured})
     screen = speak(small, "2", version)
     record = small.run(tmp_path / "run")[-1]
     assert record.participants == ("0", "1", "3")
-    assert re.search(rf"protocol version {version}.* version 3", record.lost["2"])
-    assert re.search(r"refused: .*protocol version 5.* version 3", screen.getvalue())
+    assert re.search(rf"protocol version {version}.* version 4", record.lost["2"])
+    assert re.search(r"refused: .*protocol version 6.* version 4", screen.getvalue())
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "secure"])
 def test_server_whose_version_no_client_speaks_stops_and_says_so(make, tmp_path, secured):
     small = make(**{"federation.secure_aggregation.enabled": secured})
     for client in ALL:
-        speak(small, client, 2)
+        speak(small, client, 3)
     with pytest.raises(RoundFailedError) as failed:
         small.run(tmp_path / "run")
     for client in ALL:
-        assert re.search(rf"client {client}: [^;]*protocol version 2[^;]* version 3", str(failed.value))
+        assert re.search(rf"client {client}: [^;]*protocol version 3[^;]* version 4", str(failed.value))
 
 
 # --- too few ---

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from tests.transports.memory_link import Fault, ServerKilledError
-from tests.transports.small_federation import RUN, Small, identical, small_config
+from tests.transports.small_federation import RUN, Small, garbage, identical, small_config
 
 from fedcollm.errors import RoundFailedError
+from fedcollm.federation import statistics
 from fedcollm.federation.secagg.aggregator import SecureAggregator
 from fedcollm.federation.statistics import asked_for
 from fedcollm.messages import Adapter, ClientUpdate, Failure, TrainRequest, adapter_bytes
@@ -119,6 +120,21 @@ def test_client_that_is_lost_in_round_0_is_named_and_takes_part_later(make, tmp_
     assert one.participants == ALL
 
 
+@pytest.mark.parametrize("kind", ["false statistics", "garbage for two"])
+def test_client_that_spoils_round_0_costs_the_pseudo_labels_and_not_the_run(make, tmp_path, monkeypatch, kind):
+    small = make(**LABELS, **SECURE)
+    if kind == "false statistics":
+        monkeypatch.setattr(statistics, "moments", lambda *arguments: {name: t + 1 for name, t in ZEROS.items()})
+    else:
+        small.link.fault("1", "share", garbage("0", "2"))
+    zero, one, two = small.run(tmp_path / "run")
+    assert "pseudo-labels: the statistics that they need were spoiled" in zero.notes[-1]
+    left = ("0", "2", "3") if kind == "garbage for two" else ALL
+    assert one.participants == two.participants == left
+    more = set[str]() if left == ALL else {"left_out"}
+    assert state(tmp_path / "run")[0].keys() == {"slm", "llm"} | more
+
+
 # --- a hostile server ---
 
 HOSTILE = [
@@ -180,7 +196,13 @@ def test_statistics_are_opened_for_one_set_of_survivors_only(make, monkeypatch):
 def test_client_that_restarts_with_other_examples_sends_no_other_statistics(make, monkeypatch):
     small = make(**LABELS)
     request, ask = TrainRequest(0, ZEROS, evaluate=False, run=RUN), small.link.transport(monkeypatch).ask
-    assert all(isinstance(answer, ClientUpdate) for answer in ask({"3": request}))
+    (first,) = ask({"3": request})
+    assert isinstance(first, ClientUpdate)
     small.parts["3"] = [*small.parts["3"], small.parts["2"][0]]
     small.restart_clients()
-    assert all(_says(answer, "other statistics in this run") for answer in ask({"3": request}))
+    (again,) = ask({"3": request})
+    assert isinstance(again, ClientUpdate)
+    assert identical(again.adapter, first.adapter)
+    (small.disk / "3-update").unlink()
+    small.restart_clients()
+    assert all(_says(answer, "round 0 was answered before") for answer in ask({"3": request}))

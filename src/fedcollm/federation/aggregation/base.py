@@ -5,10 +5,10 @@ and the simulation of its quantization in `secagg/aggregator.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from fedcollm.messages import Adapter, Answer, Request, TrainRequest
+from fedcollm.messages import Adapter, Answer, Request, RoundRecord, TrainRequest
 
 #: `Transport.ask`: send each client its request, and yield the answers as they arrive.
 Ask = Callable[[Mapping[str, Request]], Iterator[Answer]]
@@ -31,6 +31,7 @@ class Aggregate:
         bytes_up: bytes that one client sent, averaged over the clients that were asked.
         bytes_down: bytes that one client received.
         examples: the number of examples of the participants; None under privacy.
+        culprits: ids of the clients that have proven to be dishonest, which the rounds to come leave out.
     """
 
     adapter: Adapter
@@ -42,6 +43,23 @@ class Aggregate:
     bytes_up: int = 0
     bytes_down: int = 0
     examples: int | None = None
+    culprits: tuple[str, ...] = ()
+
+    def added_to(self, record: RoundRecord) -> RoundRecord:
+        """Return the server's record of the round with the results of the clients."""
+        seconds = dict(self.seconds)
+        seconds["distillation"] = record.seconds["distillation"]
+        seconds["evaluation"] = seconds.get("evaluation", 0.0) + record.seconds["evaluation"]
+        return replace(
+            record,
+            scores=dict(record.scores) | ({} if self.clients_score is None else {"clients": self.clients_score}),
+            losses=({} if self.loss is None else {"client": self.loss}) | dict(record.losses),
+            seconds=seconds,
+            participants=self.participants,
+            lost=self.lost,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+        )
 
 
 class Aggregator(Protocol):

@@ -69,14 +69,16 @@ class SecureAggregator:
         payload = payload_digest(request.adapter, {"evaluate": request.evaluate, "agreed": settings.to_wire()})
         session = Session.fresh(request.run, request.round_index, clients, settings.threshold, payload)
         session.check()
-        opening = Opening.read(self.journal, payload)
+        opening = Opening.read(self.journal, payload, request.round_index)
         names = STATISTICS[:1] if settings.privacy else STATISTICS
         total = opening.sum or self._open(ask, request, session, opening, len(names))
         bounds = _Bounds(encoding, settings.uniform, settings.privacy, settings.max_update_norm)
         mean = _Sum(bounds, names).mean(total.vector, total.survivors, request)
         up, down = opening.bytes_moved
-        lost = {client: opening.reasons.get(client, phase) for client, phase in total.lost.items()}
-        return replace(mean, lost=lost, bytes_up=up // len(clients), bytes_down=down // len(clients))
+        reasons = {client: reason for client, reason in opening.reasons.items() if client not in total.culprits}
+        lost = {client: reasons.get(client, phase) for client, phase in total.lost.items()}
+        mean = replace(mean, lost=lost, culprits=total.culprits)
+        return replace(mean, bytes_up=up // len(clients), bytes_down=down // len(clients))
 
     def _open(self, ask: Ask, request: TrainRequest, session: Session, opening: Opening, statistics: int) -> SecureSum:
         """Return the sum of the clients' vectors, with a number of statistics at its head."""

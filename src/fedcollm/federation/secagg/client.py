@@ -1,5 +1,6 @@
 """A client under secure aggregation: its update leaves it only as a masked part of a sum."""
 
+import logging
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
@@ -7,14 +8,25 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedcollm.errors import RefusalError
-from fedcollm.federation.answered import OpenedRounds
+from fedcollm.federation.answered import LastAnswer, OpenedRounds
 from fedcollm.federation.client import Client
+from fedcollm.federation.secagg.boxes import ACCUSED, AccusationError
 from fedcollm.federation.secagg.fixed_point import change, pack, statistics
 from fedcollm.federation.secagg.noise import noised
 from fedcollm.federation.secagg.protocol import Participant, check_invitation
 from fedcollm.federation.secagg.settings import SecureSettings
-from fedcollm.messages import ClientUpdate, PhaseAnswer, Request, Session, TrainRequest, payload_digest
+from fedcollm.messages import (
+    ClientUpdate,
+    PhaseAnswer,
+    PhaseRequest,
+    Request,
+    Session,
+    TrainRequest,
+    payload_digest,
+    readable,
+)
 from fedcollm.privacy.accounting import ClientPrivacy
+from fedcollm.progress import say
 
 
 @dataclass
@@ -27,6 +39,8 @@ class SecureClient:
         min_session: smallest number of invited clients, this one included, with which it joins a session.
         signing_key: this client's long-term key.
         opened: rounds whose sum this client has helped to open, and for which θ, as in `OpenedRounds`.
+        sent: the vector of the last round, which another session of the round gets again, under new masks and without
+            new noise. None trains anew, as in a simulation, whose server is not another party.
     """
 
     client: Client
@@ -34,6 +48,7 @@ class SecureClient:
     min_session: int
     signing_key: Ed25519PrivateKey = field(repr=False)
     opened: MutableMapping[str, list[str]] = field(repr=False, default_factory=dict[str, list[str]])
+    sent: LastAnswer | None = field(repr=False, default=None)
     _participant: Participant | None = field(init=False, repr=False, default=None)
     _nonce: str = field(init=False, repr=False, default="")
 
@@ -53,21 +68,49 @@ class SecureClient:
         else:
             if self._participant is None or request.nonce != self._nonce:
                 raise RefusalError("this is not the session that the client is in")
-            if request.phase not in ("share", "mask", "confirm", "unmask"):
+            if request.phase not in ("share", "mask", "reveal", "confirm", "unmask"):
                 raise RefusalError(f"there is no phase {request.phase!r}")
-            items = getattr(self._participant, request.phase)(request.items)
+            items = self._phase(self._participant, request)
         return PhaseAnswer(self.client.id, self._nonce, items)
+
+    def _phase(self, participant: Participant, request: PhaseRequest) -> Mapping[str, bytes]:
+        """Return the answer in a later phase of the session, which may be an accusation."""
+        try:
+            return getattr(participant, request.phase)(request.items)
+        except AccusationError as error:
+            say(readable(f"secure aggregation: {error}; this client accuses it"), logging.WARNING)
+            return {ACCUSED: error.accused.encode()}
 
     def _advertise(self, request: TrainRequest) -> Mapping[str, bytes]:
         """Train, join the request's session, and return this client's public keys."""
         session = self._checked(request)
-        OpenedRounds(self.opened, session.run, session.round_index, request.digest).check_order()
-        update = self.client.train(request)
-        vector, roster = self._vector(request, update, session.threshold), self.settings.roster
+        vector, roster = self._vector_of_round(request, session), self.settings.roster
         who = self.client.id, session, vector, self.signing_key, roster, self.opened
         self._participant = Participant(*who, request.digest)
         self._nonce = session.nonce
         return self._participant.advertise()
+
+    def _vector_of_round(self, request: TrainRequest, session: Session) -> np.ndarray:
+        """Return what this client sends in a round, [m] uint32. It trains unless it has sent something before.
+
+        Raises:
+            RefusalError: the round was opened, and what this client sent in it is not there any more; see also
+                `OpenedRounds.check_order` and `Client.train`.
+        """
+        opened = OpenedRounds(self.opened, session.run, session.round_index, request.digest)
+        opened.check_order()
+        name = f"{session.run} {session.round_index} {session.payload} {session.threshold}"
+        sent = self.sent.get(name) if self.sent else None
+        if sent is not None:
+            return np.frombuffer(sent, "<u4").astype(np.uint32)
+        if self.sent and opened.is_opened:
+            raise RefusalError(
+                f"round {session.round_index} was opened before, and what this client sent in it is not there any more"
+            )
+        vector = self._vector(request, self.client.train(request), session.threshold)
+        if self.sent:
+            self.sent.keep(name, vector.astype("<u4").tobytes())
+        return vector
 
     def _vector(self, request: TrainRequest, update: ClientUpdate, threshold: int) -> np.ndarray:
         """Return the update as a vector, [m] uint32. Under client-level privacy, it holds a share of the noise."""

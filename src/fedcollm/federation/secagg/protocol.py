@@ -14,7 +14,8 @@ key (from which s_uv is derived) for every other client in U₂. No client revea
     advertise  the session and θ, to be tuned      its signed public keys, and a commitment to b_u
     share      the public keys of U₁               Shamir shares of b_u and of its masking key, one encrypted pair for
                                                    each other client, and digests of all shares
-    mask       the shares that are meant for it    y_u
+    mask       the shares that are meant for it    y_u, or whom it accuses of shares that can't be opened
+    reveal     who accuses it, if anybody does     the key of each accuser's shares (`boxes` says who is then to blame)
     confirm    the list of survivors               its signature of that list
     unmask     t signatures of the same list       its shares: of b_v for survivors, of masking keys for the others
 
@@ -24,6 +25,7 @@ The fields of the session (run, round, clients, digest of what every client was 
 Differences from Figure 4: secrets are 16-byte seeds from which keys are derived, so that a share is one element of
 GF(2¹²⁸). A client commits to b_u, and the public part of its masking key is known, so that a wrong share is noticed.
 The digests of the shares, which each receiver checks, tell whether the giver of a wrong share or its owner is to blame.
+Each box of shares is encrypted with a key of its own and signed, so that an accusation can be judged.
 Primitives: X25519, Ed25519, HKDF-SHA256, ChaCha20, ChaCha20-Poly1305 (from `cryptography`), Shamir (from pycryptodome).
 """
 
@@ -34,22 +36,19 @@ from collections.abc import Collection, Mapping, MutableMapping, Sequence
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.answered import OpenedRounds
-from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask, share_digests
+from fedcollm.federation.secagg.boxes import SEED_BYTES, Box, most_revealed
+from fedcollm.federation.secagg.masks import commitment, pairwise_mask, private_key, self_mask, share_digests
 from fedcollm.messages import Session
 
 #: The content of a protocol message: client id, or the name of its only item, to bytes.
 Items = Mapping[str, bytes]
 
-SEED_BYTES = 16
-DIGEST_BYTES = 64  # of the two shares of one receiver
-BOX_BYTES = 2 * SEED_BYTES + 16 + DIGEST_BYTES  # two shares, encrypted, with the cipher's tag, and their digests
 _KEYS_BYTES = (32, 32, 32, 64)  # encryption key, masking key, commitment, signature
 
 
@@ -135,6 +134,8 @@ def check_invitation(client: str, session: Session, roster: Mapping[str, Ed25519
 class Participant:
     """One client's side of one session. Its public methods are the phases: each may be called once, in this order.
 
+    Only `reveal` may come at any time after `share`.
+
     Args:
         client: this client's id.
         session: the session, as the server announced it.
@@ -170,6 +171,7 @@ class Participant:
         self._masking_key = private_key(self._masking_seed, session.context)
         self._phase = "advertise"
         self._keys: dict[str, bytes] = {}  # of U₁, this client's own included
+        self._once: dict[str, X25519PrivateKey] = {}  # of this client's box for each other client
         self._shares: dict[str, bytes] = {}  # of U₂: share of b_v, then share of v's masking seed
         self._survivors: list[str] = []  # U₃
 
@@ -229,50 +231,34 @@ class Participant:
         parts = [Shamir.split(threshold, len(order), seed, False) for seed in (self._self_seed, self._masking_seed)]
         shares = {client: parts[0][i][1] + parts[1][i][1] for i, client in enumerate(order)}
         self._shares, self._phase = {self._client: shares[self._client]}, "mask"
-        context, items = self._session.context, dict[str, bytes]()
-        for client, share in shares.items():
-            digests = share_digests(context, self._client, client, share)
-            own = client == self._client
-            box = b"" if own else self._box(client, self._client, client).encrypt(bytes(12), share, context)
-            items[client] = box + digests
-        return items
+        self._once = {client: X25519PrivateKey.generate() for client in order if client != self._client}
+        own = share_digests(self._session.context, self._client, self._client, shares[self._client])
+        boxes = {client: self._sealed(client, once, shares[client]) for client, once in self._once.items()}
+        return boxes | {self._client: own}
 
-    def _box(self, peer: str, sender: str, receiver: str) -> ChaCha20Poly1305:
-        """Return the cipher for the shares from one client to another.
-
-        Its key is used for this one message only, so that a constant nonce is safe.
-
-        Args:
-            peer: the other client, either `sender` or `receiver`.
-            sender: id of the client that sends the shares.
-            receiver: id of the client that receives them.
-        """
-        public = split_keys(self._keys[peer])[0]
-        purpose = f"shares {json.dumps([sender, receiver])}".encode()
-        return ChaCha20Poly1305(agree(self._encryption_key, public, self._session.context, purpose))
+    def _sealed(self, receiver: str, once: X25519PrivateKey, shares: bytes) -> bytes:
+        """Return the box with a client's two shares, encrypted with a key that is used once."""
+        public = split_keys(self._keys[receiver])[0]
+        return Box(self._session.context, self._client, receiver).seal(shares, once, public, self._signing_key)
 
     def _opened_box(self, sender: str, box: bytes) -> bytes:
         """Return the two shares in a box, 32 bytes.
 
         Raises:
-            RefusalError: the box is not the sender's for this client, or its shares are not those of the digests.
+            AccusationError: the box is not the sender's for this client, or its shares are not those of the digests.
         """
-        if sender == self._client or len(box) != BOX_BYTES:
+        if sender == self._client:
             raise RefusalError(f"the shares of client {sender} are malformed")
-        sealed, digests, context = box[:-DIGEST_BYTES], box[-DIGEST_BYTES:], self._session.context
-        try:
-            share = self._box(sender, sender, self._client).decrypt(bytes(12), sealed, context)
-        except InvalidTag as error:
-            raise RefusalError(f"the shares of client {sender} were changed") from error
-        if share_digests(context, sender, self._client, share) != digests:
-            raise RefusalError(f"the shares of client {sender} are not those that it promised")
-        return share
+        return Box(self._session.context, sender, self._client).open(box, self._encryption_key, self._roster[sender])
 
     def mask(self, boxes: Items) -> dict[str, bytes]:
         """Return the masked vector: `vector` to 4m bytes.
 
         Args:
             boxes: id of each other client that shared its secrets, to its encrypted shares for this client.
+
+        Raises:
+            AccusationError: the shares of a client can't be opened.
         """
         self._enter("mask")
         self._check_clients({*boxes, self._client}, self._keys, "shares")
@@ -285,6 +271,21 @@ class Participant:
             masked += pairwise_mask(self._client, self._masking_key, peer, public, context, words)
         self._vector, self._phase = np.empty(0, np.uint32), "confirm"
         return {"vector": masked.astype("<u4").tobytes()}
+
+    def reveal(self, accusers: Items) -> dict[str, bytes]:
+        """Return the key of the box for each client that accuses this one: client id to 32 bytes.
+
+        Args:
+            accusers: its keys are the ids of the accusers; its values are ignored.
+
+        Raises:
+            RefusalError: there are more of them than may learn what they were sent, or it was asked before.
+        """
+        once, self._once = self._once, {}
+        most = most_revealed(len(self._session.invited), self._session.threshold)
+        if not set(accusers) <= once.keys() or len(accusers) > most:
+            raise RefusalError(f"the keys of {len(accusers)} boxes were asked for; at most {most} are given, once")
+        return {client: once[client].private_bytes_raw() for client in accusers}
 
     def confirm(self, survivors: Items) -> dict[str, bytes]:
         """Return this client's signature of the list of survivors: `signature` to 64 bytes.

@@ -5,7 +5,7 @@ The protocol and its assumptions are described in `protocol`.
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from Crypto.Protocol.SecretSharing import Shamir
@@ -13,22 +13,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedcollm.errors import RefusalError, RoundFailedError, SpoiledRoundError
+from fedcollm.errors import RefusalError, SpoiledRoundError
+from fedcollm.federation.secagg.attendance import Attendance
+from fedcollm.federation.secagg.boxes import ACCUSED, BOX_BYTES, DIGEST_BYTES, SEED_BYTES
+from fedcollm.federation.secagg.disputes import Court, Exchange
 from fedcollm.federation.secagg.masks import agree, commitment, pairwise_mask, private_key, self_mask, share_digests
-from fedcollm.federation.secagg.opening import ATTEMPTS, Opening, SecureSum
-from fedcollm.federation.secagg.protocol import (
-    BOX_BYTES,
-    DIGEST_BYTES,
-    SEED_BYTES,
-    Items,
-    split_keys,
-    survivors_message,
-    verify_keys,
-)
+from fedcollm.federation.secagg.opening import Opening, SecureSum
+from fedcollm.federation.secagg.protocol import Items, split_keys, survivors_message, verify_keys
 from fedcollm.messages import Session
-
-#: Sends each client its items of a phase, and yields the answers that arrive in time.
-Exchange = Callable[[str, Mapping[str, Items]], Iterable[tuple[str, Items]]]
 
 _LARGEST_SEARCH = 200  # subsets of shares to try if some shares are wrong
 
@@ -53,14 +45,18 @@ def collect_sum(
 
     Raises:
         RoundFailedError: fewer than t clients are left after a phase.
-        SpoiledRoundError: the clients have been asked to open the sum, and it can't be opened.
+        SpoiledRoundError: the clients have been asked to open the sum, and it can't be opened; or too few are left
+            because one of them broke the protocol.
     """
-    opening, attendance = opening or Opening(session.payload), _Attendance(session)
+    opening, attendance = opening or Opening(session.payload), Attendance(session)
     keys = _valid_keys(keys, session, roster)
     attendance.record("advertise", keys, session.invited)
     boxes, odd = _boxes(exchange, keys)
-    attendance.record("share", boxes, keys, odd)
-    total, survivors = _masked_sum(exchange, boxes, words, opening.survivors)
+    attendance.blame("share", odd)
+    attendance.record("share", boxes, keys)
+    total, survivors, accusations = _masked_sum(exchange, boxes, words, opening.survivors)
+    attendance.accused(accusations)
+    attendance.blame("share", Court(session, keys, boxes, roster).judge(exchange, accusations))
     attendance.record("mask", survivors, boxes)
     attendance.check_survivors(survivors, opening)
     signatures = _signatures(exchange, survivors, survivors_message(session, keys, survivors), roster)
@@ -69,7 +65,8 @@ def collect_sum(
     parties = _Parties(session, keys, boxes, survivors)
     shares, wrong = _shares(exchange, parties, signatures)
     attendance.record("unmask", shares, signatures, wrong)
-    result = SecureSum(_unmasked(total, parties, shares, attendance), tuple(survivors), attendance.lost, tuple(wrong))
+    vector, culprits = _unmasked(total, parties, shares, attendance), tuple(attendance.culprits)
+    result = SecureSum(vector, tuple(survivors), attendance.lost, tuple(wrong), culprits)
     opening.finish(result)
     return result
 
@@ -89,63 +86,6 @@ class _Parties:
     keys: Items
     boxes: Mapping[str, Items]
     survivors: Sequence[str]
-
-
-@dataclass
-class _Attendance:
-    """Which clients are left in a session.
-
-    Attributes:
-        session: the session.
-        lost: id of each lost client to the phase in which it was lost.
-    """
-
-    session: Session
-    lost: dict[str, str] = field(default_factory=dict[str, str])
-
-    def record(
-        self, phase: str, answered: Collection[str], asked: Iterable[str], wrong: Mapping[str, str] | None = None
-    ) -> None:
-        """Note which of the clients that were asked in a phase gave no valid answer, and why, where it is known.
-
-        Raises:
-            RoundFailedError: fewer than t clients are left.
-            SpoiledRoundError: so it is after `unmask`, because clients sent wrong shares.
-        """
-        wrong = {client: f"{phase}: {reason}" for client, reason in (wrong or {}).items()}
-        self.lost.update({client: phase for client in asked if client not in answered} | wrong)
-        if len(answered) < self.session.threshold:
-            message = (
-                f"round {self.session.round_index}: {len(answered)} of {len(self.session.invited)} clients are left "
-                f"after phase {phase} of secure aggregation, and {self.session.threshold} are needed (lost: "
-                f"{', '.join(self.lost)}). "
-            )
-            if phase == "unmask" and wrong:
-                told = "; ".join(f"client {client}: {reason}" for client, reason in wrong.items())
-                raise SpoiledRoundError(
-                    f"{message}The run goes on without this round ({told}).", tuple(wrong), self.lost
-                )
-            raise RoundFailedError(f"{message}The last good state is kept: bring the clients back, and resume.")
-
-    def check_survivors(self, survivors: Sequence[str], opening: Opening) -> None:
-        """Check that all survivors of an earlier session are there again, whose clients open the sum for no others.
-
-        Raises:
-            RoundFailedError: some are missing.
-            SpoiledRoundError: so they were several times.
-        """
-        missing = [client for client in opening.survivors if client not in survivors]
-        if not missing:
-            return
-        again = opening.attempts < ATTEMPTS
-        message = (
-            f"round {self.session.round_index} was opened before by {', '.join(opening.survivors)}, and of these "
-            f"{', '.join(missing)} did not come back. "
-        )
-        if again:
-            opening.begin(opening.survivors)
-            raise RoundFailedError(f"{message}The last good state is kept: bring the clients back, and resume.")
-        raise SpoiledRoundError(f"{message}The run goes on without this round.", (), self.lost)
 
 
 def _first_answers(answers: Iterable[tuple[str, Items]], asked: Collection[str]) -> Iterator[tuple[str, Items]]:
@@ -188,7 +128,7 @@ def _boxes(exchange: Exchange, keys: Items) -> tuple[dict[str, Items], dict[str,
 
 def _masked_sum(
     exchange: Exchange, boxes: Mapping[str, Items], words: int, only: Collection[str] = ()
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str], dict[str, str]]:
     """Deliver the encrypted shares to their receivers, and add up the masked vectors that come back.
 
     Args:
@@ -198,15 +138,19 @@ def _masked_sum(
         only: ids of the clients that may be in the sum; all of them if there are none.
 
     Returns:
-        (Σ y_u mod 2³², [m] uint32; ids of the survivors, sorted).
+        (Σ y_u mod 2³², [m] uint32; ids of the survivors, sorted; accuser to accused, which is empty where it has no
+        part in this).
     """
     inbox = {client: {s: items[client] for s, items in boxes.items() if s != client} for client in boxes}
-    total, survivors = np.zeros(words, np.uint32), list[str]()
+    total, survivors, accusations = np.zeros(words, np.uint32), list[str](), dict[str, str]()
     for client, items in _first_answers(exchange("mask", inbox), boxes):
-        if len(items.get("vector", b"")) == 4 * words and (client in only or not only):
+        if ACCUSED in items:
+            named = items[ACCUSED].decode(errors="replace")
+            accusations[client] = named if named in boxes else ""
+        elif len(items.get("vector", b"")) == 4 * words and (client in only or not only):
             total += np.frombuffer(items["vector"], "<u4")
             survivors.append(client)
-    return total, sorted(survivors)
+    return total, sorted(survivors), accusations
 
 
 def _signatures(
@@ -257,7 +201,7 @@ def _odd_shares(giver: str, items: Items, parties: _Parties) -> str | None:
     return None
 
 
-def _unmasked(total: np.ndarray, parties: _Parties, shares: Mapping[str, Items], attendance: _Attendance) -> np.ndarray:
+def _unmasked(total: np.ndarray, parties: _Parties, shares: Mapping[str, Items], attendance: Attendance) -> np.ndarray:
     """Subtract the survivors' own masks from the sum, and the pairwise masks that they added for lost clients.
 
     Args:
@@ -291,7 +235,7 @@ def _public(seed: bytes, context: bytes) -> bytes:
 
 
 def _secret(
-    points: Sequence[tuple[int, bytes]], client: str, fits: Callable[[bytes], bool], attendance: _Attendance
+    points: Sequence[tuple[int, bytes]], client: str, fits: Callable[[bytes], bool], attendance: Attendance
 ) -> bytes:
     """Return a client's secret, combined from t shares that fit its commitment.
 

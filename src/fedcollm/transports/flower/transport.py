@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,12 +44,17 @@ class Deadlines:
     Attributes:
         training: wait for a client's update or, under secure aggregation, for the keys that it sends after training.
         phase: wait for a client's answer in a later phase of secure aggregation.
-        absence: wait for a disconnected client to come back.
+        absence: wait for a disconnected client to come back. One that was away for so long is waited for again only as
+            long as others have not answered either.
     """
 
     training: float = 3600.0
     phase: float = 120.0
     absence: float = 60.0
+
+
+def _all_keys() -> None:
+    """Return None: no node was removed."""
 
 
 @dataclass
@@ -64,14 +69,19 @@ class FlowerTransport:
         keys: client id to the public key of the client's node, in Flower's format.
         deadlines: how long to wait for an answer.
         longest_poll: longest time between two polls for an answer, in seconds.
+        admitted: returns the public keys of the nodes that may take part at the moment, or None if all may. A client
+            whose key is not among them is lost at once.
     """
 
     run: Connection
     keys: Mapping[str, bytes] = field(repr=False)
     deadlines: Deadlines = field(default_factory=Deadlines)
     longest_poll: float = 0.5
+    admitted: Callable[[], Collection[bytes] | None] = field(default=_all_keys, repr=False)
     _limit_bytes: int = field(init=False, repr=False, default_factory=longest_message)
     _nodes: dict[bytes, Any] = field(init=False, repr=False, default_factory=dict[bytes, Any])
+    _admitted: Collection[bytes] | None = field(init=False, repr=False, default=None)
+    _absent: set[str] = field(init=False, repr=False, default_factory=set[str])
     _looked: float = field(init=False, repr=False, default=float("-inf"))
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
@@ -83,17 +93,31 @@ class FlowerTransport:
         """Send each client its request. Yield the answers as they arrive, and a Failure for each client without one."""
         sizes = [adapter_bytes(request.adapter) for request in requests.values() if isinstance(request, TrainRequest)]
         self._limit_bytes = longest_message(max(sizes)) if sizes else self._limit_bytes
-        stopped = threading.Event()
+        stopped, pending = threading.Event(), set(requests)
         with ThreadPoolExecutor(max_workers=max(1, len(requests))) as pool:
             try:
-                waiting = [pool.submit(self._ask, client, request, stopped) for client, request in requests.items()]
+                waiting = {
+                    pool.submit(self._ask, client, request, stopped, pending): client
+                    for client, request in requests.items()
+                }
+                for future, client in waiting.items():
+                    future.add_done_callback(lambda _, client=client: pending.discard(client))
                 for answer in as_completed(waiting):
                     yield answer.result()
             finally:
                 stopped.set()
 
-    def _ask(self, client: str, request: Request | FinishRequest, stopped: threading.Event) -> Answer:
-        """Return one client's answer, or a Failure once its deadline has passed or `stopped` is set."""
+    def _ask(
+        self, client: str, request: Request | FinishRequest, stopped: threading.Event, pending: Collection[str]
+    ) -> Answer:
+        """Return one client's answer, or a Failure if it does not come.
+
+        Args:
+            client: the client's id.
+            request: what the client is asked.
+            stopped: is set when nobody is waited for any more.
+            pending: ids of the clients that have not answered.
+        """
         seconds = self.deadlines.training if isinstance(request, TrainRequest) else self.deadlines.phase
         call = _Call(self.run, encode(request), self._limit_bytes, time.monotonic() + seconds)
         seen, pause, trouble = time.monotonic(), 0.02, ""
@@ -102,10 +126,12 @@ class FlowerTransport:
                 node = self._node(client)
                 if node is not None:
                     seen = now
+                    self._absent.discard(client)
                     reply = call.advance(node)
                     if reply is not None:
                         return self._checked(client, reply)
-                elif now - seen > self.deadlines.absence:
+                elif now - seen > self.deadlines.absence or self._absent.issuperset({client, *pending}):
+                    self._absent.add(client)
                     return Failure(client, f"not connected for {self.deadlines.absence:g} s")
             except ConnectionError as error:
                 seen, trouble = now, f"; the SuperLink can't be reached ({error})"
@@ -117,11 +143,18 @@ class FlowerTransport:
         return Failure(client, f"no answer within {seconds:g} s{trouble}")
 
     def _node(self, client: str) -> Any:
-        """Return a client's node, or None if it is not connected; the nodes are listed again after half a second."""
+        """Return a client's node, or None if it is not connected; the nodes are listed again after half a second.
+
+        Raises:
+            RefusalError: the client was removed.
+        """
         with self._lock:
             if time.monotonic() - self._looked > 0.5:
+                self._admitted = self.admitted()
                 self._nodes = {node.public_key: node for node in self.run.nodes()}
                 self._looked = time.monotonic()
+            if self._admitted is not None and self.keys[client] not in self._admitted:
+                raise RefusalError("removed from the roster")
             return self._nodes.get(self.keys[client])
 
     def _checked(self, client: str, reply: bytes) -> Answer:
