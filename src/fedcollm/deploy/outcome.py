@@ -16,7 +16,7 @@ from fedcollm.messages import Adapter, FinishRequest, all_finite, payload_digest
 from fedcollm.models.adapters import save_adapter
 from fedcollm.models.pretrained import base_directory
 from fedcollm.progress import say
-from fedcollm.storage import write_atomically, writing
+from fedcollm.storage import make_directory, replacing, write_atomically, writing
 
 if TYPE_CHECKING:
     import peft
@@ -66,11 +66,11 @@ class Outcome:
             raise RefusalError("the last message of the run has no valid round or adapter")
         final = self.directory / "final"
         with writing(self.directory):
-            final.mkdir(mode=0o700, exist_ok=True)
+            make_directory(final)
             if self.config.control is None:
                 self._save_adapter(request.adapter, final)
-            write_atomically(final / "README.md", self._card(request), mode=0o644)
-            write_atomically(final / "report.json", json.dumps(self._report(request), indent=1) + "\n", mode=0o644)
+            write_atomically(final / "README.md", self._card(request))
+            write_atomically(final / "report.json", json.dumps(self._report(request), indent=1) + "\n")
         say(f"the run is finished after round {request.round_index}; the final adapter is in {final}")
 
     def _save_adapter(self, adapter: Adapter, final: Path) -> None:
@@ -86,7 +86,8 @@ class Outcome:
         for pattern in _INPUT_FILES:
             for file in sorted(base.glob(pattern)):
                 if file.is_file():
-                    shutil.copyfile(file, final / "adapter" / file.name)
+                    with replacing(final / "adapter" / file.name) as temporary:
+                        shutil.copyfile(file, temporary)
 
     def _card(self, request: FinishRequest) -> str:
         """Return the model card."""

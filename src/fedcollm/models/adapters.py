@@ -1,7 +1,6 @@
 """PEFT adapters on frozen base models; the only module that reads or writes an adapter."""
 
 import contextlib
-import shutil
 import warnings
 import weakref
 from collections.abc import Generator, Iterable, Sequence
@@ -17,6 +16,7 @@ from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit, misshapen
 from fedcollm.models.peft_config import check_freeze_a, peft_config, train_whole
+from fedcollm.storage import replacing_directory
 
 if TYPE_CHECKING:
     import peft
@@ -209,19 +209,16 @@ def without_adapter(model: nn.Module) -> Generator[None, None, None]:
 
 
 def save_adapter(model: "peft.PeftModel", adapter: Adapter, directory: Path) -> None:
-    """Write an adapter in PEFT's own format, and replace the directory as a whole.
+    """Write an adapter in PEFT's own format, and replace the directory as a whole. Only its owner can read it.
 
     Args:
         model: the model that the adapter belongs to; its parameters are set to the adapter's values.
         adapter: the values.
         directory: where to write.
     """
-    temporary = directory.with_name(f".{directory.name}-new")
-    shutil.rmtree(temporary, ignore_errors=True)
     write_adapter(model, adapter)
-    model.save_pretrained(str(temporary), save_embedding_layers=False)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    with replacing_directory(directory) as temporary:
+        model.save_pretrained(str(temporary), save_embedding_layers=False)
 
 
 def load_adapter(model: "peft.PeftModel", directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +34,7 @@ from fedcollm.runs.identity import record as record_identity
 from fedcollm.runs.resolve import resolved, with_number
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.runs.shrink_plan import base_names, on_recorded_bases
-from fedcollm.storage import check_place, locked, write_atomically, writing
+from fedcollm.storage import append_to, check_place, locked, make_directory, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _step_log(config: RunConfig, directory: Path) -> Generator[None, None, None]
         yield
         return
     with (
-        (directory / directories.STEPS).open("a", encoding="utf-8") as file,
+        os.fdopen(append_to(directory / directories.STEPS), "a", encoding="utf-8") as file,
         metrics.listening(lambda step: print(json.dumps(step.to_json()), file=file)),
     ):
         yield
@@ -251,7 +252,7 @@ def _publish(directory: Path, federation: Federation) -> None:
     """Write the files that are derived from the checkpoint: adapters, confusion tables, outcomes, notes on the data."""
     server = federation.server
     with writing(directory):
-        (directory / "adapters").mkdir(exist_ok=True)
+        make_directory(directory / "adapters")
         adapters = server.adapters()
         for role, model in server.pair.models().items():
             save_adapter(model, adapters[role], directory / "adapters" / role)
