@@ -1,12 +1,13 @@
 """A word oracle: does the answer of a client tell whether a word occurs in its private examples?
 
-Usage: python -m benchmarks.word_oracle [--trials 200] [--floor 0.5] [--modes plain,example,secure]
+Usage: python -m benchmarks.word_oracle [--trials 200] [--floor 1] [--modes plain,example,secure]
 
 A dishonest server sends every client the same θ, whose LoRA in the first MLP overflows if one word occurs in a text,
-and changes nothing otherwise. Clients of `icd10`, with the shipped smollm2-135m cut to a few layers, are asked as a
-server asks them: in bytes, through `ClientEndpoint`, plainly (`plain`), under example-level privacy (`example`), and in
-whole sessions of secure aggregation (`secure`). Two words are used in turn, in random order, each held by one of two
-clients, so that each client is the holder as often as not and differences between the clients cancel out.
+and switches off a single neuron otherwise. Clients of `icd10` with eight examples each, and the shipped smollm2-135m
+cut to one layer, are asked as a server asks them: in bytes, through `ClientEndpoint`, plainly (`plain`), under
+example-level privacy (`example`), and in whole sessions of secure aggregation (`secure`). Two words are used in turn,
+in random order, each held by one of two clients, so that each client is the holder as often as not and differences
+between the clients cancel out. The other clients only fill up the sessions.
 
 The form of the answers is compared byte by byte, and their times by the Mann-Whitney test, the Kolmogorov-Smirnov test,
 and the area under the ROC curve (AUC, 0.5 for a guess), with and without a floor (`fedcollm deploy client
@@ -92,7 +93,8 @@ class Parties:
         self.endpoints: dict[str, ClientEndpoint] = {}
         for name, own in self.examples.items():
             self.logs[name] = []
-            data = ClientData(self.modality, self.slm, own, self.parts.test, journal=self.logs[name].append)
+            used = own if name in self.watched else own[:1]
+            data = ClientData(self.modality, self.slm, used, self.parts.test, journal=self.logs[name].append)
             client: Any = build_client(config, RunIdentity(RUN, config.seed), name, data, list(self.examples))
             if self.settings is not None:
                 client = secure_client(config, client, self.settings, keys[name], {})
@@ -137,7 +139,7 @@ def gate(theta: Adapter, direction: Tensor, size: float = 1e11) -> Adapter:
     """θ whose first MLP overflows where its input has a positive product with a direction.
 
     One neuron of the gate and up projections gets a multiple of this product: silu(g x) · (u x) is beyond all floats if
-    the product is positive, and zero, with a gradient of zero, if it is negative.
+    the product is positive, and zero, with a gradient of zero, if it is negative: the neuron is then switched off.
     """
     made = {name: tensor.clone() for name, tensor in theta.items()}
     for name, tensor in made.items():
@@ -332,26 +334,32 @@ def main() -> None:
     """Measure every mode, with and without a floor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200, help="of holders, and as many of others")
-    parser.add_argument("--floor", type=float, default=0.5, help="seconds")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--examples", type=int, default=16, help="of each client")
+    parser.add_argument("--floor", type=float, default=1.0, help="seconds")
+    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--examples", type=int, default=8, help="of each client")
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
     torch.set_num_threads(1)
     base = base_of(configuration("plain", given.layers, given.examples))
+    limits = {f"federation.{key}": value for key, value in zip(_LIMITS, (1000.0, 10_000.0, 10_000.0), strict=True)}
+    refused = refusals(Parties(configuration("plain", given.layers, given.examples, **limits), 0.0, base))
+    for row in refused:
+        print(f"θ {row['theta']}: {'; '.join(row['answers'])}; training failed at {row['failed at'] or 'no client'}")
     rows: list[dict[str, Any]] = []
     for mode in given.modes.split(","):
         for floor in (given.floor, 0.0):
             rows.append(measured(mode, given, base, floor))
             print(line(rows[-1]), flush=True)
-    limits = {f"federation.{key}": value for key, value in zip(_LIMITS, (1000.0, 10_000.0, 10_000.0), strict=True)}
-    refused = refusals(Parties(configuration("plain", given.layers, given.examples, **limits), 0.0, base))
-    for row in refused:
-        print(f"θ {row['theta']}: {'; '.join(row['answers'])}; training failed at {row['failed at'] or 'no client'}")
-    date = f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
-    outcome = {"date": date, "layers": given.layers, "examples": given.examples, "rows": rows, "limits": refused}
-    given.out.write_text(json.dumps(outcome, indent=1, ensure_ascii=False) + "\n")
+            date = f"{datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+            outcome = {
+                "date": date,
+                "layers": given.layers,
+                "examples": given.examples,
+                "rows": rows,
+                "limits": refused,
+            }
+            given.out.write_text(json.dumps(outcome, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def _read(path: Path, kind: str, opened: Callable[[Path], _Opened]) -> tuple[Any
 
 
 def _rows(path: Path, schema: Any, batches: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    names: list[str] = list(schema.names)
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{path}: there are two columns {shorten(twice[0])}. Give each column its own name.")
     done, classes = 0, _class_names(schema)
