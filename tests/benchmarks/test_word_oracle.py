@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks.word_oracle import compared, direction, form, gate
+from benchmarks.word_gate import direction, gate
+from benchmarks.word_oracle import compared, form
 from tests.parties import add_adapter
 
 from fedcollm.messages import ClientUpdate, PhaseAnswer

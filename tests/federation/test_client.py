@@ -202,6 +202,23 @@ def test_client_works_again_after_a_training_that_failed(task, slm, monkeypatch)
     assert one.operator.failure is None
 
 
+def test_client_whose_training_failed_half_way_scores_the_adapter_that_it_was_sent(task, slm, monkeypatch):
+    request = TrainRequest(1, read_adapter(slm))
+    patch = "fedcollm.federation.client.fit"
+    monkeypatch.setattr(patch, lambda *args: 0.5)
+    expected = client(task, slm).train(request)
+
+    def half_way(task, model, *args):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 1.0
+        raise KeyError("the patient John Smith has E11.9")
+
+    monkeypatch.setattr(patch, half_way)
+    assert client(task, slm).train(request).score == expected.score
+    assert equal(read_adapter(slm), request.adapter)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 9.0])
 def test_score_that_is_no_score_is_answered_as_one_of_zero(task, slm, monkeypatch, value):
     score = TextTask.score
