@@ -4,7 +4,7 @@ Usage: python -m benchmarks.word_oracle [--trials 200] [--floor 1] [--modes plai
 
 A dishonest server sends every client the same θ, whose LoRA in the first MLP overflows if one word occurs in a text,
 and switches off a single neuron otherwise. Clients of `icd10` with eight examples each, and the shipped smollm2-135m
-cut to one layer, are asked as a server asks them: in bytes, through `ClientEndpoint`, plainly (`plain`), under
+cut to two layers, are asked as a server asks them: in bytes, through `ClientEndpoint`, plainly (`plain`), under
 example-level privacy (`example`), and in whole sessions of secure aggregation (`secure`). Two words are used in turn,
 in random order, each held by one of two clients, so that each client is the holder as often as not and differences
 between the clients cancel out. The other clients only fill up the sessions.
@@ -241,6 +241,9 @@ def measured(mode: str, given: argparse.Namespace, base: Any, floor: float) -> d
     thetas = {name: gate(parties.theta, direction(parties, token)) for name, token in words.items()}
     for untimed, name in enumerate(parties.watched, start=1):
         asked(parties, thetas[name], untimed, parties.watched)
+        if [other for other, lines in parties.logs.items() if lines] != [name] * (mode != "example"):
+            raise SystemExit(f"{mode}: the gate of client {name} does not tell it from the others: {parties.logs}")
+        parties.logs[name].clear()
     parties = Parties(configuration(mode, given.layers, given.examples), floor, base)
     start = time.perf_counter(), time.process_time(), os.getloadavg()[0]
     done = trials(parties, thetas, given.trials)
@@ -283,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200, help="of holders, and as many of others")
     parser.add_argument("--floor", type=float, default=1.0, help="seconds")
-    parser.add_argument("--layers", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=2, help="at least 2: the last computes answers only")
     parser.add_argument("--examples", type=int, default=8, help="of each client")
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--out", type=Path, default=RESULT)
