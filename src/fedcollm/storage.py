@@ -163,7 +163,9 @@ def replacing_directory(directory: Path) -> Generator[Path, None, None]:
     Raises:
         OSError: the file system refuses the write or is full.
     """
-    for leftover in directory.parent.glob(f".{escape(directory.name)}-????????"):  # of a killed process, as mkdtemp names it
+    for leftover in directory.parent.glob(
+        f".{escape(directory.name)}-????????"
+    ):  # of a killed process, as mkdtemp names it
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:

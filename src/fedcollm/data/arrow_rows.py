@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.bounded import check_rows, check_size
+from fedcollm.modalities.bounded import check_size
 from fedcollm.modalities.jsonl import shorten
 
 #: The schema of a table and its batches, as long as its file is open.
@@ -66,13 +66,12 @@ def _arrow(path: Path) -> Generator[tuple[Any, Iterable[Any]], None, None]:
 
 def _read(path: Path, kind: str, opened: Callable[[Path], _Opened]) -> tuple[Any, list[Any]]:
     """Return the schema of a table and its batches, which are decompressed one after the other within the bounds."""
-    rows = size = 0
+    size = 0
     batches: list[Any] = []
     try:
         with opened(path) as (schema, found):
             for batch in found:
-                rows, size = rows + batch.num_rows, size + batch.nbytes
-                check_rows(path, rows)
+                size += batch.nbytes
                 check_size(path, size)
                 batches.append(batch)
     except UserError:

@@ -82,18 +82,9 @@ def bounded_rows(path: Path, rows: Iterable[T]) -> Iterator[T]:
         UserError: there are more than `MOST_ROWS`.
     """
     for number, row in enumerate(rows, start=1):
-        check_rows(path, number)
+        if number > MOST_ROWS:
+            raise UserError(
+                f"{path}: has more than {MOST_ROWS:,} rows, and no more are read. Split it into several files, or give a "
+                "sample of its rows."
+            )
         yield row
-
-
-def check_rows(path: Path, count: int) -> None:
-    """Refuse a file with more than `MOST_ROWS` rows.
-
-    Raises:
-        UserError: it has more.
-    """
-    if count > MOST_ROWS:
-        raise UserError(
-            f"{path}: has more than {MOST_ROWS:,} rows, and no more are read. Split it into several files, or give a "
-            "sample of its rows."
-        )
