@@ -14,12 +14,14 @@ from tests.conftest import PATIENCE_SECONDS
 from fedcollm import storage
 from fedcollm.errors import UserError
 from fedcollm.storage import (
+    append_to,
     cached_json,
     check_place,
     locked,
     one_at_a_time,
     remove_leftovers,
     replacing,
+    replacing_directory,
     write_atomically,
     writing,
 )
@@ -268,20 +270,67 @@ def test_where_the_cache_cannot_be_written_the_value_is_made_each_time(tmp_path,
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX ones")
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_mode_is_as_asked_whatever_the_umask(tmp_path, umask):
-    before = os.umask(umask)
+def test_only_the_owner_reads_what_is_written_whatever_the_umask(tmp_path, umask):
+    before, place = os.umask(umask), tmp_path / "runs" / "one"
     try:
-        write_atomically(tmp_path / "secret", "x", mode=0o600)
-        write_atomically(tmp_path / "public", "x", mode=0o644)
+        with locked(place):
+            write_atomically(place / "private", "x")
+            write_atomically(place / "public", "x", mode=0o644)
+            os.close(append_to(place / "log"))
+            with replacing_directory(place / "adapter") as temporary:
+                assert temporary.stat().st_mode & 0o777 == 0o700
+                (temporary / "deep").mkdir(0o777)
+                (temporary / "deep" / "file").touch(0o666)
+            with replacing(place / "half") as half:
+                assert half.stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("secret", "public")] == [0o600, 0o644]
+    modes = {str(file.relative_to(tmp_path)): file.stat().st_mode & 0o777 for file in tmp_path.rglob("*")}
+    assert modes.pop("runs/one/public") == 0o644
+    directories = {"runs", "runs/one", "runs/one/adapter", "runs/one/adapter/deep"}
+    assert {name for name, mode in modes.items() if mode == 0o700} == directories
+    assert {name for name, mode in modes.items() if mode == 0o600} == modes.keys() - directories
+    assert len(modes) == 9  # the lock too
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need privileges elsewhere")
-def test_symbolic_link_is_replaced_and_not_followed(tmp_path):
+def test_symbolic_links_are_replaced_and_not_followed(tmp_path):
     (tmp_path / "elsewhere").write_text("old")
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place" / "file").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    write_atomically(tmp_path / "link", "new", mode=0o600)
-    assert (tmp_path / "elsewhere").read_text() == "old"
+    (tmp_path / "directory").symlink_to(tmp_path / "place")
+    with pytest.raises(OSError, match="link"):
+        append_to(tmp_path / "link")
+    write_atomically(tmp_path / "link", "new")
+    with replacing_directory(tmp_path / "directory") as temporary:
+        (temporary / "file").write_text("new")
+    assert (tmp_path / "elsewhere").read_text() == (tmp_path / "place" / "file").read_text() == "old"
+    assert (tmp_path / "link").read_text() == (tmp_path / "directory" / "file").read_text() == "new"
     assert not (tmp_path / "link").is_symlink()
+    assert not (tmp_path / "directory").is_symlink()
+
+
+def test_temporary_name_can_neither_be_guessed_nor_be_taken(tmp_path, monkeypatch):
+    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as two:
+        assert one.name != two.name
+        one.touch()
+        two.touch()
+    monkeypatch.setattr(storage.secrets, "token_hex", lambda size: "0" * 2 * size)
+    (tmp_path / ".a-0000000000000000").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "a", "new")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_directory_is_replaced_as_a_whole_and_not_if_the_block_fails(tmp_path):
+    for name in ("adapter", ".adapter-0123abcd", ".other-0123abcd"):  # the second is a killed process's
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "old").touch()
+    with pytest.raises(OSError, match="No space left"), replacing_directory(tmp_path / "adapter") as temporary:
+        full_disk((temporary / "new").touch())
+    assert names(tmp_path / "adapter") == ["old"]
+    with replacing_directory(tmp_path / "adapter") as temporary:
+        (temporary / "new").touch()
+    assert names(tmp_path / "adapter") == ["new"]
+    assert names(tmp_path) == [".other-0123abcd", "adapter"]

@@ -1,4 +1,9 @@
-"""Atomic file writes, locks between processes, and the cache, with the same behavior on every platform."""
+"""Atomic file writes, locks between processes, and the cache, with the same behavior on every platform.
+
+What is written here may hold private data, and its directory may be on a machine that several people use. So only the
+owner can read it, whatever the umask is, and no symbolic link is followed where something is written. Whoever wants to
+share a run changes its permissions afterwards, for example with `chmod -R go+rX runs/icd10`.
+"""
 
 import contextlib
 import errno
@@ -6,8 +11,11 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Generator
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +23,11 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from fedcollm.errors import UserError
+
+#: Permissions of a file that only its owner can read, and of a directory that only its owner can enter.
+PRIVATE, PRIVATE_DIRECTORY = 0o600, 0o700
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # Windows lacks it
 
 #: How long to try to take a lock: long enough for a second attempt, since the first one may only remove the lock that
 #: a killed process left behind.
@@ -81,7 +94,7 @@ def _stands(place: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, mode: int | None = None) -> Generator[Path, None, None]:
+def replacing(path: Path, mode: int = PRIVATE) -> Generator[Path, None, None]:
     """Replace a file atomically with one that the `with` block writes.
 
     At any moment, `path` is either the complete old file or the complete new one. If the block fails, the old file
@@ -89,7 +102,7 @@ def replacing(path: Path, mode: int | None = None) -> Generator[Path, None, None
 
     Args:
         path: the file to create or replace. If it is a symbolic link, the link is replaced.
-        mode: its permissions, whatever the umask is; None for those that the umask leaves.
+        mode: its permissions, whatever the umask is. Nobody else may read it while it is written.
 
     Yields:
         The temporary path to write to, which has a random name and is in the same directory as `path`.
@@ -99,11 +112,9 @@ def replacing(path: Path, mode: int | None = None) -> Generator[Path, None, None
     """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
-        if mode is not None:  # nobody may read it while it is written
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, PRIVATE))
         yield temporary
-        if mode is not None:
-            temporary.chmod(mode)
+        temporary.chmod(mode)
         with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())
         _replace(temporary, path)
@@ -123,13 +134,13 @@ def _replace(temporary: Path, path: Path) -> None:
             time.sleep(0.01)
 
 
-def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
+def write_atomically(path: Path, text: str, mode: int = PRIVATE) -> None:
     r"""Write a text file atomically, with the same bytes on every platform.
 
     Args:
         path: the file to create or replace.
         text: its complete content, written as UTF-8 with `\n` line endings.
-        mode: its permissions, whatever the umask is; None for those that the umask leaves.
+        mode: its permissions, whatever the umask is.
 
     Raises:
         OSError: the file system refuses the write or is full.
@@ -138,9 +149,61 @@ def write_atomically(path: Path, text: str, mode: int | None = None) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+@contextlib.contextmanager
+def replacing_directory(directory: Path) -> Generator[Path, None, None]:
+    """Replace a directory with one that the `with` block fills. If the block fails, the old one stays.
+
+    Args:
+        directory: the directory to create or replace, which no other process writes to. If it is a symbolic link, the
+            link is replaced.
+
+    Yields:
+        The temporary directory to write to, which has a random name and which only its owner can enter.
+
+    Raises:
+        OSError: the file system refuses the write or is full.
+    """
+    for leftover in directory.parent.glob(
+        f".{escape(directory.name)}-????????"
+    ):  # of a killed process, as mkdtemp names it
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield temporary
+        for place in temporary.rglob("*"):
+            if not place.is_symlink():
+                place.chmod(PRIVATE_DIRECTORY if place.is_dir() else PRIVATE)
+        if directory.is_symlink():
+            directory.unlink()
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that only its owner can enter, with those above it, unless it exists.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+
+
+def append_to(file: Path) -> int:
+    """Return a descriptor that appends to a file, which only its owner can read.
+
+    Raises:
+        OSError: the file can't be opened, or is a symbolic link.
+    """
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK, PRIVATE)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of `path` that killed processes left behind. The caller must hold the lock."""
-    for leftover in path.parent.glob(f".{path.name}-*"):
+    for leftover in path.parent.glob(f".{escape(path.name)}-*"):
         leftover.unlink(missing_ok=True)
 
 
@@ -156,7 +219,7 @@ def locked(directory: Path) -> Generator[None, None, None]:
     """
     check_place(directory)
     with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         lock = _lock(directory / ".lock")
         try:
             lock.acquire(timeout=_LOCK_SECONDS)
@@ -183,7 +246,7 @@ def one_at_a_time(file: Path, message: str = OUTPUT) -> Generator[None, None, No
         UserError: the directory can't be written.
     """
     with writing(file.parent, message):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(file.parent)
         lock = _lock(file.with_name(f".{file.name}.lock"))
         lock.acquire()
     try:
@@ -194,7 +257,7 @@ def one_at_a_time(file: Path, message: str = OUTPUT) -> Generator[None, None, No
 
 def _lock(file: Path) -> FileLock:
     """Return a lock that any thread may release, since a generator can finish in another thread than it started in."""
-    return FileLock(file, thread_local=False)
+    return FileLock(file, mode=PRIVATE, thread_local=False)
 
 
 def cache_directory() -> Path:
@@ -236,7 +299,7 @@ def cached_json(name: str, made_of: object, make: Callable[[], Any]) -> Any:
             return json.loads(text)
     text = json.dumps(make())
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(file.parent)
         write_atomically(file, f"{_sha256(text)}\n{text}")
     return json.loads(text)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedcollm.config import EvaluationConfig, FormatConfig
+from fedcollm.config import EvaluationConfig, FederationConfig, FormatConfig
 
 
 @pytest.mark.parametrize(("rounds", "every", "expected"), [(1, 1, [1]), (3, 1, [1, 2, 3]), (4, 3, [3, 4]), (2, 9, [2])])
@@ -63,3 +63,24 @@ def test_a_format_is_of_text_images_or_audio(keys, kind, folders, free):
 def test_a_format_of_both_or_neither_is_refused(keys, said):
     with pytest.raises(ValueError, match=said):
         FormatConfig(**keys)
+
+
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [
+        ({}, False),
+        ({"secure_aggregation": True}, True),
+        ({"secure_aggregation": True, "participants": []}, False),  # there are no clients
+        (
+            {
+                "secure_aggregation": True,
+                "privacy": {"level": "client", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
+            },
+            False,
+        ),
+    ],
+)
+def test_secure_aggregation_without_privacy_is_warned_of(values, warned):
+    warning = FederationConfig.model_validate(values).warning
+    assert (warning is not None) == warned
+    assert warning is None or "one client's data" in warning

@@ -362,6 +362,20 @@ def test_client_keeps_its_own_adapter_in_its_directory_and_tells_nothing_under_s
     assert not all(torch.equal(own[name], theta[name]) for name in theta)
 
 
+def test_adapter_that_the_client_has_kept_is_never_overwritten_and_the_answer_does_not_show_it(out, config):
+    place = out / "clients" / "1"
+    (place / "config.yaml").write_text(config_text(changed(config, {"client.personal": True})))
+    for name in ("state", "adapter"):
+        (place / name).mkdir()
+    (place / "adapter" / "mine").touch()
+    answering = build_answering(place, place / "data.jsonl")
+    membership = directories.read(place, directories.MEMBERSHIP, Membership)
+    request = TrainRequest(3, shared_slm(config.slm.source)[1], run=membership.run, keep=True)
+    assert decode(answering(encode(request)), answering.limit_bytes) == ClientUpdate("1", 3, {})
+    assert [file.name for file in (place / "adapter").iterdir()] == ["mine"]
+    assert "is not replaced" in (place / "state" / "failures.log").read_text(encoding="utf-8")
+
+
 def test_only_the_operator_reads_why_a_training_failed(out, config, monkeypatch):
     place = out / "clients" / "1"
     (place / "config.yaml").write_text(config_text(changed(config, {"federation.secure_aggregation.enabled": False})))

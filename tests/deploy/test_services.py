@@ -190,6 +190,19 @@ def stranger():
     process.wait()
 
 
+def test_server_of_another_deployment_that_got_the_number_is_not_signalled(directory, tmp_path):
+    other = tmp_path / "other"
+    words = [sys.executable, "-c", "import time; time.sleep(60)", "deploy", "server"]
+    for place, ours in ((other, False), (directory, True)):
+        process = subprocess.Popen([*words, place])
+        while words[-1] not in psutil.Process(process.pid).cmdline():
+            time.sleep(0.01)
+        (directory / "state" / "server.pid").write_text(str(process.pid))
+        assert services.running(directory, "server") == ours
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize("name", ["server", "nginx", "superlink"])
 def test_another_program_that_got_the_number_is_not_signalled(directory, stranger, name):
     (directory / "state" / f"{name}.pid").write_text(str(stranger.pid))

@@ -36,6 +36,9 @@ def test_adapter_at_the_limit_is_trained_and_above_it_refused():
         Limits(adapter_value=3.9).check_request(TrainRequest(1, THETA))
     with pytest.raises(RefusalError, match=r"L2 norm of 5, more than .*norm 4\.9"):
         Limits(adapter_norm=4.9).check_request(TrainRequest(1, THETA))
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(RefusalError, match="w of the global adapter"):
+            Limits(adapter_value=3.9).check_request(TrainRequest(1, {"w": torch.tensor([0.0, value])}))
 
 
 def test_loss_before_training_at_the_limit_and_above():

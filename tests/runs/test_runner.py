@@ -59,6 +59,20 @@ def test_run_writes_a_whole_run_directory(tiny_config, tmp_path):
     assert {len(values) for values in outcomes.values()} == {48}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX ones")
+def test_only_the_owner_reads_a_run_whatever_the_umask(personal, tmp_path):
+    before, config = os.umask(0), changed(personal, {"log_steps": True, "federation.rounds": 1})
+    try:
+        fedcollm.run(config, tmp_path / "runs" / "one")
+    finally:
+        os.umask(before)
+    places = list((tmp_path / "runs").rglob("*"))
+    assert {"steps.jsonl", "checkpoint.safetensors", "adapter_model.safetensors", "personal.json"} <= {
+        place.name for place in places
+    }
+    assert not [place for place in places if place.stat().st_mode & 0o077]
+
+
 def test_outcomes_lost_after_the_last_round_are_found_again(tiny_config, tmp_path):
     fedcollm.run(with_rounds(tiny_config, 1), tmp_path / "run")
     outcomes = tmp_path / "run" / run_directory.OUTCOMES

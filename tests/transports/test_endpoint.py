@@ -196,6 +196,21 @@ def test_answer_leaves_after_a_whole_multiple_of_the_seconds_that_the_operator_s
     assert waits == [waited]
 
 
+def test_answer_waits_when_it_is_complete_whatever_went_wrong_and_a_refusal_does_not(small, monkeypatch):
+    done: list[object] = []
+    answering = small.answering("0")
+    answering.answer_after, answering.wait = 10.0, lambda seconds: done.append("waited")
+    monkeypatch.setattr("fedcollm.transports.endpoint.encode", lambda answer: done.append(answer) or encode(answer))
+    assert isinstance(asked(answering, small.request(1)), ClientUpdate)
+    assert [done[0].__class__, *done[1:]] == [ClientUpdate, "waited"]
+    assert isinstance(asked(answering, small.request(9)), Failure)
+    assert done[3:] == []  # the refusal alone
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "train", lambda *_: 1 / 0)
+        assert isinstance(asked(answering, small.request(2)), Failure)
+    assert done[4:] == ["waited"]
+
+
 def test_update_outside_the_range_is_answered_as_any_other(model_directories, word_data, tmp_path, monkeypatch):
     changes = {"federation.secure_aggregation.enabled": True, "federation.secure_aggregation.value_range": 1e-6}
     small = Small(small_config(model_directories, word_data, **changes), tmp_path / "disk", monkeypatch)

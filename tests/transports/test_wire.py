@@ -160,6 +160,21 @@ def test_bytes_that_are_no_message_are_refused(data):
         decode(data, LIMIT)
 
 
+def test_length_of_an_update_tells_nothing_of_its_numbers():
+    failed = ClientUpdate("b", 2, {}, 5, 0.0, Score({"acc": 0.0}, 7), {"clients": 0.5, "evaluation": 0.0})
+    other = ClientUpdate(
+        "b", 2, {}, 5, 2.718281828459045, Score({"acc": 1 / 3}, 7), {"clients": 1 / 7, "evaluation": 1 / 9}
+    )
+    assert len(encode(failed)) == len(encode(other))
+
+
+def test_tensors_come_in_the_order_of_their_names():  # so that all clients name the same one when they refuse several
+    names = [f"layer {index}" for index in range(20)]
+    back = decode(encode(TrainRequest(3, {name: torch.zeros(1) for name in names})), LIMIT)
+    assert isinstance(back, TrainRequest)
+    assert list(back.adapter) == sorted(names)
+
+
 def test_same_message_is_the_same_bytes():
     assert len({encode(TrainRequest(3, ADAPTER, True, SESSION)) for _ in range(20)}) == 1
 
@@ -194,7 +209,8 @@ FORMS = [
 def test_header_is_a_form_that_no_renamed_attribute_changes(message, form):
     data = encode(message)
     length = int.from_bytes(data[:8], "little")
-    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"3\n{form}"}
+    filled = form.ljust(1024) if isinstance(message, ClientUpdate) else form
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"3\n{filled}"}
 
 
 @pytest.mark.parametrize(

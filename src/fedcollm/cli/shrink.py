@@ -70,7 +70,9 @@ def _check_new(out: Path) -> None:
     """
     if out.exists():
         raise UserError(f"--out: {out} exists already. Choose another directory.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    from fedcollm.storage import make_directory
+
+    make_directory(out.parent)
 
 
 def _copy(made: Path, out: Path) -> None:

@@ -1,18 +1,26 @@
 """Read rows from Parquet and from Arrow, as pandas, Spark, BigQuery and the library `datasets` write them."""
 
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from fedcollm.errors import UserError
+from fedcollm.modalities.bounded import check_size
 from fedcollm.modalities.jsonl import shorten
+
+#: The schema of a table and its batches, as long as its file is open.
+_Opened = AbstractContextManager[tuple[Any, Iterable[Any]]]
 
 #: First bytes of an Arrow file that can be read in any order; one without them is a stream.
 _FILE_MAGIC = b"ARROW1"
+
+_AT_ONCE = 10_000  # rows
 
 #: Arrow's name of a type of floats to numpy's, for those with fewer digits than Python's.
 _SHORT_FLOATS = {"halffloat": "float16", "float": "float32"}
@@ -22,48 +30,68 @@ def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each row of a Parquet file after its place, which is the file and the number of the row.
 
     Raises:
-        UserError: the file can't be read.
+        UserError: the file can't be read, or holds more than `modalities/bounded.py` allows.
     """
-    from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
-
-    file: Any = cast("Any", parquet).ParquetFile
-    return _rows(path, "Parquet", lambda: file(path).read())
+    return _rows(path, *_read(path, "Parquet", _parquet))
 
 
 def arrow_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each row of an Arrow file, a stream or not; see `parquet_rows`.
 
     Raises:
-        UserError: the file can't be read.
+        UserError: as `parquet_rows`.
     """
-    return _rows(path, "Arrow", lambda: _arrow_table(path))
+    return _rows(path, *_read(path, "Arrow", _arrow))
 
 
-def _arrow_table(path: Path) -> Any:
+@contextlib.contextmanager
+def _parquet(path: Path) -> Generator[tuple[Any, Iterable[Any]], None, None]:
+    from pyarrow import parquet  # pyright: ignore[reportMissingTypeStubs]
+
+    with cast("Any", parquet).ParquetFile(path) as file:
+        yield file.schema_arrow, file.iter_batches(_AT_ONCE)
+
+
+@contextlib.contextmanager
+def _arrow(path: Path) -> Generator[tuple[Any, Iterable[Any]], None, None]:
     from pyarrow import ipc  # pyright: ignore[reportMissingTypeStubs]
 
     library: Any = ipc
     with path.open("rb") as file:
         is_file = file.read(len(_FILE_MAGIC)) == _FILE_MAGIC
         file.seek(0)
-        return (library.open_file if is_file else library.open_stream)(file).read_all()
+        opened = (library.open_file if is_file else library.open_stream)(file)
+        yield opened.schema, map(opened.get_batch, range(opened.num_record_batches)) if is_file else opened
 
 
-def _rows(path: Path, kind: str, read: Callable[[], Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(path: Path, kind: str, opened: Callable[[Path], _Opened]) -> tuple[Any, list[Any]]:
+    """Return the schema of a table and its batches, which are decompressed one after the other within the bounds."""
+    size = 0
+    batches: list[Any] = []
     try:
-        table = read()
-        names = list(table.schema.names)
+        with opened(path) as (schema, found):
+            for batch in found:
+                size += batch.nbytes
+                check_size(path, size)
+                batches.append(batch)
+    except UserError:
+        raise
     except Exception as error:  # pyarrow raises many kinds
         raise UserError(f"{path}: can't be read as {kind} ({_first_line(error)}). Check that it is complete.") from None
+    return schema, batches
+
+
+def _rows(path: Path, schema: Any, batches: Iterable[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    names: list[str] = list(schema.names)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{path}: there are two columns {shorten(twice[0])}. Give each column its own name.")
-    done, classes = 0, _class_names(table.schema)
-    types = {field.name: str(field.type) for field in table.schema}
+    done, classes = 0, _class_names(schema)
+    types = {field.name: str(field.type) for field in schema}
     floats = {name: _SHORT_FLOATS[kind] for name, kind in types.items() if kind in _SHORT_FLOATS}
     try:
-        for batch in table.to_batches(max_chunksize=10_000):
-            for row in batch.to_pylist():
+        for part in (batch.slice(start, _AT_ONCE) for batch in batches for start in range(0, batch.num_rows, _AT_ONCE)):
+            for row in part.to_pylist():
                 done += 1
                 yield f"{path}, row {done}", _plain(row, classes, floats, f"{path}, row {done}")
     except UserError:

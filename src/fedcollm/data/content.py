@@ -1,13 +1,10 @@
-"""Read the bytes of a file, compressed or not, and decode them strictly: an error names the line and the byte."""
+"""Decode the bytes of a file strictly: an error names the line and the byte."""
 
 import codecs
-import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 from fedcollm.errors import UserError
-from fedcollm.modalities.jsonl import read_bytes
 
 #: Byte-order mark that a file can begin with to the encoding that it stands for, the longer marks first.
 _MARKS: Mapping[bytes, str] = {
@@ -23,27 +20,6 @@ _LIKELY = ("utf-8", "cp1252", "cp932", "euc_jp", "gb18030", "big5", "euc_kr", "c
 
 #: Size of the piece of a file that is decoded to find likely encodings, in bytes.
 _TRIED_BYTES = 2**22
-
-
-def _zstandard(content: bytes) -> bytes:
-    import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
-
-    arrow = cast("Any", pa)
-    with arrow.CompressedInputStream(arrow.BufferReader(content), "zstd") as stream:
-        return cast("bytes", stream.read())
-
-
-#: Ending of a compressed file to what decompresses its bytes.
-COMPRESSIONS: Mapping[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".zst": _zstandard}
-
-
-def read_content(path: Path) -> bytes:
-    """Return the bytes of a file, decompressed if its ending says that they are compressed.
-
-    Raises:
-        UserError: the file can't be read.
-    """
-    return read_bytes(path, COMPRESSIONS.get(path.suffix.lower()))
 
 
 def decode(content: bytes, encoding: str, path: Path) -> str:

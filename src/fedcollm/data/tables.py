@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedcollm.data.arrow_rows import arrow_rows, parquet_rows
-from fedcollm.data.content import COMPRESSIONS, decode, read_content
+from fedcollm.data.content import decode
 from fedcollm.data.csv_rows import csv_rows
 from fedcollm.data.json_rows import json_rows
 from fedcollm.errors import UserError
+from fedcollm.modalities.bounded import COMPRESSIONS, bounded_rows, read_bytes
 
 Placed = tuple[str, dict[str, Any]]
 
@@ -82,7 +83,7 @@ def file_rows(path: Path, reading: Reading = _DEFAULT) -> Iterator[Placed]:
         reading: how it is read if it is text.
 
     Raises:
-        UserError: the file can't be read, or a line is invalid.
+        UserError: the file can't be read, a line is invalid, or it holds more than `modalities/bounded.py` allows.
     """
     ending = ending_of(path)
     if not ending:
@@ -90,10 +91,10 @@ def file_rows(path: Path, reading: Reading = _DEFAULT) -> Iterator[Placed]:
     if ending in _BINARY_READERS:
         rows = _BINARY_READERS[ending](path)
     else:
-        text = decode(read_content(path), reading.encoding, path)
+        text = decode(read_bytes(path), reading.encoding, path)
         packed = next((packed for packed in COMPRESSIONS if ending.endswith(packed)), "")
         rows = _TEXT_READERS[ending.removesuffix(packed)](text, path, reading)
-    for place, row in rows:
+    for place, row in bounded_rows(path, rows):
         yield place, row if all(map(str.isascii, row)) else _composed(row, place)
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedcollm.deploy.files import append_to, make_directory
 from fedcollm.deploy.logs import current
-from fedcollm.storage import writing
+from fedcollm.storage import append_to, make_directory, writing
 
 
 @dataclass

@@ -18,7 +18,6 @@ from fedcollm.data.parts import find_part
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.audit import Audited
 from fedcollm.deploy.directories import Membership
-from fedcollm.deploy.files import make_directory
 from fedcollm.deploy.member import Member
 from fedcollm.deploy.outcome import Outcome
 from fedcollm.deploy.roster import Roster
@@ -32,7 +31,7 @@ from fedcollm.progress import say
 from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_slm, set_backends
 from fedcollm.seeding import RunIdentity
-from fedcollm.storage import locked, write_atomically, writing
+from fedcollm.storage import append_to, locked, make_directory, write_atomically, writing
 from fedcollm.transports.endpoint import Answers, ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
@@ -162,10 +161,8 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
 
 def _append(file: Path, line: str) -> None:
     """Append a line, with the time in UTC, to a file that only its owner can read. A full disk loses the line."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
-            stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+    with contextlib.suppress(OSError), os.fdopen(append_to(file), "a", encoding="utf-8") as stream:
+        stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
 
 
 def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *, answer_after: float = 0.0) -> bool:

@@ -1,7 +1,7 @@
 """Files of a deployment: written for one owner, and read from strangers within bounds.
 
 Directories of a deployment may be on a machine that several people use. So every mode is explicit, no symbolic link is
-followed where something is written, and what another party sent is read only up to a limit.
+followed where something is written (see also `storage`), and what another party sent is read only up to a limit.
 """
 
 import os
@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from fedcollm.errors import UserError
+from fedcollm.storage import make_directory
 
 #: `os.O_NOFOLLOW` and `os.O_NONBLOCK`, which Windows lacks.
 _NO_LINK, _NO_WAIT = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
@@ -33,26 +34,6 @@ def create(file: Path, content: str | bytes, secret: bool = False) -> None:
         file.chmod(mode)  # whatever the umask is
     except OSError as error:
         raise UserError(f"{file} can't be written: {error.strerror}. Choose another --out.") from error
-
-
-def make_directory(directory: Path) -> None:
-    """Make a directory that only its owner can enter, with those above it, unless it exists.
-
-    Raises:
-        OSError: it can't be made.
-    """
-    if not directory.is_dir():
-        make_directory(directory.parent)
-        directory.mkdir(mode=0o700, exist_ok=True)
-
-
-def append_to(file: Path) -> int:
-    """Return a descriptor that appends to a file, which only its owner can read.
-
-    Raises:
-        OSError: the file can't be opened, or is a symbolic link.
-    """
-    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINK, 0o600)
 
 
 def read_bounded(file: Path, limit_bytes: int) -> bytes:

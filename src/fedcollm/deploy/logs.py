@@ -10,11 +10,10 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from fedcollm.deploy.files import append_to, make_directory
 from fedcollm.errors import FedcollmError
 from fedcollm.messages import readable
 from fedcollm.progress import LOGGER
-from fedcollm.storage import writing
+from fedcollm.storage import append_to, make_directory, writing
 
 _BYTES, _FILES = 10 * 2**20, 5
 

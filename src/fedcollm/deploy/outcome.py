@@ -16,7 +16,7 @@ from fedcollm.models.adapters import save_adapter
 from fedcollm.progress import say
 from fedcollm.runs.identity import base_digests
 from fedcollm.runs.portable import copy_input_files, portable_of, write_portable
-from fedcollm.storage import write_atomically, writing
+from fedcollm.storage import make_directory, write_atomically, writing
 
 if TYPE_CHECKING:
     import peft
@@ -53,11 +53,11 @@ class Outcome:
             raise RefusalError("the last message of the run has no valid round or adapter")
         final = self.directory / "final"
         with writing(self.directory):
-            final.mkdir(mode=0o700, exist_ok=True)
+            make_directory(final)
             if self.config.control is None:
                 self._save_adapter(request.adapter, final)
-            write_atomically(final / "README.md", self._card(request), mode=0o644)
-            write_atomically(final / "report.json", json.dumps(self._report(request), indent=1) + "\n", mode=0o644)
+            write_atomically(final / "README.md", self._card(request))
+            write_atomically(final / "report.json", json.dumps(self._report(request), indent=1) + "\n")
         say(f"the run is finished after round {request.round_index}; the final adapter is in {final}")
 
     def _save_adapter(self, adapter: Adapter, final: Path) -> None:

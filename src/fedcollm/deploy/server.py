@@ -11,7 +11,6 @@ from fedcollm.config import RunConfig
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.admission import Admitted, grant_access, publish
 from fedcollm.deploy.directories import Deployment
-from fedcollm.deploy.files import make_directory
 from fedcollm.deploy.page import address, served
 from fedcollm.deploy.services import kept_running
 from fedcollm.deploy.watch import Watch, WatchedTransport
@@ -21,7 +20,7 @@ from fedcollm.progress import say
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.build import Inputs, Remote
 from fedcollm.runs.runner import rounds
-from fedcollm.storage import locked, write_atomically, writing
+from fedcollm.storage import locked, make_directory, write_atomically, writing
 from fedcollm.transports.flower.transport import Deadlines, FlowerTransport
 
 _TOLD = "told.json"  # in state/: the clients that know that the run is finished

@@ -19,11 +19,10 @@ import psutil
 
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
-from fedcollm.deploy.files import append_to
 from fedcollm.deploy.front import stream_module, write_front
 from fedcollm.errors import UserError
 from fedcollm.progress import say
-from fedcollm.storage import write_atomically, writing
+from fedcollm.storage import append_to, write_atomically, writing
 
 if TYPE_CHECKING:
     from fedcollm.transports.flower.superlink import SuperLink
@@ -204,9 +203,15 @@ def _process(directory: Path, name: str) -> psutil.Process | None:
     ours = {
         "superlink": f"{place}/state/superlink.db" in words,
         "nginx": "nginx" in line and f"-p {place}/ " in f"{line} ",
-        "server": number == os.getpid() or ("deploy" in words and "server" in words),
+        "server": number == os.getpid() or ("deploy" in words and "server" in words and _names(process, directory)),
     }
     return process if ours[name] and begun <= written + _CLOCK_SECONDS else None
+
+
+def _names(process: psutil.Process, directory: Path) -> bool:
+    """Return whether a word of a process's command line is this directory."""
+    here = Path(process.cwd())
+    return any((here / word).resolve() == directory.resolve() for word in process.cmdline() if "\0" not in word)
 
 
 def stop(directory: Path, name: str, seconds: float = 5.0) -> bool:

@@ -118,7 +118,7 @@ def restored(upload: Adapter, theta: Adapter, bits: int) -> Adapter:
     words = upload[VALUES].cpu().numpy().view(np.uint32)
     values = torch.from_numpy(from_words(words, bits, sum(sizes)) - most).double()  # pyright: ignore[reportUnknownMemberType]
     adapter: Adapter = {}
-    for name, part, scale in zip(sorted(theta), values.split(sizes), upload[SCALES].double(), strict=True):
+    for name, part, scale in zip(sorted(theta), torch.split(values, sizes), upload[SCALES].double(), strict=True):
         start = theta[name]
         adapter[name] = (start.double() + (part * scale).reshape(start.shape).to(start.device)).to(start.dtype)
     return adapter

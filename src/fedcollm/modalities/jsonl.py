@@ -1,23 +1,22 @@
 """Read JSON lines files strictly: every error names the file and the line."""
 
-import gzip
 import json
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from fedcollm.errors import UserError
+from fedcollm.modalities.bounded import bounded_rows, read_bytes
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Return (line number, object) for each line of a JSON lines file, gzipped or not. Blank lines are skipped.
+    """Return (line number, object) for each line of a JSON lines file, compressed or not. Blank lines are skipped.
 
     Raises:
-        UserError: the file can't be read, a line is not a JSON object, or there are no objects.
+        UserError: the file can't be read, a line is not a JSON object, or there are none, or more than
+            `bounded.MOST_ROWS` lines.
     """
     rows: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(bounded_rows(path, read_bytes(path).split(b"\n")), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             row = json.loads(text) if text.strip() else None
@@ -34,31 +33,6 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not rows:
         raise UserError(f"{path} is empty. Write one JSON object per line.")
     return rows
-
-
-def _lines(path: Path) -> list[bytes]:
-    return read_bytes(path, gzip.decompress if path.name.endswith(".gz") else None).split(b"\n")
-
-
-def read_bytes(path: Path, decompress: Callable[[bytes], bytes] | None = None) -> bytes:
-    """Return the bytes of a file.
-
-    Args:
-        path: the file.
-        decompress: what decompresses its bytes; None if they are not compressed.
-
-    Raises:
-        UserError: the file can't be read.
-    """
-    try:
-        content = path.read_bytes()
-        return content if decompress is None else decompress(content)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Check task.path.") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: can't be read ({error}). Check that the file is complete and that you have permission to read it."
-        ) from None
 
 
 def shorten(value: Any) -> str:

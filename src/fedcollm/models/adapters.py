@@ -1,7 +1,6 @@
 """PEFT adapters on frozen base models; the only module that reads or writes an adapter."""
 
 import contextlib
-import shutil
 import warnings
 import weakref
 from collections.abc import Generator, Iterable, Sequence
@@ -18,6 +17,7 @@ from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit, misshapen
 from fedcollm.models.core import add_cores, has_cores, plain_state
 from fedcollm.models.peft_config import check_partial, peft_config, train_whole
+from fedcollm.storage import replacing_directory
 
 if TYPE_CHECKING:
     import peft
@@ -212,20 +212,17 @@ def without_adapter(model: nn.Module) -> Generator[None, None, None]:
 
 
 def save_adapter(model: "peft.PeftModel", adapter: Adapter, directory: Path) -> None:
-    """Write an adapter in PEFT's own format, and replace the directory as a whole.
+    """Write an adapter in PEFT's own format, and replace the directory as a whole. Only its owner can read it.
 
     Args:
         model: the model that the adapter belongs to; its parameters are set to the adapter's values.
         adapter: the values.
         directory: where to write.
     """
-    temporary = directory.with_name(f".{directory.name}-new")
-    shutil.rmtree(temporary, ignore_errors=True)
     write_adapter(model, adapter)
-    state = {"state_dict": plain_state(model)} if has_cores(model) else {}
-    model.save_pretrained(str(temporary), save_embedding_layers=False, **state)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    state: dict[str, Any] = {"state_dict": plain_state(model)} if has_cores(model) else {}
+    with replacing_directory(directory) as temporary:
+        model.save_pretrained(str(temporary), save_embedding_layers=False, **state)
 
 
 def load_adapter(model: "peft.PeftModel", directory: Path) -> None:

@@ -15,6 +15,7 @@ from fedcollm.errors import SECTION, UserError
 from fedcollm.messages import Adapter, not_finite
 from fedcollm.models.peft_config import peft_config
 from fedcollm.progress import say
+from fedcollm.storage import make_directory, replacing_directory
 
 if TYPE_CHECKING:
     import peft
@@ -94,12 +95,10 @@ def warm_start(model: "peft.PeftModel", section: AdapterConfig, kept: Path) -> N
     directory = _directory(section)
     if note := other_base(section, str(cast(Any, model).peft_config["default"].base_model_name_or_path)):
         say(note)
-    temporary = kept.with_name(f".{kept.name}-new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for file in (CONFIG, WEIGHTS):
-        shutil.copyfile(directory / file, temporary / file)
-    temporary.rename(kept)
+    make_directory(kept.parent)
+    with replacing_directory(kept) as temporary:
+        for file in (CONFIG, WEIGHTS):
+            shutil.copyfile(directory / file, temporary / file)
 
 
 def other_base(section: AdapterConfig, *bases: str) -> str | None:

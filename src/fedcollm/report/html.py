@@ -19,7 +19,7 @@ from fedcollm.report.formats import count, metric_title, share
 from fedcollm.report.runs import Method, Run, find_runs, group, main_first, metric_of, read_run, with_true_roles
 from fedcollm.report.scores import curve
 from fedcollm.runs.directory import CONFIG, REPORT
-from fedcollm.storage import write_atomically, writing
+from fedcollm.storage import make_directory, write_atomically, writing
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
     file = out / REPORT if out.is_dir() else out
     page = render(methods, unfinished, controls(directories[0]))
     with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(file.parent)
         write_atomically(file, page)
     return file
 

@@ -28,7 +28,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import read_adapter, save_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
-from fedcollm.storage import writing
+from fedcollm.storage import make_directory, writing
 
 if TYPE_CHECKING:
     import peft
@@ -118,7 +118,7 @@ def _store(slm: "peft.PeftModel", directory: Path, replaces: bool, adapter: Adap
     if directory.exists() and not replaces:
         raise UserError(f"{directory} exists already, and is not replaced. Move it away before the last round.")
     with writing(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(directory.parent)
         save_adapter(slm, adapter, directory)
 
 

@@ -19,6 +19,7 @@ from fedcollm.models.peft_config import with_layers
 from fedcollm.models.warm_start import warm_start
 from fedcollm.progress import say
 from fedcollm.seeding import derive_seed
+from fedcollm.storage import make_directory
 from fedcollm.training.fine_tuning import fit
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def save_base(network: nn.Module, directory: Path) -> None:
     if hasattr(network, "save_pretrained"):
         cast(Any, network).save_pretrained(directory)
         return
-    directory.mkdir(parents=True)
+    make_directory(directory)
     cast(Any, safetensors.torch).save_model(network, str(directory / _WEIGHTS))
 
 

@@ -24,6 +24,9 @@
 
 The checkpoint is replaced atomically after each round, and the other results are derived from it. A process that is
 killed at any moment leaves a directory that can be resumed.
+
+Only the owner can enter a run directory and read what is in it, since adapters, outcomes and exhibits may show private
+examples. To share a run, change its permissions, for example with `chmod -R go+rX runs/icd10`.
 """
 
 import json

@@ -26,7 +26,7 @@ from fedcollm.modalities.text.task import TextExample, TextTask, picks
 from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs.runner import restore
-from fedcollm.storage import writing
+from fedcollm.storage import make_directory, write_atomically, writing
 from fedcollm.training.batches import like_sized
 
 #: Task to the harness's own task file, under `lm_eval/tasks`.
@@ -219,9 +219,9 @@ def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> N
         raise UserError(f"lm-eval {version} has no {TASK_FILES[name]}. Install another: pip install 'lm-eval==0.4.13'")
     lines = [json.dumps(original_row(name, example)) + "\n" for example in examples]
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    make_directory(directory)
     data, cache = (directory.resolve() / place for place in (f"{name}.jsonl", "cache"))
-    data.write_text("".join(lines), encoding="utf-8")
+    write_atomically(data, "".join(lines))
     settings = {
         "include": str(own),
         "task": _TASK,
@@ -232,7 +232,7 @@ def write_task(name: str, examples: Sequence[TextExample], directory: Path) -> N
         "validation_split": None,
         "test_split": "test",
     }
-    (directory / f"{name}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    write_atomically(directory / f"{name}.yaml", yaml.safe_dump(settings, sort_keys=False))
 
 
 def original_row(name: str, example: TextExample) -> dict[str, Any]:

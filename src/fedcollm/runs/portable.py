@@ -18,7 +18,7 @@ from fedcollm.config import SCHEMA_VERSION, ModelConfig, RunConfig, TaskConfig
 from fedcollm.config.base import Section
 from fedcollm.config.loading import explain
 from fedcollm.errors import UserError
-from fedcollm.storage import write_atomically
+from fedcollm.storage import replacing, write_atomically
 
 #: The file beside an adapter.
 PORTABLE = "fedcollm.json"
@@ -100,7 +100,8 @@ def copy_input_files(base: str, directory: Path) -> None:
     for pattern in _INPUT_FILES if Path(base).is_dir() else ():
         for file in sorted(Path(base).glob(pattern)):
             if file.is_file():
-                shutil.copyfile(file, directory / file.name)
+                with replacing(directory / file.name) as temporary:
+                    shutil.copyfile(file, temporary)
 
 
 def read_portable(directory: Path) -> Portable:

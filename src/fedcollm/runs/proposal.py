@@ -9,7 +9,7 @@ from typing import Any
 from fedcollm.config import FormatConfig, RunConfig, TaskConfig
 from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
-from fedcollm.data.content import decode, read_content
+from fedcollm.data.content import decode
 from fedcollm.data.likely_encodings import likely_encoding, sample_word
 from fedcollm.data.parts import find_parts
 from fedcollm.data.pool import Pool
@@ -17,6 +17,7 @@ from fedcollm.data.proposals import Wishes, propose_format
 from fedcollm.data.table_columns import columns_of
 from fedcollm.data.tables import Reading, file_rows, is_text
 from fedcollm.errors import UserError
+from fedcollm.modalities.bounded import read_bytes
 
 #: What an example is to the preset whose models suit it.
 _PRESETS: Mapping[str, str] = {
@@ -90,7 +91,7 @@ def _encoding(file: Path) -> tuple[str, list[str]]:
     """
     if not is_text(file):
         return "utf-8", []
-    content = read_content(file)
+    content = read_bytes(file)
     try:
         decode(content, "utf-8", file)
     except UserError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +36,7 @@ from fedcollm.runs.portable import copy_input_files, portable_of, write_portable
 from fedcollm.runs.resolve import resolved, with_number
 from fedcollm.runs.sharing import zero_shot
 from fedcollm.runs.shrink_plan import base_names, on_recorded_bases
-from fedcollm.storage import check_place, locked, write_atomically, writing
+from fedcollm.storage import append_to, check_place, locked, make_directory, write_atomically, writing
 from fedcollm.training.fine_tuning import evaluate
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _step_log(config: RunConfig, directory: Path) -> Generator[None, None, None]
         yield
         return
     with (
-        (directory / directories.STEPS).open("a", encoding="utf-8") as file,
+        os.fdopen(append_to(directory / directories.STEPS), "a", encoding="utf-8") as file,
         metrics.listening(lambda step: print(json.dumps(step.to_json()), file=file)),
     ):
         yield
@@ -273,7 +274,7 @@ def _publish(config: RunConfig, directory: Path, federation: Federation) -> None
     """Write the files that are derived from the checkpoint: adapters, confusion tables, outcomes, notes on the data."""
     server = federation.server
     with writing(directory):
-        (directory / "adapters").mkdir(exist_ok=True)
+        make_directory(directory / "adapters")
         adapters = server.adapters()
         for role, model in server.pair.models().items():
             place = directory / "adapters" / role

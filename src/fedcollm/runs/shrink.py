@@ -26,7 +26,7 @@ from fedcollm.models.pretrained import from_pretrained, load_causal_lm, transfor
 from fedcollm.models.pruning import KEPT_LAYERS, kept_layers, layer_count, prune_layers, prune_neurons, rebuilt
 from fedcollm.progress import say
 from fedcollm.runs.shrink_plan import HELD_OUT, Plan, as_directory, plan_base, plan_bases
-from fedcollm.storage import cache_directory, write_atomically, writing
+from fedcollm.storage import cache_directory, make_directory, write_atomically, writing
 from fedcollm.training.healing import Checkpoint, Fit, heal, measure, text_batches
 from fedcollm.training.shrinking import LAYER_CHOICES, neurons
 
@@ -146,7 +146,7 @@ def _make(section: ModelConfig, plan: Plan, device: torch.device, target: Path, 
     whole, cut = measure(modality, teacher, None, held), measure(modality, student, teacher, held)
     say(f"healing {section.source} ({_described(section)}) once on {settings.size} pieces of {settings.text}")
     with writing(cache_directory(), CACHE):
-        unfinished.mkdir(parents=True, exist_ok=True)
+        make_directory(unfinished)
         heal(modality, student, teacher, texts[HELD_OUT:], settings, Checkpoint(unfinished / "state.safetensors"))
     rows = sum(modality.labelled(batch) for batch in trained)
     sizes = {"whole": before, "cut": _size(student)}

@@ -63,6 +63,7 @@ class ClientEndpoint:
     wait: Callable[[float], object] = field(default=time.sleep, repr=False)
     sent: LastAnswer | None = field(default=None, repr=False)
     _answers: dict[str, bytes] = field(init=False, repr=False, default_factory=dict[str, bytes])
+    _trains: bool = field(init=False, repr=False, default=False)
 
     def __call__(self, data: bytes) -> bytes:
         """Return the answer to a request.
@@ -72,8 +73,12 @@ class ClientEndpoint:
         """
         digest = hashlib.sha256(data).hexdigest()
         if digest not in self._answers:
+            start, self._trains = time.perf_counter(), False
             kept = self.sent.get(digest) if self.sent else None
-            self._answers[digest] = encode(self._answer(data, digest)) if kept is None else kept
+            answer = encode(self._answer(data, digest)) if kept is None else kept
+            if self._trains:  # whatever comes of it; nothing that depends on it is left to do
+                self._wait_since(start)
+            self._answers[digest] = answer
             while len(self._answers) > _REMEMBERED:
                 self._answers.pop(next(iter(self._answers)))
         return self._answers[digest] or encode(Failure(self.id, "a request from before the last one to train"))
@@ -87,19 +92,19 @@ class ClientEndpoint:
                 return PhaseAnswer(self.id, "finished", {})
             if not isinstance(request, (TrainRequest, PhaseRequest)):
                 raise RefusalError("an answer was sent to a client")
-            if isinstance(request, TrainRequest):
+            self._trains = isinstance(request, TrainRequest)
+            if self._trains:
                 self._answers = dict.fromkeys(self._answers, b"")
             say(_described(request))
             start = time.perf_counter()
             answer = self.client.answer(request)
-            if isinstance(request, TrainRequest):
-                self._wait_since(start)
             if isinstance(request, TrainRequest) and not request.keep and not asked_for(request):
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
             if self.sent and isinstance(answer, ClientUpdate):
                 self.sent.keep(digest, encode(answer))
             return answer
-        except RefusalError as error:
+        except RefusalError as error:  # which depends on the request alone
+            self._trains = False
             say(f"refused: {readable(str(error))}", logging.WARNING)
             return Failure(self.id, readable(str(error)))
         except Exception as error:  # a request that can't be carried out is lost, and not this process

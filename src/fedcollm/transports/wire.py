@@ -34,6 +34,9 @@ from fedcollm.messages import TrainRequest as Train
 #: the same bytes. Its value is the version of the protocol, a line break, and a header as JSON.
 _METADATA = "fedcollm"
 
+#: The head of an update is filled up with spaces to a multiple of so many characters. Its length would otherwise tell
+#: who watches the network how many digits its numbers have: a loss of 0.0 is that of a training that failed.
+_STEP = 1024
 
 #: Numbers that every program can hold: JSON itself knows no bounds.
 _Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -118,7 +121,10 @@ def encode(message: Request | FinishRequest | Answer) -> bytes:
     """Return a message as bytes. A score travels without its confusion table and its outcomes."""
     header, tensors = _taken_apart(message)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return save(contiguous, {_METADATA: f"{PROTOCOL_VERSION}\n{header.model_dump_json()}"})
+    text = header.model_dump_json()
+    if isinstance(header, _UpdateHeader):
+        text = text.ljust(-len(text) // _STEP * -_STEP)
+    return save(contiguous, {_METADATA: f"{PROTOCOL_VERSION}\n{text}"})
 
 
 def _taken_apart(message: Request | FinishRequest | Answer) -> tuple[_Header, Mapping[str, Tensor]]:
@@ -179,8 +185,8 @@ def decode(data: bytes, limit_bytes: int) -> Request | FinishRequest | Answer:
                 f"a message of protocol version {int(version)}, and this side speaks version {PROTOCOL_VERSION}. "
                 "Install the same version of fedcollm at the server and at every client."
             )
-        header, tensors = _HEADERS.validate_json(text), load(data)
-        return _put_together(header, tensors)
+        header, tensors = _HEADERS.validate_json(text), load(data)  # in no fixed order, which refusals would show
+        return _put_together(header, {name: tensors[name] for name in sorted(tensors)})
     except RefusalError:
         raise
     except Exception as error:  # whatever the bytes were, they are no message

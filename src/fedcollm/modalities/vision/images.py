@@ -119,7 +119,7 @@ def _is_empty(source: Path | bytes) -> bool:
 def _upright_rgb(image: Image.Image) -> Decoded:
     """Return the first frame of an opened image, and the rules that were applied to it."""
     rules: list[str] = []
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # an MPO is a photograph with previews
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # an MPO is a photograph with previews
         rules.append("first_frame")
     image.seek(0)
     image.load()
