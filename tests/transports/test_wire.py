@@ -194,7 +194,7 @@ FORMS = [
 def test_header_is_a_form_that_no_renamed_attribute_changes(message, form):
     data = encode(message)
     length = int.from_bytes(data[:8], "little")
-    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"3\n{form}"}
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"4\n{form}"}
 
 
 @pytest.mark.parametrize(
