@@ -210,7 +210,7 @@ def test_header_is_a_form_that_no_renamed_attribute_changes(message, form):
     data = encode(message)
     length = int.from_bytes(data[:8], "little")
     filled = form.ljust(1024) if isinstance(message, ClientUpdate) else form
-    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"3\n{filled}"}
+    assert json.loads(data[8 : 8 + length])["__metadata__"] == {"fedcollm": f"4\n{filled}"}
 
 
 @pytest.mark.parametrize(

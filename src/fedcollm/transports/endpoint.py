@@ -75,7 +75,7 @@ class ClientEndpoint:
         if digest not in self._answers:
             start, self._trains = time.perf_counter(), False
             kept = self.sent.get(digest) if self.sent else None
-            answer = encode(self._answer(data, digest)) if kept is None else kept
+            answer = self._answer(data, digest) if kept is None else kept
             if self._trains:  # whatever comes of it; nothing that depends on it is left to do
                 self._wait_since(start)
             self._answers[digest] = answer
@@ -83,13 +83,13 @@ class ClientEndpoint:
                 self._answers.pop(next(iter(self._answers)))
         return self._answers[digest] or encode(Failure(self.id, "a request from before the last one to train"))
 
-    def _answer(self, data: bytes, digest: str) -> Answer:
+    def _answer(self, data: bytes, digest: str) -> bytes:
         """Return the answer to a request that has not been answered yet, and tell this client's operator about it."""
         try:
             request = decode(data, self.limit_bytes)
             if isinstance(request, FinishRequest) and self.finish is not None:
                 self.finish(request)
-                return PhaseAnswer(self.id, "finished", {})
+                return encode(PhaseAnswer(self.id, "finished", {}))
             if not isinstance(request, (TrainRequest, PhaseRequest)):
                 raise RefusalError("an answer was sent to a client")
             self._trains = isinstance(request, TrainRequest)
@@ -100,16 +100,17 @@ class ClientEndpoint:
             answer = self.client.answer(request)
             if isinstance(request, TrainRequest) and not request.keep and not asked_for(request):
                 say(f"round {request.round_index}: trained in {time.perf_counter() - start:.1f} s")
+            made = encode(answer)
             if self.sent and isinstance(answer, ClientUpdate):
-                self.sent.keep(digest, encode(answer))
-            return answer
+                self.sent.keep(digest, made)
+            return made
         except RefusalError as error:  # which depends on the request alone
             self._trains = False
             say(f"refused: {readable(str(error))}", logging.WARNING)
-            return Failure(self.id, readable(str(error)))
+            return encode(Failure(self.id, readable(str(error))))
         except Exception as error:  # a request that can't be carried out is lost, and not this process
             say(f"failed: {readable(f'{type(error).__name__}: {error}')}", logging.WARNING)
-            return Failure(self.id, "the client can't carry out the request; its operator sees why")
+            return encode(Failure(self.id, "the client can't carry out the request; its operator sees why"))
 
     def _wait_since(self, start: float) -> None:
         """Wait until a whole multiple of `answer_after` seconds has passed since the start."""
