@@ -84,7 +84,7 @@ def bounded_rows(path: Path, rows: Iterable[T]) -> Iterator[T]:
     for number, row in enumerate(rows, start=1):
         if number > MOST_ROWS:
             raise UserError(
-                f"{path}: has more than {MOST_ROWS:,} rows, and no more are read. Split it into several files, or "
-                "give a sample of its rows."
+                f"{path}: has more than {MOST_ROWS:,} rows, and no more are read. Split it into several files, or give "
+                "a sample of its rows."
             )
         yield row
