@@ -5,6 +5,7 @@ else.
 """
 
 import contextlib
+import ctypes
 import functools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,13 @@ def fuse(model: Any) -> None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(head) is nn.Linear and cast(Any, head).bias is None and not head.weight.requires_grad:
         vars(head)["forward"] = functools.partial(_head, head)
+    _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Return what the replaced weights leave behind to the operating system, which glibc would keep: 200 MB of 580."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stack_lora_layers(model: Any) -> dict[Any, LoraStack]:
