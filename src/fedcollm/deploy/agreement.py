@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 
-from fedcollm.config import RunConfig, asked_clients
+from fedcollm.config import RunConfig
 from fedcollm.deploy.certificates import authority_fingerprint
 from fedcollm.deploy.invitations import Invitation
 from fedcollm.errors import UserError
-from fedcollm.messages import default_threshold, readable
+from fedcollm.federation.secagg.settings import smallest_sum
+from fedcollm.messages import readable
 
 _COLUMNS = ("prompt", "messages", "answer", "image", "audio", "boxes", "choices")
 
@@ -53,8 +54,7 @@ def _leaves(config: RunConfig) -> Iterator[str]:
     """Yield what leaves the client, and who can read it."""
     secure = config.federation.secure_aggregation
     if secure.enabled:
-        clients = asked_clients(config.task.clients or 3, config.federation.fraction)
-        least = secure.threshold or default_threshold(clients)
+        least = smallest_sum(config)
         yield f"a masked update in every round; the server learns only the sum over at least {least} clients"
     else:
         yield "YOUR OWN UPDATE IN EVERY ROUND, which the server can read; training data can be reconstructed from it"

@@ -2,14 +2,11 @@
 
 import contextlib
 import functools
-import json
 import os
 import threading
-from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
@@ -21,6 +18,7 @@ from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.files import make_directory
 from fedcollm.deploy.member import Member
 from fedcollm.deploy.outcome import Outcome
+from fedcollm.deploy.remembered import Remembered
 from fedcollm.deploy.roster import Roster
 from fedcollm.deploy.roster_keeper import RosterKeeper
 from fedcollm.errors import UserError
@@ -36,48 +34,7 @@ from fedcollm.transports.endpoint import Answers, ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
 
-T = TypeVar("T")
-
 _LONGEST_SECONDS = 86_400.0
-
-
-@dataclass
-class Remembered(MutableMapping[str, T]):
-    """A mapping that a client must never lose. Every value is on disk before the client acts on it.
-
-    Attributes:
-        file: the JSON file of the mapping. It is made at the first change.
-    """
-
-    file: Path
-
-    def __post_init__(self) -> None:
-        try:
-            self._values: dict[str, T] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
-            if not isinstance(self._values, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ValueError("it holds no mapping")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.file} can't be read ({error}). It guards this client's data: restore it from a copy, or leave "
-                "this run."
-            ) from error
-
-    def __getitem__(self, name: str) -> T:
-        return self._values[name]
-
-    def __setitem__(self, name: str, value: T) -> None:
-        self._values[name] = value
-        with writing(self.file.parent):
-            write_atomically(self.file, json.dumps(self._values), mode=0o600)
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("what is remembered is never forgotten")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple[list[Any], list[Any]]:

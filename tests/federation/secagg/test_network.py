@@ -20,7 +20,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from fedcollm.deploy.client import Remembered
+from fedcollm.deploy.remembered import Remembered
 from fedcollm.errors import RoundFailedError, SpoiledRoundError
 from fedcollm.federation.secagg.aggregator import SecureAggregator
 from fedcollm.federation.secagg.client import SecureClient

@@ -7,7 +7,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedcollm.config import RunConfig, asked_clients
 from fedcollm.federation.secagg.fixed_point import FixedPoint
+from fedcollm.messages import default_threshold
 from fedcollm.privacy.accounting import Privacy
 
 
@@ -34,4 +36,21 @@ class SecureSettings:
     def to_wire(self) -> dict[str, Any]:
         """Return, as plain values, what every party must have agreed to. It is part of a session's digest."""
         privacy = self.privacy.to_wire() if self.privacy else None
-        return {"encoding": self.encoding.to_wire(), "uniform": self.uniform, "privacy": privacy}
+        shared = {"encoding": self.encoding.to_wire(), "uniform": self.uniform, "privacy": privacy}
+        return shared | {"threshold": self.threshold}
+
+    def threshold_of(self, invited: int) -> int:
+        """Return t of a session to which so many clients are invited."""
+        return default_threshold(invited) if self.threshold is None else self.threshold
+
+
+def smallest_sum(config: RunConfig) -> int:
+    """Return the smallest number of clients in a sum that secure aggregation opens, as a configuration promises it.
+
+    It depends on the configuration alone, which each client keeps as it accepted it. So it holds for the whole run,
+    however few clients a roster has.
+    """
+    named = config.federation.participants
+    clients = (config.task.clients or 3) if named is None else len(named)
+    least = default_threshold(asked_clients(clients, config.federation.fraction))
+    return config.federation.secure_aggregation.threshold or least
