@@ -77,9 +77,9 @@ class Client:
         agreement: what the client agreed to with the federation.
         spent: what can't be given twice. Under privacy, `rounds` maps to the number of rounds that the client has
             trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run and `sent/RUN` to
-            the statistics themselves, `kept/RUN` to the round after which it kept an adapter, and `answered/RUN` and
-            `request/RUN` to the last round that it sent a plain update in. Whoever builds the client keeps it for as long as the run goes on and the private
-            data is the same.
+            these statistics, `kept/RUN` to the round after which it kept an adapter, and `answered/RUN` and
+            `request/RUN` to the last round that it sent a plain update in. Whoever builds the client keeps it for as
+            long as the run goes on and the private data is the same.
         operator: the one who runs the client.
     """
 
