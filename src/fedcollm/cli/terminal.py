@@ -1,6 +1,7 @@
 """Commands in a terminal: their progress, their results, and Ctrl-C.
 
-Names, failures and questions may come from other parties, so no console here interprets markup or emoji in a text.
+Names, failures and questions may come from other parties, so no console here interprets markup, emoji or controls in a
+text.
 """
 
 import contextlib
@@ -8,15 +9,25 @@ import signal
 import sys
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console as AnyConsole
 from rich.table import Table
+from rich.text import Text
 
 from fedcollm.errors import Interrupted
+from fedcollm.printing import printable
 
 if TYPE_CHECKING:
     from fedcollm.messages import RoundRecord
+
+
+class Console(AnyConsole):
+    """A console that lets no control characters through which stand in a text; it makes styles by its own."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is printed, alone or in a table."""
+        return super().render_str(printable(text), **options)
 
 
 def screen(silent: bool) -> Console:
