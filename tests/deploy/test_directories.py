@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from tests.transports.small_federation import shared_slm, small_config
 from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
-from fedcollm.deploy import client, directories, remembered, server, status
+from fedcollm.deploy import client, directories, ownership, remembered, server, status
 from fedcollm.deploy.client import build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.ownership import check_directory
 from fedcollm.deploy.remembered import Remembered
 from fedcollm.errors import UserError
 from fedcollm.federation.answered import OpenedRounds, PlainRounds
@@ -73,6 +75,49 @@ def rewrite(file: Path, **changes) -> None:
 
 
 # --- a client ---
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of Unix")
+@pytest.mark.parametrize(
+    ("name", "mode", "refused"),
+    [
+        ("", 0o777, True),
+        ("", 0o770, True),
+        ("", 0o733, True),
+        ("state", 0o777, True),
+        ("state/spent.json", 0o666, True),
+        ("config.yaml", 0o664, True),
+        ("roster.json", 0o602, True),
+        ("data", 0o777, False),
+        ("state", 0o755, False),
+    ],
+)
+def test_directory_that_others_can_change_is_refused(out, name, mode, refused):
+    place = out / "clients" / "1"
+    for part in ("state", "data"):
+        (place / part).mkdir()
+    (place / "state" / "spent.json").write_text("{}")
+    (place / "roster.json").write_text("{}")
+    for directory in (place, place / "state"):
+        directory.chmod(0o755)
+    (place / name).chmod(mode)
+    if not refused:
+        return check_directory(place)
+    for look in (check_directory, lambda place: client.serve(place, place / "data")):
+        with pytest.raises(UserError, match=rf"can be changed by others \(mode {mode:o}\).*chmod go-w"):
+            look(place)
+    place.chmod(0o700)  # nobody else can enter it
+    if name:
+        check_directory(place)
+
+
+def test_directory_of_another_user_is_refused(out, monkeypatch):
+    if os.name != "posix":
+        pytest.skip("users of Unix")
+    monkeypatch.setattr(os, "geteuid", lambda: 10**6)
+    monkeypatch.setattr(ownership, "_ROOT", -1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        check_directory(out / "clients" / "1")
 
 
 @pytest.mark.parametrize("name", ["node.key", "signing.key"])
@@ -150,7 +195,8 @@ def test_malformed_membership_is_named(out, changes, reason):
         (
             Deployment,
             '{"run":"r","host":"host","port":9443,"superlink_port":9093,"invited":["a"],'
-            '"clients":{"a":{"node":"PEM","signing":"00"}},"roster":{"text":"{}","signature":"00"},"removed":[]}',
+            '"clients":{"a":{"node":"PEM","signing":"00"}},"roster":{"text":"{}","signature":"00"},"removed":[],'
+            '"former":["b"]}',
         ),
     ],
 )

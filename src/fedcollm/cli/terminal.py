@@ -5,8 +5,10 @@ text.
 """
 
 import contextlib
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +53,14 @@ def new_table(title: str, *header: str) -> Table:
     for column in header:
         table.add_column(column, justify="right" if table.columns else "left", overflow="fold")
     return table
+
+
+def wrapped(line: str) -> str:
+    """Return a line of terms; in a terminal, its continuation can't be taken for a line of its own."""
+    if not sys.stdout.isatty():
+        return line
+    width = max(shutil.get_terminal_size().columns - 1, 40)
+    return textwrap.fill(line, width, subsequent_indent=" " * 14, break_on_hyphens=False)
 
 
 @contextlib.contextmanager

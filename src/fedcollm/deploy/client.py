@@ -16,9 +16,11 @@ from fedcollm.deploy import directories as names
 from fedcollm.deploy.audit import Audited
 from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.files import make_directory
+from fedcollm.deploy.joined import refuse_continued
 from fedcollm.deploy.member import Member
 from fedcollm.deploy.outcome import Outcome
-from fedcollm.deploy.remembered import Remembered
+from fedcollm.deploy.ownership import check_directory
+from fedcollm.deploy.remembered import OPENED, SPENT, Remembered
 from fedcollm.deploy.roster import Roster
 from fedcollm.deploy.roster_keeper import RosterKeeper
 from fedcollm.errors import UserError
@@ -87,9 +89,9 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     state = directory / "state"
     set_backends(config)
     slm = build_slm(config, modality, [], state / "base")
-    spent: Remembered[int | str] = Remembered(state / "spent.json")
+    spent: Remembered[int | str] = Remembered(state / SPENT)
     journal = functools.partial(_append, state / "failures.log")
-    opened: Remembered[list[str]] = Remembered(state / "opened.json")
+    opened: Remembered[list[str]] = Remembered(state / OPENED)
     part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
     form = broadcast_form(config, modality, slm, examples)
 
@@ -135,8 +137,8 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *
     if not 0 <= answer_after <= _LONGEST_SECONDS:
         raise UserError(f"--answer-after {answer_after:g}: give a number of seconds from 0 to {_LONGEST_SECONDS:g}.")
     membership = names.read(directory, names.MEMBERSHIP, Membership)
-    for name in (names.NODE_KEY, names.SIGNING_KEY):
-        names.check_private(directory / name)
+    check_directory(directory)
+    refuse_continued(directory)
     with writing(directory):
         make_directory(directory / "state")
     with locked(directory / "state"):

@@ -12,6 +12,9 @@ from fedcollm.storage import write_atomically, writing
 
 T = TypeVar("T")
 
+#: Files of a client's state: what it has given, and which sums it has helped to open.
+SPENT, OPENED = "spent.json", "opened.json"
+
 
 @dataclass
 class Remembered(MutableMapping[str, T]):
@@ -55,6 +58,18 @@ class Remembered(MutableMapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+
+def carry_over(old: Path, new: Path) -> None:
+    """Copy what a client remembers from the state of its old directory to that of a new one.
+
+    Raises:
+        UserError: it is damaged, or can't be written.
+    """
+    for name in (SPENT, OPENED):
+        if (old / name).exists():
+            memory: Remembered[object] = Remembered(new / name)
+            memory.update(Remembered[object](old / name))
 
 
 def _flush(directory: Path) -> None:
