@@ -28,7 +28,7 @@ REFUSED: Mapping[str, str] = {
     "task_type": _OTHER,
     "alora_invocation_tokens": _OTHER,
 }
-_DEFAULTS = (None, False, "none", [], {})  # what these options are without being set
+_DEFAULTS: tuple[object, ...] = (None, False, "none", [], {})  # what these options are without being set
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What a client must never lose: on its disk before memory knows of it, and before anything leaves the client."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, MutableMapping
@@ -83,5 +84,8 @@ def _flush(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
     finally:
         os.close(descriptor)
