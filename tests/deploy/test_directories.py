@@ -322,7 +322,7 @@ def test_sum_is_over_as_many_clients_as_was_promised_however_few_are_admitted(co
     keys = {str(number): Ed25519PrivateKey.generate().public_key() for number in range(admitted)}
     settings = secured(changed(config, {"task.clients": clients, "federation.participants": None}), keys)
     assert settings is not None
-    assert settings.threshold == least
+    assert settings.threshold_of(admitted) == least
 
 
 def test_roster_of_fewer_clients_than_were_promised_is_refused(config):

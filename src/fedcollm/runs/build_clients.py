@@ -201,8 +201,9 @@ def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameter
     if not (config.federation.secure_aggregation.enabled and roster):
         return None
     asked, promised = asked_clients(len(roster), config.federation.fraction), smallest_sum(config)
-    threshold = config.federation.secure_aggregation.threshold or max(promised, default_threshold(asked))
-    if asked < promised and config.federation.secure_aggregation.threshold is None:
+    agreed = config.federation.secure_aggregation.threshold
+    threshold = agreed or max(promised, default_threshold(asked))
+    if asked < promised and agreed is None:
         raise UserError(
             f"federation.secure_aggregation: each client was promised a sum over at least {promised} clients, and a "
             f"round asks {asked} of the {len(roster)} that are admitted. Admit more clients, or deploy a new run for "
@@ -216,7 +217,7 @@ def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameter
     if isinstance(privacy, ClientPrivacy) and parameters:
         check_grid(encoding, privacy, asked, threshold, parameters)
     uniform, norm = not config.federation.weighted, config.federation.max_update_norm
-    return SecureSettings(encoding, roster, threshold, uniform, privacy, norm)
+    return SecureSettings(encoding, roster, agreed, uniform, privacy, norm, promised)
 
 
 def secure_client(

@@ -23,6 +23,7 @@ class SecureSettings:
         threshold: t; None for the smallest integer above 2n/3.
         uniform: whether all clients have the same weight, as they always do under differential privacy.
         privacy: differential privacy of the clients; None without it.
+        least: t is no smaller than this, however few clients are invited; see `smallest_sum`.
         max_update_norm: largest L2 norm of one client's change, which the server checks of the mean.
     """
 
@@ -32,16 +33,17 @@ class SecureSettings:
     uniform: bool = False
     privacy: Privacy | None = None
     max_update_norm: float = math.inf
+    least: int = 0
 
     def to_wire(self) -> dict[str, Any]:
         """Return, as plain values, what every party must have agreed to. It is part of a session's digest."""
         privacy = self.privacy.to_wire() if self.privacy else None
         shared = {"encoding": self.encoding.to_wire(), "uniform": self.uniform, "privacy": privacy}
-        return shared | {"threshold": self.threshold}
+        return shared | {"threshold": self.threshold, "least": self.least}
 
     def threshold_of(self, invited: int) -> int:
         """Return t of a session to which so many clients are invited."""
-        return default_threshold(invited) if self.threshold is None else self.threshold
+        return max(self.least, default_threshold(invited)) if self.threshold is None else self.threshold
 
 
 def smallest_sum(config: RunConfig) -> int:
