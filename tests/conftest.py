@@ -6,11 +6,13 @@ No outcome depends on how busy the machine is: a test waits for an event (`wait_
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["FEDCOLLM_STATE"] = tempfile.mkdtemp(prefix="fedcollm-state-")  # the list of joined runs
 
 import hypothesis
 import pytest

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.text import Text
 
 from fedcollm import metrics
+from fedcollm.printing import printable
 
 #: What is said goes here too, for programs that keep a log.
 LOGGER = logging.getLogger("fedcollm")
@@ -67,12 +68,12 @@ class _Bars:
     def say(self, message: str) -> None:
         """Print a line, and show it until there is a bar or another line."""
         _print(self.progress.console, message)
-        self.progress.update(self._idle, description=message)
+        self.progress.update(self._idle, description=printable(message))
 
     def add(self, description: str, total: int, done: int) -> TaskID:
         """Add a bar below those that are there."""
         self._open.append(
-            self.progress.add_task(description, total=total, completed=done, losses="", left=None, at=0.0)
+            self.progress.add_task(printable(description), total=total, completed=done, losses="", left=None, at=0.0)
         )
         self.progress.update(self._idle, visible=False)
         return self._open[-1]
@@ -207,5 +208,5 @@ def say(message: str, level: int = logging.INFO) -> None:
 
 
 def _print(console: Console, text: str) -> None:
-    """Print text as it is, without interpreting markup, because another party may have written it."""
-    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Print text without interpreting markup or controls in it, because another party may have written it."""
+    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from fedcollm.cli import app as cli
 from fedcollm.cli import deploy as cli_deploy
 from fedcollm.cli import terminal
 from fedcollm.cli.check_tables import cost_table, measured_table
+from fedcollm.cli.streams import lasting_streams
 from fedcollm.cli.tables import parity_table, round_line
 from fedcollm.deploy.status import Seen, Status, Written
 from fedcollm.messages import RoundRecord
@@ -20,6 +21,7 @@ from fedcollm.runs.estimate import Cost, RoleCost
 from fedcollm.runs.harness import Parity
 from fedcollm.runs.profile import Measured
 
+CONTROLS = "\x1b]0;title\x07\x1b[2J\r\x9b31m\u202eb"
 HOSTILE = ["[/x]", "[red]a[/red]", "[link=file:///etc]b[/link]", ":smile:", "\\[bold]", "1234 True http://c"]
 
 
@@ -83,6 +85,39 @@ def test_progress_bar_shows_its_description_as_it_is(screen, text):
             live.print("between")
             say(text)
     assert text in screen.getvalue()
+
+
+def test_controls_in_a_text_reach_no_terminal(monkeypatch, capsys):
+    sink = io.StringIO()
+    colored = terminal.Console(file=sink, force_terminal=True, width=200, color_system="truecolor", markup=False)
+    monkeypatch.setattr(terminal, "Console", lambda **options: colored)
+    table = terminal.new_table(CONTROLS, CONTROLS, "b")
+    table.add_row(CONTROLS, CONTROLS)
+    with shown(terminal.screen(silent=False)) as live:
+        for _ in track([1], CONTROLS, total=1):
+            live.print(CONTROLS)
+            live.print(round_line(RoundRecord(1, lost={CONTROLS: CONTROLS})))
+            say(CONTROLS)
+    terminal.output().print(table)
+    assert all(part not in sink.getvalue() for part in ("\x1b]", "\x07", "\x1b[2J\r", "\x9b", "\u202e"))
+    assert sink.getvalue().count("]0;title") >= 6
+    assert round_line(RoundRecord(1, lost={CONTROLS: CONTROLS})).isprintable()
+    with pytest.raises(SystemExit):
+        cli._fail(CONTROLS, 2)
+    with lasting_streams():
+        print(CONTROLS)
+        print(CONTROLS, file=sys.stderr)
+    said, errors = capsys.readouterr()
+    assert said == " ]0;title  [2J  31m b\n"
+    assert errors == said + " ]0;title  [2J\r 31m b\n"
+
+
+def test_consoles_keep_their_own_styles_on_a_cleaned_stream(monkeypatch):
+    sink = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", sink)
+    with lasting_streams():
+        Console(force_terminal=True, color_system="truecolor").print("[bold]a[/bold]")
+    assert sink.getvalue() == "\x1b[1ma\x1b[0m\n"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

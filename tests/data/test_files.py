@@ -225,6 +225,11 @@ def test_bad_choices_of_a_column(tmp_path: Path, options: Any, answer: str, mess
         ({"prompt": "{text"}, "task.format.prompt: '{text' is not a valid template"),
         ({"prompt": "{}"}, "task.format.prompt: '{}' is not a valid template"),
         ({"prompt": "{text!x}"}, "task.format.prompt: '{text!x}' is not a valid template"),
+        ({"prompt": "{text:>2000000000}"}, "a format wider than 1000 characters"),
+        ({"prompt": "{text:.0001001f}"}, "a format wider than 1000 characters"),
+        ({"prompt": "{text:%100000d}"}, "a format wider than 1000 characters"),
+        ({"prompt": "{text:>٢٠٠٠٠٠٠}"}, "a format wider than 1000 characters"),
+        ({"prompt": "{text}" * 1001}, "more than 1000 columns"),
         ({"prompt": "What?"}, "task.format.prompt: 'What?' contains no column"),
     ],
 )

@@ -10,15 +10,19 @@ import httpx
 import pytest
 from tests.transports.small_federation import small_config
 
+from fedcollm.config.loading import load_config
 from fedcollm.deploy import admission, directories
 from fedcollm.deploy.agreement import terms
 from fedcollm.deploy.certificates import Authority
+from fedcollm.deploy.client import serve
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.invitations import Invitation, Keys, Request, join, read_invitation, read_request
+from fedcollm.deploy.remembered import Remembered
 from fedcollm.deploy.roster import Roster, SignedRoster, sign
 from fedcollm.deploy.roster_keeper import NotAdmittedError, RemovedError, RosterKeeper
 from fedcollm.errors import UserError
+from fedcollm.runs.directory import config_text
 
 NAMES = ["north", "south", "east"]
 
@@ -32,7 +36,8 @@ def original(model_directories, word_data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def out(original, tmp_path) -> Path:
+def out(original, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("FEDCOLLM_STATE", str(tmp_path / "state"))
     return Path(shutil.copytree(original, tmp_path / "out"))
 
 
@@ -88,6 +93,115 @@ def test_terms_say_what_leaves(out, original):
     assert "no differential privacy" in said["privacy"]
     leaves = [sentence for subject, sentence in terms(read, config) if subject == "what leaves"]
     assert leaves[0] == "a masked update in every round; the server learns only the sum over at least 3 clients"
+
+
+def shown(**changes) -> list[tuple[str, str]]:
+    """What is shown of a configuration."""
+    config = load_config("icd10", **{"federation.secure_aggregation": True, "task.clients": 4, **changes})
+    member, ca = (
+        Membership(client="north", run="run", address="h:1", facts={"labels": ["x" * 900]}),
+        Authority.make("x", 9),
+    )
+    return terms(Invitation(membership=member, authority=ca.pem().decode(), config=config_text(config)), config)
+
+
+def test_terms_hide_nothing():
+    """Every key of the configuration that differs from its default, whole, however long."""
+    long = "is a long sentence " * 200
+    columns = {"prompt": "{text} " + long + "{national_id}", "answer": "kind", "choices": ["colour", "animal"]}
+    said = shown(
+        **{"task.name": "custom", "task.format": columns, "evaluation.clients": "never", "slm.adapter.rank": 3}
+    )
+    data = dict(said)["your data"]
+    assert all(part in data for part in (long, "{national_id}", "answer: kind", "choices: ['colour', 'animal']"))
+    leaves = [sentence for subject, sentence in said if subject == "what leaves"]
+    assert leaves[1] == "the number of your examples, the training loss, in sums"
+    assert ("agreed", "the small model’s adapter has rank 3") in said
+    assert ("agreed", "evaluation.clients: never") in said
+    assert "x" * 900 in dict(said)["facts"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "part"),
+    [
+        ({"slm.adapter.kind": "dora"}, "model", "an adapter of kind dora"),
+        ({"slm.adapter.options": {"use_rslora": True}}, "model", "options: {'use_rslora': True}"),
+        ({"slm.source": "org/model"}, "model", "DOWNLOADED from the model hub"),
+        ({"slm.source": "/models/slm"}, "model", "from your own copy of that model"),
+        ({"slm.source": "a/\u202eb\x1b[2J"}, "model", "a/\\u202eb\\x1b[2J"),
+        ({"federation.max_loss": None}, "agreed", "federation.max_loss: null"),
+        ({"federation.secure_aggregation.threshold": 4}, "what leaves", "over at least 4 clients"),
+        ({"federation.min_clients": 2, "federation.secure_aggregation": False}, "agreed", "at least 2 clients"),
+        (
+            {"task.name": "custom", "task.format": {"audio": "file", "transcript": "note", "group": "patient"}},
+            "your data",
+            "transcript: note, group: patient",
+        ),
+    ],
+)
+def test_terms_name_each_key(changes, subject, part):
+    said = shown(**{"slm.layers": None, "slm.heal": None, **changes})
+    assert any(part in sentence for about, sentence in said if about == subject)
+    assert all(sentence.isprintable() for _, sentence in said)
+
+
+@pytest.mark.parametrize("what", ["config", "address", "authority", "signature", "none"])
+def test_invitation_that_was_changed_on_its_way_is_refused(out, what):
+    """The fingerprint is the authority's, so the authority answers for the configuration too."""
+    file = out / "invitations" / "north.json"
+    values = json.loads(file.read_text())
+    if what == "config":
+        values["config"] = values["config"].replace("rounds: 2", "rounds: 9")
+    elif what == "address":
+        values["membership"]["address"] = "other:1"
+    elif what == "authority":
+        values["authority"] = Authority.make("other", 10).pem().decode()
+    elif what == "signature":
+        values["signature"] = json.loads((out / "invitations" / "south.json").read_text())["signature"]
+    else:
+        del values["signature"]
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="is not signed by the authority that it names"):
+        read_invitation(file)
+
+
+def test_run_is_joined_once_and_again_with_the_memory_only(out, tmp_path):
+    """A second directory would start with a new privacy budget, and with statistics that were never sent."""
+    joined(out)
+    old, new = out / "at" / "north", tmp_path / "new"
+    with pytest.raises(UserError, match=rf"joined run small-\S+ as client north before, in {old}"):
+        join(invitation(out), new)
+    (old / "state").mkdir(mode=0o700)
+    Remembered(old / "state" / "spent.json")["rounds"] = 2
+    Remembered(old / "state" / "opened.json")["run/1"] = ["north"]
+    with pytest.raises(UserError, match=r"this is client north .* the invitation is for client south"):
+        join(invitation(out, "south"), tmp_path / "south", old)
+    assert not new.exists()
+    join(invitation(out), new, old)
+    assert dict(Remembered(new / "state" / "spent.json")) == {"rounds": 2}
+    assert dict(Remembered(new / "state" / "opened.json")) == {"run/1": ["north"]}
+    with pytest.raises(UserError, match="goes on in another directory"):
+        serve(old, old)
+    with pytest.raises(UserError, match="goes on in another directory"):
+        join(invitation(out), tmp_path / "third", old)
+    with pytest.raises(UserError, match=f"before, in {new}"):
+        join(invitation(out), tmp_path / "third")
+    join(invitation(out), tmp_path / "third", new)
+
+
+def test_join_that_failed_is_no_join(out, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        join(invitation(out), tmp_path / "file" / "north")
+    joined(out)
+
+
+def test_directory_that_others_can_change_is_no_place_for_a_client(out, tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UserError, match=r"can be changed by others \(mode 777\)"):
+        join(invitation(out), tmp_path / "open")
+    assert not any((tmp_path / "open").iterdir())
 
 
 def test_directory_in_use_and_a_link_are_refused(out, tmp_path):
@@ -255,8 +369,10 @@ def test_removed_client_is_out_and_may_join_again_with_new_keys(out):
         admission.remove(server, "south", by)
     with pytest.raises(UserError, match=r"were removed before\. Let client south run"):
         admission.admit(server, read_request(out / "at" / "south" / "request.json"), by)
-    again = join(invitation(out, "south"), out / "at" / "again")
-    assert list(admission.admit(server, again, by).clients) == NAMES
+    again = join(invitation(out, "south"), out / "at" / "again", out / "at" / "south")
+    with pytest.raises(UserError, match="client south was part of this run before"):
+        admission.admit(server, again, by)
+    assert list(admission.admit(server, again, by, again=True).clients) == NAMES
 
 
 def test_edited_deployment_is_refused(out):

@@ -1,11 +1,16 @@
 """Directories that are incomplete, damaged or open to others, and a client made from a good one."""
 
+import errno
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import load_file
 from tests.deploy.conftest import example_rows
 from tests.transports.small_federation import shared_slm, small_config
@@ -13,11 +18,14 @@ from tests.transports.small_federation import shared_slm, small_config
 from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
-from fedcollm.deploy import client, directories, server, status
-from fedcollm.deploy.client import Remembered, build_answering, private_examples
+from fedcollm.deploy import client, directories, ownership, remembered, server, status
+from fedcollm.deploy.client import build_answering, private_examples
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.ownership import check_directory
+from fedcollm.deploy.remembered import Remembered
 from fedcollm.errors import UserError
+from fedcollm.federation.answered import OpenedRounds, PlainRounds
 from fedcollm.messages import (
     ClientUpdate,
     Failure,
@@ -29,6 +37,7 @@ from fedcollm.messages import (
     payload_digest,
 )
 from fedcollm.modalities.vision.task import ImageTask
+from fedcollm.runs.build_clients import secured
 from fedcollm.runs.directory import CONFIG, config_text
 from fedcollm.transports.wire import decode, encode, longest_message
 
@@ -66,6 +75,49 @@ def rewrite(file: Path, **changes) -> None:
 
 
 # --- a client ---
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of Unix")
+@pytest.mark.parametrize(
+    ("name", "mode", "refused"),
+    [
+        ("", 0o777, True),
+        ("", 0o770, True),
+        ("", 0o733, True),
+        ("state", 0o777, True),
+        ("state/spent.json", 0o666, True),
+        ("config.yaml", 0o664, True),
+        ("roster.json", 0o602, True),
+        ("data", 0o777, False),
+        ("state", 0o755, False),
+    ],
+)
+def test_directory_that_others_can_change_is_refused(out, name, mode, refused):
+    place = out / "clients" / "1"
+    for part in ("state", "data"):
+        (place / part).mkdir()
+    (place / "state" / "spent.json").write_text("{}")
+    (place / "roster.json").write_text("{}")
+    for directory in (place, place / "state"):
+        directory.chmod(0o755)
+    (place / name).chmod(mode)
+    if not refused:
+        return check_directory(place)
+    for look in (check_directory, lambda place: client.serve(place, place / "data")):
+        with pytest.raises(UserError, match=rf"can be changed by others \(mode {mode:o}\).*chmod go-w"):
+            look(place)
+    place.chmod(0o700)  # nobody else can enter it
+    if name:
+        check_directory(place)
+
+
+def test_directory_of_another_user_is_refused(out, monkeypatch):
+    if os.name != "posix":
+        pytest.skip("users of Unix")
+    monkeypatch.setattr(os, "geteuid", lambda: 10**6)
+    monkeypatch.setattr(ownership, "_ROOT", -1)
+    with pytest.raises(UserError, match="belongs to another user"):
+        check_directory(out / "clients" / "1")
 
 
 @pytest.mark.parametrize("name", ["node.key", "signing.key"])
@@ -143,7 +195,8 @@ def test_malformed_membership_is_named(out, changes, reason):
         (
             Deployment,
             '{"run":"r","host":"host","port":9443,"superlink_port":9093,"invited":["a"],'
-            '"clients":{"a":{"node":"PEM","signing":"00"}},"roster":{"text":"{}","signature":"00"},"removed":[]}',
+            '"clients":{"a":{"node":"PEM","signing":"00"}},"roster":{"text":"{}","signature":"00"},"removed":[],'
+            '"former":["b"]}',
         ),
     ],
 )
@@ -219,6 +272,42 @@ def test_opened_round_is_never_forgotten(tmp_path):
         del opened["run/1"]
 
 
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def failing_once(monkeypatch, name: str) -> None:
+    """Let the first write fail, as on a disk that is full for a moment."""
+    real = getattr(remembered, name)
+    answers = iter([full])
+    monkeypatch.setattr(remembered, name, lambda *a, **k: next(answers, real)(*a, **k))
+
+
+@pytest.mark.parametrize("step", ["write_atomically", "_flush"])
+def test_what_the_disk_does_not_take_is_not_remembered_and_stops_the_answer(tmp_path, monkeypatch, step):
+    memory = Remembered[str](tmp_path / "spent.json")
+    memory["rounds"] = "one"
+    failing_once(monkeypatch, step)
+    with pytest.raises(UserError, match="No space left"):
+        memory.setdefault("statistics/run", "digest")
+    assert dict(memory) == {"rounds": "one"}
+    assert memory.setdefault("statistics/run", "digest") == "digest"
+    assert dict(Remembered(tmp_path / "spent.json")) == {"rounds": "one", "statistics/run": "digest"}
+
+
+def test_passing_disk_error_leaves_no_gap_in_what_a_restarted_client_knows(tmp_path, monkeypatch):
+    spent, opened = Remembered[Any](tmp_path / "spent.json"), Remembered[list[str]](tmp_path / "opened.json")
+    request = TrainRequest(1, {"w": torch.zeros(1)}, run="run")
+    plain, sums = PlainRounds(spent, "run"), OpenedRounds(opened, "run", 1, "θ")
+    for note in (lambda: plain.note(request), lambda: sums.note(["a"])):
+        failing_once(monkeypatch, "write_atomically")
+        with pytest.raises(UserError, match="No space left"):
+            note()
+        note()
+    assert Remembered(tmp_path / "spent.json").keys() == {"answered/run", "request/run"}
+    assert dict(Remembered(tmp_path / "opened.json")) == {"run/θ/θ": ["a"], "run/1": ["a"]}
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff"], ids=repr)
 def test_damaged_memory_stops_the_client(out, content):
     state = out / "clients" / "1" / "state"
@@ -226,6 +315,20 @@ def test_damaged_memory_stops_the_client(out, content):
     (state / "opened.json").write_bytes(content)
     with pytest.raises(UserError, match=r"state/opened\.json .*guards"):
         serve(out)
+
+
+@pytest.mark.parametrize(("clients", "admitted", "least"), [(10, 8, 7), (10, 7, 7), (4, 3, 3), (4, 4, 3)])
+def test_sum_is_over_as_many_clients_as_was_promised_however_few_are_admitted(config, clients, admitted, least):
+    keys = {str(number): Ed25519PrivateKey.generate().public_key() for number in range(admitted)}
+    settings = secured(changed(config, {"task.clients": clients, "federation.participants": None}), keys)
+    assert settings is not None
+    assert settings.threshold_of(admitted) == least
+
+
+def test_roster_of_fewer_clients_than_were_promised_is_refused(config):
+    keys = {str(number): Ed25519PrivateKey.generate().public_key() for number in range(6)}
+    with pytest.raises(UserError, match="promised a sum over at least 7 clients, and a round asks 6"):
+        secured(changed(config, {"task.clients": 10, "federation.participants": None}), keys)
 
 
 # --- a whole client ---

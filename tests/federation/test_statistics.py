@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fedcollm.config import FederationConfig, StatisticsConfig
 from fedcollm.errors import RefusalError, RoundFailedError, UserError
-from fedcollm.federation import statistics
+from fedcollm.federation import sent_statistics, statistics
 from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.client import Client
+from fedcollm.federation.operator import Operator
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint
@@ -32,11 +33,13 @@ from fedcollm.federation.statistics import (
     scores,
     solve,
 )
-from fedcollm.messages import ClientUpdate, TrainRequest, adapter_bytes
+from fedcollm.messages import ClientUpdate, Failure, TrainRequest, adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.evidence import Evidence, with_choices, with_labels
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy
+from fedcollm.transports.endpoint import ClientEndpoint
 from fedcollm.transports.local import LocalTransport
+from fedcollm.transports.wire import decode, encode
 
 FEATURES = StatisticsConfig(features="ngrams")
 LABELS = ("a", "b")
@@ -321,17 +324,38 @@ def test_client_whose_examples_have_no_such_statistics_answers_with_zeros(failin
     assert one.operator.failure is not None
 
 
-def test_client_sends_the_same_statistics_again_and_never_others_in_one_run():
+@pytest.mark.parametrize("now", [[*PARTS["d"], *some(99, 1)], PARTS["d"][:-1], [*PARTS["d"], *PARTS["d"]]])
+def test_client_sends_the_same_statistics_for_the_whole_run_whatever_its_examples_are_now(now):
     one = client("d")
     sent = one.answer(request())
-    assert list(one.spent) == ["statistics/run"]
-    assert all(torch.equal(tensor, sent.adapter[name]) for name, tensor in one.answer(request()).adapter.items())
+    assert list(one.spent) == ["sent/run", "statistics/run"]
+    for examples in (PARTS["d"], now):
+        again = dataclasses.replace(one, examples=examples, spent=dict(one.spent), operator=Operator())
+        answer = again.answer(request())
+        assert dataclasses.replace(answer, adapter={}, seconds={}) == dataclasses.replace(sent, adapter={}, seconds={})
+        assert all(torch.equal(tensor, sent.adapter[name]) for name, tensor in answer.adapter.items())
+        assert (again.operator.failure is None) == (examples is PARTS["d"])
+
+
+@pytest.mark.parametrize("kept", [None, "9 damaged", "9 AAAA", "8"])
+def test_statistics_that_are_kept_no_more_are_not_replaced_and_the_server_reads_no_reason(kept):
+    one = client("d")
+    one.answer(request())
+    del one.spent["sent/run"]
+    if kept is not None:
+        one.spent["sent/run"] = kept
     grown = dataclasses.replace(one, examples=[*PARTS["d"], *some(99, 1)])
-    with pytest.raises(RefusalError, match="client d has sent other statistics in this run"):
+    with pytest.raises(UserError, match="other statistics in this run"):
         grown.answer(request())
-    twice = dataclasses.replace(one, examples=[*PARTS["d"], *PARTS["d"]])  # the same means of twice as many examples
-    with pytest.raises(RefusalError, match="other statistics"):
-        twice.answer(request())
+    answer = decode(ClientEndpoint("d", grown, 2**20)(encode(request())), 2**20)
+    assert answer == Failure("d", "the client can't carry out the request; its operator sees why")
+
+
+def test_long_statistics_are_known_by_their_digest_alone(monkeypatch):
+    monkeypatch.setattr(sent_statistics, "_LONGEST_BYTES", 100)
+    one = client("d")
+    one.answer(request())
+    assert list(one.spent) == ["statistics/run"]
 
 
 @pytest.mark.parametrize("index", [False, 0.0])

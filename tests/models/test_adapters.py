@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from tests.parties import add_adapter
 from torch import nn
 
+from fedcollm.config import AdapterConfig
 from fedcollm.errors import UserError
+from fedcollm.models import adapters
 from fedcollm.models.adapters import (
     load_adapter,
     parameter_counts,
@@ -156,6 +158,34 @@ def test_unknown_option_lists_the_fields(llama):
 def test_option_value_that_peft_refuses_is_the_users_error(llama):
     with pytest.raises(UserError, match="adapter"):
         adapted(llama, rank=4, options={"init_lora_weights": "no such way"})
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        (["embed_tokens"], {}),
+        (["lm_head"], {}),
+        (["q_proj", "model.embed_tokens"], {}),
+        (["q_proj"], {"target_parameters": ["embed_tokens.weight"]}),
+        (["q_proj"], {"target_parameters": ["lm_head.weight"]}),
+    ],
+)
+def test_embedding_and_output_over_words_get_no_adapter(llama, targets, options):
+    with pytest.raises(UserError, match=r"train \S+, part of an embedding or of the output layer"):
+        adapted(llama, targets=targets, options=options)
+
+
+def test_other_parameters_may_be_targets(llama):
+    names = read_adapter(adapted(llama, targets=["k_proj"], options={"target_parameters": ["q_proj.weight"]}))
+    assert {name.split(".")[6] for name in names} == {"k_proj", "q_proj"}
+
+
+@pytest.mark.parametrize("kind", ["lora", "vera"])
+@pytest.mark.parametrize("options", [{"modules_to_save": ["embed_tokens"]}, {"modules_to_save": ["q_proj"]}])
+def test_what_a_caller_adds_to_the_options_later_is_not_trained_either(llama, kind, options):
+    section = AdapterConfig(kind=kind, targets=["k_proj"]).model_copy(update={"options": options})
+    with pytest.raises(UserError, match=r"part of (an embedding|the base model)"):
+        adapters.add_adapter(copy.deepcopy(llama), section)
 
 
 # --- FFA-LoRA: A at its random start ---

@@ -29,8 +29,8 @@ def model(model_directories, tmp_path) -> Path:
 # --- names ---
 
 
-def test_a_directory_has_its_name_and_eight_digits():
-    assert len(entry_stem("mine", Path("no/where")).removeprefix("mine-")) == 8
+def test_a_directory_has_its_name_and_a_digest_that_nobody_can_search_for():
+    assert len(entry_stem("mine", Path("no/where")).removeprefix("mine-")) == 32  # 128 bits
 
 
 def test_a_file_that_is_touched_or_copied_is_the_same(model, tmp_path):

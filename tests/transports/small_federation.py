@@ -17,7 +17,7 @@ from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import base_models, load_pool
 from fedcollm.data.partition import split
 from fedcollm.data.pool import Pool
-from fedcollm.deploy.client import Remembered
+from fedcollm.deploy.remembered import Remembered
 from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.client import Client
 from fedcollm.messages import (

@@ -17,6 +17,7 @@ from fedcollm.cli.run import check, run
 from fedcollm.cli.shrink import shrink
 from fedcollm.cli.streams import lasting_streams
 from fedcollm.errors import Interrupted, UserError
+from fedcollm.printing import printable
 
 app: typer.Typer = typer.Typer(
     name="fedcollm",
@@ -57,7 +58,7 @@ def options(
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from fedcollm.cli.options import Json, Quiet, Settings, argument, option
-from fedcollm.cli.terminal import new_table, output
+from fedcollm.cli.terminal import new_table, output, wrapped
 from fedcollm.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ def join(
     invitation: Annotated[Path, argument(metavar="INVITATION", help="the file that the server's operator sent")],
     out: Annotated[Path, option("--out", help="a new directory for this client")],
     yes: Annotated[bool, option("--yes", help="accept the configuration without being asked")] = False,
+    before: Annotated[
+        Path | None,
+        option("--continue", help="join this run again, with new keys and the memory of this older directory"),
+    ] = None,
 ) -> None:
     """Show what this client agrees to, make its keys here, and write its request to be admitted."""
     from fedcollm.deploy.agreement import terms
@@ -83,9 +87,10 @@ def join(
 
     read, config = read_invitation(invitation)
     for subject, sentence in terms(read, config):
-        print(f"{subject:>12}: {sentence}")
+        print(wrapped(f"{subject:>12}: {sentence}"))
+    print(f"the complete configuration is in {invitation}, under config; nothing else is read.")
     _agree(yes, "Do you accept this?", "--yes")
-    request = enter(read, out)
+    request = enter(read, out, before)
     print(
         f"made {out}, whose keys stay here.\n\n"
         f"1. Send {out / 'request.json'} to the server's operator.\n"
@@ -123,6 +128,9 @@ def admit(
     fingerprint: Annotated[
         str | None, option("--fingerprint", help="what the client's operator said; without it, you are asked")
     ] = None,
+    again: Annotated[
+        bool, option("--again", help="admit a client that was removed before: it has its memory, or other data")
+    ] = False,
 ) -> None:
     """Admit a client, by the fingerprint of its keys. Rounds include it from the server's next start on."""
     from fedcollm.deploy.admission import admit as let_in
@@ -138,7 +146,7 @@ def admit(
             "changed. Ask the client to read its fingerprint out again."
         )
     _agree(fingerprint is not None, "Did the client's operator tell you this fingerprint?", "--fingerprint")
-    roster = let_in(directory, read, Authority.load(ca))
+    roster = let_in(directory, read, Authority.load(ca), again)
     print(_changed(f"admitted {read.client}", roster, directory))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping
 from typing import Any, TextIO, cast
 
 from fedcollm.errors import UserError
+from fedcollm.printing import printable
 
 #: Exit status where the reader of standard output has gone, as in `fedcollm init icd10 | head -3`: 128 + SIGPIPE.
 READER_GONE = 141
@@ -50,12 +51,25 @@ def spelled_out(error: UnicodeError) -> tuple[str, int]:
 class _Stream:
     """A stream that is another one, except for what its subclasses define.
 
+    What is printed may come from another party, so that its control characters become spaces. The consoles of rich
+    have controls of their own, and see to the texts themselves: they take `rich_proxied_file` for the stream.
+
     Args:
         stream: the stream to write to.
+        returns: whether carriage returns are passed on.
+        raw: whether all is passed on.
     """
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    def __init__(self, stream: TextIO, returns: bool = False, raw: bool = False):
+        self._stream, self._returns, self._raw = stream, returns, raw
+
+    @property
+    def rich_proxied_file(self) -> TextIO:
+        """The same stream, with controls."""
+        return cast(TextIO, self if self._raw else type(self)(self._stream, raw=True))
+
+    def _safe(self, text: str) -> str:
+        return text if self._raw else printable(text, self._returns)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -72,7 +86,7 @@ class _Output(_Stream):
             SystemExit: the reader has gone.
         """
         with self._said():
-            return self._stream.write(text)
+            return self._stream.write(self._safe(text))
 
     def flush(self) -> None:
         """Write what is still in the buffer; errors as in `write`."""
@@ -99,7 +113,7 @@ class _Progress(_Stream):
     def write(self, text: str) -> int:
         """Write text if possible."""
         with contextlib.suppress(OSError):
-            self._stream.write(text)
+            self._stream.write(self._safe(text))
         return len(text)
 
     def flush(self) -> None:
@@ -133,7 +147,7 @@ def lasting_streams() -> Generator[None, None, None]:
             else:
                 stream.reconfigure(encoding="utf-8")
     output = _Output(sys.stdout)
-    sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, _Progress(sys.stderr))
+    sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, _Progress(sys.stderr, returns=True))
     try:
         try:
             yield

@@ -10,6 +10,7 @@ from fedcollm.cli.terminal import new_table
 from fedcollm.config.roles import MODELS, PARTS, ROLES
 from fedcollm.config.words import start_in_words
 from fedcollm.messages import RoundRecord
+from fedcollm.printing import printable
 from fedcollm.report import tables
 from fedcollm.report.compared_tables import all_tables
 from fedcollm.report.formats import byte_count
@@ -35,7 +36,7 @@ def round_line(record: RoundRecord) -> str:
     lost = "; ".join(f"client {client}: {reason}" for client, reason in record.lost.items())
     epsilon = "" if record.epsilon is None else f"  ε {record.epsilon:.3g}"
     line = f"round {record.round:2}  {'  '.join(scores) or 'not scored'}{epsilon}  {when}"
-    return line + (f"  lost {lost}" if lost else "")
+    return printable(line + (f"  lost {lost}" if lost else ""))
 
 
 def summary_table(directory: Path) -> Table:

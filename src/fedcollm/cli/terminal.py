@@ -1,22 +1,35 @@
 """Commands in a terminal: their progress, their results, and Ctrl-C.
 
-Names, failures and questions may come from other parties, so no console here interprets markup or emoji in a text.
+Names, failures and questions may come from other parties, so no console here interprets markup, emoji or controls in a
+text.
 """
 
 import contextlib
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console as AnyConsole
 from rich.table import Table
+from rich.text import Text
 
 from fedcollm.errors import Interrupted
+from fedcollm.printing import printable
 
 if TYPE_CHECKING:
     from fedcollm.messages import RoundRecord
+
+
+class Console(AnyConsole):
+    """A console that lets no control characters through which stand in a text; it makes styles by its own."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is printed, alone or in a table."""
+        return super().render_str(printable(text), **options)
 
 
 def screen(silent: bool) -> Console:
@@ -40,6 +53,14 @@ def new_table(title: str, *header: str) -> Table:
     for column in header:
         table.add_column(column, justify="right" if table.columns else "left", overflow="fold")
     return table
+
+
+def wrapped(line: str) -> str:
+    """Return a line of terms; in a terminal, its continuation can't be taken for a line of its own."""
+    if not sys.stdout.isatty():
+        return line
+    width = max(shutil.get_terminal_size().columns - 1, 40)
+    return textwrap.fill(line, width, subsequent_indent=" " * 14, break_on_hyphens=False)
 
 
 @contextlib.contextmanager

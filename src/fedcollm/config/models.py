@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from fedcollm.config.adapter_options import check_names, check_options
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, one_of
 from fedcollm.config.choices import LAYER_CHOICES, SCHEDULES, comment
 from fedcollm.config.training import TrainingConfig
@@ -48,7 +49,14 @@ class AdapterConfig(Section):
     @field_validator("options")
     @classmethod
     def _with_switches(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_options(options)
         return {name: as_switch(value) for name, value in options.items()}  # PEFT takes any text for true
+
+    @field_validator("targets")
+    @classmethod
+    def _are_names(cls, targets: str | list[str]) -> str | list[str]:
+        check_names([] if isinstance(targets, str) else targets)
+        return targets
 
 
 def _kind(layers: object) -> str:

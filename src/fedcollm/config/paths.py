@@ -26,6 +26,15 @@ def _written_as_path(value: str, bases: Sequence[Path]) -> bool:
     return looks or (value not in _NAMES and any(_is_model_or_file(base / value) for base in bases))
 
 
+def is_path(source: str) -> bool:
+    """Return whether the source of a model is written as a path, which no hub id is.
+
+    >>> is_path("/models/slm"), is_path("org/model")
+    (True, False)
+    """
+    return _written_as_path(source, ())
+
+
 #: Keys of a model's section that hold a path, or may hold one.
 _OF_MODELS: Mapping[str, Callable[[str, Sequence[Path]], bool]] = {
     "source": _written_as_path,

@@ -172,6 +172,14 @@ def everything_in_words(config: RunConfig) -> list[str]:
     return [*facts_in_words(config), *settings_in_words(config), *inputs_in_words(config)]
 
 
+def terms_in_words(config: RunConfig) -> list[str]:
+    """Return the facts of a run and every other key that differs from its default, also those without an effect."""
+    method = [(key, value) for key, value in _changed(config, RunConfig()) if key.startswith(_METHOD)]
+    rest = [(key, value) for key, value in method if key not in FACTS]
+    settings = [_said(key, value) if takes_effect(config, key) else _plainly(key, value) for key, value in rest]
+    return [*facts_in_words(config), *settings, *inputs_in_words(config)]
+
+
 def changes_in_words(config: RunConfig, before: RunConfig) -> list[str]:
     """Return each key in which a configuration differs from an earlier one, with both values.
 

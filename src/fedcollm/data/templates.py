@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import itertools
+import re
 import string
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
@@ -12,6 +14,9 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
 
 _KEY = "task.format.prompt"
+
+#: Largest width or precision in a template, and most columns: it may come from another party, and makes every prompt.
+_WIDEST, _MOST = 1000, 1000
 
 #: Last letters of formats of numbers.
 _TYPES = tuple("bcdeEfFgGnoxX%")
@@ -47,14 +52,16 @@ class Template:
 
     def __init__(self, prompt: str):
         try:
-            fields = list(_fields(prompt))
+            fields = list(itertools.islice(_fields(prompt), _MOST + 1))
+            if len(fields) > _MOST:
+                raise ValueError(f"more than {_MOST} columns")
         except ValueError as error:
             raise UserError(
-                f"{_KEY}: {prompt!r} is not a valid template ({error}). Write a column as {{column}}."
+                f"{_KEY}: {prompt!r:.200} is not a valid template ({error}). Write a column as {{column}}."
             ) from None
         self.columns: list[str] = list(dict.fromkeys(field.column for field in fields if field.column))
         if not self.columns:
-            raise UserError(f"{_KEY}: {prompt!r} contains no column. Write a column as {{column}}.")
+            raise UserError(f"{_KEY}: {prompt!r:.200} contains no column. Write a column as {{column}}.")
         self._lines = _lines(fields)
 
     def fill(self, row: dict[str, Any], place: str) -> tuple[str, list[str]]:
@@ -85,6 +92,9 @@ def _fields(prompt: str) -> Iterator[_Field]:
             raise ValueError("{} without a name")
         if conversion not in (None, "r", "s", "a"):
             raise ValueError(f"unknown conversion !{conversion}")
+        numbers = (number.lstrip("0") or "0" for number in re.findall(r"\d+", spec or ""))
+        if any(len(number) > 4 or int(number) > _WIDEST for number in numbers):
+            raise ValueError(f"a format wider than {_WIDEST} characters")
         yield _Field(text, column or "", conversion, spec or "")
 
 

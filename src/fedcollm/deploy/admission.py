@@ -25,20 +25,21 @@ from fedcollm.storage import locked, write_atomically, writing
 _PUBLISHED = 0o644  # nginx's workers may be another user's
 
 
-def admit(directory: Path, request: Request, authority: Authority) -> Roster:
+def admit(directory: Path, request: Request, authority: Authority, again: bool = False) -> Roster:
     """Add a client's public keys to the roster.
 
     Args:
         directory: the server's directory.
         request: the client's request, whose proof and fingerprint were checked.
         authority: signs the new roster.
+        again: whether a client that was on the roster before is admitted with new keys.
 
     Returns:
         The new roster.
 
     Raises:
-        UserError: the client was not invited or is on the roster already, a key is another client's, or the request is
-            for another run.
+        UserError: the client was not invited, was removed before and `again` is not given, or is on the roster already;
+            a key is another client's; or the request is for another run.
     """
     with _changing(directory, authority) as deployment:
         if request.run != deployment.run:
@@ -63,6 +64,12 @@ def admit(directory: Path, request: Request, authority: Authority) -> Roster:
                 f"the keys of this request were removed before. Let client {request.client} run `fedcollm deploy join` "
                 "again, into a new directory."
             )
+        if request.client in deployment.former and not again:
+            raise UserError(
+                f"client {request.client} was part of this run before, with other keys. If its new directory lacks the "
+                "memory of the old one, its privacy budget, its statistics and its rounds start again on the same "
+                "data. Ask its operator whether they joined with --continue, and then give --again."
+            )
         return _save(directory, deployment, {**deployment.clients, request.client: request.keys}, authority)
 
 
@@ -86,7 +93,8 @@ def remove(directory: Path, client: str, authority: Authority) -> Roster:
             raise UserError(f"client {client!r} is not on the roster. On it: {there}.")
         left = {name: keys for name, keys in deployment.clients.items() if name != client}
         gone = [*deployment.removed, deployment.clients[client]]
-        deployment = deployment.model_copy(update={"removed": gone})
+        former = list(dict.fromkeys([*deployment.former, client]))
+        deployment = deployment.model_copy(update={"removed": gone, "former": former})
         return _save(directory, deployment, left, authority)
 
 

@@ -3,17 +3,18 @@
 import contextlib
 from collections.abc import Iterator
 
-from fedcollm.config import RunConfig, asked_clients
+from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.config.paths import is_path
+from fedcollm.config.words import terms_in_words
 from fedcollm.deploy.certificates import authority_fingerprint
 from fedcollm.deploy.invitations import Invitation
 from fedcollm.errors import UserError
-from fedcollm.messages import default_threshold, readable
-
-_COLUMNS = ("prompt", "messages", "answer", "image", "audio", "boxes", "choices")
+from fedcollm.federation.secagg.settings import smallest_sum
+from fedcollm.printing import visible
 
 
 def terms(invitation: Invitation, config: RunConfig) -> list[tuple[str, str]]:
-    """Return what a client agrees to, as (subject, sentence).
+    """Return all that a client agrees to, as (subject, sentence). Nothing is left out, cut or hidden.
 
     Args:
         invitation: the invitation, which another party wrote.
@@ -23,13 +24,27 @@ def terms(invitation: Invitation, config: RunConfig) -> list[tuple[str, str]]:
     lines = [
         ("you are", f"client {member.client} of run {member.run}"),
         ("server", f"{member.address}, with the authority {authority_fingerprint(invitation.authority.encode())}"),
-        ("model", f"an adapter for {config.slm.source}, from your own copy of that model"),
+        ("model", _model(config.slm)),
         ("your data", _data(config)),
         ("work", _work(config)),
         *(("what leaves", sentence) for sentence in _leaves(config)),
         ("privacy", _privacy(config)),
+        ("facts", ", ".join(f"{name}: {value}" for name, value in member.facts.items()) or "none"),
+        *(("agreed", sentence) for sentence in terms_in_words(config)),
     ]
-    return [(subject, readable(sentence)) for subject, sentence in lines]
+    return [(subject, visible(sentence)) for subject, sentence in lines]
+
+
+def _model(slm: ModelConfig) -> str:
+    adapter = slm.adapter.model_dump(mode="json", exclude={"start"})
+    rest = ", ".join(f"{key}: {value}" for key, value in adapter.items() if key != "kind" and value not in (False, {}))
+    if is_path(slm.source):
+        place = "from your own copy of that model"
+    elif slm.source == ModelConfig().source:
+        place = "which comes with a Python package"
+    else:
+        place = "which is DOWNLOADED from the model hub unless it is there already; take it only from whom you trust"
+    return f"an adapter of kind {slm.adapter.kind} ({rest}) for {slm.source}, {place}"
 
 
 def _data(config: RunConfig) -> str:
@@ -37,7 +52,7 @@ def _data(config: RunConfig) -> str:
     if shape is None:
         return f"examples of the task {config.task.name}; they stay with you"
     values = shape.model_dump(mode="json", exclude_defaults=True)
-    columns = ", ".join(f"{name}: {values[name]}" for name in _COLUMNS if values.get(name) is not None)
+    columns = ", ".join(f"{name}: {value}" for name, value in values.items())
     return f"the columns of your own table that are named here ({columns}); they stay with you"
 
 
@@ -53,15 +68,16 @@ def _leaves(config: RunConfig) -> Iterator[str]:
     """Yield what leaves the client, and who can read it."""
     secure = config.federation.secure_aggregation
     if secure.enabled:
-        clients = asked_clients(config.task.clients or 3, config.federation.fraction)
-        least = secure.threshold or default_threshold(clients)
+        least = smallest_sum(config)
         yield f"a masked update in every round; the server learns only the sum over at least {least} clients"
     else:
         yield "YOUR OWN UPDATE IN EVERY ROUND, which the server can read; training data can be reconstructed from it"
     if config.statistics is not None:
         yield f"statistics of your examples (counts of words and labels), once{', in a sum' if secure.enabled else ''}"
-    if config.evaluation.clients != "never" and config.federation.privacy is None:
-        yield "the number of your examples, the training loss and a score" + (", in sums" if secure.enabled else "")
+    if config.federation.privacy is None:
+        scored = config.evaluation.clients != "never"
+        numbers = "the number of your examples, the training loss" + (" and a score" if scored else "")
+        yield numbers + (", in sums" if secure.enabled else "")
 
 
 def _privacy(config: RunConfig) -> str:

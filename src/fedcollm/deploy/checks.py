@@ -15,6 +15,7 @@ import httpx
 
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Membership
+from fedcollm.deploy.ownership import check_directory
 from fedcollm.deploy.roster_keeper import NotAdmittedError, RosterKeeper
 from fedcollm.errors import UserError
 from fedcollm.messages import readable
@@ -66,8 +67,7 @@ def check(directory: Path, data: Path) -> Iterator[Finding]:
 
 
 def _keys(directory: Path) -> str:
-    for name in (names.NODE_KEY, names.SIGNING_KEY):
-        names.check_private(directory / name)
+    check_directory(directory)
     names.node_key(directory)
     names.signing_key(directory)
     return "both private keys are here, and only their owner can read them"

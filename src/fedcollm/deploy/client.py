@@ -2,14 +2,11 @@
 
 import contextlib
 import functools
-import json
 import os
 import threading
-from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
@@ -18,8 +15,11 @@ from fedcollm.data.parts import find_part
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.audit import Audited
 from fedcollm.deploy.directories import Membership
+from fedcollm.deploy.joined import refuse_continued
 from fedcollm.deploy.member import Member
 from fedcollm.deploy.outcome import Outcome
+from fedcollm.deploy.ownership import check_directory
+from fedcollm.deploy.remembered import OPENED, SPENT, Remembered
 from fedcollm.deploy.roster import Roster
 from fedcollm.deploy.roster_keeper import RosterKeeper
 from fedcollm.errors import UserError
@@ -36,48 +36,7 @@ from fedcollm.transports.endpoint import Answers, ClientEndpoint
 from fedcollm.transports.flower.node import Service, connect
 from fedcollm.transports.wire import longest_message
 
-T = TypeVar("T")
-
 _LONGEST_SECONDS = 86_400.0
-
-
-@dataclass
-class Remembered(MutableMapping[str, T]):
-    """A mapping that a client must never lose. Every value is on disk before the client acts on it.
-
-    Attributes:
-        file: the JSON file of the mapping. It is made at the first change.
-    """
-
-    file: Path
-
-    def __post_init__(self) -> None:
-        try:
-            self._values: dict[str, T] = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
-            if not isinstance(self._values, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise ValueError("it holds no mapping")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.file} can't be read ({error}). It guards this client's data: restore it from a copy, or leave "
-                "this run."
-            ) from error
-
-    def __getitem__(self, name: str) -> T:
-        return self._values[name]
-
-    def __setitem__(self, name: str, value: T) -> None:
-        self._values[name] = value
-        with writing(self.file.parent):
-            write_atomically(self.file, json.dumps(self._values), mode=0o600)
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("what is remembered is never forgotten")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple[list[Any], list[Any]]:
@@ -130,10 +89,10 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     state = directory / "state"
     set_backends(config)
     slm = build_slm(config, modality, [], state / "base")
-    spent: Remembered[int | str] = Remembered(state / "spent.json")
+    spent: Remembered[int | str] = Remembered(state / SPENT)
     journal = functools.partial(_append, state / "failures.log")
-    opened: Remembered[list[str]] = Remembered(state / "opened.json")
     update, vector = LastAnswer(state / "update"), LastAnswer(state / "vector")
+    opened: Remembered[list[str]] = Remembered(state / OPENED)
     part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
     form = broadcast_form(config, modality, slm, examples)
 
@@ -184,8 +143,8 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *
     if not 0 <= answer_after <= _LONGEST_SECONDS:
         raise UserError(f"--answer-after {answer_after:g}: give a number of seconds from 0 to {_LONGEST_SECONDS:g}.")
     membership = names.read(directory, names.MEMBERSHIP, Membership)
-    for name in (names.NODE_KEY, names.SIGNING_KEY):
-        names.check_private(directory / name)
+    check_directory(directory)
+    refuse_continued(directory)
     with writing(directory):
         make_directory(directory / "state")
     with locked(directory / "state"):

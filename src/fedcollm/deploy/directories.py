@@ -25,6 +25,7 @@
     state/ logs/           written by the client: state/spent.json and opened.json, what it has given, which must never
                            be lost; state/failures.log, why trainings failed, for its operator only; logs/audit.jsonl,
                            what left
+    continued.json         where the client goes on, if it has joined again with `--continue` and this directory
     adapter/               with client.personal, after the last round: the client's own adapter, in PEFT's format
     final/                 when the run is finished: the final adapter, the tokenizer, a model card and a report
 
@@ -85,6 +86,7 @@ class Deployment(File):
         clients: client id to public keys of those that were admitted, in the same order.
         roster: the signed roster of those clients.
         removed: public keys of those that were removed, which are never admitted again.
+        former: ids of the clients that were removed at least once.
     """
 
     run: Name
@@ -95,6 +97,7 @@ class Deployment(File):
     clients: dict[Name, PublicKeys]
     roster: SignedRoster
     removed: list[PublicKeys] = Field(default_factory=list[PublicKeys])
+    former: list[Name] = Field(default_factory=list[Name])
 
 
 class Membership(File):

@@ -125,7 +125,7 @@ def _deployment(
 def _invitations(
     deployment: Deployment, config: str, modality: Modality, authority: Authority
 ) -> dict[str, Invitation]:
-    """Return the invitation of each client."""
+    """Return the invitation of each client, signed by the authority."""
     address, facts = f"{deployment.host}:{deployment.port}", dict(modality.facts())
     members = {
         client: Membership(client=client, run=deployment.run, address=address, facts=facts)
@@ -133,7 +133,7 @@ def _invitations(
     }
     certificate = authority.pem().decode()
     return {
-        client: Invitation(membership=member, authority=certificate, config=config)
+        client: Invitation(membership=member, authority=certificate, config=config).signed_by(authority.key)
         for client, member in members.items()
     }
 

@@ -8,9 +8,11 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -22,6 +24,8 @@ from fedcollm.deploy.certificates import authority_fingerprint, private_pem
 from fedcollm.deploy.directories import Membership, PublicKeys
 from fedcollm.deploy.files import create, filled, read_bounded, unit_words
 from fedcollm.deploy.fingerprints import grouped
+from fedcollm.deploy.joined import joining
+from fedcollm.deploy.ownership import check_owned
 from fedcollm.deploy.roster import File, Name, SignedRoster
 from fedcollm.errors import UserError
 from fedcollm.runs.directory import CONFIG, parse_config_text
@@ -37,11 +41,38 @@ class Invitation(File):
         membership: the client's id, the run, the server's address, and facts about the models.
         authority: the certificate of the deployment's authority, in PEM.
         config: the configuration of the run as the client gets it, in YAML.
+        signature: ECDSA with SHA-384 of all of it by the authority's key, in hexadecimal. So whoever compares the
+            authority's fingerprint has compared the configuration too.
     """
 
     membership: Membership
     authority: str
     config: str
+    signature: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]*$", max_length=400)] = ""
+
+    def signed_by(self, key: ec.EllipticCurvePrivateKey) -> "Invitation":
+        """Return the invitation with the signature of the authority's key."""
+        return self.model_copy(update={"signature": key.sign(self._content(), ec.ECDSA(hashes.SHA384())).hex()})
+
+    def verify(self) -> None:
+        """Check that the authority that the invitation names has signed it.
+
+        Raises:
+            UserError: it has not.
+        """
+        authority_fingerprint(self.authority.encode())
+        key = cast(ec.EllipticCurvePublicKey, x509.load_pem_x509_certificate(self.authority.encode()).public_key())
+        try:
+            key.verify(bytes.fromhex(self.signature), self._content(), ec.ECDSA(hashes.SHA384()))
+        except (InvalidSignature, ValueError) as error:
+            raise UserError(
+                f"the invitation of client {self.membership.client} is not signed by the authority that it names, so "
+                "somebody may have changed it on its way. Ask the operator for the invitation again."
+            ) from error
+
+    def _content(self) -> bytes:
+        parts = [self.membership.model_dump(mode="json"), self.authority, self.config]
+        return b"fedcollm invitation 1\n" + json.dumps(parts, sort_keys=True).encode()
 
 
 class Request(File):
@@ -127,10 +158,11 @@ def read_invitation(file: Path) -> tuple[Invitation, RunConfig]:
     """Return an invitation and the configuration in it.
 
     Raises:
-        UserError: the file can't be read, is no invitation, or the client could not take part with its configuration.
+        UserError: the file can't be read, is no invitation or not signed by its authority, or the client could not take
+            part with its configuration.
     """
     invitation = _read(file, Invitation)
-    authority_fingerprint(invitation.authority.encode())
+    invitation.verify()
     config = parse_config_text(invitation.config, f"the configuration in {file}")
     names.refuse_healing(config)
     return invitation, config
@@ -159,23 +191,28 @@ def _read(file: Path, kind: type[T]) -> T:
         ) from error
 
 
-def join(invitation: Invitation, place: Path) -> Request:
+def join(invitation: Invitation, place: Path, before: Path | None = None) -> Request:
     """Make a client's directory, with new private keys, and return the request to hand to the server's operator.
 
     Args:
         invitation: the invitation that the client's owner accepted.
         place: the directory to make. It must be empty or not exist yet.
+        before: the directory that this client has used in this run until now, whose memory is carried over; None if it
+            joins the run for the first time.
 
     Raises:
-        UserError: the directory is in use, or can't be written.
+        UserError: the directory is in use, can be changed by others or can't be written; or this user has joined the
+            run as this client before, and `before` is not given.
     """
     if place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir()))):
         raise UserError(f"{place} exists already. Choose another --out: keys that are in use are never overwritten.")
-    keys = Keys.make()
-    write_client(place, invitation, keys)
-    member = invitation.membership
+    if place.exists():
+        check_owned(place)
+    keys, member = Keys.make(), invitation.membership
     request = keys.request(member.client, member.run)
-    create(place / names.REQUEST, request.model_dump_json(indent=1))
+    with joining(member, place, before):
+        write_client(place, invitation, keys)
+        create(place / names.REQUEST, request.model_dump_json(indent=1))
     return request
 
 

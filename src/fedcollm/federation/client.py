@@ -21,14 +21,20 @@ from fedcollm.federation.limits import Limits
 from fedcollm.federation.operator import Operator
 from fedcollm.federation.quantization import rounding_seed
 from fedcollm.federation.scoring import score_quietly
+from fedcollm.federation.sent_statistics import SentStatistics
 from fedcollm.federation.upload_format import WHOLE, UploadFormat, truncated
-from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest, payload_digest
+from fedcollm.messages import Adapter, ClientUpdate, Request, Score, TrainRequest
 from fedcollm.modalities.base import Modality, outputs
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
 from fedcollm.training.dp_sgd import fit_privately
 from fedcollm.training.fine_tuning import fit
+
+_CHANGED = (
+    "the examples or the SLM are not those that statistics were sent of in this run. The same statistics as before are "
+    "sent again: new ones would show what has changed, and so would a refusal."
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,10 @@ class Client:
         evaluation: settings of scoring.
         agreement: what the client agreed to with the federation.
         spent: what can't be given twice. Under privacy, `rounds` maps to the number of rounds that the client has
-            trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run, `kept/RUN` to
-            the round after which it kept an adapter, and `answered/RUN` to the last round that it sent a plain
-            update in. Whoever builds the client keeps it for as long as the run goes on and the private
-            data is the same.
+            trained for. `statistics/RUN` maps to a digest of the statistics that it has sent in a run and `sent/RUN` to
+            these statistics, `kept/RUN` to the round after which it kept an adapter, and `answered/RUN` to the last
+            round that it sent a plain update in. Whoever builds the client keeps it for as long as the run goes on and
+            the private data is the same.
         operator: the one who runs the client.
     """
 
@@ -208,7 +214,8 @@ class Client:
     def _send_statistics(self, request: TrainRequest) -> ClientUpdate:
         """Return the statistics of the private examples, with a loss of 0 and without a score.
 
-        Examples that have none, or others than were asked for, are answered with zeros.
+        Examples that have none, or others than were asked for, are answered with zeros. What was sent once in a run is
+        sent again, whatever the examples are now.
         """
         start, settings = time.perf_counter(), self.agreement.statistics
         self._check_run(request)
@@ -226,19 +233,12 @@ class Client:
         except Exception as error:
             self.operator.tell(f"client {self.id}, statistics", error)
             adapter = request.adapter
-        self._spend_statistics(adapter)
+        sent, examples = SentStatistics(self.spent, self.run).settle(adapter, len(self.examples))
+        if sent is not adapter:
+            self.operator.tell(f"client {self.id}, statistics", UserError(_CHANGED))
         self._spend_round()
-        return self._update(replace(request, evaluate=False), adapter, 0.0, start, "")
-
-    def _spend_statistics(self, adapter: Adapter) -> None:
-        """Remember the statistics of this run before any part of them can leave, and refuse to send different ones."""
-        name, digest = f"statistics/{self.run}", payload_digest(adapter, {"examples": len(self.examples)})
-        if self.spent.setdefault(name, digest) != digest:
-            raise RefusalError(
-                f"client {self.id} has sent other statistics in this run, and the difference would show which examples "
-                "were added, removed or changed. Give the client the examples and the SLM that it had, or start a new "
-                "run"
-            )
+        update = self._update(replace(request, evaluate=False), sent, 0.0, start, "")
+        return update if self.agreement.privacy else replace(update, examples=examples)
 
     def _check_run(self, request: TrainRequest) -> None:
         if request.run != self.run:

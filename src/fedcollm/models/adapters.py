@@ -17,6 +17,7 @@ from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit, misshapen
 from fedcollm.models.core import add_cores, has_cores, plain_state
 from fedcollm.models.peft_config import check_partial, peft_config, train_whole
+from fedcollm.models.sent_parameters import check_sent
 from fedcollm.storage import replacing_directory
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def add_adapter(
 
     Raises:
         UserError: the method, an option or a target module does not exist, or `freeze_a`, `core` or `whole` does not
-            fit the method.
+            fit the method, or a part of the base, an embedding or an output layer over words would be trained.
     """
     import peft  # takes seconds, as transformers does
     from transformers import PreTrainedModel
@@ -102,10 +103,12 @@ def add_adapter(
         config.target_modules = _linear_layers(base)
     config.task_type = peft.TaskType.CAUSAL_LM if causal_lm else None
     cast(Any, torch).manual_seed(seed)
+    frozen = list(base.parameters())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # raised by transformers for a name that PEFT uses
             warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT corrects this for GPT-2 by itself
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # refused below
             model: Any = cast(Any, peft).get_peft_model(base, config)
     except ValueError as error:
         raise UserError(
@@ -117,6 +120,7 @@ def add_adapter(
             parameter.requires_grad_(False)
     if section.core:
         add_cores(model)
+    check_sent(model, frozen, whole)
     model.peft_config["default"].base_model_name_or_path = base_name
     _show_geometry(model)
     return model.eval()

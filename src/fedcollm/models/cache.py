@@ -51,7 +51,7 @@ def entry_stem(name: str, place: Path, revision: str | None = None) -> str:
         identity = [f"{file.name}={_content(file)}" for file in files]
     else:
         identity = [f"{place.as_posix()}@{revision}"]
-    return f"{name}-{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:32]}"
 
 
 def _content(file: Path) -> str:

@@ -21,7 +21,7 @@ from fedcollm.federation.quantization import WORD
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint, check_weight
 from fedcollm.federation.secagg.noise import check_grid, private_fixed_point
-from fedcollm.federation.secagg.settings import SecureSettings
+from fedcollm.federation.secagg.settings import SecureSettings, smallest_sum
 from fedcollm.federation.upload_format import UploadFormat
 from fedcollm.messages import Adapter, Session, default_threshold
 from fedcollm.modalities.base import Modality
@@ -198,21 +198,29 @@ def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameter
             privacy is not checked.
 
     Raises:
-        UserError: clients would refuse the threshold, or the fixed-point encoding can't hold the sums or the noise.
+        UserError: clients would refuse the threshold, since it is unsafe or below what they were promised, or the
+            fixed-point encoding can't hold the sums or the noise.
     """
     if not (config.federation.secure_aggregation.enabled and roster):
         return None
-    threshold = config.federation.secure_aggregation.threshold
-    asked = asked_clients(len(roster), config.federation.fraction)
+    asked, promised = asked_clients(len(roster), config.federation.fraction), smallest_sum(config)
+    agreed = config.federation.secure_aggregation.threshold
+    threshold = agreed or max(promised, default_threshold(asked))
+    if asked < promised and agreed is None:
+        raise UserError(
+            f"federation.secure_aggregation: each client was promised a sum over at least {promised} clients, and a "
+            f"round asks {asked} of the {len(roster)} that are admitted. Admit more clients, or deploy a new run for "
+            "fewer."
+        )
     try:
         Session.fresh(config.name, 0, list(roster)[:asked], threshold).check()
     except RefusalError as error:
         raise UserError(f"federation.secure_aggregation: {error}") from error
     encoding, privacy = fixed_point(config, len(roster)), build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and parameters:
-        check_grid(encoding, privacy, asked, threshold or default_threshold(asked), parameters)
+        check_grid(encoding, privacy, asked, threshold, parameters)
     uniform, norm = not config.federation.weighted, config.federation.max_update_norm
-    return SecureSettings(encoding, roster, threshold, uniform, privacy, norm)
+    return SecureSettings(encoding, roster, agreed, uniform, privacy, norm, promised)
 
 
 def secure_client(

@@ -204,4 +204,4 @@ def _digest(section: ModelConfig, texts: Sequence[TextExample], device: torch.de
     settings = section.model_dump(mode="json", include={"layers", "layer_choice", "mlp_share", "heal"})
     settings["heal"] |= {"text": [[text.prompt, text.choices[0]] for text in texts]}
     made_of = [_VERSION, settings, str(resolve_dtype("auto", device)), device.type]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]

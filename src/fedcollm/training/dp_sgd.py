@@ -24,6 +24,7 @@ from fedcollm.privacy.discrete_gaussian import discrete_gaussian
 from fedcollm.privacy.keystream import SecureStream
 from fedcollm.progress import track
 from fedcollm.training.fine_tuning import check_finite_weights
+from fedcollm.training.mixing import check_apart
 from fedcollm.training.optimizers import adamw, scheduler
 
 _LARGEST_SQUARE = 1e36  # of a per-example gradient's L2 norm; opacus sums the squares in float32
@@ -58,11 +59,13 @@ def fit_privately(
 
     Raises:
         NonFiniteError: the adapter became NaN or infinite.
-        UserError: opacus is not installed, or the modality or the adapter has no per-example gradients.
+        UserError: opacus is not installed, the modality or the adapter has no per-example gradients, or the model
+            mixes the examples of a batch.
     """
     _check_loss_of(modality)
     stream = SecureStream()
     with unfused(model):  # opacus puts hooks on single layers
+        check_apart(modality, model, examples, where)
         hooks, optimizer = _private_optimizer(model, settings, privacy, stream)
         schedule = scheduler(optimizer.original_optimizer, settings, privacy.steps)
         model.train()

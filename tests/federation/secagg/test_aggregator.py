@@ -327,6 +327,22 @@ def test_session_of_another_run_is_refused(clients):
         one.answer(invitation(one, run="other"))
 
 
+@pytest.mark.parametrize(("agreed", "asked"), [(None, 4), (4, 3)])
+def test_other_threshold_than_agreed_is_refused_untrained(clients, agreed, asked, monkeypatch):
+    one = member(clients)
+    one.settings = dataclasses.replace(one.settings, threshold=agreed)
+    request = invitation(one)
+    assert request.session is not None
+    monkeypatch.setattr(Client, "train", None)
+    with pytest.raises(RefusalError, match=f"a threshold of {asked} clients, and {agreed or 3} were agreed on"):
+        one.answer(dataclasses.replace(request, session=dataclasses.replace(request.session, threshold=asked)))
+
+
+def test_parties_that_agreed_on_other_thresholds_do_not_work_together(clients):
+    settings = member(clients).settings
+    assert settings.to_wire() != dataclasses.replace(settings, threshold=4).to_wire()
+
+
 def test_smaller_session_than_agreed_is_refused(clients):
     one = member(clients)
     with pytest.raises(RefusalError, match="3 clients are invited, fewer than 4"):

@@ -21,7 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from fedcollm.deploy.client import Remembered
+from fedcollm.deploy.remembered import Remembered
 from fedcollm.errors import RoundFailedError, SpoiledRoundError
 from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.secagg.aggregator import SecureAggregator

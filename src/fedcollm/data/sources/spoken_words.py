@@ -102,7 +102,7 @@ def _recipe() -> str:
     """Return a digest of all that the clips depend on besides the version of espeak-ng."""
     speakers = (SPEAKERS, TEST_SPEAKERS, TAKES, TEST_TAKES)
     made_of = (_SEED, WORDS, dict(PUBLIC_ACCENTS), dict(CLIENT_ACCENTS), dict(SCENES), speakers, _LENGTH, _BABBLE)
-    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
 
 
 def _clips() -> Iterator[_Clip]:

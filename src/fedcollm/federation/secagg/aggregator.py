@@ -67,7 +67,8 @@ class SecureAggregator:
                 "for the largest number of clients in a round."
             )
         payload = payload_digest(request.adapter, {"evaluate": request.evaluate, "agreed": settings.to_wire()})
-        session = Session.fresh(request.run, request.round_index, clients, settings.threshold, payload)
+        threshold = settings.threshold_of(len(clients))
+        session = Session.fresh(request.run, request.round_index, clients, threshold, payload)
         session.check()
         opening = Opening.read(self.journal, payload, request.round_index)
         names = STATISTICS[:1] if settings.privacy else STATISTICS

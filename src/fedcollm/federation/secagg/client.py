@@ -134,7 +134,9 @@ class SecureClient:
             raise RefusalError(f"a session of run {session.run!r}, and this client is part of {self.client.run!r}")
         if len(session.invited) < self.min_session:
             raise RefusalError(f"{len(session.invited)} clients are invited, fewer than {self.min_session}")
-        agreed = {"evaluate": request.evaluate, "agreed": self.settings.to_wire()}
-        if session.payload != payload_digest(request.adapter, agreed):
+        if session.threshold != (agreed := self.settings.threshold_of(len(session.invited))):
+            raise RefusalError(f"a threshold of {session.threshold} clients, and {agreed} were agreed on")
+        sent = {"evaluate": request.evaluate, "agreed": self.settings.to_wire()}
+        if session.payload != payload_digest(request.adapter, sent):
             raise RefusalError("what this client was sent is not what the session says that all clients were sent")
         return session
