@@ -95,6 +95,8 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
         raise UserError(f"--data {path}: no such file or directory. Give this client's own examples.")
     if config.task.format is not None:
         pool = load_private(config.task.format, path, modality)
+        if not pool.train:
+            raise UserError(f"--data {path}: there is no train file in it. Name this client's own examples train.")
         for note in pool.notes:
             say(note)
         return list(pool.train), list(pool.test or ())

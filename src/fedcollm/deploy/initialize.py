@@ -20,7 +20,7 @@ from fedcollm.deploy.invitations import Invitation, Keys, write_client
 from fedcollm.deploy.roster import Roster, sign
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
-from fedcollm.runs.build_clients import secured
+from fedcollm.runs.build_clients import check_statistics, secured
 from fedcollm.runs.directory import CONFIG, config_text
 from fedcollm.runs.resolve import with_number
 
@@ -84,6 +84,7 @@ def initialize(
         one if one.task.clients else with_number(one, len(clients)) for one in (config, without_places(typed or config))
     )
     modality = _deployable(config)
+    _check_data(config, modality)
     keys = {client: Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}
     secured(config, names.public_keys({client: pair.signing for client, pair in public.items()}))  # fails here
@@ -191,6 +192,17 @@ def _deployable(config: RunConfig) -> Modality:
     except UserError as error:
         raise UserError(f"task.name {config.task.name} can't be deployed: {error}") from error
     return modality
+
+
+def _check_data(config: RunConfig, modality: Modality) -> None:
+    """Check that the operator's data is all that `deploy server` will need: a public part and a test set.
+
+    Raises:
+        UserError: it is not.
+    """
+    pool = load_pool(config.task, config.seed, private=False)
+    parts = split(pool, config.task, config.seed, private=False)
+    check_statistics(config, modality, parts.test[0])
 
 
 def _write_server(out: Path, config: RunConfig, deployment: Deployment, authority: Authority, site: Site) -> None:
