@@ -138,7 +138,7 @@ def test_malformed_membership_is_named(out, changes, reason):
     [
         (
             Membership,
-            '{"client":"a","run":"r","address":"host:9443","facts":{"context_length":32}}',
+            '{"client":"a","run":"r","address":"host:9443","facts":{"context_length":32},"base":{}}',
         ),
         (
             Deployment,

@@ -75,6 +75,7 @@ def _keys(directory: Path) -> str:
 
 def _data(directory: Path, data: Path) -> str:
     from fedcollm.data.catalogue import build_client_modality
+    from fedcollm.deploy.bases import check_slm
     from fedcollm.deploy.client import private_examples
     from fedcollm.runs.build_models import build_slm, set_backends
 
@@ -83,8 +84,11 @@ def _data(directory: Path, data: Path) -> str:
     modality = build_client_modality(config.task, config.slm, member.facts)
     examples, test = private_examples(config, modality, data)
     set_backends(config)
+    check_slm(config, member.base)
     build_slm(config, modality, [], directory / "state" / "base")
-    return f"{len(examples)} examples to train on and {len(test)} to test on; {config.slm.source} loads"
+    return f"{len(examples)} examples to train on and {len(test)} to test on; {config.slm.source} loads" + (
+        ", and is the operator's SLM" if member.base else ""
+    )
 
 
 def _disk(directory: Path) -> str:

@@ -17,6 +17,7 @@ from fedcollm.data.catalogue import build_client_modality, load_private
 from fedcollm.data.parts import find_part
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.audit import Audited
+from fedcollm.deploy.bases import check_slm
 from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.files import make_directory
 from fedcollm.deploy.member import Member
@@ -131,6 +132,7 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")
     state = directory / "state"
     set_backends(config)
+    check_slm(config, membership.base)
     slm = build_slm(config, modality, [], state / "base")
     spent: Remembered[int | str] = Remembered(state / "spent.json")
     journal = functools.partial(_append, state / "failures.log")
