@@ -9,8 +9,6 @@ from fedcollm.deploy.invitations import Invitation
 from fedcollm.errors import UserError
 from fedcollm.messages import default_threshold, readable
 
-_COLUMNS = ("prompt", "messages", "answer", "image", "audio", "boxes", "choices")
-
 
 def terms(invitation: Invitation, config: RunConfig) -> list[tuple[str, str]]:
     """Return what a client agrees to, as (subject, sentence).
@@ -33,12 +31,11 @@ def terms(invitation: Invitation, config: RunConfig) -> list[tuple[str, str]]:
 
 
 def _data(config: RunConfig) -> str:
+    from fedcollm.data.client_files import data_in_words  # it loads torch
+
     shape = config.task.format
-    if shape is None:
-        return f"examples of the task {config.task.name}; they stay with you"
-    values = shape.model_dump(mode="json", exclude_defaults=True)
-    columns = ", ".join(f"{name}: {values[name]}" for name in _COLUMNS if values.get(name) is not None)
-    return f"the columns of your own table that are named here ({columns}); they stay with you"
+    prompt = f", put together as the prompt {shape.prompt!r}" if shape is not None and shape.prompt else ""
+    return f"{data_in_words(config.task)}{prompt}; it stays with you"
 
 
 def _work(config: RunConfig) -> str:

@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
-from fedcollm.data.catalogue import build_client_modality, load_private
-from fedcollm.data.parts import find_part
+from fedcollm.data.catalogue import build_client_modality
+from fedcollm.data.client_files import load_client
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.audit import Audited
 from fedcollm.deploy.bases import check_slm
@@ -85,8 +85,8 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
     """Return a client's own training examples and test examples.
 
     Args:
-        config: configuration of the run. If it has a `task.format`, the files have the user's own columns.
-        modality: reads files without a `task.format`.
+        config: configuration of the run.
+        modality: the client's modality, which knows the classes.
         path: a file of training examples, or a directory with a `train` file and optionally a `test` file.
 
     Raises:
@@ -94,18 +94,10 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
     """
     if not path.exists():
         raise UserError(f"--data {path}: no such file or directory. Give this client's own examples.")
-    if config.task.format is not None:
-        pool = load_private(config.task.format, path, modality)
-        if not pool.train:
-            raise UserError(f"--data {path}: there is no train file in it. Name this client's own examples train.")
-        for note in pool.notes:
-            say(note)
-        return list(pool.train), list(pool.test or ())
-    train = find_part(path, "train") if path.is_dir() else path
-    if train is None:
-        raise UserError(f"--data {path}: there is no train file in it, such as train.jsonl.")
-    test = find_part(path, "test") if path.is_dir() else None
-    return modality.read_examples(train), modality.read_examples(test) if test else []
+    pool = load_client(config.task, path, modality)
+    for note in pool.notes:
+        say(note)
+    return list(pool.train), list(pool.test or ())
 
 
 def _without_start(config: RunConfig) -> RunConfig:
