@@ -116,6 +116,7 @@ def test_faults_name_the_columns_and_not_the_configuration_alone(tmp_path, rows,
     text = str(error.value)
     assert text.startswith("--data: ")
     assert reason in text
+    assert "server" not in text
     assert (
         "so mend the data. It needs a table (CSV, JSON, Parquet, ...) with the columns description and chapter" in text
     )

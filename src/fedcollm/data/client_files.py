@@ -13,7 +13,7 @@ from fedcollm.config import FormatConfig, TaskConfig
 from fedcollm.data.catalogue import asked_form, load_private, modality_kind
 from fedcollm.data.files import asked_columns
 from fedcollm.data.own_files import OWN_FILES
-from fedcollm.data.parts import find_part
+from fedcollm.data.parts import SERVER_PARTS, find_part
 from fedcollm.data.pool import Pool
 from fedcollm.data.sources.qa import JSONL, LETTERED, with_letters
 from fedcollm.errors import UserError
@@ -56,7 +56,7 @@ def load_client(task: TaskConfig, path: Path, modality: Modality) -> Pool:
         if not pool.train:
             raise UserError(f"{path} has no train file. Name the file of your own examples train.")
     except UserError as error:
-        text = str(error).removeprefix("task.path: ").removesuffix(".")
+        text = str(error).removeprefix("task.path: ").replace(f"; {SERVER_PARTS}", "").removesuffix(".")
         raise UserError(
             f"--data: {text}. The task is agreed, so mend the data. It needs {data_in_words(task)}."
         ) from error
