@@ -53,6 +53,23 @@ def test_control_has_a_score_and_no_gain(tmp_path):
     assert round_line(RoundRecord(1, {"control": 0.7123})).startswith("round  1  control 0.712")
 
 
+CONTROL = {"server": {"epochs": 0}, "federation": {"rounds": 1}}
+
+
+@pytest.mark.parametrize(("control", "said"), [(None, "1.28% of parameters"), ({"features": "ngrams"}, "")])
+def test_share_that_is_sent_is_one_of_parameters(tmp_path, control, said):
+    directories.start(tmp_path, RunConfig.model_validate({} if control is None else CONTROL | {"control": control}))
+    counts = {"adapter": 128, "base": 10_000}
+    directories.write_json(
+        tmp_path, directories.ENVIRONMENT, {"parameters": {"slm": counts}, "dtype": {"slm": "bfloat16"}}
+    )
+    directories.save_round(tmp_path, RoundRecord(1, {"slm": 0.5}, bytes_up=512, bytes_down=512), {})
+    sink = io.StringIO()
+    Console(file=sink, width=200).print(summary_table(tmp_path))
+    (row,) = (line for line in sink.getvalue().splitlines() if "per client and round" in line)
+    assert row.split("│")[4].strip() == said
+
+
 @pytest.mark.parametrize(("start", "words"), [(None, "zero-shot"), ("theirs", "before training")])
 def test_scores_of_an_adapter_trained_before_are_not_called_zero_shot(tmp_path, start, words):
     directories.start(tmp_path, RunConfig.model_validate({"llm": {"adapter": {"start": start}}}))

@@ -1,5 +1,7 @@
 """The tables of tasks and modalities."""
 
+import json
+
 import pytest
 from PIL import Image
 from tests.modalities.audio.clips import tone
@@ -17,6 +19,7 @@ from fedcollm.data.catalogue import (
     load_pool,
     load_private,
 )
+from fedcollm.data.partition import split
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.classification import AudioTask
 from fedcollm.modalities.audio.files import AudioFileTask
@@ -152,6 +155,66 @@ def test_own_images_are_a_modality_whose_classes_reach_a_client(tmp_path):
         build_client_modality(task, slm, {})
     with pytest.raises(UserError, match="facts have classes"):
         build_client_modality(task, slm, {"classes": ["a", "\ud800"]})
+
+
+def server_of_text(root):
+    for part in ("public", "test"):
+        (root / f"{part}.csv").write_text(f"q,a\n{part} one,x\n{part} two,x\n", encoding="utf-8")
+    return FormatConfig(prompt="{q}", choices=["x", "y"], answer="a", group="ward")
+
+
+def server_of_folders(root):
+    for i, place in enumerate(("public/cat", "public/ant", "test/cat")):
+        (root / place).mkdir(parents=True)
+        Image.new("L", (2, 2), i).save(root / place / "x.png")
+    return FormatConfig()
+
+
+def server_of_images(root):
+    for i in range(3):
+        Image.new("L", (2, 2), i).save(root / f"{i}.png")
+    (root / "public.csv").write_text("file,kind\n0.png,cat\n1.png,ant\n", encoding="utf-8")
+    (root / "test.csv").write_text("file,kind\n2.png,cat\n", encoding="utf-8")
+    return FormatConfig(image="file", answer="kind", group="ward")
+
+
+def server_of_sounds(root):
+    for i in range(3):
+        (root / f"{i}.flac").write_bytes(tone(300 + 300 * i, 0.2).encoded())
+    (root / "public.csv").write_text("file,kind\n0.flac,low\n1.flac,high\n", encoding="utf-8")
+    (root / "test.csv").write_text("file,kind\n2.flac,high\n", encoding="utf-8")
+    return FormatConfig(audio="file", answer="kind", group="ward")
+
+
+def server_of_boxes(root):
+    content = json.loads((write_coco(root, images=4) / "train.json").read_text(encoding="utf-8"))
+    (root / "train.json").unlink()
+    for part, images in (("public", content["images"][:2]), ("test", content["images"][2:])):
+        ids = [image["id"] for image in images]
+        boxes = [box for box in content["annotations"] if box["image_id"] in ids]
+        (root / f"{part}.json").write_text(json.dumps(content | {"images": images, "annotations": boxes}))
+    return FormatConfig(boxes="coco", group="nothing")
+
+
+@pytest.mark.parametrize(
+    ("write", "sizes", "classes"),
+    [
+        (server_of_text, (0, 2, 2), ()),
+        (server_of_folders, (0, 2, 1), ("ant", "cat")),
+        (server_of_images, (0, 2, 1), ("ant", "cat")),
+        (server_of_sounds, (0, 2, 1), ("high", "low")),
+        (server_of_boxes, (0, 2, 2), ("right", "left")),
+    ],
+)
+def test_server_of_a_deployment_needs_no_training_data_and_no_groups(tmp_path, write, sizes, classes):
+    (tmp_path / "data").mkdir()
+    task = TaskConfig(name="custom", path=tmp_path / "data", format=write(tmp_path / "data"), public_size=1)
+    pool = load_pool(task, 0, private=False)
+    assert (len(pool.train), len(pool.public or ()), len(pool.test or ())) == sizes
+    assert getattr(base_models(task), "classes", ()) == classes
+    assert split(pool, task, 0, private=False).private == {}
+    with pytest.raises(UserError, match="no training data for the clients"):
+        split(pool, task, 0)
 
 
 def test_own_recordings_reach_a_client_as_its_own_data(tmp_path):

@@ -53,6 +53,7 @@ def test_a_test_set_goes_before_validation_data_and_a_note_says_so(tmp_path):
         (["train.csv", "train/x.jpg", "test/y.wav", "test/y.json", "images/y.csv"], {"train": [0]}),  # what tables name
         (["train.csv", ".hidden.csv", "_cache.csv", "dataset_infos.json", "notes.txt", "README.md"], {"train": [0]}),
         (["train.csv", "test.jpg", "train.py", "eval/run.sh"], {"train": [0]}),
+        (["public.csv", "val.csv", "unlabeled.csv"], {"public": [0], "test": [1], "unlabelled": [2]}),  # at a server
         (["train-1-of-1.jsonl.gz"], {"train": []}),
     ],
 )  # fmt: skip
@@ -80,6 +81,7 @@ def test_layouts(tmp_path, names, wanted):
         (["train-00000-of-00001.csv", "train-00000-of-00001-0a1b2c.csv"], "there are two of some numbers"),
         (["other.txt", "sub/x"], "has no train file. It has other.txt, sub/. Name the training file"),
         (["test.csv"], "has no train file. It has test.csv"),
+        (["public.csv"], "has no train file. It has public.csv"),
         ([], "has no train file. It is empty"),
         (["train.csv", "test/part-0.csv"], "test/ would not be read beside train.csv, though it seems to be data. Put"),
         (["train.csv", "Test/more/0.csv"], "Test/ would not be read beside train.csv"),

@@ -41,6 +41,7 @@ from fedcollm.transports.flower.node import FlowerNode, Service, connect
 
 pytestmark = [pytest.mark.deploy, needs_nginx]
 LIMIT = 2**20
+SIZES = {"public_size": 8, "unlabelled_size": 0, "test_size": 12}  # of the operator's data
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
     shape = {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"]}
     return load_config(
         "icd10",
-        task={"name": "custom", "path": str(word_data), "format": shape, "clients": 4},
+        task={"name": "custom", "path": str(word_data), "format": shape, "clients": 4, **SIZES},
         llm={"source": model_directories["llm"]},
         slm={"source": model_directories["slm"], "layers": None, "heal": None},
         federation={"secure_aggregation": True},

@@ -88,7 +88,7 @@ def test_terms_say_what_leaves(out, original):
     read, config = read_invitation(out / "invitations" / "north.json")
     said = dict(terms(read, config))
     assert said["you are"].startswith("client north of run small-")
-    assert "prompt: {text} is a, answer: kind" in said["your data"]
+    assert "the columns text and kind (the answer: colour, animal), put together as the prompt" in said["your data"]
     assert said["work"] == "2 rounds of fine-tuning, 1 epoch each"
     assert "no differential privacy" in said["privacy"]
     leaves = [sentence for subject, sentence in terms(read, config) if subject == "what leaves"]

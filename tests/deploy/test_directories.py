@@ -190,7 +190,7 @@ def test_malformed_membership_is_named(out, changes, reason):
     [
         (
             Membership,
-            '{"client":"a","run":"r","address":"host:9443","facts":{"context_length":32}}',
+            '{"client":"a","run":"r","address":"host:9443","facts":{"context_length":32},"base":{}}',
         ),
         (
             Deployment,
@@ -237,8 +237,8 @@ def test_missing_data_is_named(out):
 
 
 def test_directory_without_a_train_file_is_named(config, tmp_path):
-    columns = config.model_copy(update={"task": config.task.model_copy(update={"format": None})})
-    with pytest.raises(UserError, match=r"--data .*no train file"):
+    columns = config.model_copy(update={"task": config.task.model_copy(update={"format": None, "name": "icd10"})})
+    with pytest.raises(UserError, match=r"--data: .*no train file.*the columns description and chapter"):
         private_examples(columns, ImageTask("images", []), tmp_path)
 
 

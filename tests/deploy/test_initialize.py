@@ -276,6 +276,41 @@ def test_units_of_a_place_with_signs_that_mean_something_to_systemd(config, tmp_
         initialize(config, SITE, tmp_path / "a\nUser=root", DEMO)
 
 
+# --- the operator's data ---
+
+
+@pytest.fixture
+def servers_data(config, tmp_path) -> RunConfig:
+    """The configuration of a server whose public part and test set have one label, and no training data."""
+    (tmp_path / "data").mkdir()
+    for part, count in (("public", 8), ("test", 12)):
+        rows = (f'{{"text": "{part} {i}", "kind": "animal"}}\n' for i in range(count))
+        (tmp_path / "data" / f"{part}.jsonl").write_text("".join(rows))
+    return changed(config, **{"task.path": str(tmp_path / "data"), "task.format.group": "ward"})
+
+
+def test_server_needs_a_public_part_and_a_test_set_alone(servers_data, tmp_path):
+    initialize(servers_data, SITE, tmp_path / "out")
+    assert parse_config(tmp_path / "out" / "server" / "config.yaml").task == servers_data.task
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("test", "", "test.jsonl has no rows"),
+        ("test", None, "has no train file.*the server of a deployment needs none beside a public and a test part"),
+        ("public", '{"text": "a", "kind": "animal"}\n', "8 public examples are needed .*but there are 1"),
+        ("public", '{"text": "a", "kind": "fish"}\n', "fish"),
+    ],
+)
+def test_data_that_the_server_could_not_start_with_is_refused(servers_data, tmp_path, file, content, reason):
+    place = tmp_path / "data" / f"{file}.jsonl"
+    place.unlink() if content is None else place.write_text(content)
+    with pytest.raises(UserError, match=reason):
+        initialize(servers_data, SITE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- what is refused ---
 
 

@@ -22,6 +22,7 @@ from fedcollm.deploy.checks import check
 from fedcollm.deploy.client import build_answering
 from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.roster_keeper import NotAdmittedError
 from fedcollm.messages import Failure, FinishRequest, PhaseAnswer
 from fedcollm.transports.wire import decode, encode
 
@@ -106,7 +107,22 @@ def test_check_says_what_is_wrong_and_changes_nothing(place):
     assert good == ["keys", "data and model", "disk"]
     assert found["data and model"].text.startswith("8 examples to train on and 0 to test on")
     assert "can't be reached" in found["port"].text
+    assert [name for name, finding in found.items() if finding.good is False] == ["port"]  # one cause, one problem
+    assert {found[name].text for name in ("certificate", "clock", "roster")} == {
+        "not checked, as the server can't be reached"
+    }
     assert sorted(place.rglob("*")) == before
+
+
+def test_check_before_the_operator_admits_a_client_is_no_problem(place, monkeypatch):
+    def not_admitted(*_):
+        raise NotAdmittedError("client 1 is not admitted yet")
+
+    for name in ("_port", "_certificate", "_clock"):
+        monkeypatch.setattr(checks, name, lambda *_: "fine")
+    monkeypatch.setattr(checks, "_roster", not_admitted)
+    found = [(finding.name, finding.good) for finding in check(place, place / "data.jsonl")]
+    assert found[-2:] == [("clock", True), ("roster", None)]
 
 
 def test_check_finds_open_keys_bad_data_and_a_full_disk(place, monkeypatch):
@@ -124,6 +140,7 @@ def test_clock_is_compared_with_the_servers(place, monkeypatch, seconds, good):
     now = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)
     date = {"Date": now.strftime("%a, %d %b %Y %H:%M:%S GMT")}
     response = SimpleNamespace(headers=date, extensions={})
+    monkeypatch.setattr(checks, "_port", lambda *_: "fine")
     monkeypatch.setattr(checks, "_asked", lambda *_: contextlib.nullcontext(response))
     finding = next(found for found in check(place, place / "data.jsonl") if found.name == "clock")
     assert finding.good == good

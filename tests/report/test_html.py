@@ -134,7 +134,7 @@ def test_page_says_it_all_and_loads_nothing(whole, tmp_path):
         "and the server’s large model went from 30.0% to 80.0%.",
         "Scored on 100 test examples",
         "best 60.0% in round 1",
-        "by each client: 1% of the full model’s 200 kB",
+        "by each client: 0.5% of the small model’s parameters",
         "clients 4.0 s, distillation 6.0 s, evaluation 3.0 s",
         "7 duplicates removed",
         "a note on the data",

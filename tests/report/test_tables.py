@@ -23,7 +23,7 @@ def test_summary_of_a_whole_run(make_run, make_record):
     }
     assert (result.bytes_up, result.bytes_down) == (2000, 2000)
     assert result.full_model_bytes == 200_000  # 100,000 parameters in bfloat16
-    assert result.share_of_full_model == 0.01
+    assert result.adapter_share == 0.005  # 500 of 100,000 parameters, whatever their bytes
     assert result.seconds == {"clients": 4.0, "distillation": 6.0, "evaluation": 3.0}
     assert result.peak_memory_bytes == 2_000_000
 
@@ -31,7 +31,7 @@ def test_summary_of_a_whole_run(make_run, make_record):
 def test_summary_without_llm_scores_or_environment(make_run, make_record):
     result = summary(make_run("run", [make_record(0, 0.1), make_record(1, 0.2)], bare=True))
     assert set(result.scores) == {"slm", "clients"}
-    assert result.full_model_bytes is result.share_of_full_model is None
+    assert result.full_model_bytes is result.adapter_share is None
 
 
 def test_summary_ignores_unscored_rounds(make_run, make_record):

@@ -97,6 +97,15 @@ def test_own_modality_is_estimated_by_its_outline_and_its_examples(tiny_config):
     assert cost.data["test"] == 2
 
 
+def test_check_of_a_deployments_server_needs_no_training_data(tiny_config):
+    sizes = {"task.public_size": 2, "task.test_size": 2}
+    public, test = ([TextExample(f"{part}{i}", f"{part}{i}", ("a", "b"), 0, ("a", "b")) for i in "12"] for part in "pt")
+    cost = check(changed(tiny_config, sizes), pool=Pool([], test=test, public=public))
+    assert cost.data is not None
+    assert (cost.data["clients"], cost.data["test"]) == ({}, 2)
+    assert cost.data["notes"][-1].startswith("there is no training data")
+
+
 # --- healed bases ---
 
 

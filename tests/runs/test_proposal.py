@@ -58,6 +58,17 @@ def test_parts_of_their_own_are_used_as_they_are(tmp_path):
     assert (task.test_size, task.public_size, task.unlabelled_size, task.private_size) == (9, 12, 0, 30)
 
 
+def test_data_of_a_server_without_training_data_is_for_a_deployment(tmp_path):
+    written(tmp_path / "test.csv", [[f"検査 {i}", "内科", ""] for i in range(9)])
+    written(tmp_path / "public.csv", [[f"公開 {i}", ("外科", "内科")[i % 2], f"W{i % 2}"] for i in range(12)])
+    proposal = propose(tmp_path)
+    task = proposal.config.task
+    assert (task.test_size, task.public_size, task.clients, task.partition.kind) == (9, 12, 4, "iid")
+    assert task.format is not None
+    assert task.format.group is None
+    assert "`fedcollm deploy init`" in proposal.findings[-2]
+
+
 def test_rows_without_an_answer_are_left_out(tmp_path):
     rows = notes(60)
     rows[7][1] = ""

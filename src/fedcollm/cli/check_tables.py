@@ -8,7 +8,7 @@ from fedcollm.cli.terminal import new_table
 from fedcollm.config import RunConfig
 from fedcollm.config.roles import PARTS
 from fedcollm.config.words import facts_in_words, inputs_in_words, settings_in_words
-from fedcollm.report.formats import byte_count, duration
+from fedcollm.report.formats import byte_count, duration, share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,12 +30,11 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     table.add_row("role", *(name.upper() for name in cost.roles))
     table.add_row("base parameters, frozen", *(f"{role.base_parameters / 1e6:.1f} M" for role in roles))
     table.add_row("adapter parameters", *(f"{role.adapter_parameters / 1e6:.2f} M" for role in roles))
-    table.add_row("share of the model", *(f"{role.share:.2%}" for role in roles))
+    table.add_row("share of the base's parameters", *(share(role.share) for role in roles))
     slm = cost.roles["slm"]
     others = ["none"] * (len(roles) - 1)
     table.add_row("bytes down, per client and round", byte_count(slm.adapter_bytes), *others)
     table.add_row("bytes up, per client and round", byte_count(slm.upload_bytes), *others)
-    table.add_row("bytes up, share of the base's", f"{slm.upload_share:.3%}", *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
     lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", *_data_lines(cost)]
     if cost.statistics_bytes:

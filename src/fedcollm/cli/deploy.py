@@ -253,8 +253,9 @@ def check(directory: Client, data: Data) -> None:
 
     good = True
     for finding in look(directory, data):
-        good = good and finding.good
-        output().print(f"{'ok' if finding.good else 'problem':<8} {finding.name}: {finding.text}", soft_wrap=True)
+        good = good and finding.good is not False
+        word = {True: "ok", False: "problem", None: "open"}[finding.good]
+        output().print(f"{word:<8} {finding.name}: {finding.text}", soft_wrap=True)
     if not good:
         raise typer.Exit(2)
 

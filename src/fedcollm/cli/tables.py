@@ -13,8 +13,8 @@ from fedcollm.messages import RoundRecord
 from fedcollm.printing import printable
 from fedcollm.report import tables
 from fedcollm.report.compared_tables import all_tables
-from fedcollm.report.formats import byte_count
-from fedcollm.report.tables import full_model_bytes
+from fedcollm.report.formats import byte_count, share
+from fedcollm.report.tables import adapter_share
 from fedcollm.runs import directory as directories
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def summary_table(directory: Path) -> Table:
     table = new_table(title, "", start_in_words(directories.read_config(directory)), "final", "gain")
     _add_scores(table, records[0], last)
     table.add_section()
-    _add_bytes(table, last, directories.read_json(directory, directories.ENVIRONMENT))
+    sends = directories.read_config(directory).control is None
+    part = adapter_share(directories.read_json(directory, directories.ENVIRONMENT)) if sends else None
+    _add_bytes(table, last, part)
     _add_seconds(table, records)
     table.add_row("peak memory", "", byte_count(last.peak_memory_bytes), "")
     return table
@@ -63,12 +65,11 @@ def _add_scores(table: Table, first: RoundRecord, last: RoundRecord) -> None:
             table.add_row(ROLES[role].full, before, f"{final:.3f}", gain)
 
 
-def _add_bytes(table: Table, last: RoundRecord, environment: dict[str, Any]) -> None:
+def _add_bytes(table: Table, last: RoundRecord, part: float | None) -> None:
     if not last.bytes_up:
         return
-    full = full_model_bytes(environment)
-    share = f"{last.bytes_up / full:.2%} of the model" if full else ""
-    table.add_row("up / down, per client and round", byte_count(last.bytes_up), byte_count(last.bytes_down), share)
+    words = "" if part is None else f"{share(part)} of parameters"
+    table.add_row("up / down, per client and round", byte_count(last.bytes_up), byte_count(last.bytes_down), words)
 
 
 def _add_seconds(table: Table, records: Sequence[RoundRecord]) -> None:

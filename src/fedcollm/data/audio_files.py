@@ -23,6 +23,8 @@ from fedcollm.progress import track
 def find_sounds(path: Path, format: FormatConfig) -> tuple[str, ...]:
     """Return the classes of a user's recordings: those that are listed, or else all of the training data, sorted.
 
+    Where there is no training data, as on the server of a deployment, they are those of the public data.
+
     Args:
         path: as in `load_sounds`.
         format: which columns are the recording and its class.
@@ -52,7 +54,7 @@ def load_sounds(path: Path, format: FormatConfig, classes: Sequence[str], severa
     found, notes = _found(path, format, "answer")
     found, told = with_classes(found, format, classes)
     pool = _pool(found, [*notes, *told, *label_notes(classes)], example)
-    if several_classes:
+    if several_classes and "train" in found:
         check_classes(pool.train, str(path))
     return pool
 
@@ -90,7 +92,8 @@ def _found(path: Path, format: FormatConfig, label: str) -> tuple[dict[str, list
 
 def _pool(found: Mapping[str, Sequence[Found]], notes: list[str], example: Callable[[Found], Any]) -> Pool:
     """Return all parts of the data; `example` makes an example of a row, and reads it."""
-    return Pool(**{part: _examples(part, rows, example) for part, rows in found.items()}, notes=notes)
+    parts = {part: _examples(part, rows, example) for part, rows in found.items()}
+    return Pool(**{"train": []} | parts, notes=notes)
 
 
 def _examples(part: str, rows: Sequence[Found], example: Callable[[Found], Any]) -> list[Any]:

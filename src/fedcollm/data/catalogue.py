@@ -114,16 +114,19 @@ TASKS: Mapping[str, TaskEntry] = {
 }
 
 
-def load_pool(config: TaskConfig, seed: int) -> Pool:
+def load_pool(config: TaskConfig, seed: int, private: bool = True) -> Pool:
     """Return the examples of a task, before they are split.
 
     Args:
         config: the section that names the task and its files, if any.
         seed: the run's seed.
+        private: False on the server of a deployment, whose data need not say which client a row belongs to.
 
     Raises:
         UserError: the task is unknown, or its data is missing or invalid.
     """
+    if not private and config.format is not None:
+        config = config.model_copy(update={"format": config.format.model_copy(update={"group": None})})
     return _entry(config).load(config, seed)
 
 

@@ -98,9 +98,9 @@ def load_custom(path: Path, format: FormatConfig, several_classes: bool = True) 
         drafts[part], told = _drafts(files, form._replace(needs_group=part == "train"), part != "unlabelled")
         notes += told
     found, told = _answered(drafts, format)
-    if format.choices is not None and several_classes:
+    if format.choices is not None and several_classes and "train" in found:
         check_classes(found["train"], str(parts.files["train"][0] if path.is_dir() else path))
-    return Pool(**found, notes=[*notes, *told, *label_notes(_labels(found, form))])
+    return Pool(**{"train": []} | found, notes=[*notes, *told, *label_notes(_labels(found, form))])
 
 
 def asked_columns(format: FormatConfig) -> list[tuple[str, str]]:

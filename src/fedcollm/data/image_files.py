@@ -11,7 +11,7 @@ from fedcollm.config import FormatConfig
 from fedcollm.data.cells import composed
 from fedcollm.data.media_files import Column, Found, check_names, found_in_parts, inside, listed_classes, with_classes
 from fedcollm.data.partition import check_classes
-from fedcollm.data.parts import PARTS, choose
+from fedcollm.data.parts import PARTS, SERVER_PARTS, choose, labelled_part, lacks_examples
 from fedcollm.data.pool import Pool
 from fedcollm.data.rows import check_ids, label_notes
 from fedcollm.data.unread import check_no_file
@@ -25,6 +25,8 @@ from fedcollm.progress import track
 def find_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
     """Return the classes of a user's images: those that are listed, or else all of the training data, sorted.
 
+    Where there is no training data, as on the server of a deployment, they are those of the public data.
+
     Args:
         path: as in `load_images`.
         format: which columns are the image and its label.
@@ -33,9 +35,8 @@ def find_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
         UserError: the training data can't be read, or has fewer than two classes.
     """
     if format.image is None and not isinstance(format.choices, list):
-        return check_names(
-            path, sorted({composed(folder.name) for folder in _folders(_part_folders(path)[0]["train"])}), "images"
-        )
+        folders = _folders(labelled_part(_part_folders(path)[0]))
+        return check_names(path, sorted({composed(folder.name) for folder in folders}), "images")
     return listed_classes(path, format, "images")
 
 
@@ -56,9 +57,9 @@ def load_images(path: Path, format: FormatConfig, classes: Sequence[str], severa
     found, notes = _found_in_tables(path, format) if format.image is not None else _found_in_folders(path)
     found, told = with_classes(found, format, classes)
     parts = {part: _examples(part, ones, tuple(classes)) for part, ones in found.items()}
-    if several_classes:
+    if several_classes and "train" in parts:
         check_classes(parts["train"], str(path))
-    return Pool(**parts, notes=[*notes, *told, *label_notes(classes)])
+    return Pool(**{"train": []} | parts, notes=[*notes, *told, *label_notes(classes)])
 
 
 def _found_in_tables(path: Path, format: FormatConfig) -> tuple[dict[str, list[Found]], list[str]]:
@@ -79,10 +80,10 @@ def _part_folders(path: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the folder of each part, and notes; raise UserError if there is no training data, or a part has two."""
     entries = sorted(path.iterdir()) if path.is_dir() else []
     found, notes = choose({entry.name: entry for entry in entries if entry.is_dir()}, path)
-    if "train" not in found:
+    if lacks_examples(found):
         raise UserError(
             f"task.path: {path} has no folder train. Put the training images into train/CLASS/, one folder per class, "
-            "or set task.format.image to the column of a table that names image files."
+            f"or set task.format.image to the column of a table that names image files; {SERVER_PARTS}."
         )
     check_no_file(path, [name for names in PARTS.values() for name in names])
     return found, notes

@@ -11,7 +11,7 @@ from fedcollm.config import FormatConfig
 from fedcollm.data.answers import Asked, answer_indices
 from fedcollm.data.cells import cell_text, cell_value, composed, is_empty
 from fedcollm.data.choices import listed
-from fedcollm.data.parts import find_parts
+from fedcollm.data.parts import find_parts, labelled_part
 from fedcollm.data.rows import Row, part_rows, with_answers
 from fedcollm.errors import UserError
 from fedcollm.modalities.facts import class_fault
@@ -38,7 +38,7 @@ class Column(NamedTuple):
 
 
 def listed_classes(path: Path, format: FormatConfig, examples: str) -> tuple[str, ...]:
-    """Return the classes that a format lists, or else all answers of the training tables, sorted.
+    """Return the classes that a format lists, or else all answers of the training tables (or public ones), sorted.
 
     Args:
         path: as in `find_parts`.
@@ -46,11 +46,11 @@ def listed_classes(path: Path, format: FormatConfig, examples: str) -> tuple[str
         examples: what the examples are, for the message.
 
     Raises:
-        UserError: a training table can't be read, or there are fewer than two classes.
+        UserError: one of these tables can't be read, or there are fewer than two classes.
     """
     if isinstance(format.choices, list):
         return check_names(path, [composed(choice).strip() for choice in format.choices], examples)
-    key, column, files = "task.format.answer", str(format.answer), find_parts(path).files["train"]
+    key, column, files = "task.format.answer", str(format.answer), labelled_part(find_parts(path).files)
     rows, _ = _labelled(part_rows(files, format, [(column, key)]), column, key, format, files)
     return check_names(path, sorted({cell_text(row.cells, column, row.place, key) for row in rows}), examples)
 

@@ -19,7 +19,7 @@ from fedcollm.data.cells import composed
 from fedcollm.data.coco_files import coco_classes, coco_images
 from fedcollm.data.labelled_images import LabelledImage
 from fedcollm.data.media_files import inside
-from fedcollm.data.parts import PARTS, choose
+from fedcollm.data.parts import PARTS, SERVER_PARTS, choose, labelled_part, lacks_examples
 from fedcollm.data.pool import Pool
 from fedcollm.data.rows import check_ids
 from fedcollm.data.voc_files import voc_classes, voc_images
@@ -56,6 +56,8 @@ _LAYOUTS: Mapping[str, _Layout] = {
 def find_object_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
     """Return the classes of a user's objects: those that are listed, or else all of the training data.
 
+    Where there is no training data, as on the server of a deployment, they are those of the public data.
+
     Args:
         path: as in `load_objects`.
         format: says which format the files have, and possibly the classes.
@@ -67,7 +69,7 @@ def find_object_classes(path: Path, format: FormatConfig) -> tuple[str, ...]:
         classes = [composed(choice).strip() for choice in format.choices]
     else:
         layout = _layout(format)
-        classes = layout.classes(_parts(path, layout)[0]["train"], path)
+        classes = layout.classes(labelled_part(_parts(path, layout)[0]), path)
     if NOTHING in classes:
         raise UserError(
             f"task.path: {path} has a class {NOTHING!r}, which means that there is no object. Rename the class."
@@ -97,7 +99,7 @@ def load_objects(path: Path, format: FormatConfig, classes: Sequence[str], needs
         parts[part] = _examples(path, file, format, classes, part != "unlabelled")
         if needs_objects:
             _check_boxes(part, file, parts[part])
-    return Pool(**parts, notes=notes)
+    return Pool(**{"train": []} | parts, notes=notes)
 
 
 def _check_boxes(part: str, file: Path, examples: Sequence[DetectionExample]) -> None:
@@ -123,9 +125,9 @@ def _parts(path: Path, layout: _Layout) -> tuple[dict[str, Path], list[str]]:
     names = [name for names in PARTS.values() for name in names]
     files = {name: folder / f"{name}{layout.suffix}" for name in names}
     found, notes = choose({name: file for name, file in files.items() if file.is_file()}, path)
-    if "train" not in found:
+    if lacks_examples(found):
         wanted = (PurePosixPath(layout.lists) / f"train{layout.suffix}").as_posix()
-        raise UserError(f"task.path: {path} has no file {wanted}. Give the directory that has it.")
+        raise UserError(f"task.path: {path} has no file {wanted}. Give the directory that has it; {SERVER_PARTS}.")
     return found, notes
 
 

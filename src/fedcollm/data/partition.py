@@ -61,6 +61,11 @@ def split(pool: Pool, config: TaskConfig, seed: int, private: bool = True) -> Sp
     Raises:
         UserError: there are not enough examples, or the partition is impossible.
     """
+    if private and not pool.train and pool.public is not None:
+        raise UserError(
+            f"task {config.name}: there is no training data for the clients. Add a train file; only the server of a "
+            "deployment needs none."
+        )
     kept, removed, dropped = without_duplicates(pool)
     dropped = [*pool.notes, *dropped]
     test, train = list(kept.test or ()), list(kept.train)

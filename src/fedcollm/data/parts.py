@@ -8,13 +8,16 @@ A directory has, in this order of search:
 - the same in a folder `data`, as on the Hugging Face hub;
 - a folder per part with any tables in it (`train/0000.parquet`).
 
+The server of a deployment, whose clients have their own data, needs no training data: a public and a test part are
+enough there.
+
 A table beside them that belongs to no part is refused, and so is what has the name of a part and is not read, such as a
 folder `test` beside `train.csv`: most often it is one that was meant to be held out, and the message costs its owner a
 second, while a silently missing test set costs the result.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +35,9 @@ PARTS: Mapping[str, Sequence[str]] = {
     "public": ("public",),
     "unlabelled": ("unlabelled", "unlabeled"),
 }
+
+#: What takes the place of training data, for messages.
+SERVER_PARTS = "the server of a deployment needs none beside a public and a test part"
 
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{1,9})-of-(?P<count>\d{1,9})(?:-[0-9a-f]{6,})?")
 _PART_OF = {name: part for part, names in PARTS.items() for name in names}
@@ -59,7 +65,8 @@ def find_parts(path: Path) -> Parts:
         path: a file, which is all training data, or a directory; see the description of this module.
 
     Raises:
-        UserError: there is no training data, a part has two names, a shard is missing, or a table belongs to no part.
+        UserError: there is neither training data nor both a public and a test part, a part has two names, a shard is
+            missing, or a table belongs to no part.
     """
     try:
         if path.exists() and not path.is_dir():
@@ -68,12 +75,30 @@ def find_parts(path: Path) -> Parts:
     except OSError as error:  # such as a directory that may not be searched, or a name that is too long
         raise UserError(f"task.path: {path} can't be read ({error}). Check its permissions.") from None
     files, notes = choose(found, path)
-    if "train" not in files:
+    if lacks_examples(files):
         raise UserError(
             f"task.path: {path} has no train file. {_contents(path)} Name the training file train.jsonl, train.csv or "
-            f"the like ({KNOWN})."
+            f"the like ({KNOWN}); {SERVER_PARTS}."
         )
     return Parts(files, notes)
+
+
+def lacks_examples(parts: Collection[str]) -> bool:
+    """Return whether parts with these names have no training data, and are not all that a server needs without it.
+
+    >>> lacks_examples(["train"]), lacks_examples(["public", "test"]), lacks_examples(["public"])
+    (False, False, True)
+    """
+    return "train" not in parts and not {"public", "test"} <= set(parts)
+
+
+def labelled_part(parts: Mapping[str, T]) -> T:
+    """Return what is there of the training data, or else of the public data: its answers are the classes.
+
+    >>> labelled_part({"public": 1, "test": 2}), labelled_part({"public": 1, "train": 3})
+    (1, 3)
+    """
+    return parts["train"] if "train" in parts else parts["public"]
 
 
 def _found(path: Path) -> dict[str, list[Path]]:

@@ -10,7 +10,8 @@ class Pool:
     """The examples of a data source, before they are split.
 
     Attributes:
-        train: examples for the private parts, and for the public set unless `public` is given.
+        train: examples for the private parts, and for the public set unless `public` is given. There are none where
+            the clients have their own data elsewhere.
         test: examples for scoring, or None to take them from `train`.
         public: examples for the public set D_a, or None to take them from `train`.
         unlabelled: examples for the unlabelled part of D_a, or None to take it from `public`, without its labels.

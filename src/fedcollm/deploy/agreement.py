@@ -48,12 +48,12 @@ def _model(slm: ModelConfig) -> str:
 
 
 def _data(config: RunConfig) -> str:
+    from fedcollm.data.client_files import data_in_words  # it loads torch
+
     shape = config.task.format
-    if shape is None:
-        return f"examples of the task {config.task.name}; they stay with you"
-    values = shape.model_dump(mode="json", exclude_defaults=True)
+    values = {} if shape is None else shape.model_dump(mode="json", exclude_defaults=True)
     columns = ", ".join(f"{name}: {value}" for name, value in values.items())
-    return f"the columns of your own table that are named here ({columns}); they stay with you"
+    return f"{data_in_words(config.task)}{f' ({columns})' if columns else ''}; it stays with you"
 
 
 def _work(config: RunConfig) -> str:

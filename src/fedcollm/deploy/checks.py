@@ -22,6 +22,11 @@ from fedcollm.messages import readable
 
 _SECONDS, _MOST_SKEW_SECONDS = 10.0, 30.0
 _LEAST_BYTES, _LEAST_DAYS = 2 * 2**30, 14
+_ANSWERED = ("certificate", "clock", "roster")  # what needs an answer of the server
+
+
+class _UnreachableError(UserError):
+    """The server can't be reached."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,12 @@ class Finding:
 
     Attributes:
         name: what was checked.
-        good: whether nothing stands in the way.
+        good: whether nothing stands in the way; None if that is open: it was not checked, or it is the operator's turn.
         text: what was found and, if something is wrong, what to do.
     """
 
     name: str
-    good: bool
+    good: bool | None
     text: str
 
 
@@ -59,10 +64,17 @@ def check(directory: Path, data: Path) -> Iterator[Finding]:
         "clock": lambda: _clock(member, directory),
         "roster": lambda: _roster(member, directory),
     }
+    reachable = True
     for name, look in checks.items():
+        if not reachable and name in _ANSWERED:
+            yield Finding(name, None, "not checked, as the server can't be reached")
+            continue
         try:
             yield Finding(name, True, look())
+        except NotAdmittedError as error:  # the operator's turn
+            yield Finding(name, None, readable(str(error)))
         except (UserError, OSError, httpx.HTTPError, KeyError, ValueError) as error:
+            reachable = reachable and not isinstance(error, _UnreachableError | httpx.TransportError | OSError)
             yield Finding(name, False, readable(str(error) or type(error).__name__))
 
 
@@ -75,6 +87,7 @@ def _keys(directory: Path) -> str:
 
 def _data(directory: Path, data: Path) -> str:
     from fedcollm.data.catalogue import build_client_modality
+    from fedcollm.deploy.bases import check_slm
     from fedcollm.deploy.client import private_examples
     from fedcollm.runs.build_models import build_slm, set_backends
 
@@ -83,8 +96,11 @@ def _data(directory: Path, data: Path) -> str:
     modality = build_client_modality(config.task, config.slm, member.facts)
     examples, test = private_examples(config, modality, data)
     set_backends(config)
+    check_slm(config, member.base)
     build_slm(config, modality, [], directory / "state" / "base")
-    return f"{len(examples)} examples to train on and {len(test)} to test on; {config.slm.source} loads"
+    return f"{len(examples)} examples to train on and {len(test)} to test on; {config.slm.source} loads" + (
+        ", and is the operator's SLM" if member.base else ""
+    )
 
 
 def _disk(directory: Path) -> str:
@@ -102,7 +118,7 @@ def _port(member: Membership) -> str:
     try:
         socket.create_connection((host, int(port)), timeout=_SECONDS).close()
     except OSError as error:
-        raise UserError(
+        raise _UnreachableError(
             f"{member.address} can't be reached ({error}). Ask whether the server runs, and let this port "
             "through for outgoing connections."
         ) from error
@@ -139,8 +155,5 @@ def _asked(member: Membership, directory: Path) -> Generator[httpx.Response, Non
 
 def _roster(member: Membership, directory: Path) -> str:
     keeper = RosterKeeper(directory, member, names.signing_key(directory).public_key().public_bytes_raw().hex())
-    try:
-        keeper.check_newest()
-    except NotAdmittedError as error:
-        raise UserError(str(error)) from error
+    keeper.check_newest()
     return f"client {member.client} is admitted"

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
-from fedcollm.data.catalogue import build_client_modality, load_private
-from fedcollm.data.parts import find_part
+from fedcollm.data.catalogue import build_client_modality
+from fedcollm.data.client_files import load_client
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.audit import Audited
+from fedcollm.deploy.bases import check_slm
 from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.joined import refuse_continued
 from fedcollm.deploy.member import Member
@@ -43,8 +44,8 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
     """Return a client's own training examples and test examples.
 
     Args:
-        config: configuration of the run. If it has a `task.format`, the files have the user's own columns.
-        modality: reads files without a `task.format`.
+        config: configuration of the run.
+        modality: the client's modality, which knows the classes.
         path: a file of training examples, or a directory with a `train` file and optionally a `test` file.
 
     Raises:
@@ -52,16 +53,10 @@ def private_examples(config: RunConfig, modality: Modality, path: Path) -> tuple
     """
     if not path.exists():
         raise UserError(f"--data {path}: no such file or directory. Give this client's own examples.")
-    if config.task.format is not None:
-        pool = load_private(config.task.format, path, modality)
-        for note in pool.notes:
-            say(note)
-        return list(pool.train), list(pool.test or ())
-    train = find_part(path, "train") if path.is_dir() else path
-    if train is None:
-        raise UserError(f"--data {path}: there is no train file in it, such as train.jsonl.")
-    test = find_part(path, "test") if path.is_dir() else None
-    return modality.read_examples(train), modality.read_examples(test) if test else []
+    pool = load_client(config.task, path, modality)
+    for note in pool.notes:
+        say(note)
+    return list(pool.train), list(pool.test or ())
 
 
 def _without_start(config: RunConfig) -> RunConfig:
@@ -88,6 +83,7 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")
     state = directory / "state"
     set_backends(config)
+    check_slm(config, membership.base)
     slm = build_slm(config, modality, [], state / "base")
     spent: Remembered[int | str] = Remembered(state / SPENT)
     journal = functools.partial(_append, state / "failures.log")

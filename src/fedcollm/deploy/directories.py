@@ -109,12 +109,16 @@ class Membership(File):
         address: HOST:PORT of the server.
         facts: what a client's modality must know about both models, since the client has only the SLM; see
             `Modality.facts`.
+        base: digests of the base SLM, see `bases.slm_digests`; none if its weights follow from the run's seed.
     """
 
     client: Name
     run: Name
     address: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+:[0-9]{1,5}$", max_length=300)]
     facts: dict[_Word, Annotated[int, Field(ge=1, le=2**40)] | Annotated[list[_Word], Field(max_length=10_000)]]
+    base: dict[_Word, Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=dict[str, str]
+    )
 
 
 T = TypeVar("T", bound=File)
@@ -166,11 +170,18 @@ def read_config(directory: Path) -> RunConfig:
 
 
 def refuse_healing(config: RunConfig) -> None:
-    """Refuse a configuration that lets each party cut and heal the SLM itself: another machine gets other bits.
+    """Refuse a configuration that lets each party heal or pretrain the SLM itself: another machine gets other bits.
 
     Raises:
         UserError: says how to make the SLM once.
     """
+    if config.slm.pretrain_epochs:
+        raise UserError(
+            f"slm.pretrain_epochs {config.slm.pretrain_epochs}: clients have no public data to pretrain an SLM on, and "
+            "each machine would make another one. Make it once: fedcollm run CONFIG --set federation.participants=[] "
+            "--set federation.rounds=1 --out RUN. Give the directory RUN/base/slm to every client, and set slm.source "
+            "to it and slm.pretrain_epochs: 0."
+        )
     if config.slm.heal is not None:
         from fedcollm.runs.shrink_plan import refuse_uncut  # imported here because it loads torch
 

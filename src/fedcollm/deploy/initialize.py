@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedcollm.config import RunConfig
 from fedcollm.config.paths import without_places
@@ -13,6 +14,7 @@ from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.admission import nodes_map
+from fedcollm.deploy.bases import slm_digests
 from fedcollm.deploy.certificates import Authority, authority_fingerprint, hosts, private_pem
 from fedcollm.deploy.directories import Deployment, Membership, PublicKeys
 from fedcollm.deploy.files import create, filled, unit_words
@@ -20,7 +22,7 @@ from fedcollm.deploy.invitations import Invitation, Keys, write_client
 from fedcollm.deploy.roster import Roster, sign
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
-from fedcollm.runs.build_clients import secured
+from fedcollm.runs.build_clients import check_statistics, secured
 from fedcollm.runs.directory import CONFIG, config_text
 from fedcollm.runs.resolve import with_number
 
@@ -79,11 +81,12 @@ def initialize(
     named = config.federation.participants
     clients = [str(number) for number in range(config.task.clients or 0)] if named is None else named
     _check(config, site, clients, out, choices)
-    names.refuse_healing(config)
     config, for_clients = (
         one if one.task.clients else with_number(one, len(clients)) for one in (config, without_places(typed or config))
     )
     modality = _deployable(config)
+    names.refuse_healing(config)
+    _check_data(config, modality)
     keys = {client: Keys.make() for client in clients}
     public = {client: pair.public() for client, pair in keys.items()}
     secured(config, names.public_keys({client: pair.signing for client, pair in public.items()}))  # fails here
@@ -91,7 +94,8 @@ def initialize(
     authority = Authority.make(run, max(_AUTHORITY_DAYS, site.days))
     members = public if choices.demo or choices.demo_data else {}
     deployment = _deployment(run, site, clients, members, authority)
-    invitations = _invitations(deployment, config_text(for_clients), modality, authority)
+    members_know = {"facts": dict(modality.facts()), "base": slm_digests(config)}
+    invitations = _invitations(deployment, config_text(for_clients), members_know, authority)
     parts = split(load_pool(config.task, config.seed), config.task, config.seed) if choices.demo_data else None
     _write_server(out, config, deployment, authority, site)
     for client, invitation in invitations.items():
@@ -123,13 +127,12 @@ def _deployment(
 
 
 def _invitations(
-    deployment: Deployment, config: str, modality: Modality, authority: Authority
+    deployment: Deployment, config: str, known: Mapping[str, Any], authority: Authority
 ) -> dict[str, Invitation]:
-    """Return the invitation of each client, signed by the authority."""
-    address, facts = f"{deployment.host}:{deployment.port}", dict(modality.facts())
+    """Return the invitation of each client, signed by the authority; `known` is what it says of the models."""
+    address = f"{deployment.host}:{deployment.port}"
     members = {
-        client: Membership(client=client, run=deployment.run, address=address, facts=facts)
-        for client in deployment.invited
+        client: Membership(client=client, run=deployment.run, address=address, **known) for client in deployment.invited
     }
     certificate = authority.pem().decode()
     return {
@@ -191,6 +194,17 @@ def _deployable(config: RunConfig) -> Modality:
     except UserError as error:
         raise UserError(f"task.name {config.task.name} can't be deployed: {error}") from error
     return modality
+
+
+def _check_data(config: RunConfig, modality: Modality) -> None:
+    """Check that the operator's data is all that `deploy server` will need: a public part and a test set.
+
+    Raises:
+        UserError: it is not.
+    """
+    pool = load_pool(config.task, config.seed, private=False)
+    parts = split(pool, config.task, config.seed, private=False)
+    check_statistics(config, modality, parts.test[0])
 
 
 def _write_server(out: Path, config: RunConfig, deployment: Deployment, authority: Authority, site: Site) -> None:

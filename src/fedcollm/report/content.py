@@ -105,9 +105,9 @@ def tiles(method: Method, numbers: Summary) -> list[Tile]:
             spread = "" if half is None else f"± {100 * half:.1f}"
             result.append(Tile(ROLES[role].label, percent(mean), _score_note(method, role), spread))
     if numbers.bytes_up and method.federated:
-        note, part = "by each client", numbers.share_of_full_model
+        note, part = "by each client", numbers.adapter_share
         if part is not None:
-            note += f": {share(part)} of the full model’s {byte_count(numbers.full_model_bytes or 0)}"
+            note += f": {share(part)} of the small model’s parameters"
         result.append(Tile("Sent per round", byte_count(numbers.bytes_up), note))
     spent = {label: numbers.seconds[part] for part, label in PARTS.items() if numbers.seconds.get(part)}
     note = ", ".join(f"{label.lower()} {duration(seconds)}" for label, seconds in spent.items())

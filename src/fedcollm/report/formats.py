@@ -26,12 +26,12 @@ def points(difference: float, half_width: float | None = None) -> str:
 
 
 def share(value: float) -> str:
-    """Return a share in percent with two significant digits, as it may be very small.
+    """Return a share in percent with three significant digits, as it may be very small.
 
     >>> share(0.0024), share(0.125), share(0.0)
-    ('0.24%', '12%', '0%')
+    ('0.24%', '12.5%', '0%')
     """
-    return f"{100 * value:.2g}%" if value < 0.995 else f"{100 * value:.0f}%"
+    return f"{100 * value:.3g}%" if value < 0.995 else f"{100 * value:.0f}%"
 
 
 def byte_count(count: float) -> str:

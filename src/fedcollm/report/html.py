@@ -209,8 +209,8 @@ def _communication(run: Run, numbers: tables.Summary) -> Iterator[Panel]:
     if run.config.control is not None or not numbers.bytes_up + numbers.bytes_down:
         return
     text = "What one client has sent and received so far; the axis is logarithmic."
-    if numbers.share_of_full_model is not None:
-        text += f" A round’s adapter is {share(numbers.share_of_full_model)} of the small model’s size."
+    if numbers.adapter_share is not None:
+        text += f" A round’s adapter has {share(numbers.adapter_share)} of the small model’s parameters."
     alt = "Line plot of the bytes that one client sent and received so far, beside those of the full model"
     figure = plots.byte_plot(run.records, numbers.full_model_bytes)
     yield Panel(

@@ -24,7 +24,7 @@ from fedcollm.report.axes import (
     literal,
     round_axis,
 )
-from fedcollm.report.formats import byte_count, metric_title, percent, share
+from fedcollm.report.formats import byte_count, metric_title, percent
 from fedcollm.report.labels import PUBLIC, folded, label_order
 from fedcollm.report.runs import Method, metric_of
 from fedcollm.report.scores import Point, curve, finals, interval
@@ -211,10 +211,6 @@ def byte_plot(records: Sequence[RoundRecord], full: int | None) -> Figure:
             customdata=[byte_count(value) for value in values],
             hovertemplate="%{customdata}",
         )
-    if full and up and up[-1]:
-        text = f"{share(up[-1] / (full * len(up)))} of the full model"
-        style = {"showarrow": False, "yshift": 14, "xanchor": "right", "font_color": BLUE}
-        figure.add_annotation(x=trained[-1].round, y=math.log10(up[-1]), text=text, **style)
     round_axis(figure, [record.round for record in trained])
     _byte_axis(figure, [value for _, values, _, _ in lines for value in values if value])
     return figure

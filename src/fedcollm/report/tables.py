@@ -36,7 +36,8 @@ class Summary:
         bytes_up: bytes that a client sends per round (the largest of all rounds).
         bytes_down: bytes that a client receives per round (the largest of all rounds).
         full_model_bytes: size of the whole SLM in its own dtype; None if unknown.
-        share_of_full_model: bytes_up / full_model_bytes; None if unknown.
+        adapter_share: parameters of the adapter / parameters of the SLM's base; None if unknown, or if the run is a
+            control, which sends no adapter.
         seconds: part to its seconds in all rounds together.
         peak_memory_bytes: highest resident memory of the process; 0 if unknown.
     """
@@ -49,7 +50,7 @@ class Summary:
     bytes_up: int = 0
     bytes_down: int = 0
     full_model_bytes: int | None = None
-    share_of_full_model: float | None = None
+    adapter_share: float | None = None
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     peak_memory_bytes: int = 0
 
@@ -75,18 +76,16 @@ def summary(directory: Path) -> Summary:
 def summarize(run: Run) -> Summary:
     """Return the numbers of a run."""
     scores = {role: role_scores(run.records, role) for role in ROLES}
-    up = max((record.bytes_up for record in run.records), default=0)
-    full = full_model_bytes(run.environment)
     return Summary(
         name=run.config.name,
         seed=run.config.seed,
         rounds_done=max((record.round for record in run.records), default=0),
         rounds_planned=run.config.federation.rounds,
         scores={role: value for role, value in scores.items() if value.final is not None},
-        bytes_up=up,
+        bytes_up=max((record.bytes_up for record in run.records), default=0),
         bytes_down=max((record.bytes_down for record in run.records), default=0),
-        full_model_bytes=full,
-        share_of_full_model=up / full if full else None,
+        full_model_bytes=full_model_bytes(run.environment),
+        adapter_share=adapter_share(run.environment) if run.config.control is None else None,
         seconds={part: math.fsum(record.seconds.get(part, 0.0) for record in run.records) for part in PARTS},
         peak_memory_bytes=max((record.peak_memory_bytes for record in run.records), default=0),
     )
@@ -98,6 +97,12 @@ def full_model_bytes(environment: dict[str, Any], role: str = "slm") -> int | No
     if not parameters:
         return None
     return parameters * BYTES.get(environment.get("dtype", {}).get(role, "float32"), 4)
+
+
+def adapter_share(environment: dict[str, Any], role: str = "slm") -> float | None:
+    """Return the parameters of a role's adapter as a share of its base's; None if `environment.json` does not tell."""
+    counts = environment.get("parameters", {}).get(role, {})
+    return counts["adapter"] / counts["base"] if counts.get("base") else None
 
 
 def comparison(methods: Sequence[Method]) -> Table:

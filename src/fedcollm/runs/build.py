@@ -122,9 +122,10 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     resolve_device(config.device)  # before anything is loaded
     given, config = config, with_shrunk_models(config, inputs.modality)
     say(f"loading the data of {config.task.path or config.task.name}")
-    pool = inputs.pool or load_pool(config.task, config.seed)
+    pool = inputs.pool or load_pool(config.task, config.seed, private=inputs.remote is None)
     config, _ = resolved(config, pool)
-    split = split_pool(pool, config.task, config.seed, private=inputs.remote is None)
+    simulated = inputs.remote is None and bool(pool.train or config.federation.participants != [])
+    split = split_pool(pool, config.task, config.seed, private=simulated)
     across = config.server.distillation.across_tokenizers
     say("loading the models")  # and the libraries that they need
     modality = inputs.modality or build_modality(config.task, config.slm, config.llm, across)

@@ -11,13 +11,18 @@ from torch import nn
 from fedcollm.config import AdapterConfig, ClientConfig, ModelConfig, RunConfig
 from fedcollm.data.modality_builders import BaseModels
 from fedcollm.errors import UserError, in_section
+from fedcollm.modalities.audio.models import AUDIO_MODELS
 from fedcollm.modalities.base import Modality
+from fedcollm.modalities.vision.detectors import DETECTORS
+from fedcollm.modalities.vision.models import VISION_MODELS
 from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
 from fedcollm.models.cache import is_entry
 from fedcollm.models.fused.patch import fuse
+from fedcollm.models.made import WEIGHTS, network_name, write_network_name
 from fedcollm.models.peft_config import with_layers
 from fedcollm.models.warm_start import warm_start
 from fedcollm.progress import say
+from fedcollm.runs.portable import copy_input_files
 from fedcollm.seeding import derive_seed
 from fedcollm.storage import make_directory
 from fedcollm.training.fine_tuning import fit
@@ -25,8 +30,8 @@ from fedcollm.training.fine_tuning import fit
 if TYPE_CHECKING:
     import peft
 
-#: Weights of a pretrained network that has no format of its own, such as that of transformers.
-_WEIGHTS = "weights.safetensors"
+#: Networks that ship with fedcollm without weights, which follow from the run's seed.
+NETWORKS = (*AUDIO_MODELS, *VISION_MODELS, *DETECTORS)
 
 
 def set_backends(config: RunConfig) -> None:
@@ -86,7 +91,7 @@ def build_model(
         network = _load(modality, section, role, device, seed)
         say(f"pretraining {role} ({section.source}) on the public part: {section.pretrain_epochs} epochs")
         _pretrain(config, role, modality, network, public)
-        save_base(network, pretrained)
+        save_base(network, pretrained, section.source)
     network = load_base(section, role, modality, pretrained, device, seed)  # as a resumed run will
     name = base_name(section, network) if not section.pretrain_epochs else f"{config.name}/base/{role}"
     tuned = adapted(network, section.adapter, modality, derive_seed(config.seed, "adapter", role), name)
@@ -121,8 +126,8 @@ def load_base(
     if (saved / "config.json").is_file():
         section = section.model_copy(update={"source": str(saved), "layers": None})
     network = _load(modality, section, role, device, seed)
-    if (saved / _WEIGHTS).is_file():
-        cast(Any, safetensors.torch).load_model(network, saved / _WEIGHTS)
+    if (saved / WEIGHTS).is_file():
+        cast(Any, safetensors.torch).load_model(network, saved / WEIGHTS)
     return network
 
 
@@ -165,13 +170,23 @@ def adapted(
     )
 
 
-def save_base(network: nn.Module, directory: Path) -> None:
-    """Save a pretrained base in the format of transformers if it has one, otherwise its weights alone."""
+def save_base(network: nn.Module, directory: Path, source: str) -> None:
+    """Save a pretrained base as a directory that can be the source of another run.
+
+    Args:
+        network: the base, in the format of transformers if it has one; otherwise its weights alone are saved.
+        directory: the directory to make.
+        source: what it was made from. Its files that read a model's input go along.
+    """
+    made_from = str(getattr(network, "name_or_path", "") or source)
     if hasattr(network, "save_pretrained"):
         cast(Any, network).save_pretrained(directory)
-        return
-    make_directory(directory)
-    cast(Any, safetensors.torch).save_model(network, str(directory / _WEIGHTS))
+    else:
+        make_directory(directory)
+        cast(Any, safetensors.torch).save_model(network, str(directory / WEIGHTS))
+    if (name := network_name(source)) in NETWORKS:
+        write_network_name(directory, name)
+    copy_input_files(made_from, directory)
 
 
 def _pretrain(config: RunConfig, role: str, modality: Modality, network: nn.Module, public: Sequence[Any]) -> None:

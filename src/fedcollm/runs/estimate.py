@@ -39,6 +39,8 @@ _LOGITS = 4.5  # float32 copies of each row of logits
 _SOLVING = 40
 
 
+_SERVER = "there is no training data: this is the data of a deployment's server, whose clients have their own"
+
 #: Number of clients that is assumed if it follows from data that would have to be downloaded first.
 _CLIENTS = 4
 
@@ -118,7 +120,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
     parts, note = _data(config, pool)
     if config.task.clients is None:
-        config = with_number(config, len(parts.private) if parts else _CLIENTS)
+        config = with_number(config, (parts and len(parts.private)) or _CLIENTS)
     named = config.federation.participants
     uploads = build_uploads(config, [str(k) for k in range(config.task.clients or 0)] if named is None else named)
     roles: dict[str, RoleCost] = {}
@@ -182,9 +184,14 @@ def _described(
 
 
 def _data(config: RunConfig, pool: Pool | None) -> tuple[Split | None, str]:
-    """Return the data as a run would split it; if it would have to be downloaded first, None and the reason."""
+    """Return the data as a run would split it; if it would have to be downloaded first, None and the reason.
+
+    Without training data, it is that of the server of a deployment.
+    """
     try:
-        return split(pool or load_pool(config.task, config.seed), config.task, config.seed), ""
+        pool = pool or load_pool(config.task, config.seed)
+        parts = split(pool, config.task, config.seed, private=bool(pool.train))
+        return (parts if pool.train else replace(parts, notes=[*parts.notes, _SERVER])), ""
     except UserError as error:
         if config.task.path is not None or "hub" not in str(error):
             raise
@@ -252,7 +259,7 @@ def activation_bytes(
         measured: role to the activations of one example, if they were measured. They replace those that follow from
             the configuration of the base.
     """
-    private = None if parts is None else [x for part in parts.private.values() for x in part]
+    private = None if parts is None or not parts.private else [x for part in parts.private.values() for x in part]
     shape = shapes["slm"]
 
     def largest(examples: Sequence[Any] | None, batch_size: int, scoring: bool = False) -> tuple[int, int]:

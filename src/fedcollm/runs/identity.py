@@ -12,12 +12,14 @@ from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedcollm.config import RunConfig, TaskConfig
 from fedcollm.data.parts import data_files
 from fedcollm.data.pool import Split
 from fedcollm.errors import UserError
+from fedcollm.models.made import NETWORK
 from fedcollm.models.warm_start import WEIGHTS
 from fedcollm.runs import directory as directories
 from fedcollm.training.distillation import ModelPair
@@ -174,6 +176,54 @@ def base_digests(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
     if frozen:
         dtype = str(next(iter(frozen.values())).dtype).removeprefix("torch.")
         yield f"weights of {role} in {dtype}", _plain_digest(frozen)
+
+
+def stored_digests(directory: Path) -> dict[str, str]:
+    """Return the digests of the configuration and of the weights in a base's directory, whatever dtype they have.
+
+    Weights are read from safetensors, tensor by tensor, so that neither shards nor metadata count; weights in
+    another format count as files.
+
+    Raises:
+        UserError: a file can't be read, or there are no weights.
+    """
+    try:
+        digests = {"configuration": _plain_digest(_settings(directory))}
+        tensors = dict(_tensor_digests(_weight_files(directory)))
+        found = tensors or {file.name: _file_digest(file) for file in sorted(directory.glob("*.bin"))}
+    except (OSError, ValueError, LookupError, AttributeError, SafetensorError) as error:
+        raise UserError(f"{directory} can't be read ({error}). Restore it from a copy.") from error
+    if not found:
+        raise UserError(f"{directory} holds no weights (.safetensors). Give the directory of a model.")
+    return digests | {"weights": _plain_digest(found)}
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """Return the files of safetensors that are loaded from a base's directory; others beside them do not count."""
+    index, whole = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        named: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return [directory / name for name in sorted(set(named.values()))]
+    return sorted(directory.glob("*.safetensors"))
+
+
+def _settings(directory: Path) -> Any:
+    """Return what the files of a base's directory say of its network."""
+    read: list[Any] = []
+    for name in ("config.json", NETWORK):
+        if (file := directory / name).is_file():
+            value = json.loads(file.read_text(encoding="utf-8"))
+            read.append({key: one for key, one in value.items() if key not in _INCIDENTAL and key[:1] != "_"})
+    return read
+
+
+def _tensor_digests(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
+    for file in files:
+        with cast(Any, safe_open)(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                yield name, _plain(stored.get_tensor(name))
 
 
 def digest_of(examples: Iterable[Any]) -> str:

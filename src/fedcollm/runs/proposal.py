@@ -11,7 +11,7 @@ from fedcollm.config.loading import load_config
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.content import decode
 from fedcollm.data.likely_encodings import likely_encoding, sample_word
-from fedcollm.data.parts import find_parts
+from fedcollm.data.parts import find_parts, labelled_part
 from fedcollm.data.pool import Pool
 from fedcollm.data.proposals import Wishes, propose_format
 from fedcollm.data.table_columns import columns_of
@@ -26,6 +26,8 @@ _PRESETS: Mapping[str, str] = {
     "audio_files": "speech_commands",
     "speech_files": "whisper",
 }
+
+_SERVER = "there is no training data: this is for `fedcollm deploy init`, where the clients have their own"
 
 _CLIENTS, _MOST_CLIENTS = 4, 16
 _FEWEST_CLIENTS, _FEWEST_PER_CLIENT = 2, 4
@@ -57,7 +59,7 @@ def propose(path: Path, preset: str | None = None, wishes: Wishes = Wishes()) ->
         UserError: the data can't be read, is too small, or its columns don't tell what to learn.
     """
     path = path.expanduser().resolve()
-    files = find_parts(path).files["train"]
+    files = labelled_part(find_parts(path).files)
     encoding, told = _encoding(files[0])
     rows = [row for file in files for _, row in file_rows(file, Reading(encoding))]
     if not rows:
@@ -120,6 +122,9 @@ def _sized(
     task = task | _clients(groups)
     config = TaskConfig.model_validate(task)
     pool = load_pool(config, 0)
+    form = {key: value for key, value in task["format"].items() if key != "group"}
+    if not pool.train:
+        return task | _clients(0) | {"format": form}, propose_sizes(pool, config, labels_some), [_SERVER]
     wanted, count = config.clients or _CLIENTS, _count(pool)
     fitting = _left(pool, count) // _FEWEST_PER_CLIENT
     if fitting >= wanted:
@@ -131,7 +136,6 @@ def _sized(
         f"{count} different rows are too few for {wanted} clients, {reason}: here are {fitting} clients, with rows at "
         "random"
     )
-    form = {key: value for key, value in task["format"].items() if key != "group"}
     task = task | {"format": form, "clients": fitting, "partition": {"kind": "iid"}}
     return task, propose_sizes(pool, TaskConfig.model_validate(task), labels_some), [said]
 
@@ -160,7 +164,7 @@ def propose_sizes(pool: Pool, config: TaskConfig, labels_some: bool = False) -> 
     count = _count(pool)
     test, public = _test_and_public(pool, count)
     left = _left(pool, count)
-    private = min(left // clients, _MOST["private_size"])
+    private = min(left // clients if pool.train else _MOST["private_size"], _MOST["private_size"])
     if private < _FEWEST_PER_CLIENT:
         enough = next(n for n in itertools.count(count) if _left(pool, n) >= _FEWEST_PER_CLIENT * clients)
         raise UserError(

@@ -10,6 +10,7 @@ from fedcollm.modalities.audio.features import Extractor, Features
 from fedcollm.modalities.audio.models import AUDIO_MODELS, features_of
 from fedcollm.modalities.audio.recordings import Reader
 from fedcollm.modalities.facts import class_names, clip_seconds
+from fedcollm.models.made import network_name
 
 
 class AudioFileTask(AudioClassifiers, AudioTask):
@@ -43,7 +44,7 @@ class AudioFileTask(AudioClassifiers, AudioTask):
             UserError: the source has no feature extractor.
         """
         place = self.place(section)
-        return features_of(place) if place in AUDIO_MODELS else Extractor(place, longest)
+        return features_of(place) if network_name(place) in AUDIO_MODELS else Extractor(place, longest)
 
 
 def audio_task_for_client(name: str, slm: ModelConfig, facts: Mapping[str, Any]) -> AudioFileTask:

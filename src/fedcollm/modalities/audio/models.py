@@ -12,6 +12,7 @@ from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.audio.features import Extractor, Features, LogMel
 from fedcollm.models.adapters import resolve_dtype
+from fedcollm.models.made import network_name
 from fedcollm.models.pretrained import from_pretrained, transformers_class
 
 #: Options common to all `AUDIO_MODELS`, which classify log-mel spectrograms of one second into twenty classes. A patch
@@ -42,12 +43,12 @@ def features_of(source: str) -> Features:
     """Return what turns clips into a model's inputs.
 
     Args:
-        source: a key of `AUDIO_MODELS` or a directory.
+        source: a key of `AUDIO_MODELS`, or a directory, which may be one of these after pretraining.
 
     Raises:
         UserError: the source is neither of these, or has no feature extractor.
     """
-    if source in AUDIO_MODELS:
+    if network_name(source) in AUDIO_MODELS:
         return LogMel(AUDIO_SHAPE["num_mel_bins"], AUDIO_SHAPE["max_length"])
     _check_directory(source)
     return Extractor(source)

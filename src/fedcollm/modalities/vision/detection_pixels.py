@@ -18,6 +18,7 @@ from fedcollm.config import ModelConfig
 from fedcollm.errors import UserError
 from fedcollm.modalities.vision.cell_detector import SIDE
 from fedcollm.modalities.vision.detectors import DETECTORS
+from fedcollm.models.made import network_name
 from fedcollm.models.pretrained import base_directory, from_pretrained, transformers_class
 
 _ADVICE = (
@@ -67,7 +68,7 @@ def pixels_of(section: ModelConfig) -> DetectionPixels:
     Raises:
         UserError: the source does not exist, or does not say how its images are prepared.
     """
-    if section.source in DETECTORS:
+    if network_name(section.source) in DETECTORS:
         return DetectionPixels(SIDE, SIDE)
     place = base_directory(section.source, None)
     own = from_pretrained(transformers_class("AutoImageProcessor"), place, _ADVICE, backend="pil")

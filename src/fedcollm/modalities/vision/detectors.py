@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fedcollm.config import ModelConfig
@@ -21,6 +23,7 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.classifiers import FreshHead, freeze_statistics, refuse_cut
 from fedcollm.modalities.vision.cell_detector import PATCHES, QUERIES, CellConfig, CellDetector
 from fedcollm.models.adapters import resolve_dtype
+from fedcollm.models.made import WEIGHTS, network_name
 from fedcollm.models.pretrained import SHIPPED, base_directory, from_pretrained, transformers_class
 
 #: The advice for a source that can't be loaded.
@@ -67,8 +70,8 @@ class DetectorModels:
         refuse_cut(section, "image classifier", f"{role}.")
         dtype = resolve_dtype(section.dtype, device)
         cast(Any, torch).manual_seed(seed)  # of `DETECTORS`, and of whatever a checkpoint lacks of its heads
-        if section.source in DETECTORS:
-            network, missing = CellDetector(replace(DETECTORS[section.source])).to(dtype), set[str]()
+        if (name := network_name(section.source)) in DETECTORS:
+            network, missing = CellDetector(replace(DETECTORS[name])).to(dtype), set[str]()
         else:
             _shape(section)
             loader, place = transformers_class("AutoModelForObjectDetection"), _place(section)
@@ -80,6 +83,8 @@ class DetectorModels:
                 f"{role}.source {section.source!r} is no detector: it has no {others[0]}. {GIVE_A_DETECTOR}"
             )
         self._give_heads(network, seed, bool(missing))
+        if name in DETECTORS and name != section.source:
+            _load_weights(network, section.source, role)
         return freeze_statistics(network).to(device)
 
     def _give_heads(self, network: Any, seed: int, incomplete: bool) -> None:
@@ -104,7 +109,7 @@ class DetectorModels:
             UserError: the source does not exist, or a part of its layers is asked for.
         """
         refuse_cut(section, "image classifier")
-        if section.source not in DETECTORS:
+        if network_name(section.source) not in DETECTORS:
             _place(section)
 
     def outline(self, section: ModelConfig) -> nn.Module:
@@ -125,7 +130,7 @@ class DetectorModels:
 
     def is_pretrained(self, section: ModelConfig) -> bool:
         """Return False if weights depend on the run's seed: those of `DETECTORS`, and those of a fresh head."""
-        if section.source in DETECTORS:
+        if network_name(section.source) in DETECTORS:
             return False
         shape = _shape(section)
         return _has_heads(shape) and shape.num_labels == len(self.classes)
@@ -173,8 +178,8 @@ def _shape(section: ModelConfig) -> Any:
     Raises:
         UserError: the source can't be read, or is of another family.
     """
-    if section.source in DETECTORS:
-        return replace(DETECTORS[section.source])
+    if (name := network_name(section.source)) in DETECTORS:
+        return replace(DETECTORS[name])
     shape = from_pretrained(transformers_class("AutoConfig"), _place(section), GIVE_A_DETECTOR)
     if shape.model_type not in FAMILIES:
         raise UserError(
@@ -189,6 +194,21 @@ def _place(section: ModelConfig) -> str:
     if section.source in SHIPPED or Path(section.source).suffix == ".gguf":
         raise UserError(f"model source {section.source!r} is a language model. {GIVE_A_DETECTOR}")
     return base_directory(section.source, None)
+
+
+def _load_weights(network: nn.Module, source: str, role: str) -> None:
+    """Load the weights of a shipped detector from the directory of its pretrained base.
+
+    Raises:
+        UserError: they can't be read, or are those of a detector of other classes.
+    """
+    try:
+        cast(Any, safetensors.torch).load_model(network, Path(source) / WEIGHTS)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{role}.source {source!r}: {WEIGHTS} can't be loaded ({str(error).splitlines()[0]}). Copy the directory "
+            "again, or pretrain it on this task."
+        ) from error
 
 
 def _has_heads(shape: Any) -> bool:
