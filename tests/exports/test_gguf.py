@@ -4,6 +4,7 @@ import importlib.util
 import json
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from gguf import GGUFReader
@@ -214,7 +215,7 @@ def test_memory_and_speed_are_measured_in_a_process_of_its_own(tmp_path, pairs):
     file = written(tmp_path, made("llama"), pairs)
     found = measure("llama_cpp", file, [1, 5, 9], 7)
     assert found.bytes == 7
-    assert found.peak_memory_bytes > 10e6
+    assert 10e6 < found.peak_memory_bytes < psutil.Process().memory_info().rss  # not that of this process
     assert found.tokens_per_second > 0
     assert measure("llama_cpp", tmp_path / "nothing.gguf", [1], 7) == Footprint(7)  # it failed, so nothing is known
 

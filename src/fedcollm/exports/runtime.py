@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 
 class Runtime(nn.Module):
-    """A model that another library computes, on the CPU, in float32."""
+    """A model that another library computes, on the CPU, in float32.
+
+    Attributes:
+        place: a parameter that says so to whoever asks for the model's device and dtype.
+        config: the configuration of a type that no table of architectures has.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
-        self.place = nn.Parameter(torch.zeros(1), requires_grad=False)  # which says device and dtype
-        self.config = SimpleNamespace(model_type="exported")  # a type that reads each sequence by itself
+        self.place: nn.Parameter = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.config: SimpleNamespace = SimpleNamespace(model_type="exported")  # a type that reads each sequence by itself
 
 
 class TokenRuntime(Runtime):
