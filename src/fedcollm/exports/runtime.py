@@ -25,7 +25,7 @@ class Runtime(nn.Module):
     def __init__(self) -> None:
         super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.place: nn.Parameter = nn.Parameter(torch.zeros(1), requires_grad=False)
-        self.config: SimpleNamespace = SimpleNamespace(model_type="exported")  # a type that reads each sequence by itself
+        self.config: SimpleNamespace = SimpleNamespace(model_type="exported")
 
 
 class TokenRuntime(Runtime):
