@@ -329,6 +329,16 @@ SHRINKING = [
     Case("model that is none", SHRINK.replace("LLM", "ROOT/none"), TEXT),
 ]  # fmt: skip
 
+EXPORT = "export ROOT/run --out ROOT/out --format"
+EXPORTING = [
+    Case("of no run", "export ROOT --out ROOT/out --format merged"),
+    Case("in an unknown format", f"{EXPORT} safetensors", with_run),
+    Case("in an unknown quantization", f"{EXPORT} gguf --quantization q4_k_m", with_run),
+    Case("of a base that goes along anyway", f"{EXPORT} merged --with-base", with_run),
+    Case("of a tokenizer that llama.cpp does not know", f"{EXPORT} gguf --no-check --quiet", with_run),
+    Case("into a full directory", "export ROOT/run --out ROOT/run --format merged", with_run),
+]  # fmt: skip
+
 CASES = [
     *(Case(f"configuration: {name}", settings(*(f"'{pair}'" for pair in pairs))) for name, *pairs in CONFIGURATION),
     *(Case(f"model: {name}", settings(*(f"'{pair}'" for pair in pairs))) for name, *pairs in MODELS),
@@ -337,6 +347,7 @@ CASES = [
     *(Case(f"directory: {case.name}", case.command, case.prepare) for case in DIRECTORIES),
     *(Case(f"deployment: {case.name}", case.command, case.prepare) for case in DEPLOYMENT),
     *(Case(f"shrink: {case.name}", case.command, case.prepare) for case in SHRINKING),
+    *(Case(f"export: {case.name}", case.command, case.prepare) for case in EXPORTING),
 ]
 
 

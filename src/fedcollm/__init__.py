@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fedcollm.data.pool import Pool
     from fedcollm.errors import FedcollmError, NonFiniteError, UserError
     from fedcollm.experiments.comparison import Comparison, compare
+    from fedcollm.exports.export import Exported, ExportOptions, export
     from fedcollm.messages import RoundRecord, Score
     from fedcollm.metrics import Step, listening
     from fedcollm.modalities.base import Example, Modality, Rows
@@ -23,6 +24,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Comparison": "experiments.comparison",
     "Example": "modalities.base",
+    "ExportOptions": "exports.export",
+    "Exported": "exports.export",
     "FedcollmError": "errors",
     "Inputs": "runs.build",
     "Modality": "modalities.base",
@@ -38,6 +41,7 @@ _HOMES = {
     "Step": "metrics",
     "UserError": "errors",
     "compare": "experiments.comparison",
+    "export": "exports.export",
     "listening": "metrics",
     "load_config": "config.loading",
     "run": "runs.runner",
@@ -45,6 +49,8 @@ _HOMES = {
 __all__ = [
     "Comparison",
     "Example",
+    "ExportOptions",
+    "Exported",
     "FedcollmError",
     "Inputs",
     "Modality",
@@ -60,6 +66,7 @@ __all__ = [
     "Step",
     "UserError",
     "compare",
+    "export",
     "listening",
     "load_config",
     "run",

@@ -73,9 +73,13 @@ def test_client_ends_with_the_adapter_its_tokenizer_a_card_and_a_report(place, m
     assert {"tokenizer.json", "tokenizer_config.json", "adapter_config.json"} <= {
         file.name for file in (final / "adapter").iterdir()
     }
-    card = (final / "README.md").read_text()
-    assert "in 2 rounds" in card
-    assert "under secure aggregation, with no differential privacy" in card
+    card = (final / "adapter" / "README.md").read_text()
+    assert "2 rounds" in card
+    assert "Secure aggregation: yes" in card
+    assert "Differential privacy: none" in card
+    assert "belongs to client 1" in card
+    assert "Private examples of this client: 8" in card
+    assert "## Scores" not in card  # a client has no score of the adapter that it gets last
     report = json.loads((final / "report.json").read_text())
     assert (report["client"], report["rounds"], report["examples"], report["bytes_sent"]) == ("1", 2, 8, 0)
 

@@ -11,6 +11,7 @@ from fedcollm.cli.compare import compare
 from fedcollm.cli.configure import init, presets
 from fedcollm.cli.deploy import deploy
 from fedcollm.cli.evaluate import evaluate, report
+from fedcollm.cli.export import export
 from fedcollm.cli.options import option
 from fedcollm.cli.predict import chat, predict
 from fedcollm.cli.run import check, run
@@ -34,6 +35,7 @@ for _command in (
     evaluate,
     predict,
     chat,
+    export,
     shrink,
     presets,
     init,

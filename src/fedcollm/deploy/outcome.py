@@ -9,17 +9,24 @@ from typing import TYPE_CHECKING, Any
 from fedcollm.config import RunConfig
 from fedcollm.deploy.audit import totals
 from fedcollm.deploy.directories import Membership
-from fedcollm.deploy.files import filled
 from fedcollm.errors import RefusalError
-from fedcollm.messages import Adapter, FinishRequest, all_finite, payload_digest
+from fedcollm.messages import FinishRequest, all_finite, payload_digest
 from fedcollm.models.adapters import save_adapter
 from fedcollm.progress import say
+from fedcollm.runs.card import Facts, Form, write_card
 from fedcollm.runs.identity import base_digests
 from fedcollm.runs.portable import copy_input_files, portable_of, write_portable
 from fedcollm.storage import make_directory, write_atomically, writing
 
 if TYPE_CHECKING:
     import peft
+
+
+#: What the card says of a client's copy.
+_COPY = (
+    "All clients of the run have the same adapter. `report.json`, beside this directory, says what this client sent; "
+    "`logs/audit.jsonl` in the client's directory lists every message."
+)
 
 
 @dataclass(frozen=True)
@@ -55,38 +62,21 @@ class Outcome:
         with writing(self.directory):
             make_directory(final)
             if self.config.control is None:
-                self._save_adapter(request.adapter, final)
-            write_atomically(final / "README.md", self._card(request))
+                self._save_adapter(request, final / "adapter")
             write_atomically(final / "report.json", json.dumps(self._report(request), indent=1) + "\n")
         say(f"the run is finished after round {request.round_index}; the final adapter is in {final}")
 
-    def _save_adapter(self, adapter: Adapter, final: Path) -> None:
+    def _save_adapter(self, request: FinishRequest, place: Path) -> None:
         try:
-            save_adapter(self.slm, adapter, final / "adapter")
+            save_adapter(self.slm, request.adapter, place)
         except ValueError as error:
             raise RefusalError(f"the final adapter does not fit the SLM: {error}") from error
-        (final / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
-        place = final / "adapter"
         copy_input_files(str(getattr(self.slm.get_base_model(), "name_or_path", "")), place)
         digests = dict(base_digests("slm", self.slm))
         write_portable(place, portable_of(self.config, "slm", self.membership.facts, digests))
-
-    def _card(self, request: FinishRequest) -> str:
-        """Return the model card."""
-        federation, privacy = self.config.federation, self.config.federation.privacy
-        hidden = "under secure aggregation" if federation.secure_aggregation.enabled else "without secure aggregation"
-        promised = "no differential privacy"
-        if privacy is not None:
-            promised = f"differential privacy ({privacy.level} level, δ = {privacy.delta:g})"
-        facts = {
-            "run": self.membership.run,
-            "client": self.membership.client,
-            "base": self.config.slm.source,
-            "task": self.config.task.name,
-            "rounds": str(request.round_index),
-            "how": f"{hidden}, with {promised}",
-        }
-        return filled("model-card.md", facts)
+        own = {self.membership.client: self.examples}
+        facts = Facts(self.config, request.round_index, own, client=self.membership.client)
+        write_card(place, facts, Form(paragraphs=[_COPY]))
 
     def _report(self, request: FinishRequest) -> dict[str, Any]:
         """Return the numbers of the client's own report."""

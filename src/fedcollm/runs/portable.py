@@ -54,6 +54,7 @@ class Portable(Section):
         facts: `Modality.facts` of the role.
         digests: digests of the base's configuration and of its weights in the dtype of the run.
         batch_size: examples per batch with which the run scored.
+        merged: whether the directory holds a whole model, into which the adapter was merged, and no adapter.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -66,6 +67,7 @@ class Portable(Section):
     facts: dict[str, Any] = Field(default_factory=dict[str, Any])
     digests: dict[str, str] = Field(default_factory=dict[str, str])
     batch_size: int
+    merged: bool = False
 
 
 def portable_of(config: RunConfig, role: str, facts: Mapping[str, Any], digests: Mapping[str, str]) -> Portable:
@@ -102,6 +104,11 @@ def copy_input_files(base: str, directory: Path) -> None:
             if file.is_file():
                 with replacing(directory / file.name) as temporary:
                     shutil.copyfile(file, temporary)
+
+
+def has_input_files(directory: Path) -> bool:
+    """Return whether a directory holds what reads a model's input, such as a tokenizer."""
+    return any(file.is_file() for pattern in _INPUT_FILES for file in directory.glob(pattern))
 
 
 def read_portable(directory: Path) -> Portable:

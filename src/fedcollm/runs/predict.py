@@ -179,7 +179,7 @@ def _key(place: Path, source: Path, options: Options) -> str:
     files = [source]
     for role in options.roles:
         directory = model_directory(place, role)
-        files += [directory / PORTABLE, directory / "adapter_model.safetensors"]
+        files += [directory / PORTABLE, *sorted(directory.glob("*.safetensors"))]
     digests: list[Any] = []
     for file in files:
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from fedcollm.config import ModelConfig
 from fedcollm.data.catalogue import asked_form, build_client_modality
@@ -24,7 +25,7 @@ from fedcollm.models.adapters import load_adapter, resolve_device
 from fedcollm.models.fused.patch import fuse
 from fedcollm.runs.build_models import adapted, base_seed, load_base, set_precision
 from fedcollm.runs.identity import base_digests
-from fedcollm.runs.portable import BASE, Portable, read_portable
+from fedcollm.runs.portable import BASE, Portable, has_input_files, read_portable
 from fedcollm.runs.shrink import shrunk
 from fedcollm.training.batches import like_sized
 
@@ -43,20 +44,21 @@ class Predictor:
     Attributes:
         portable: what travels with the adapter.
         modality: makes batches, and reads the model's outputs.
-        model: the base with the adapter, in evaluation mode.
+        model: the base with the adapter, or the model that both were merged into, in evaluation mode.
     """
 
     portable: Portable
     modality: Modality = field(repr=False)
-    model: "peft.PeftModel" = field(repr=False)
+    model: nn.Module = field(repr=False)
 
     @classmethod
-    def load(cls, directory: str | Path, device: str = "auto") -> "Predictor":
+    def load(cls, directory: str | Path, device: str = "auto", *, fused: bool = True) -> "Predictor":
         """Load a trained model.
 
         Args:
             directory: an adapter's directory, such as `adapters/slm` of a run directory.
             device: where it will run, as in the configuration.
+            fused: whether it is made fast by `fuse`, after which the adapter can't be merged into its base.
 
         Raises:
             UserError: the directory holds no adapter that fedcollm wrote, or its base can't be found or made again.
@@ -65,13 +67,14 @@ class Predictor:
         portable = read_portable(place)
         saved = _saved_base(place, portable)
         section = _section(portable, saved, where)
-        modality = build_client_modality(portable.task, section, portable.facts)
+        reads = section if has_input_files(saved) else portable.model  # a base alone does not say what it reads
+        modality = build_client_modality(portable.task, reads, portable.facts)
         set_precision([section], where)
         network = load_base(section, portable.role, modality, saved, where, base_seed(portable.seed, portable.role))
-        model = adapted(network, section.adapter, modality)
-        load_adapter(model, place)
+        model = network.requires_grad_(False) if portable.merged else _with_adapter(place, network, section, modality)
         _check_base(place, portable, model)
-        fuse(model)
+        if fused and not portable.merged:
+            fuse(model)
         return cls(portable, modality, model.eval())
 
     def predict(self, rows: Sequence[Mapping[str, Any]], folder: str | Path = ".") -> list[Prediction]:
@@ -154,8 +157,16 @@ class Predictor:
         return tuple(getattr(self.modality, "classes", ()))
 
 
+def _with_adapter(place: Path, network: nn.Module, section: ModelConfig, modality: Modality) -> "peft.PeftModel":
+    model = adapted(network, section.adapter, modality)
+    load_adapter(model, place)
+    return model
+
+
 def _saved_base(place: Path, portable: Portable) -> Path:
     """Return the directory of a base that was saved: beside its adapter, or in the run directory; it may be missing."""
+    if portable.merged:
+        return place
     beside, in_run = place / BASE, place.parent.parent / BASE / portable.role
     if beside.is_dir() or not portable.model.pretrain_epochs:
         return beside
@@ -176,7 +187,7 @@ def _section(portable: Portable, saved: Path, device: torch.device) -> ModelConf
     return shrunk(section, device)
 
 
-def _check_base(place: Path, portable: Portable, model: "peft.PeftModel") -> None:
+def _check_base(place: Path, portable: Portable, model: nn.Module) -> None:
     """Refuse a base that is not the one that the adapter was trained on.
 
     Raises:
@@ -184,6 +195,10 @@ def _check_base(place: Path, portable: Portable, model: "peft.PeftModel") -> Non
     """
     now, known = dict(base_digests(portable.role, model)), portable.digests
     changed = [name for name, digest in now.items() if known.get(name, digest) != digest]
+    if changed and portable.merged:
+        raise UserError(
+            f"{place}: this is not the model that was exported there: {', '.join(changed)} differ. Export it again."
+        )
     if changed:
         raise UserError(
             f"{place}: the adapter was trained on another base than {portable.model.source} is here: "

@@ -24,6 +24,7 @@ from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
 from fedcollm.runs.build import Federation, Inputs, build_federation
+from fedcollm.runs.card import run_facts, write_card
 from fedcollm.runs.controls import control_rounds
 from fedcollm.runs.environment import environment
 from fedcollm.runs.environment import record as record_environment
@@ -294,6 +295,8 @@ def _publish(config: RunConfig, directory: Path, federation: Federation) -> None
         data = _data(federation)
         data["notes"] = [*data["notes"], *notes]
         directories.write_json(directory, directories.DATA, data)
+    for role in server.pair.models() if federation.shipped else ():
+        write_card(directory / "adapters" / role, run_facts(directory, role))
 
 
 def _data(federation: Federation) -> dict[str, Any]:
