@@ -52,8 +52,9 @@ def _data(config: RunConfig) -> str:
 
     shape = config.task.format
     values = {} if shape is None else shape.model_dump(mode="json", exclude_defaults=True)
+    prompt = f", put together as the prompt {values.pop('prompt')}" if "prompt" in values else ""
     columns = ", ".join(f"{name}: {value}" for name, value in values.items())
-    return f"{data_in_words(config.task)}{f' ({columns})' if columns else ''}; it stays with you"
+    return f"{data_in_words(config.task)}{prompt}{f' ({columns})' if columns else ''}; it stays with you"
 
 
 def _work(config: RunConfig) -> str:

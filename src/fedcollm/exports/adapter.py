@@ -65,7 +65,7 @@ def _write_base(source: Source, place: Path) -> None:
             "Leave out --with-base, or give the run a local directory of the model as its source."
         )
     place.mkdir()
-    save_network(network, place)
+    save_network(network, place, section.source)
     source.copy_input_files(modality, place)
 
 

@@ -32,7 +32,7 @@ def write_merged(source: Source, out: Path, quantization: str) -> Path:
     modality, network = source.network()
     named = source.portable.model.dtype if quantization == "base" else quantization
     network.to(resolve_dtype(named, torch.device(DEVICE)))
-    save_network(network, out)
+    save_network(network, out, source.portable.model.source)
     source.copy_input_files(modality, out)
     section = source.portable.model.model_copy(update={"dtype": named})
     portable = source.portable.model_copy(update={"merged": True, "digests": {}, "model": section})
@@ -42,13 +42,13 @@ def write_merged(source: Source, out: Path, quantization: str) -> Path:
     return next(iter(sorted(out.glob("*.safetensors"))))
 
 
-def save_network(network: nn.Module, out: Path) -> None:
+def save_network(network: nn.Module, out: Path, source: str) -> None:
     """Save a network in an existing directory, in the format of transformers if it has one."""
     if hasattr(network, "save_pretrained"):
         cast(Any, network).save_pretrained(out)
         return
     inner = out / ".network"
-    save_base(network, inner)
+    save_base(network, inner, source)
     for file in inner.iterdir():
         file.rename(out / file.name)
     inner.rmdir()
