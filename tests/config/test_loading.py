@@ -510,7 +510,7 @@ def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
 
 
 def test_unknown_upload_dtype_is_refused():
-    assert "federation.upload: 'int8' is not allowed" in refused(**{"federation.upload": "int8"})
+    assert "federation.upload: 'int2' is not allowed" in refused(**{"federation.upload": "int2"})
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,8 @@ _PLUS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "plus_without_kl": ("FedCoLLM+ without distillation (λ = 0)", _CLIPPED | _LABELS | _TRANSFER | _NO_KL),
 }
 
+_CORE: dict[str, Any] = {"slm.adapter.core": True, "slm.adapter.rank": 32, "slm.adapter.alpha": 512.0}
+
 #: Ablations that are not an option in `choices.py`: name to label and changed keys.
 _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "labelled_only": ("FedCoLLM, labelled public data only", {"task.unlabelled_size": 0}),
@@ -115,7 +117,7 @@ _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "pseudo_labels": ("FedCoLLM, pseudo-labels from secure sums", _LABELS),
     "unhealed": ("FedCoLLM, SLM not healed", {"slm.heal": None}),
     "ffa_lora": ("FedCoLLM, FFA-LoRA", {"slm.adapter.freeze_a": True}),
-    "core": ("FedCoLLM, cores of 32 x 32", {"slm.adapter.core": True, "slm.adapter.rank": 32}),
+    "core": ("FedCoLLM, cores of 32 x 32", _CORE),
     "one_way_layer_transfer": (
         "FedCoLLM, LLM → SLM only, half layer transfer",
         {"server.distillation.llm_weight": 0.0, "server.layer_transfer": 0.5},
