@@ -32,8 +32,9 @@ from fedcollm.deploy.checks import check
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.front import MOST_CONNECTIONS, stream_module
 from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.processes import stop
 from fedcollm.deploy.roster_keeper import RemovedError, RosterKeeper
-from fedcollm.deploy.services import start_proxy, start_superlink, stop, superlink
+from fedcollm.deploy.services import start_proxy, start_superlink, superlink
 from fedcollm.deploy.status import stop_all
 from fedcollm.errors import UserError
 from fedcollm.transports.flower import node as flower_node

@@ -128,6 +128,22 @@ def test_part_that_does_not_come_is_a_lost_message():
         fetch(head, tree, lambda run: pull, LIMIT)
 
 
+@pytest.mark.parametrize(("left", "waits"), [(7.5, 7.5), (1e6, 120.0), (-1.0, 0.0)])
+def test_parts_that_were_announced_are_waited_for_until_the_deadline_only(monkeypatch, left, waits):
+    asked = list[float]()
+
+    def pull_objects(names, pull, *, max_time, **_):
+        asked.append(max_time)
+        raise ObjectPullError("not there")
+
+    monkeypatch.setattr(flower_messages, "pull_objects", pull_objects)
+    link = Link()
+    send(request(b"x", 5, 60.0), link.announce, link.push)
+    with pytest.raises(LostError):
+        fetch(link.head, link.tree, lambda run: link.parts.__getitem__, 100, left)
+    assert asked == [waits]
+
+
 def test_part_that_is_not_taken_is_a_lost_message():
     def push(name, content):
         raise ObjectPushError(name, "s", "no space")

@@ -248,8 +248,22 @@ class Service:
                         self._alive.clear()
 
 
+#: What a status of HTTP means here.
+_CODES = {
+    401: "this client's key is not admitted",
+    412: "the server does not know this client's key at the moment",
+    413: "the message is longer than the server takes",
+    429: "this address sends too many requests",
+    502: "the server's SuperLink is not running",
+    504: "the server's SuperLink is too slow",
+}
+
+
 def _described(error: httpx.HTTPError) -> str:
-    return f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
+    if not isinstance(error, httpx.HTTPStatusError):
+        return str(error)
+    code = error.response.status_code
+    return f"HTTP {code}: {_CODES[code]}" if code in _CODES else f"HTTP {code}"
 
 
 def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
@@ -270,7 +284,7 @@ def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
     code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
     if code == 401 or (code < 500 and failing > _PATIENCE_SECONDS):
         raise UserError(
-            f"the server does not accept this client (HTTP {code}). Check that node.key is the one made for this "
-            "deployment, and that this machine's clock is right. If both are, ask the server's operator whether this "
-            "client is registered there."
+            f"the server does not accept this client ({_described(error)}). Check that node.key is the one made for "
+            "this deployment, and that this machine's clock is right. If both are, ask the server's operator whether "
+            "this client is registered there."
         ) from error
