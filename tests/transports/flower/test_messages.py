@@ -9,6 +9,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPu
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcollm.errors import RefusalError
+from fedcollm.transports.flower import messages as flower_messages
 from fedcollm.transports.flower.messages import LostError, fetch, pack, request, send
 
 LIMIT = 2**20
@@ -134,13 +135,12 @@ def test_parts_that_were_announced_are_waited_for_until_the_deadline_only(monkey
 
     def pull_objects(names, pull, *, max_time, **_):
         asked.append(max_time)
-        raise ObjectPullError("not there")
+        raise ObjectPullError(names[0], "not there")
 
     monkeypatch.setattr(flower_messages, "pull_objects", pull_objects)
-    link = Link()
-    send(request(b"x", 5, 60.0), link.announce, link.push)
+    head, tree, parts = taken_apart(request(b"x", 5, 60.0))
     with pytest.raises(LostError):
-        fetch(link.head, link.tree, lambda run: link.parts.__getitem__, 100, left)
+        fetch(head, tree, lambda run: parts.__getitem__, LIMIT, left)
     assert asked == [waits]
 
 

@@ -39,6 +39,7 @@ from fedcollm.transports.flower.messages import LostError, fetch, pack, send
 #: The SuperLink considers a node lost when it has missed two heartbeats.
 HEARTBEAT_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 5.0
+_TOO_MANY = 429  # requests, by HTTP: the next one may be answered
 _PATIENCE_SECONDS = 3 * HEARTBEAT_SECONDS  # the SuperLink may consider a broken connection alive for so long
 
 
@@ -213,7 +214,7 @@ class Service:
             try:
                 self.node.reply(message, data)
             except httpx.HTTPStatusError as error:
-                if error.response.status_code >= 500:
+                if error.response.status_code >= 500 or error.response.status_code == _TOO_MANY:
                     raise  # the answer is kept, and sent once the server is back
                 say(f"the server no longer wants this answer (HTTP {error.response.status_code})")
             except LostError as error:
@@ -282,7 +283,7 @@ def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
             "operator, that the certificate has not expired, and that the address in membership.json is right."
         ) from error
     code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
-    if code == 401 or (code < 500 and failing > _PATIENCE_SECONDS):
+    if code == 401 or (code < 500 and code != _TOO_MANY and failing > _PATIENCE_SECONDS):
         raise UserError(
             f"the server does not accept this client ({_described(error)}). Check that node.key is the one made for "
             "this deployment, and that this machine's clock is right. If both are, ask the server's operator whether "
