@@ -300,9 +300,9 @@ def test_nothing_but_two_files_is_served(running: Open, method: str, path: str, 
 
 
 def test_body_of_a_peer_that_nobody_knows_is_not_waited_for(running: Open):
-    """Four bytes of 60 kB, or of 16 MB, are sent; the answer comes all the same."""
-    head = "POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n"
-    assert ask(running, head.replace("60000", "16000000") + "\r\n", b"body") == b"413"
+    """Four bytes of 16 kB, or of 16 MB, are sent; the answer comes all the same."""
+    head = "POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: 16000\r\n"
+    assert ask(running, head.replace("16000", "16000000") + "\r\n", b"body") == b"413"
     assert ask(running, head + "\r\n", b"body") == b"401"
     assert ask(running, head + "flwr-public-key: guessed\r\n\r\n", b"body") == b"401"
     assert not list((running.server / "state" / "nginx-body").iterdir())
@@ -398,10 +398,10 @@ def admitted_head(running: Open, call: str, length: int) -> str:
 @pytest.mark.parametrize(
     ("call", "length", "taken"),
     [
-        ("push-messages", 64 * 2**10, True),
-        ("push-messages", 64 * 2**10 + 1, False),  # the tree of an announcement: each part costs the SuperLink a query
-        ("pull-messages", 64 * 2**10 + 1, False),
-        ("x", 64 * 2**10 + 1, False),
+        ("push-messages", 16 * 2**10, True),
+        ("push-messages", 16 * 2**10 + 1, False),  # the tree of an announcement: each part costs the SuperLink a query
+        ("pull-messages", 16 * 2**10 + 1, False),
+        ("x", 16 * 2**10 + 1, False),
         ("push-object", 4 * 2**20 + 2**10, True),
         ("push-object", 6 * 2**20, False),
     ],
