@@ -220,14 +220,20 @@ def test_nginx_passes_the_node_interface_and_nothing_else(out):
     locations = {name.strip(): body.rpartition("}")[0] for name, _, body in parts}
     run = read_deployment(out).run
     public = [f"= /roster/{run}/{name}.json" for name in ("roster", "latest")]  # two files, and no directory
-    assert list(locations) == ["/v1/fleet/", *public, "/"]
+    calls = ["/v1/fleet/", "= /v1/fleet/push-messages", "= /v1/fleet/push-object"]
+    assert list(locations) == [*calls, *public, "= /unknown", "/"]
     assert [re.findall(r"alias ([^;]*);", locations[name]) for name in public] == [
         ["public/roster.json"],
         ["public/latest.json"],
     ]
-    assert "proxy_pass" in locations["/v1/fleet/"]
-    assert locations["/"].split()[:2] == ["return", "404;"]
-    assert "return 401;" in locations["/v1/fleet/"]
+    for call in calls:
+        assert "proxy_pass" in locations[call]
+        assert "if ($admitted = 0) {\n                rewrite ^ /unknown last;" in locations[call]
+    for place, code in (("= /unknown", 401), ("/", 404)):
+        assert re.findall("limit_req zone=(.*?) |try_files (.*);", locations[place]) == [
+            ("strangers", ""),
+            ("", f"state/none ={code}"),
+        ]
     assert "ssl_protocols TLSv1.3;" in text
     assert "proxy_ssl_verify on;" in text
     for bound in (
@@ -235,7 +241,8 @@ def test_nginx_passes_the_node_interface_and_nothing_else(out):
         "client_body_timeout 20s;",
         "send_timeout 30s;",
         "proxy_request_buffering off;",
-        "client_max_body_size 16m;",
+        "client_max_body_size 16k;",
+        "client_max_body_size 5m;",
         "limit_conn peers 128;",
         "worker_connections 16384;",
     ):
