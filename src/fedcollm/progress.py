@@ -5,6 +5,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 from rich.console import Console
@@ -18,6 +19,20 @@ from fedcollm.printing import printable
 LOGGER = logging.getLogger("fedcollm")
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.propagate = False
+
+
+@dataclass
+class Current:
+    """What this process does at the moment, for its log.
+
+    Attributes:
+        round: index of the round; None before the first one.
+    """
+
+    round: int | None = None
+
+
+current: Current = Current()
 
 _display: contextvars.ContextVar["_Bars | Console | None"] = contextvars.ContextVar("display", default=None)
 _PLAIN_SECONDS = 20.0  # between two lines of progress where there is no terminal

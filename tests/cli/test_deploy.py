@@ -178,7 +178,12 @@ def test_clients_are_admitted_by_their_fingerprints_and_removed(command, invited
     code, said, _ = command("admit", server, request, *ca, "--fingerprint", prints["a"].upper().replace(" ", ":"))
     assert (code, said.splitlines()[-1]) == (0, "admitted a; roster 2: a")
     assert command("remove", server, "a", *ca) == (0, "removed a; roster 3: nobody\n", "")
-    assert command("remove", server, "a", *ca)[0] == 2
+    assert command("remove", server, "a", *ca) == (
+        0,
+        "removed a; roster 3: nobody\n",
+        "",
+    )  # the services are told again
+    assert command("remove", server, "d", *ca)[0] == 2
     code, _, error = command("server", server, "--page", "none")
     assert (code, "no client is admitted yet" in error) == (2, True)
 

@@ -23,7 +23,7 @@ from fedcollm.deploy.admission import admit
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.invitations import join, read_invitation
-from fedcollm.deploy.services import stop
+from fedcollm.deploy.processes import stop
 from fedcollm.deploy.status import stop_all
 from fedcollm.modalities.text.task import TextExample
 

@@ -1,7 +1,10 @@
 """Who gets in from outside: nobody but registered nodes, over TLS, to the node interface alone."""
 
+import base64
 import contextlib
+import os
 import shutil
+import signal
 import socket
 import ssl
 import threading
@@ -32,8 +35,9 @@ from fedcollm.deploy.checks import check
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.front import MOST_CONNECTIONS, stream_module
 from fedcollm.deploy.initialize import Choices, Site, initialize
+from fedcollm.deploy.processes import find, orphans, stop, workers
 from fedcollm.deploy.roster_keeper import RemovedError, RosterKeeper
-from fedcollm.deploy.services import start_proxy, start_superlink, stop, superlink
+from fedcollm.deploy.services import start_proxy, start_superlink, superlink
 from fedcollm.deploy.status import stop_all
 from fedcollm.errors import UserError
 from fedcollm.transports.flower import node as flower_node
@@ -76,6 +80,15 @@ class Open:
         be_patient(node.fleet)
         self.open.callback(node.fleet.close)
         return node
+
+    def serial(self) -> int:
+        """The serial number of the certificate that is served."""
+        context = ssl.create_default_context(cafile=self.ca)
+        with (
+            socket.create_connection(("localhost", self.deployment.port)) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as tls,
+        ):
+            return int((tls.getpeercert() or {})["serialNumber"], 16)
 
     def key(self, client: str) -> ec.EllipticCurvePrivateKey:
         return names.node_key(self.root / "clients" / client)
@@ -288,8 +301,9 @@ def test_nothing_but_two_files_is_served(running: Open, method: str, path: str, 
 
 
 def test_body_of_a_peer_that_nobody_knows_is_not_waited_for(running: Open):
-    """Four bytes of 16 MB are sent; the answer comes all the same."""
-    head = f"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: {16 * 10**6}\r\n"
+    """Four bytes of 16 kB, or of 16 MB, are sent; the answer comes all the same."""
+    head = "POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: 16000\r\n"
+    assert ask(running, head.replace("16000", "16000000") + "\r\n", b"body") == b"413"
     assert ask(running, head + "\r\n", b"body") == b"401"
     assert ask(running, head + "flwr-public-key: guessed\r\n\r\n", b"body") == b"401"
     assert not list((running.server / "state" / "nginx-body").iterdir())
@@ -375,32 +389,74 @@ def test_nginx_without_a_stream_module_listens_itself(running: Open, tmp_path: P
         stop(place, "nginx")
 
 
-def test_address_of_a_peer_is_in_the_log_and_not_that_of_the_front(running: Open):
+def admitted_head(running: Open, call: str, length: int) -> str:
+    """A request that has an admitted key, and no signature."""
+    keys = names.read(running.server, names.DEPLOYMENT, Deployment).clients["0"]
+    key = base64.b64encode(keys.node.encode()).decode()
+    return f"POST /v1/fleet/{call} HTTP/1.1\r\nHost: x\r\nflwr-public-key: {key}\r\nContent-Length: {length}\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "length", "taken"),
+    [
+        ("push-messages", 16 * 2**10, True),
+        ("push-messages", 16 * 2**10 + 1, False),  # the tree of an announcement: each part costs the SuperLink a query
+        ("pull-messages", 16 * 2**10 + 1, False),
+        ("x", 16 * 2**10 + 1, False),
+        ("push-object", 4 * 2**20 + 2**10, True),
+        ("push-object", 6 * 2**20, False),
+    ],
+)
+def test_what_a_client_sends_is_bounded_before_flower_works_on_it(running: Open, call: str, length: int, taken: bool):
+    body = bytes(length if call == "push-messages" and taken else 0)  # the SuperLink waits for no part
+    assert ask(running, admitted_head(running, call, length), body) == (b"415" if taken else b"413")
+
+
+def test_log_has_the_address_of_a_peer_and_no_text_of_its_choice(running: Open):
     context = ssl.create_default_context(cafile=running.ca)
-    with (
-        socket.create_connection(("127.0.0.1", running.deployment.port), source_address=("127.0.0.3", 0)) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as tls,
-    ):
-        tls.sendall(b"GET /from-3 HTTP/1.1\r\nHost: x\r\n\r\n")
-        tls.recv(4096)
+    strange = f"GET /{'from-3-' * 1000}?from-3 HTTP/1.1\r\nHost: x\r\nContent-Length: {10**9}\r\n\r\n"
+    known = admitted_head(running, "pull-messages?from-3", 0)
+    for head in (strange, known):
+        with (
+            socket.create_connection(("127.0.0.1", running.deployment.port), source_address=("127.0.0.3", 0)) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as tls,
+        ):
+            tls.sendall(head.encode())
+            tls.recv(4096)
     log = running.server / "logs" / "nginx-access.log"
-    wait_for(lambda: " /from-3 " in log.read_text())
-    assert " 127.0.0.3 /from-3 404 " in log.read_text()
+    wait_for(lambda: " 127.0.0.3 pull-messages 4" in log.read_text())
+    for name in ("nginx-access.log", "nginx-error.log"):
+        assert "from-3" not in (log.with_name(name)).read_text()
+    assert log.read_text().count(" 127.0.0.3 ") == 1
+
+
+def test_strangers_are_slowed_down_and_known_clients_are_not(running: Open):
+    context = ssl.create_default_context(cafile=running.ca)
+    transport = httpx.HTTPTransport(local_address="127.0.0.4", verify=context)
+    with httpx.Client(transport=transport, timeout=PATIENCE_SECONDS) as client:
+        for path in ("/", "/v1/fleet/pull-messages"):
+            codes = {client.get(f"https://127.0.0.1:{running.deployment.port}{path}").status_code for _ in range(400)}
+            assert 429 in codes
+            assert codes <= {429, 401, 404}
+    assert is_served(running, connected(running, "1")) >= 0
+
+
+def test_workers_of_a_killed_nginx_do_not_keep_the_port_and_the_old_certificate(running: Open):
+    master = find(running.server, "nginx")
+    assert master is not None
+    left = workers(running.server)
+    os.kill(master.pid, signal.SIGKILL)
+    wait_for(lambda: {one.pid for one in orphans(running.server)} == left)
+    certificate = renew(running.server, Authority.load(running.root / "ca"), 40)
+    assert orphans(running.server) == []
+    assert running.serial() == certificate.serial_number
+    assert connected(running, "0").beat()
 
 
 def test_renewed_certificate_is_served_and_clients_go_on(running: Open):
     node = connected(running, "0")
     certificate = renew(running.server, Authority.load(running.root / "ca"), 30)
-    context = ssl.create_default_context(cafile=running.ca)
-
-    def serial() -> int:
-        with (
-            socket.create_connection(("localhost", running.deployment.port)) as plain,
-            context.wrap_socket(plain, server_hostname="localhost") as tls,
-        ):
-            return int((tls.getpeercert() or {})["serialNumber"], 16)
-
-    wait_for(lambda: serial() == certificate.serial_number)
+    wait_for(lambda: running.serial() == certificate.serial_number)
     assert node.receive() is None
     assert node.beat()
 

@@ -1,10 +1,12 @@
 """Invitations, requests and the roster: who gets in, and what hostile files do."""
 
+import contextlib
 import json
 import os
 import shutil
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,6 +14,7 @@ from tests.transports.small_federation import small_config
 
 from fedcollm.config.loading import load_config
 from fedcollm.deploy import admission, directories
+from fedcollm.deploy import server as deploy_server
 from fedcollm.deploy.agreement import terms
 from fedcollm.deploy.certificates import Authority
 from fedcollm.deploy.client import serve
@@ -365,14 +368,62 @@ def test_removed_client_is_out_and_may_join_again_with_new_keys(out):
     assert admitted() == {keys["north"], keys["east"]}
     assert (roster.version, list(roster.clients)) == (5, ["north", "east"])
     assert (server / "nodes.map").read_text().count('" 1;') == 2
+    assert admission.remove(server, "south", by) == roster  # again: the services are told once more
     with pytest.raises(UserError, match=r"not on the roster. On it: north, east"):
-        admission.remove(server, "south", by)
+        admission.remove(server, "west", by)
     with pytest.raises(UserError, match=r"were removed before\. Let client south run"):
         admission.admit(server, read_request(out / "at" / "south" / "request.json"), by)
     again = join(invitation(out, "south"), out / "at" / "again", out / "at" / "south")
     with pytest.raises(UserError, match="client south was part of this run before"):
         admission.admit(server, again, by)
     assert list(admission.admit(server, again, by, again=True).clients) == NAMES
+
+
+def test_removal_that_nginx_does_not_take_is_finished_by_the_next_attempt(out, monkeypatch):
+    server, by, told = out / "server", authority(out), list[tuple[str, int]]()
+    for name in NAMES:
+        admission.admit(server, joined(out, name), by)
+    link = SimpleNamespace(is_up=lambda: True, register=lambda keys: told.append(("superlink", len(list(keys)))))
+    nginx = iter([UserError("nginx did not take the change"), None])
+
+    def reload(*_):
+        told.append(("nginx", (server / "nodes.map").read_text().count('" 1;')))
+        if error := next(nginx):
+            raise error
+
+    monkeypatch.setattr(admission, "running", lambda *_: True)
+    monkeypatch.setattr(admission, "superlink", lambda *_: link)
+    monkeypatch.setattr(admission, "reload_proxy", reload)
+    with pytest.raises(UserError, match="did not take"):
+        admission.remove(server, "south", by)
+    assert list(admission.remove(server, "south", by).clients) == ["north", "east"]
+    assert told == [("superlink", 2), ("nginx", 2)] * 2
+
+
+def test_removal_while_the_server_starts_is_not_undone(out, monkeypatch):
+    place, by = out / "server", authority(out)
+    for name in NAMES:
+        admission.admit(place, joined(out, name), by)
+
+    class EndError(Exception):
+        pass
+
+    @contextlib.contextmanager
+    def starting(directory, now):
+        assert "south" in now.clients
+        admission.remove(place, "south", by)
+        yield SimpleNamespace(run=lambda: raising()), SimpleNamespace(trouble="")
+
+    def raising():
+        raise EndError
+
+    monkeypatch.setattr(deploy_server, "kept_running", starting)
+    with pytest.raises(EndError), deploy_server.serving(place):
+        pass
+    assert list(deployment(out).clients) == ["north", "east"]
+    assert (place / "nodes.map").read_text().count('" 1;') == 2
+    newest = SignedRoster.model_validate_json((place / "public" / "latest.json").read_text())
+    assert '"south"' not in newest.text
 
 
 def test_edited_deployment_is_refused(out):

@@ -65,9 +65,9 @@ def test_files_are_those_that_are_promised(out):
     files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     server = ("config.yaml", "deployment.json", "ca.crt", "server.crt", "server.key", "superexec.key", "nginx.conf",
               "superlink.crt", "superlink.key", "nodes.map", "public/latest.json",
-              "compose.yaml", "Dockerfile", "systemd/fedcollm-server.service")  # fmt: skip
+              "compose.yaml", "Dockerfile", ".dockerignore", "systemd/fedcollm-server.service")  # fmt: skip
     client = ("config.yaml", "membership.json", "ca.crt", "node.key", "signing.key", "systemd/fedcollm-client.service",
-              "roster.json", "compose.yaml", "Dockerfile")  # fmt: skip
+              "roster.json", "compose.yaml", "Dockerfile", ".dockerignore")  # fmt: skip
     assert files == {"README.txt", "ca/ca.key", "ca/ca.crt"} | {f"server/{name}" for name in server} | {
         f"clients/{number}/{name}" for number in IDS for name in client
     }
@@ -215,19 +215,25 @@ def test_nginx_passes_the_node_interface_and_nothing_else(out):
     text = re.sub(r"#.*", "", (out / "server" / "nginx.conf").read_text())
     assert re.findall(r"include ([^;]*);", text) == ["state/front.conf", "nodes.map", "state/listen.conf"]
     assert "listen " not in text
-    assert re.findall(r"proxy_pass ([^;]*);", text) == ["https://127.0.0.1:9556"]
+    assert re.findall(r"proxy_pass ([^;]*);", text) == ["https://127.0.0.1:9556"] * 3
     parts = [part.partition("{") for part in re.split(r"\blocation\b", text)[1:]]
     locations = {name.strip(): body.rpartition("}")[0] for name, _, body in parts}
     run = read_deployment(out).run
     public = [f"= /roster/{run}/{name}.json" for name in ("roster", "latest")]  # two files, and no directory
-    assert list(locations) == ["/v1/fleet/", *public, "/"]
+    calls = ["/v1/fleet/", "= /v1/fleet/push-messages", "= /v1/fleet/push-object"]
+    assert list(locations) == [*calls, *public, "= /unknown", "/"]
     assert [re.findall(r"alias ([^;]*);", locations[name]) for name in public] == [
         ["public/roster.json"],
         ["public/latest.json"],
     ]
-    assert "proxy_pass" in locations["/v1/fleet/"]
-    assert locations["/"].split()[:2] == ["return", "404;"]
-    assert "return 401;" in locations["/v1/fleet/"]
+    for call in calls:
+        assert "proxy_pass" in locations[call]
+        assert "if ($admitted = 0) {\n                rewrite ^ /unknown last;" in locations[call]
+    for place, code in (("= /unknown", 401), ("/", 404)):
+        assert re.findall("limit_req zone=(.*?) |try_files (.*);", locations[place]) == [
+            ("strangers", ""),
+            ("", f"state/none ={code}"),
+        ]
     assert "ssl_protocols TLSv1.3;" in text
     assert "proxy_ssl_verify on;" in text
     for bound in (
@@ -235,7 +241,8 @@ def test_nginx_passes_the_node_interface_and_nothing_else(out):
         "client_body_timeout 20s;",
         "send_timeout 30s;",
         "proxy_request_buffering off;",
-        "client_max_body_size 16m;",
+        "client_max_body_size 16k;",
+        "client_max_body_size 5m;",
         "limit_conn peers 128;",
         "worker_connections 16384;",
     ):
@@ -249,6 +256,25 @@ def test_compose_is_yaml_that_publishes_the_port_alone(out):
     assert service["ports"] == ["9555:9555"]
     assert service["cap_drop"] == ["ALL"]
     assert service["read_only"] is True
+    assert not [name for name in service if "9480" in str(service[name])]  # the page
+
+
+def test_image_has_the_program_and_no_key_and_sees_the_models(out, config):
+    server, client = out / "server", out / "clients" / "2"
+    for place, command, named in (
+        (server, "server", {config.llm.source, config.slm.source, str(config.task.path)}),
+        (client, "client", {config.slm.source}),
+    ):
+        assert (place / ".dockerignore").read_text().splitlines()[1:] == ["*", "!wheels"]
+        text = (place / "Dockerfile").read_text()
+        assert re.findall("COPY (.*)", text) == ["wheels/ /wheels/"]
+        assert '-c /wheels/constraints.txt "${wheel}[deploy]"' in text
+        assert "pip install --no-cache-dir 'fedcollm" not in text
+        volumes = yaml.safe_load((place / "compose.yaml").read_text())["services"][command]["volumes"]
+        bound = [volume for volume in volumes if isinstance(volume, dict)]
+        assert {volume["source"] for volume in bound} == {volume["target"] for volume in bound} == named
+        assert all(volume["read_only"] for volume in bound)
+    assert "HEALTHCHECK" in (server / "Dockerfile").read_text()
 
 
 def test_units_name_the_commands(out):
@@ -259,7 +285,10 @@ def test_units_name_the_commands(out):
     assert f'fedcollm" deploy client "{home}" --data "{home / "data"}"\n' in client
     for file in out.rglob("*"):
         if file.suffix in (".service", ".txt", ".conf", ".yaml") or file.name == "Dockerfile":
-            assert "${" not in file.read_text().replace("${DATA:-", "")  # compose reads that one
+            text = (
+                file.read_text().replace("${DATA:-", "").replace('"${wheel}[', "")
+            )  # compose and the shell read these
+            assert "${" not in text
 
 
 def test_units_of_a_place_with_signs_that_mean_something_to_systemd(config, tmp_path):

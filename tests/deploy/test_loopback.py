@@ -13,6 +13,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.deploy.admission import renew
 from fedcollm.deploy.certificates import Authority
+from fedcollm.deploy.status import read_written, status, stop_all
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
@@ -104,3 +105,24 @@ def test_secure_run_survives_kills_of_client_server_and_superlink(deploy: Deploy
 
 def superlink_number(deployed: Deployed) -> int:
     return int((deployed.server_directory / "state" / "superlink.pid").read_text())
+
+
+def test_server_waits_for_its_clients_stops_with_130_and_goes_on(deploy: Deploy):
+    deployed = deploy(**{"federation.min_clients": 2})
+    server = deployed.start_server()
+    deployed.start_client("1")
+    deployed.wait_for(lambda: "1 of 2 are connected, and 2 are needed. Not connected: 0" in deployed.log("server"))
+    assert "waiting for clients" in read_written(deployed.server_directory).phase
+    stop_all(deployed.server_directory)
+    deployed.processes.pop("server")
+    assert server.wait() == 130
+    assert status(deployed.server_directory, deployed.root / "run").now.reason.startswith("it was stopped")
+    deployed.start_server()
+    deployed.start_client("0")
+    deployed.finish()
+    assert last_state(deployed.root / "run")[0].participants == ("0", "1")
+    lines = (deployed.server_directory / "logs" / "fedcollm.log").read_text().splitlines()
+    assert any(" round=2 " in line and " SLM 0." in line for line in lines)
+    assert "finished: all rounds" in lines[-1]
+    client = (deployed.client_directory("0") / "logs" / "fedcollm.log").read_text()
+    assert " round=1 round 1: training" in client

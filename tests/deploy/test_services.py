@@ -1,9 +1,10 @@
 """How the SuperLink and nginx are started, without starting them."""
 
-import os
+import io
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
-from fedcollm.deploy import front, services
+from fedcollm.deploy import front, processes, services, watchdog
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.roster import SignedRoster
 from fedcollm.errors import UserError
+from fedcollm.progress import say, shown
 from fedcollm.transports.flower.superlink import SuperLink
 
 NOBODY = 2**31 - 1  # larger than any process number
@@ -174,8 +177,8 @@ def test_nginx_that_does_not_start_is_quoted(directory, started, monkeypatch):
 def test_service_without_a_living_process_does_not_run_and_is_not_stopped(directory, content):
     if content is not None:
         (directory / "state" / "nginx.pid").write_text(content)
-    assert not services.running(directory, "nginx")
-    assert not services.stop(directory, "nginx")
+    assert not processes.running(directory, "nginx")
+    assert not processes.stop(directory, "nginx")
 
 
 # --- which process is ours ---
@@ -198,7 +201,7 @@ def test_server_of_another_deployment_that_got_the_number_is_not_signalled(direc
         while words[-1] not in psutil.Process(process.pid).cmdline():
             time.sleep(0.01)
         (directory / "state" / "server.pid").write_text(str(process.pid))
-        assert services.running(directory, "server") == ours
+        assert processes.running(directory, "server") == ours
         process.kill()
         process.wait()
 
@@ -206,25 +209,143 @@ def test_server_of_another_deployment_that_got_the_number_is_not_signalled(direc
 @pytest.mark.parametrize("name", ["server", "nginx", "superlink"])
 def test_another_program_that_got_the_number_is_not_signalled(directory, stranger, name):
     (directory / "state" / f"{name}.pid").write_text(str(stranger.pid))
-    assert not services.running(directory, name)
-    assert not services.stop(directory, name)
+    assert not processes.running(directory, name)
+    assert not processes.stop(directory, name)
     assert stranger.poll() is None
 
 
-@pytest.mark.parametrize(("age", "ours"), [(0, True), (3600, False)])
-def test_number_that_was_written_before_its_process_began_is_another_ones(directory, age, ours):
-    words = ["-c", "import time; time.sleep(60)", str(directory / "state" / "superlink.db")]
-    process = subprocess.Popen([sys.executable, *words])
-    while words[-1] not in psutil.Process(process.pid).cmdline():  # it still has this process's own words
-        time.sleep(0.01)
-    file = directory / "state" / "superlink.pid"
-    file.write_text(str(process.pid))
-    os.utime(file, (time.time() - age, time.time() - age))
-    assert services.running(directory, "superlink") == ours
-    assert services.stop(directory, "superlink") == ours
-    assert psutil.pid_exists(process.pid) != ours  # `stop` has waited for it
-    process.kill()
-    process.wait()
+PYTHON = str(Path(sys.executable).resolve())
+IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+SLOW = (
+    "import os, pathlib, signal, sys, time\n"
+    "def end(*_):\n"
+    "    pathlib.Path(sys.argv[-1], 'state', 'server.pid').unlink()\n"
+    "    time.sleep(0.3)\n"
+    "    pathlib.Path(sys.argv[-1], 'ended').touch()\n"
+    "    os._exit(130)\n"
+    "signal.signal(signal.SIGTERM, end); print(flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def process(directory):
+    """Starts a process with a command line, and returns it once it has set itself up."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def start(code: str, *words: str, name: str = PYTHON) -> subprocess.Popen[bytes]:
+        command = [name, "-c", code, *words]
+        made.append(subprocess.Popen(command, executable=PYTHON, cwd=directory, stdout=subprocess.PIPE))
+        assert made[-1].stdout is not None
+        made[-1].stdout.readline()
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.kill()
+        one.communicate()
+
+
+def test_superlink_whose_number_was_lost_is_found_and_stopped_though_it_hangs(directory, process, started, monkeypatch):
+    """A second one on the same database would come of it otherwise, and nobody could stop the first."""
+    monkeypatch.setattr(services, "_ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr(services, "_END_SECONDS", 0.0)
+    monkeypatch.setattr(SuperLink, "is_up", lambda self: bool(started))
+    hung = process(IGNORES, "--database", str(directory / "state" / "superlink.db"))
+    looks = process(IGNORES, str(directory / "state" / "superlink.db"))  # an editor, for example
+    (directory / "state" / "superlink.pid").write_text(str(NOBODY))
+    assert processes.running(directory, "superlink")
+    services.start_superlink(directory, DEPLOYMENT)
+    assert len(started) == 1
+    assert hung.poll() is not None
+    assert looks.poll() is None
+    assert not processes.stop(directory, "superlink")
+
+
+def test_superlink_that_answers_is_not_started_twice_though_its_number_was_lost(directory, process, started):
+    process(IGNORES, "--database", str(directory / "state" / "superlink.db"))
+    services.start_superlink(directory, DEPLOYMENT)
+    assert started == []
+
+
+def test_server_that_takes_its_time_to_end_is_not_killed(directory, process):
+    """Its number is gone before it is; systemd would start a killed one again."""
+    server = process(SLOW, "deploy", "server", str(directory))
+    (directory / "state" / "server.pid").write_text(str(server.pid))
+    assert processes.stop(directory, "server", seconds=60.0)
+    assert server.poll() is not None
+    assert (directory / "ended").exists()
+
+
+WORKER, MASTER = "nginx: worker process", "nginx: master process nginx -p {directory}/ -c nginx.conf"
+
+
+def test_worker_that_a_killed_nginx_has_left_is_ended_before_another_one_starts(directory, process, started):
+    left = process(IGNORES.replace("SIG_IGN", "SIG_DFL"), name=WORKER)
+    assert [one.pid for one in processes.orphans(directory)] == [left.pid]
+    services.reload_proxy(directory, DEPLOYMENT)
+    assert processes.orphans(directory) == []
+    assert [command[0] for command, _ in started] == ["/usr/sbin/nginx"]
+
+
+def test_reload_without_a_new_worker_is_an_error_and_says_how_to_mend_it(directory, process, started, monkeypatch):
+    monkeypatch.setattr(services, "_RELOAD_SECONDS", 0.0)
+    process(IGNORES, name=MASTER.format(directory=directory))
+    with pytest.raises(
+        UserError, match=r"nginx did not take the change.*no new worker.*repeat the command.*deploy stop"
+    ):
+        services.reload_proxy(directory, DEPLOYMENT)
+    monkeypatch.setattr(services, "_RELOAD_SECONDS", 60.0)
+    several = iter([{1}, {1}, {1, 2}])
+    monkeypatch.setattr(services, "workers", lambda directory: next(several))
+    services.reload_proxy(directory, DEPLOYMENT)
+
+
+# --- the watchdog ---
+
+
+def test_watchdog_says_once_what_it_cannot_start_and_takes_its_time(directory, monkeypatch):
+    def fails(*_):
+        raise UserError("nginx did not start: port 9555 is in use.")
+
+    monkeypatch.setattr(watchdog, "running", lambda *_: True)
+    monkeypatch.setattr(watchdog, "start_proxy", fails)
+    dog = watchdog.Watchdog(directory, DEPLOYMENT)
+    file = io.StringIO()
+    pauses = []
+    with shown(Console(file=file, width=200)):
+        for _ in range(7):
+            dog.look()
+            pauses.append(dog.pause)
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+    assert file.getvalue() == "nginx did not start: port 9555 is in use. Trying again.\n"
+    assert dog.trouble == "nginx did not start: port 9555 is in use."
+    monkeypatch.setattr(watchdog, "start_proxy", lambda *_: None)
+    dog.look()
+    assert (dog.trouble, dog.pause) == ("", 1.0)
+
+
+def test_what_the_watchdog_says_is_on_the_screen(directory, started, monkeypatch):
+    """Its thread has the display of the one that started it."""
+    done = threading.Event()
+    monkeypatch.setattr(watchdog, "_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog.Watchdog, "look", lambda self: (say("down"), done.set()))
+    file = io.StringIO()
+    with shown(Console(file=file, width=200)), watchdog.kept_running(directory, DEPLOYMENT):
+        assert done.wait(60)
+    assert "down\n" in file.getvalue()
+
+
+def test_logs_of_services_are_bounded_while_they_append(directory, monkeypatch):
+    monkeypatch.setattr(watchdog, "_LOG_BYTES", 100)
+    log = directory / "logs" / "nginx-access.log"
+    (directory / "logs" / "superlink.log").symlink_to(directory / "superexec.key")
+    with log.open("ab", buffering=0) as stream:
+        for index in range(10):
+            stream.write(bytes([48 + index]) * 60)
+            watchdog.shorten(directory / "logs")
+    assert log.read_bytes() == b""
+    assert log.with_name("nginx-access.log.1").read_bytes() == b"8" * 60 + b"9" * 60
+    assert (directory / "superexec.key").stat().st_size == 32
 
 
 def test_log_that_is_a_symbolic_link_is_not_followed(directory, started, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import stat
+import time
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -12,15 +13,25 @@ from types import SimpleNamespace
 import pytest
 from tests.transports.small_federation import small_config
 
+from fedcollm.deploy import directories as names
 from fedcollm.deploy import page, status
 from fedcollm.deploy.audit import Audited, totals
 from fedcollm.deploy.initialize import Choices, Site, initialize
-from fedcollm.deploy.logs import current, logged
+from fedcollm.deploy.logs import logged
 from fedcollm.deploy.status import Seen, Written
 from fedcollm.deploy.watch import Watch, WatchedTransport
 from fedcollm.errors import UserError
-from fedcollm.messages import Failure, PhaseAnswer, PhaseRequest, RoundRecord, TrainRequest
-from fedcollm.progress import say
+from fedcollm.messages import (
+    ClientUpdate,
+    Failure,
+    FinishRequest,
+    PhaseAnswer,
+    PhaseRequest,
+    RoundRecord,
+    TrainRequest,
+)
+from fedcollm.progress import current, say
+from fedcollm.transports.wire import encode
 
 KEYS = {"0": b"key 0", "1": b"key 1"}
 HOSTILE = "<script>alert(1)</script>"
@@ -84,13 +95,13 @@ def test_watch_estimates_the_time_left_by_the_rounds_of_this_process(tmp_path, m
 
 def test_watch_sees_who_is_connected(tmp_path):
     seen = watch(tmp_path)
-    there = [SimpleNamespace(public_key=b"key 1")]
+    there = [SimpleNamespace(public_key=b"key 1", online_until=1025.0, heartbeat_interval=10.0)]
     seen.look(SimpleNamespace(nodes=lambda: there))  # pyright: ignore[reportArgumentType]
     assert [seen.state.clients[name].state for name in KEYS] == ["never seen", "online"]
     there.clear()
     seen.look(SimpleNamespace(nodes=lambda: there))  # pyright: ignore[reportArgumentType]
     assert seen.state.clients["1"].state == "offline"
-    assert seen.state.clients["1"].last_seen is not None
+    assert seen.state.clients["1"].last_seen == 1005.0  # its last heartbeat, though it counted as there for longer
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"phase": 5}', b"\xff"])
@@ -102,7 +113,7 @@ def test_damaged_status_file_is_as_none(tmp_path, content):
 
 def state_of(server, tmp_path) -> status.Status:
     clients = {"0": Seen("online", 1000.0), "1": Seen("offline", 900.0, HOSTILE)}
-    status.write(server, Written("clients train", 2, clients, 1000.0, 75.0, 0.25))
+    status.write(server, Written("clients train", 2, clients, 1000.0, 75.0, 0.25, 7.5, 2, "too few"))
     return status.status(server, tmp_path)
 
 
@@ -112,8 +123,39 @@ def test_status_of_a_server_that_has_stopped_says_so(server, tmp_path):
     assert state.now.seconds_left is None
     assert state.now.clients["0"] == Seen("unknown", 1000.0)
     assert list(state.now.clients) == ["0", "1", "2", "3"]
-    assert (state.roster, state.healthy) == ((4, 4), False)
+    assert (state.roster, state.healthy, state.now.reason) == ((4, 4), False, "too few")
     assert json.loads(state.to_json())["now"]["clients"]["3"]["state"] == "never seen"
+
+
+def test_stop_is_noted_with_its_reason_and_one_without_a_word_too(server, tmp_path):
+    status.write(server, Written("clients train", 1))
+    assert "killed" in status.status(server, tmp_path).now.reason
+    with pytest.raises(UserError), status.note_stop(server):
+        raise UserError("the disk is full")
+    assert status.status(server, tmp_path).now.reason == "the disk is full"
+    status.note_failure(server, "2 of 4 are left")
+    status.note_failure(server, "1 of 4 is left")
+    with pytest.raises(KeyboardInterrupt), status.note_stop(server):
+        raise KeyboardInterrupt
+    now = status.status(server, tmp_path).now
+    assert (now.failed, now.reason) == (2, "it was stopped, by Ctrl-C or `fedcollm deploy stop`")
+    assert Watch(server, 4, KEYS).state.failed == 2  # a new process counts on
+
+
+def test_healthz_gives_the_reason_while_a_service_cannot_be_started(server, tmp_path):
+    state = state_of(server, tmp_path)
+    up = {"server": True, "superlink": True, "nginx": True}
+    good = replace(state, services=up, now=replace(state.now, updated=time.time()))
+    assert page.answer("/healthz", lambda: good) == (200, "text/plain", b"ok\n")
+    bad = replace(good, services=up | {"nginx": False}, now=replace(good.now, trouble="port 9557 is in use"))
+    assert page.answer("/healthz", lambda: bad)[::2] == (503, b"nginx is not running\nport 9557 is in use\n")
+
+
+def test_client_that_was_invited_and_not_admitted_is_shown(server, tmp_path, monkeypatch):
+    deployment = names.read(server, names.DEPLOYMENT, names.Deployment)
+    monkeypatch.setattr(names, "read", lambda *_: deployment.model_copy(update={"clients": {}}))
+    clients = status.status(server, tmp_path).now.clients
+    assert {name: seen.state for name, seen in clients.items()} == dict.fromkeys("0123", "not admitted")
 
 
 def test_page_shows_the_state_and_escapes_what_a_client_says(server, tmp_path):
@@ -130,7 +172,14 @@ def test_metrics_are_prometheus_text(server, tmp_path):
     assert "fedcollm_up 0.0" in lines
     assert "fedcollm_round 2.0" in lines
     assert 'fedcollm_client_online{client="0"} 0.0' in lines
-    assert 'fedcollm_client_seen_seconds{client="1"} 900.0' in lines
+    assert 'fedcollm_client_seen_timestamp_seconds{client="1"} 900.0' in lines
+    assert "fedcollm_failed_rounds_total 2.0" in lines
+    assert "fedcollm_round_duration_seconds 7.5" in lines
+    assert "fedcollm_rounds 2.0" in lines
+    expires = next(line for line in lines if line.startswith("fedcollm_certificate_expiry_timestamp_seconds "))
+    assert float(expires.split()[1]) > time.time()
+    kinds = dict(line.split()[2:] for line in lines if line.startswith("# TYPE"))
+    assert all((name.endswith("_total")) == (kind == "counter") for name, kind in kinds.items())
     assert 'fedcollm_service_up{service="nginx"} 0.0' in lines
 
 
@@ -149,7 +198,10 @@ def test_page_answers_on_this_machine_by_its_own_name_and_reads_only(server, tmp
     with page.served(server, tmp_path, "127.0.0.1:0") as port:
         assert port is not None
         assert get(port, "/")[0] == 200
-        assert get(port, "/healthz") == (503, "not running\n")
+        assert get(port, "/healthz") == (
+            503,
+            "server is not running\nsuperlink is not running\nnginx is not running\n",
+        )
         assert get(port, "/metrics")[1].startswith("# HELP fedcollm_up")
         assert get(port, "/status.json")[0] == 200
         assert get(port, "/../server.key")[0] == 404
@@ -211,15 +263,31 @@ def test_log_is_rotated(tmp_path, monkeypatch):
 
 def test_audit_log_has_what_left_before_it_leaves(tmp_path):
     file = tmp_path / "logs" / "audit.jsonl"
-    audited = Audited(lambda data: data * 2, file)
-    assert audited(b"ab") == b"abab"
-    current.round = 2
-    audited(b"c")
-    first, second = (json.loads(line) for line in file.read_text().splitlines())
-    assert list(first) == ["time", "round", "bytes", "sha256"]
-    assert (first["round"], first["bytes"], first["sha256"]) == (None, 4, hashlib.sha256(b"abab").hexdigest())
-    assert (second["round"], second["bytes"]) == (2, 2)
-    assert totals(file) == (2, 6)
+    answers = [ClientUpdate("0", 1, {}, 3, 0.5, None, {}), PhaseAnswer("0", "n", {}), Failure("0", "no")]
+    requests = [TrainRequest(1, {}), TrainRequest(2, {}), PhaseRequest("mask", "n", {}), FinishRequest(2, {}, "r")]
+    exchanged = [
+        (requests[0], answers[0], "update"),
+        (requests[0], ClientUpdate("0", 0, {}, None, None, None, {}), "statistics"),
+        (requests[1], answers[1], "keys"),
+        (requests[2], answers[1], "masked vector"),
+        (PhaseRequest("unmask", "n", {}), answers[1], "shares of secrets"),
+        (requests[3], answers[1], "acknowledgement"),
+        (requests[2], answers[2], "failure"),
+    ]
+    sent = [encode(answer) for _, answer, _ in exchanged]
+    left = iter(sent)
+    audited = Audited(lambda data: next(left), file)
+    for request, _, _ in exchanged:
+        audited(encode(request))
+        current.round = 2
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert list(lines[0]) == ["time", "round", "kind", "bytes", "sha256"]
+    assert (lines[0]["round"], lines[1]["round"]) == (None, 2)
+    assert [line["kind"] for line in lines] == [kind for _, _, kind in exchanged]
+    assert [(line["bytes"], line["sha256"]) for line in lines] == [
+        (len(data), hashlib.sha256(data).hexdigest()) for data in sent
+    ]
+    assert totals(file) == (7, sum(map(len, sent)))
     assert totals(tmp_path / "none") == (0, 0)
 
 

@@ -188,7 +188,7 @@ class MemoryLink:
                 process.inbox.put(letter)
         return letter.message
 
-    def receive(self, names: Sequence[str], limit_bytes: int) -> bytes | None:
+    def receive(self, names: Sequence[str], limit_bytes: int, seconds: float) -> bytes | None:
         with self._lock:
             self._may_fail()
             if self._kill and self._kill[1] and self.requests[-1][1] == self._kill[0]:

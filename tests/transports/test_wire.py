@@ -272,3 +272,53 @@ def test_message_that_is_too_long_is_refused():
 def test_items_that_are_not_bytes_are_refused(tensor):
     with pytest.raises(RefusalError, match="item v is not a string of bytes"):
         decode(file(GOOD, {"v": tensor}), LIMIT)
+
+
+def session_of(**changes: object) -> dict[str, object]:
+    session = {"run": "r", "round_index": 1, "nonce": "n", "invited": ["a"], "threshold": 3, "payload": ""}
+    return {"kind": "train", "round_index": 1, "run": "r", "evaluate": True, "session": session | changes}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"kind": "finish", "round_index": int("9" * 4200), "run": "r"},
+        {"kind": "finish", "round_index": -5, "run": "r"},
+        {"kind": "train", "round_index": 2**40, "evaluate": True, "session": None, "run": "r"},
+        session_of(invited=["a"] * 10_001),
+        session_of(payload="p" * 1001),
+        session_of(round_index=-1),
+        {**GOOD, "client": "c" * 1001},
+        {"kind": "failure", "client": "a", "reason": "r" * 10_001},
+    ],
+    ids=lambda header: str(header)[:60],
+)
+def test_head_with_more_than_any_message_needs_is_refused(header):
+    with pytest.raises(RefusalError, match="not a message of this protocol"):
+        decode(file(header), 10**6)
+
+
+def raw(entries: str) -> bytes:
+    """A file with these entries after its metadata."""
+    metadata = {"fedcollm": f"{PROTOCOL_VERSION}\n{json.dumps(GOOD)}"}
+    text = f'{{"__metadata__":{json.dumps(metadata)}{entries}}}'.encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+EMPTY = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+
+
+def test_number_and_names_of_tensors_are_bounded():
+    entries = "".join(f',"{index:x}":{EMPTY}' for index in range(20_001))
+    with pytest.raises(RefusalError, match=r"with 20001 tensors, more than the 20000 allowed"):
+        decode(raw(entries), 10**7)
+    with pytest.raises(RefusalError, match=r"name is longer than the 500"):
+        decode(raw(f',"{"n" * 501}":{EMPTY}'), 10**7)
+    with pytest.raises(RefusalError, match=r"a head of 8388610 bytes, longer than the 8388608 allowed"):
+        decode((2**23 + 2).to_bytes(8, "little") + b" " * (2**23 + 2), 10**8)
+    assert isinstance(decode(raw(f',"a":{EMPTY}'), 10**7), PhaseAnswer)
+
+
+def test_name_that_occurs_twice_is_refused():
+    with pytest.raises(RefusalError, match="a name occurs twice"):
+        decode(raw(f',"a":{EMPTY},"a":{EMPTY}'), 10**7)

@@ -132,7 +132,7 @@ def admit(
         bool, option("--again", help="admit a client that was removed before: it has its memory, or other data")
     ] = False,
 ) -> None:
-    """Admit a client, by the fingerprint of its keys. Rounds include it from the server's next start on."""
+    """Admit a client, by the fingerprint of its keys. Rounds include it from the next one on."""
     from fedcollm.deploy.admission import admit as let_in
     from fedcollm.deploy.certificates import Authority
     from fedcollm.deploy.fingerprints import same
@@ -154,7 +154,7 @@ def admit(
 def remove(
     directory: Server, client: Annotated[str, argument(metavar="CLIENT", help="the client's name")], ca: Authority
 ) -> None:
-    """Remove a client: it is refused from now on. Rounds are made without it from the server's next start on."""
+    """Remove a client: it is refused from now on. Rounds are made without it from the next one on."""
     from fedcollm.deploy.admission import remove as take_out
     from fedcollm.deploy.certificates import Authority
 
@@ -162,13 +162,11 @@ def remove(
 
 
 def _changed(what: str, roster: "Roster", directory: Path) -> str:
-    from fedcollm.deploy.services import running
+    from fedcollm.deploy.processes import running
 
     text = f"{what}; roster {roster.version}: {', '.join(roster.clients) or 'nobody'}"
     if running(directory, "server"):
-        text += (
-            f"\nThe server is running with the roster before. Restart it: fedcollm deploy stop {directory}, then server"
-        )
+        text += "\nThe server is running, and uses this roster from the next round on."
     return text
 
 
@@ -273,6 +271,9 @@ def status(directory: Server, out: Out = None, as_json: Json = False) -> None:
         output().print(_table(state))
         done = state.last.round if state.last else "none yet"
         print(f"{state.now.phase}\nlast finished round: {done} of {state.rounds}")
+        for label, text in (("reason", state.now.reason), ("trouble", state.now.trouble)):
+            if text:
+                print(f"{label}: {text}")
         if state.now.seconds_left:
             print(f"time left: about {state.now.seconds_left / 60:.0f} minutes")
 

@@ -91,7 +91,7 @@ def show_rounds(records: Iterable["RoundRecord"], directory: Path, again: str, q
         quiet: whether to print nothing.
         as_json: whether to print only the last record, as one line of JSON.
     """
-    from fedcollm.progress import say, shown
+    from fedcollm.progress import LOGGER, say, shown
     from fedcollm.runs.directory import REPORT
 
     record = None
@@ -101,11 +101,13 @@ def show_rounds(records: Iterable["RoundRecord"], directory: Path, again: str, q
 
         with interruptible(again):
             for record in records:
-                live.print(round_line(record), soft_wrap=True)
+                live.print(line := round_line(record), soft_wrap=True)
+                LOGGER.info("%s", line)
         say(f"writing {directory / REPORT}")
         from fedcollm.report import write_report  # its plots take a while to import
 
         write_report([directory], directory / REPORT)
+        LOGGER.info("finished: all rounds of %s", directory)
     if as_json and record is not None:
         print(record.to_json())
     elif not quiet:

@@ -1,8 +1,10 @@
 """Who may take part: `fedcollm deploy admit`, `remove` and `renew`, at the server's operator.
 
 All three need the authority's key, which is kept offline the rest of the time. A change lets a client in or out of the
-network at once. It changes the roster that rounds use at the next start of the server: until then, a removed client
+network at once. A running server uses the new roster from the next round on: in the present one, a removed client
 counts as lost, without being waited for, and a new one waits.
+
+Whoever reads the deployment to change it, or to act on it, holds its lock meanwhile.
 """
 
 import base64
@@ -17,10 +19,11 @@ from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import Authority, hosts
 from fedcollm.deploy.directories import Deployment, PublicKeys
 from fedcollm.deploy.invitations import Request
+from fedcollm.deploy.processes import running
 from fedcollm.deploy.roster import Roster, in_order, sign
-from fedcollm.deploy.services import reload_proxy, running, superlink
+from fedcollm.deploy.services import reload_proxy, superlink
 from fedcollm.errors import UserError
-from fedcollm.storage import locked, write_atomically, writing
+from fedcollm.storage import one_at_a_time, write_atomically, writing
 
 _PUBLISHED = 0o644  # nginx's workers may be another user's
 
@@ -76,6 +79,8 @@ def admit(directory: Path, request: Request, authority: Authority, again: bool =
 def remove(directory: Path, client: str, authority: Authority) -> Roster:
     """Take a client out of the roster, and refuse its further requests.
 
+    For a client that is out already, let the services know once more: an earlier attempt may have failed there.
+
     Args:
         directory: the server's directory.
         client: the client's id.
@@ -85,9 +90,12 @@ def remove(directory: Path, client: str, authority: Authority) -> Roster:
         The new roster.
 
     Raises:
-        UserError: the client is not on the roster.
+        UserError: the client was never on the roster, or it is out and a running service has not taken the change.
     """
     with _changing(directory, authority) as deployment:
+        if client not in deployment.clients and client in deployment.invited and deployment.removed:
+            grant_access(directory, deployment)
+            return deployment.roster.verified(authority.pem(), deployment.run)
         if client not in deployment.clients:
             there = ", ".join(deployment.clients) or "nobody"
             raise UserError(f"client {client!r} is not on the roster. On it: {there}.")
@@ -108,13 +116,16 @@ def renew(directory: Path, authority: Authority, days: int) -> x509.Certificate:
 
     Returns:
         The new certificate.
+
+    Raises:
+        UserError: the certificate is written, and a running nginx goes on with the one before.
     """
     with _changing(directory, authority) as deployment:
         certificate, key = authority.server(hosts(deployment.host), days)
         with writing(directory):
             write_atomically(directory / names.SERVER_KEY, key.decode(), mode=0o600)
             write_atomically(directory / names.CERTIFICATE, certificate.decode(), mode=0o644)
-        reload_proxy(directory)
+        reload_proxy(directory, deployment)
         return x509.load_pem_x509_certificate(certificate)
 
 
@@ -130,7 +141,18 @@ def _changing(directory: Path, authority: Authority) -> Generator[Deployment, No
     names.read(directory, names.DEPLOYMENT, Deployment)  # before a lock is made in what is no server's directory
     if (directory / names.CA).read_bytes() != authority.pem():
         raise UserError("--ca: this is another deployment's authority. Give the ca/ that was made with it.")
-    with locked(directory / "public"):
+    with reading(directory) as deployment:
+        yield deployment
+
+
+@contextlib.contextmanager
+def reading(directory: Path) -> Generator[Deployment, None, None]:
+    """Hold the lock of a deployment, which nobody changes meanwhile. It waits for its turn.
+
+    Yields:
+        The deployment as it is now.
+    """
+    with one_at_a_time(directory / names.DEPLOYMENT):
         yield names.read(directory, names.DEPLOYMENT, Deployment)
 
 
@@ -177,15 +199,21 @@ class Admitted:
 
 
 def grant_access(directory: Path, deployment: Deployment) -> None:
-    """Let nginx and the SuperLink, if they run, accept the clients of the roster and nobody else."""
+    """Let nginx and the SuperLink, if they run, accept the clients of the roster and nobody else.
+
+    The caller holds the lock. What one of the two does not take, the other one takes all the same.
+
+    Raises:
+        UserError: nginx has not taken the change.
+    """
     with writing(directory):
         write_atomically(directory / names.NODES, nodes_map(deployment), mode=0o600)
         write_atomically(directory / "public" / names.LATEST, deployment.roster.model_dump_json(), mode=_PUBLISHED)
-    reload_proxy(directory)
     if running(directory, "superlink"):
         link = superlink(directory, deployment)
         if link.is_up():
             link.register(keys.node.encode() for keys in deployment.clients.values())
+    reload_proxy(directory, deployment)
 
 
 def publish(directory: Path, deployment: Deployment) -> dict[str, PublicKeys]:

@@ -8,16 +8,43 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedcollm.deploy.logs import current
+from fedcollm.federation.statistics import ROUND as STATISTICS
+from fedcollm.progress import current
 from fedcollm.storage import append_to, make_directory, writing
+from fedcollm.transports.wire import Head, head
+
+#: Phase of secure aggregation to what a client's answer is.
+_ANSWERS = {
+    "share": "shares",
+    "mask": "masked vector",
+    "reveal": "opened shares",
+    "confirm": "signature",
+    "unmask": "shares of secrets",
+}
+
+
+def kind_of(request: Head, answer: Head) -> str:
+    """Return what an answer is, in a few words.
+
+    Args:
+        request: head of the request.
+        answer: head of the answer.
+    """
+    if answer.kind == "update":
+        return "statistics" if answer.round_index == STATISTICS else "update"
+    if answer.kind != "answer":
+        return answer.kind
+    if request.kind == "train":
+        return "keys"
+    return "acknowledgement" if request.kind == "finish" else _ANSWERS.get(request.phase, "answer")
 
 
 @dataclass
 class Audited:
     """Answer requests, and write down what leaves before it leaves.
 
-    A line of the log has the time in UTC, the round, the number of bytes, and the SHA-256 of the bytes. Lines are only
-    ever appended.
+    A line of the log has the time in UTC, the round, the kind of message, the number of bytes, and the SHA-256 of the
+    bytes. Lines are only ever appended.
 
     Attributes:
         answer: returns the bytes of the answer to the bytes of a request.
@@ -37,6 +64,7 @@ class Audited:
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "round": current.round,
+            "kind": kind_of(head(data), head(content)),
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
         }

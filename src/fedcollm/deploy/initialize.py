@@ -16,6 +16,7 @@ from fedcollm.deploy import directories as names
 from fedcollm.deploy.admission import nodes_map
 from fedcollm.deploy.bases import slm_digests
 from fedcollm.deploy.certificates import Authority, authority_fingerprint, hosts, private_pem
+from fedcollm.deploy.containers import mounts
 from fedcollm.deploy.directories import Deployment, Membership, PublicKeys
 from fedcollm.deploy.files import create, filled, unit_words
 from fedcollm.deploy.invitations import Invitation, Keys, write_client
@@ -229,6 +230,8 @@ def _write_server(out: Path, config: RunConfig, deployment: Deployment, authorit
     facts = unit_words(home=home, program=program, cache=home / "state" / "cache", state=home / "state")
     facts |= {"run": deployment.run, "host": site.host, "port": str(site.port), **names.owner()}
     facts["superlink_port"] = str(site.superlink_port)
+    facts["mounts"] = mounts(config, server=True)
+    create(server / ".dockerignore", filled("dockerignore", facts))
     for name in ("nginx.conf", "compose.yaml", "Dockerfile"):
         create(server / name, filled(name, facts))
     create(server / "systemd" / "fedcollm-server.service", filled("fedcollm-server.service", facts))

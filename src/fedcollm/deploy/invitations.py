@@ -21,6 +21,7 @@ from pydantic import StringConstraints, ValidationError
 from fedcollm.config import RunConfig
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.certificates import authority_fingerprint, private_pem
+from fedcollm.deploy.containers import mounts
 from fedcollm.deploy.directories import Membership, PublicKeys
 from fedcollm.deploy.files import create, filled, read_bounded, unit_words
 from fedcollm.deploy.fingerprints import grouped
@@ -235,5 +236,7 @@ def write_client(place: Path, invitation: Invitation, keys: Keys, roster: Signed
     facts |= {"client": member.client, "run": member.run, **names.owner()}
     unit = filled("fedcollm-client.service", facts)
     create(place / "systemd" / "fedcollm-client.service", unit)
+    facts["mounts"] = mounts(names.read_config(place), server=False)
+    create(place / ".dockerignore", filled("dockerignore", facts))
     create(place / "compose.yaml", filled("client-compose.yaml", facts))
     create(place / "Dockerfile", filled("client-Dockerfile", facts))

@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 from collections.abc import Generator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -12,24 +11,10 @@ from pathlib import Path
 
 from fedcollm.errors import FedcollmError
 from fedcollm.messages import readable
-from fedcollm.progress import LOGGER
+from fedcollm.progress import LOGGER, current
 from fedcollm.storage import append_to, make_directory, writing
 
 _BYTES, _FILES = 10 * 2**20, 5
-
-
-@dataclass
-class Current:
-    """What this process does at the moment.
-
-    Attributes:
-        round: index of the round; None before the first one.
-    """
-
-    round: int | None = None
-
-
-current: Current = Current()
 
 
 class _Rotated(RotatingFileHandler):

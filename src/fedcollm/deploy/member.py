@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from fedcollm.deploy.logs import current
 from fedcollm.deploy.roster import Roster
 from fedcollm.deploy.roster_keeper import NotAdmittedError, RemovedError, RosterKeeper
 from fedcollm.errors import UserError
@@ -47,8 +46,6 @@ class Member:
             RefusalError: as the client raises it.
             UserError: the roster can't be trusted, or this client is no longer on it.
         """
-        if isinstance(request, TrainRequest):
-            current.round = request.round_index
         if isinstance(request, TrainRequest) or self.inner is None:
             self._renew()
         assert self.inner is not None
@@ -84,7 +81,7 @@ class Member:
                 self.use(self.keeper.refreshed())
                 return
             except NotAdmittedError as error:
-                reason = str(error)
+                reason = self._waiting() or str(error)
             except httpx.HTTPStatusError as error:
                 reason = f"the server does not run yet (HTTP {error.response.status_code})"
             except httpx.TransportError as error:
@@ -95,6 +92,17 @@ class Member:
                 say(f"{reason} Trying again.")
             said = reason
             self.stopped.wait(_WAIT_SECONDS)
+
+    def _waiting(self) -> str:
+        """Return that this client is admitted and what it waits for; empty if it is not."""
+        try:
+            self.keeper.check_newest()
+        except (httpx.HTTPError, UserError):
+            return ""
+        return (
+            f"client {self.keeper.member.client} is admitted, and the rounds so far are without it: the server takes "
+            "it up with the next round, or when it is started."
+        )
 
     def finish(self, request: FinishRequest) -> None:
         """Save the final adapter, and stop a while later: the SuperLink hands out no answer of a node that has left."""

@@ -82,19 +82,25 @@ def metrics(state: Status) -> bytes:
             (made.labels(**labels) if labels else made).set(value)
 
     known: dict[str, Any] = {}
-    gauge("fedcollm_up", "Whether the server runs and writes its state.", float(state.healthy))
-    gauge("fedcollm_round", "Index of the present round.", state.now.round)
-    gauge("fedcollm_rounds_total", "Number of rounds of the run.", state.rounds)
-    gauge("fedcollm_finished_round", "Last finished round.", state.last.round if state.last else None)
-    gauge("fedcollm_left_seconds", "Estimated time to the end of the run.", state.now.seconds_left)
-    gauge("fedcollm_epsilon", "Privacy spent so far.", state.now.epsilon)
+    now, last = state.now, state.last
+    gauge("fedcollm_up", "Whether everything runs and the server writes its state.", float(state.healthy))
+    gauge("fedcollm_round", "Index of the present round.", now.round)
+    gauge("fedcollm_rounds", "Number of rounds of the run.", state.rounds)
+    gauge("fedcollm_finished_round", "Last finished round.", last.round if last else None)
+    gauge("fedcollm_round_duration_seconds", "Duration of the last finished round.", now.round_seconds)
+    gauge("fedcollm_left_seconds", "Estimated time to the end of the run.", now.seconds_left)
+    gauge("fedcollm_epsilon", "Privacy spent so far.", now.epsilon)
+    gauge("fedcollm_certificate_expiry_timestamp_seconds", "When the certificate expires.", state.expires)
+    failed = prometheus_client.Counter("fedcollm_failed_rounds", "Rounds that failed and were tried again.",
+                                       registry=registry)  # fmt: skip
+    failed.inc(now.failed)
     for service, runs in state.services.items():
         gauge("fedcollm_service_up", "Whether a service runs.", float(runs), service=service)
-    for client, seen in state.now.clients.items():
+    for client, seen in now.clients.items():
         gauge("fedcollm_client_online", "Whether a client is connected.", float(seen.state == "online"), client=client)
         gauge("fedcollm_client_lost", "Whether a client was lost in this round.", float(bool(seen.lost)), client=client)
-        gauge("fedcollm_client_seen_seconds", "When a client was last seen.", seen.last_seen, client=client)
-    for role, score in state.last.scores.items() if state.last else ():
+        gauge("fedcollm_client_seen_timestamp_seconds", "When a client was last seen.", seen.last_seen, client=client)
+    for role, score in last.scores.items() if last else ():
         gauge("fedcollm_score", "Main metric of the last finished round.", score, role=role)
     return prometheus_client.generate_latest(registry)
 
@@ -112,7 +118,8 @@ def answer(path: str, look: Callable[[], Status]) -> tuple[int, str, bytes]:
     if path == "/":
         return 200, "text/html; charset=utf-8", html(state).encode()
     if path == "/healthz":
-        return (200, "text/plain", b"ok\n") if state.healthy else (503, "text/plain", b"not running\n")
+        problems = "".join(f"{line}\n" for line in state.problems())
+        return (503, "text/plain; charset=utf-8", problems.encode()) if problems else (200, "text/plain", b"ok\n")
     if path == "/status.json":
         return 200, "application/json", state.to_json().encode()
     return 200, "text/plain; version=0.0.4; charset=utf-8", metrics(state)

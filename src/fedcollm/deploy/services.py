@@ -3,23 +3,19 @@
 The SuperLink can be reached from this machine only. Clients connect to nginx.
 """
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import psutil
 
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
 from fedcollm.deploy.front import stream_module, write_front
+from fedcollm.deploy.processes import end, find, orphans, running, stop, workers
 from fedcollm.errors import UserError
 from fedcollm.progress import say
 from fedcollm.storage import append_to, write_atomically, writing
@@ -33,8 +29,10 @@ FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
-_START_SECONDS, _WATCH_SECONDS = 300.0, 1.0
-_CLOCK_SECONDS = 60.0  # by which a clock may have been set back since a service started
+_START_SECONDS = 300.0
+_ANSWER_SECONDS = 60.0  # that a SuperLink which runs already may take until it answers; it is restarted after that
+_RELOAD_SECONDS = 30.0  # until nginx has workers that have read the change
+_END_SECONDS = 10.0
 
 
 def superlink(directory: Path, deployment: Deployment) -> "SuperLink":
@@ -48,11 +46,13 @@ def superlink(directory: Path, deployment: Deployment) -> "SuperLink":
 def start_superlink(directory: Path, deployment: Deployment) -> "SuperLink":
     """Start the SuperLink unless it is running already, and wait until it answers. Its database outlives it.
 
+    One that runs and does not answer is ended first: two of them must never work on one database.
+
     Raises:
-        UserError: the SuperLink is not installed, or does not start.
+        UserError: the SuperLink is not installed, does not start, or can't be ended.
     """
     link = superlink(directory, deployment)
-    if running(directory, "superlink") and link.is_up():
+    if _answers(directory, link):
         return link
     program = Path(sys.executable).with_name("flower-superlink")
     if not program.exists():
@@ -79,6 +79,26 @@ def start_superlink(directory: Path, deployment: Deployment) -> "SuperLink":
     return link
 
 
+def _answers(directory: Path, link: "SuperLink") -> bool:
+    """Return whether a SuperLink runs that answers; end one that does not.
+
+    Raises:
+        UserError: it can't be ended.
+    """
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while running(directory, "superlink"):
+        if link.is_up():
+            return True
+        if time.monotonic() > deadline:
+            say("the SuperLink runs and does not answer; it is restarted")
+            stop(directory, "superlink", _END_SECONDS)
+            if (process := find(directory, "superlink")) is not None:
+                raise UserError(f"the SuperLink, process {process.pid}, does not answer and can't be ended. End it.")
+            return False
+        time.sleep(0.1)
+    return False
+
+
 def _spawn(command: list[str], environment: Mapping[str, str], directory: Path, name: str) -> None:
     """Start a process that outlives this one.
 
@@ -103,13 +123,16 @@ def _spawn(command: list[str], environment: Mapping[str, str], directory: Path, 
 
 
 def start_proxy(directory: Path, deployment: Deployment) -> None:
-    """Start nginx unless it is running already.
+    """Start nginx unless it is running already. Workers that one which was killed has left keep the port: end them.
 
     Raises:
         UserError: nginx is not installed, or does not start.
     """
     if running(directory, "nginx"):
         return
+    for process in orphans(directory):
+        say(f"ending a worker, process {process.pid}, that an nginx which was killed has left")
+        end(process, _END_SECONDS)
     program = shutil.which("nginx")
     if program is None:
         raise UserError("nginx is not installed, and clients must not reach the SuperLink without it. Install nginx.")
@@ -123,18 +146,37 @@ def start_proxy(directory: Path, deployment: Deployment) -> None:
         )
 
 
-def reload_proxy(directory: Path) -> None:
+def reload_proxy(directory: Path, deployment: Deployment) -> None:
     """Let nginx, if it runs, read its certificate and its list of admitted keys again; no connection is cut.
 
+    If its main process was killed, so that only workers are left, which can't read anything again, nginx is restarted.
+
     Raises:
-        UserError: nginx does not accept them, and goes on with what it had.
+        UserError: nginx has not taken the change, and goes on with what it had.
     """
     program = shutil.which("nginx")
-    if program is None or not running(directory, "nginx"):
+    if program is None:
         return
-    result = _run_nginx(program, directory, "-s", "reload")
+    if not running(directory, "nginx"):
+        if orphans(directory):
+            start_proxy(directory, deployment)
+        return
+    before, result = workers(directory), _run_nginx(program, directory, "-s", "reload")
+    deadline = time.monotonic() + _RELOAD_SECONDS
+    while not result.returncode and not workers(directory) - before:
+        if time.monotonic() > deadline:
+            raise UserError(_unchanged(directory, f"it has no new worker after {_RELOAD_SECONDS:g} s."))
+        time.sleep(0.02)
     if result.returncode:
-        raise UserError(f"nginx did not take the change: {result.stderr.strip()[-400:]} Check {directory}/nginx.conf.")
+        raise UserError(_unchanged(directory, result.stderr.strip()[-400:]))
+
+
+def _unchanged(directory: Path, why: str) -> str:
+    return (
+        f"nginx did not take the change, and goes on with what it had: {why} See {directory}/nginx.conf and "
+        f"{directory}/logs/nginx-error.log. The change is saved: mend nginx and repeat the command, or restart it all "
+        f"with fedcollm deploy stop {directory}, then server."
+    )
 
 
 def _run_nginx(program: str, directory: Path, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -145,92 +187,3 @@ def _run_nginx(program: str, directory: Path, *options: str) -> "subprocess.Comp
     command = [program, "-p", f"{directory.resolve()}/", "-c", "nginx.conf", "-e", "logs/nginx-error.log"]
     command += (["-g", directives] if directives else []) + list(options)
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=_START_SECONDS)
-
-
-@contextlib.contextmanager
-def kept_running(directory: Path, deployment: Deployment) -> Generator["SuperLink", None, None]:
-    """Start the SuperLink and nginx, and restart either one that ends within the context. Both outlive the context.
-
-    Yields:
-        The SuperLink.
-
-    Raises:
-        UserError: one of them can't be started at first.
-    """
-    link = start_superlink(directory, deployment)
-    start_proxy(directory, deployment)
-    stopped = threading.Event()
-
-    def watch() -> None:
-        while not stopped.wait(_WATCH_SECONDS):
-            try:
-                if not running(directory, "superlink"):
-                    start_superlink(directory, deployment)
-                start_proxy(directory, deployment)
-            except UserError as error:
-                say(f"{error} Trying again.")
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield link
-    finally:
-        stopped.set()
-        thread.join()
-
-
-def running(directory: Path, name: str) -> bool:
-    """Return whether a service is running, by the process id that was written when it started."""
-    return _process(directory, name) is not None
-
-
-def _process(directory: Path, name: str) -> psutil.Process | None:
-    """Return the process of a service, or None if it has ended.
-
-    The system may have given its number to another program since. So the process must have been there when the number
-    was written, and its command line must be the service's.
-    """
-    file = directory / "state" / f"{name}.pid"
-    try:
-        number, written = int(file.read_text(encoding="utf-8")), file.stat().st_mtime
-        with contextlib.suppress(OSError):
-            os.waitpid(number, os.WNOHANG)  # in case it is a child of this process
-        process = psutil.Process(number)
-        words, begun = process.cmdline(), process.create_time()
-    except (OSError, ValueError, OverflowError, psutil.Error):
-        return None
-    place, line = str(directory.resolve()), " ".join(words)
-    ours = {
-        "superlink": f"{place}/state/superlink.db" in words,
-        "nginx": "nginx" in line and f"-p {place}/ " in f"{line} ",
-        "server": number == os.getpid() or ("deploy" in words and "server" in words and _names(process, directory)),
-    }
-    return process if ours[name] and begun <= written + _CLOCK_SECONDS else None
-
-
-def _names(process: psutil.Process, directory: Path) -> bool:
-    """Return whether a word of a process's command line is this directory."""
-    here = Path(process.cwd())
-    return any((here / word).resolve() == directory.resolve() for word in process.cmdline() if "\0" not in word)
-
-
-def stop(directory: Path, name: str, seconds: float = 5.0) -> bool:
-    """Stop a service, and kill it if it does not end. Return whether it was running.
-
-    Args:
-        directory: the server's directory.
-        name: name of the service.
-        seconds: how long to wait after each of the two signals.
-    """
-    process = _process(directory, name)
-    if process is None:
-        return False
-    deadline = time.monotonic() + seconds
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(psutil.Error):  # psutil refuses to signal a number that was given away meanwhile
-            process.send_signal(sign)
-        while running(directory, name) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        deadline += seconds
-    (directory / "state" / f"{name}.pid").unlink(missing_ok=True)
-    return True

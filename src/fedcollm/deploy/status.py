@@ -1,22 +1,25 @@
 """`fedcollm deploy status` and `stop`. Both are fast: the server writes what it does to a file, and they read it."""
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from cryptography import x509
 from pydantic import TypeAdapter, ValidationError
 
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.directories import Deployment
-from fedcollm.deploy.services import running, stop
+from fedcollm.deploy.processes import running, stop
 from fedcollm.errors import UserError
-from fedcollm.messages import RoundRecord
+from fedcollm.messages import RoundRecord, readable
 from fedcollm.runs.directory import CONFIG, parse_config, read_records
 
 FILE = "status.json"
-_STOP_SECONDS = 30.0  # a server that is killed counts as failed, and systemd would start it again
+_STOP_SECONDS = 120.0  # a server that is killed counts as failed, and systemd would start it again
+_UNSAID = "it ended without saying why: it was killed, or the machine went down"
 _FRESH_SECONDS = 30.0  # after which what the server wrote is old
 
 
@@ -25,7 +28,7 @@ class Seen:
     """What the server knows about one client.
 
     Attributes:
-        state: `online`, `offline`, or `never seen`.
+        state: `online`, `offline`, `never seen`, `not admitted`, or `unknown` while the server is stopped.
         last_seen: when it was last connected, in seconds since 1970; None if never.
         lost: why it was lost in the present round or the last one; empty if it was not.
     """
@@ -46,6 +49,10 @@ class Written:
         updated: when this was written, in seconds since 1970.
         seconds_left: estimate of the time to the end of the run; None without a finished round.
         epsilon: ε spent so far; None without differential privacy.
+        round_seconds: how long the last round of this process took, in seconds; None before it.
+        failed: how often a round failed and was tried again, since the run began.
+        reason: why the last round failed, or why the server stopped; empty if neither.
+        trouble: why a service can't be started at the moment; empty if both run.
     """
 
     phase: str = "not started"
@@ -54,6 +61,10 @@ class Written:
     updated: float = 0.0
     seconds_left: float | None = None
     epsilon: float | None = None
+    round_seconds: float | None = None
+    failed: int = 0
+    reason: str = ""
+    trouble: str = ""
 
 
 _WRITTEN = TypeAdapter(Written)
@@ -70,6 +81,7 @@ class Status:
         now: what the server does, by what it last wrote.
         last: record of the last finished round; None before the first one.
         rounds: number of rounds of the run.
+        expires: when the server's certificate expires, in seconds since 1970; None if it can't be read.
     """
 
     run: str
@@ -78,6 +90,7 @@ class Status:
     now: Written
     last: RoundRecord | None
     rounds: int
+    expires: float | None = None
 
     def to_json(self) -> str:
         """Return the status as one line of JSON."""
@@ -85,8 +98,15 @@ class Status:
 
     @property
     def healthy(self) -> bool:
-        """Whether the server runs and has written its state lately."""
-        return self.services["server"] and time.time() - self.now.updated < _FRESH_SECONDS
+        """Whether everything runs and the server has written its state lately."""
+        return not self.problems()
+
+    def problems(self) -> list[str]:
+        """Return what is wrong, a sentence each."""
+        down = [f"{name} is not running" for name, runs in self.services.items() if not runs]
+        if self.services["server"] and time.time() - self.now.updated >= _FRESH_SECONDS:
+            down.append(f"the server has written nothing for {time.time() - self.now.updated:.0f} s")
+        return down + ([self.now.trouble] if self.now.trouble and self.services["server"] else [])
 
 
 def write(directory: Path, state: Written) -> None:
@@ -122,14 +142,49 @@ def status(directory: Path, out: Path) -> Status:
     now = read_written(directory)
     if not services["server"]:
         phase = now.phase if now.phase in ("finished", "not started") else f"stopped while {now.phase}"
-        left = {name: Seen("unknown", seen.last_seen, seen.lost) for name, seen in now.clients.items()}
-        now = Written(phase, now.round, left, now.updated, None, now.epsilon)
+        left = {name: replace(seen, state="unknown" if seen.last_seen else seen.state)
+                for name, seen in now.clients.items()}  # fmt: skip
+        reason = now.reason or ("" if phase == now.phase else _UNSAID)
+        now = replace(now, phase=phase, clients=left, seconds_left=None, reason=reason, trouble="")
     clients = {name: now.clients.get(name, Seen()) for name in deployment.clients}
-    now = Written(now.phase, now.round, clients, now.updated, now.seconds_left, now.epsilon)
+    clients |= {name: Seen("not admitted") for name in deployment.invited if name not in clients}
     records = read_records(out)
     counts = len(deployment.clients), len(deployment.invited)
-    rounds = parse_config(directory / CONFIG).federation.rounds
-    return Status(deployment.run, counts, services, now, records[-1] if records else None, rounds)
+    rounds, last = parse_config(directory / CONFIG).federation.rounds, records[-1] if records else None
+    now = replace(now, clients=clients)
+    return Status(deployment.run, counts, services, now, last, rounds, _expires(directory / names.CERTIFICATE))
+
+
+def _expires(certificate: Path) -> float | None:
+    try:
+        return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc.timestamp()
+    except (OSError, ValueError):
+        return None
+
+
+def note_failure(directory: Path, reason: str) -> None:
+    """Note that a round has failed, which is tried again. The server must not write meanwhile.
+
+    Args:
+        directory: the server's directory.
+        reason: why it failed.
+    """
+    now = read_written(directory)
+    phase = "waiting to try the round again"
+    write(directory, replace(now, phase=phase, failed=now.failed + 1, reason=reason, updated=time.time()))
+
+
+@contextlib.contextmanager
+def note_stop(directory: Path) -> Generator[None, None, None]:
+    """Note why the block ends if it does not end well."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        write(directory, replace(read_written(directory), reason="it was stopped, by Ctrl-C or `fedcollm deploy stop`"))
+        raise
+    except Exception as error:
+        write(directory, replace(read_written(directory), reason=readable(f"{error or type(error).__name__}")))
+        raise
 
 
 def estimate(records: Iterable[RoundRecord], rounds: int, seconds: Iterable[float]) -> float | None:
@@ -154,7 +209,7 @@ def stop_all(directory: Path) -> list[str]:
         UserError: the directory is not a server's.
     """
     names.read(directory, names.DEPLOYMENT, Deployment)
-    patience = {"server": _STOP_SECONDS, "nginx": 5.0, "superlink": 5.0}
+    patience = {"server": _STOP_SECONDS, "nginx": 10.0, "superlink": 10.0}
     return [name for name, seconds in patience.items() if stop(directory, name, seconds)]
 
 

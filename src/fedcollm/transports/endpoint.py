@@ -22,7 +22,7 @@ from fedcollm.messages import (
     TrainRequest,
     readable,
 )
-from fedcollm.progress import say
+from fedcollm.progress import current, say
 from fedcollm.transports.wire import decode, encode
 
 _REMEMBERED = 1000  # largest number of requests that are recognized when they come again
@@ -93,7 +93,8 @@ class ClientEndpoint:
             if not isinstance(request, (TrainRequest, PhaseRequest)):
                 raise RefusalError("an answer was sent to a client")
             self._trains = isinstance(request, TrainRequest)
-            if self._trains:
+            if isinstance(request, TrainRequest):
+                current.round = request.round_index
                 self._answers = dict.fromkeys(self._answers, b"")
             say(_described(request))
             start = time.perf_counter()

@@ -8,7 +8,8 @@ is told both versions.
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -38,10 +39,16 @@ _METADATA = "fedcollm"
 #: who watches the network how many digits its numbers have: a loss of 0.0 is that of a training that failed.
 _STEP = 1024
 
+#: What a head can hold at most: a message whose parts are all tiny would otherwise take minutes to read.
+_LONGEST_HEAD, _MOST_TENSORS, _LONGEST_NAME = 8 * 2**20, 20_000, 500
+
 #: Numbers that every program can hold: JSON itself knows no bounds.
 _Integer = Annotated[int, Field(ge=-(2**53), le=2**53)]
 _Number = Annotated[float, Field(ge=-1e300, le=1e300)]
+_Round = Annotated[int, Field(ge=0, le=2**31)]
 _Name = Annotated[str, Field(max_length=100)]
+_Label = Annotated[str, Field(max_length=1000)]  # such as the name of a run, a client, or a digest
+_Labels = Annotated[tuple[_Label, ...], Field(max_length=10_000)]
 _Sums = Annotated[dict[_Name, _Number], Field(max_length=100)]
 _Counts = Annotated[dict[_Name, _Integer], Field(max_length=100)]
 
@@ -53,39 +60,39 @@ class _Form(BaseModel):
 
 
 class _SessionForm(_Form):
-    run: str
-    round_index: _Integer
-    nonce: str
-    invited: tuple[str, ...]
+    run: _Label
+    round_index: _Round
+    nonce: _Label
+    invited: _Labels
     threshold: _Integer
-    payload: str
+    payload: _Label
 
 
 class _TrainHeader(_Form):
     kind: Literal["train"] = "train"
-    round_index: _Integer
+    round_index: _Round
     evaluate: bool
     session: _SessionForm | None
-    run: str
+    run: _Label
     keep: bool = False
 
 
 class _FinishHeader(_Form):
     kind: Literal["finish"] = "finish"
-    round_index: int
-    run: str
+    round_index: _Round
+    run: _Label
 
 
 class _PhaseHeader(_Form):
     kind: Literal["phase"] = "phase"
-    phase: str
-    nonce: str
+    phase: _Label
+    nonce: _Label
 
 
 class _UpdateHeader(_Form):
     kind: Literal["update"] = "update"
-    client: str
-    round_index: _Integer
+    client: _Label
+    round_index: _Round
     examples: _Integer | None
     loss: _Number | None
     score: tuple[_Sums, _Integer] | tuple[_Sums, _Integer, _Counts] | None
@@ -94,14 +101,14 @@ class _UpdateHeader(_Form):
 
 class _AnswerHeader(_Form):
     kind: Literal["answer"] = "answer"
-    client: str
-    nonce: str
+    client: _Label
+    nonce: _Label
 
 
 class _FailureHeader(_Form):
     kind: Literal["failure"] = "failure"
-    client: str
-    reason: str
+    client: _Label
+    reason: Annotated[str, Field(max_length=10_000)]
 
 
 _Header = _TrainHeader | _FinishHeader | _PhaseHeader | _UpdateHeader | _AnswerHeader | _FailureHeader
@@ -178,11 +185,10 @@ def decode(data: bytes, limit_bytes: int) -> Request | FinishRequest | Answer:
     if len(data) > limit_bytes:
         raise RefusalError(f"a message of {len(data)} bytes, longer than the {limit_bytes} allowed")
     try:
-        length = int.from_bytes(data[:8], "little")
-        version, _, text = json.loads(data[8 : 8 + length])["__metadata__"][_METADATA].partition("\n")
-        if int(version) != PROTOCOL_VERSION:
+        text, version = _head(data)
+        if version != PROTOCOL_VERSION:
             raise RefusalError(
-                f"a message of protocol version {int(version)}, and this side speaks version {PROTOCOL_VERSION}. "
+                f"a message of protocol version {version}, and this side speaks version {PROTOCOL_VERSION}. "
                 "Install the same version of fedcollm at the server and at every client."
             )
         header, tensors = _HEADERS.validate_json(text), load(data)  # in no fixed order, which refusals would show
@@ -191,6 +197,61 @@ def decode(data: bytes, limit_bytes: int) -> Request | FinishRequest | Answer:
         raise
     except Exception as error:  # whatever the bytes were, they are no message
         raise RefusalError(f"not a message of this protocol ({type(error).__name__})") from error
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a message says of itself.
+
+    Attributes:
+        kind: `train`, `finish`, `phase`, `update`, `answer`, `failure`, or `unknown`.
+        phase: phase of secure aggregation; empty where there is none.
+        round_index: index of the round; None where there is none.
+    """
+
+    kind: str = "unknown"
+    phase: str = ""
+    round_index: int | None = None
+
+
+def head(data: bytes) -> Head:
+    """Return the head of a message; that of an unknown kind if the bytes are none."""
+    try:
+        header = _HEADERS.validate_json(_head(data)[0])
+    except Exception:  # as in `decode`
+        return Head()
+    return Head(header.kind, getattr(header, "phase", ""), getattr(header, "round_index", None))
+
+
+def _head(data: bytes) -> tuple[str, int]:
+    """Return the head of a message as JSON, and the version of its protocol.
+
+    Raises:
+        RefusalError: it is longer, or has more tensors or longer names than any message needs, or has a name twice.
+        Exception: it is malformed.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if len(data) - 8 >= length > _LONGEST_HEAD:
+        raise RefusalError(f"a message with a head of {length} bytes, longer than the {_LONGEST_HEAD} allowed")
+    entries = json.loads(data[8 : 8 + length], object_pairs_hook=_once)
+    if len(entries) - 1 > _MOST_TENSORS:
+        raise RefusalError(f"a message with {len(entries) - 1} tensors, more than the {_MOST_TENSORS} allowed")
+    if any(len(name) > _LONGEST_NAME for name in entries):
+        raise RefusalError(f"a message with a tensor whose name is longer than the {_LONGEST_NAME} characters allowed")
+    version, _, text = entries["__metadata__"][_METADATA].partition("\n")
+    return text, int(version)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        RefusalError: a name occurs twice, of which each reader would take another one.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise RefusalError("a message in whose head a name occurs twice")
+    return made
 
 
 def _put_together(header: _Header, tensors: Mapping[str, Tensor]) -> Request | FinishRequest | Answer:

@@ -9,6 +9,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPu
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcollm.errors import RefusalError
+from fedcollm.transports.flower import messages as flower_messages
 from fedcollm.transports.flower.messages import LostError, fetch, pack, request, send
 
 LIMIT = 2**20
@@ -126,6 +127,21 @@ def test_part_that_does_not_come_is_a_lost_message():
 
     with pytest.raises(LostError):
         fetch(head, tree, lambda run: pull, LIMIT)
+
+
+@pytest.mark.parametrize(("left", "waits"), [(7.5, 7.5), (1e6, 120.0), (-1.0, 0.0)])
+def test_parts_that_were_announced_are_waited_for_until_the_deadline_only(monkeypatch, left, waits):
+    asked = list[float]()
+
+    def pull_objects(names, pull, *, max_time, **_):
+        asked.append(max_time)
+        raise ObjectPullError(names[0], "not there")
+
+    monkeypatch.setattr(flower_messages, "pull_objects", pull_objects)
+    head, tree, parts = taken_apart(request(b"x", 5, 60.0))
+    with pytest.raises(LostError):
+        fetch(head, tree, lambda run: parts.__getitem__, LIMIT, left)
+    assert asked == [waits]
 
 
 def test_part_that_is_not_taken_is_a_lost_message():

@@ -28,7 +28,8 @@ from fedcollm.errors import RefusalError
 
 _NAME, _TYPE, _PART_BYTES = "fedcollm", "train", 4 * 2**20
 _KINDS = {kind.__qualname__ for kind in (Message, RecordDict, ConfigRecord)}
-_LONGEST_PULL = 120.0  # seconds to wait for the parts of an announced message
+#: Seconds to wait for the parts of an announced message, unless there is a deadline before.
+LONGEST_PULL = 120.0
 
 
 class LostError(Exception):
@@ -105,7 +106,7 @@ def send(
 
 
 def fetch(
-    head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], limit_bytes: int
+    head: Any, tree: Any, pull: Callable[[int], Callable[[str], bytes]], limit_bytes: int, seconds: float = LONGEST_PULL
 ) -> tuple[Message, bytes]:
     """Fetch the parts of an announced message; return the message and its bytes.
 
@@ -114,6 +115,7 @@ def fetch(
         tree: protobuf tree with the names of the message's parts.
         pull: returns, for a run's number, a function that fetches one part, given its name.
         limit_bytes: size of the longest message to fetch.
+        seconds: how long to wait for the parts at most.
 
     Raises:
         LostError: a part did not come.
@@ -135,7 +137,9 @@ def fetch(
 
     names = list(dict.fromkeys(tree.object_id for tree in iterate_object_tree(tree)))
     try:
-        contents = pull_objects(names, limited, max_time=_LONGEST_PULL, initial_backoff=0.05, backoff_cap=0.5)
+        contents = pull_objects(
+            names, limited, max_time=max(min(seconds, LONGEST_PULL), 0.0), initial_backoff=0.05, backoff_cap=0.5
+        )
     except ObjectPullError as error:
         raise LostError(str(error)) from error
     message = _inflated(metadata.message_id, contents)

@@ -39,6 +39,7 @@ from fedcollm.transports.flower.messages import LostError, fetch, pack, send
 #: The SuperLink considers a node lost when it has missed two heartbeats.
 HEARTBEAT_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 5.0
+_TOO_MANY = 429  # requests, by HTTP: the next one may be answered
 _PATIENCE_SECONDS = 3 * HEARTBEAT_SECONDS  # the SuperLink may consider a broken connection alive for so long
 
 
@@ -213,7 +214,7 @@ class Service:
             try:
                 self.node.reply(message, data)
             except httpx.HTTPStatusError as error:
-                if error.response.status_code >= 500:
+                if error.response.status_code >= 500 or error.response.status_code == _TOO_MANY:
                     raise  # the answer is kept, and sent once the server is back
                 say(f"the server no longer wants this answer (HTTP {error.response.status_code})")
             except LostError as error:
@@ -248,8 +249,22 @@ class Service:
                         self._alive.clear()
 
 
+#: What a status of HTTP means here.
+_CODES = {
+    401: "this client's key is not admitted",
+    412: "the server does not know this client's key at the moment",
+    413: "the message is longer than the server takes",
+    429: "this address sends too many requests",
+    502: "the server's SuperLink is not running",
+    504: "the server's SuperLink is too slow",
+}
+
+
 def _described(error: httpx.HTTPError) -> str:
-    return f"HTTP {error.response.status_code}" if isinstance(error, httpx.HTTPStatusError) else str(error)
+    if not isinstance(error, httpx.HTTPStatusError):
+        return str(error)
+    code = error.response.status_code
+    return f"HTTP {code}: {_CODES[code]}" if code in _CODES else f"HTTP {code}"
 
 
 def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
@@ -268,9 +283,9 @@ def _raise_if_final(error: httpx.HTTPError, failing: float) -> None:
             "operator, that the certificate has not expired, and that the address in membership.json is right."
         ) from error
     code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 500
-    if code == 401 or (code < 500 and failing > _PATIENCE_SECONDS):
+    if code == 401 or (code < 500 and code != _TOO_MANY and failing > _PATIENCE_SECONDS):
         raise UserError(
-            f"the server does not accept this client (HTTP {code}). Check that node.key is the one made for this "
-            "deployment, and that this machine's clock is right. If both are, ask the server's operator whether this "
-            "client is registered there."
+            f"the server does not accept this client ({_described(error)}). Check that node.key is the one made for "
+            "this deployment, and that this machine's clock is right. If both are, ask the server's operator whether "
+            "this client is registered there."
         ) from error

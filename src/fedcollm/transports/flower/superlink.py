@@ -54,6 +54,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedcollm.errors import UserError
 from fedcollm.transports.flower.messages import LostError, fetch, request, send
+from fedcollm.transports.flower.transport import RunLostError
 
 C = TypeVar("C", bound=ProtobufClient)
 
@@ -203,12 +204,13 @@ class Run:
         with _reaching():
             return send(request(data, node, seconds), announce, push)
 
-    def receive(self, names: Sequence[str], limit_bytes: int) -> bytes | None:
+    def receive(self, names: Sequence[str], limit_bytes: int, seconds: float) -> bytes | None:
         """Return the first answer to any of these messages, or None if there is none yet.
 
         Args:
             names: ids of the messages.
             limit_bytes: size of the longest answer to fetch.
+            seconds: how long an answer that was announced may take to arrive whole.
 
         Raises:
             RefusalError: the answer is longer than the limit, or malformed.
@@ -219,7 +221,7 @@ class Run:
                 if head.HasField("error"):  # written by Flower: the node is not connected, or the message has expired
                     continue
                 pull = functools.partial(make_pull_object_fn_protobuf, self.client.PullObject, _SERVER)
-                message, data = fetch(head, tree, pull, limit_bytes)
+                message, data = fetch(head, tree, pull, limit_bytes, seconds)
                 name = message.metadata.message_id
                 self.client.ConfirmMessageReceived(
                     ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.number, message_object_id=name)
@@ -230,12 +232,12 @@ class Run:
 
 @contextlib.contextmanager
 def _reaching() -> Generator[None, None, None]:
-    """Turn errors that may pass into a ConnectionError, and the end of the run into a UserError."""
+    """Turn errors that may pass into a ConnectionError, and the end of the run into a RunLostError."""
     try:
         yield
     except httpx.HTTPStatusError as error:
         if error.response.status_code in (401, 403):
-            raise UserError("the run was stopped at the SuperLink. Start the server again: it resumes.") from error
+            raise RunLostError("the run was stopped at the SuperLink.") from error
         raise ConnectionError(f"HTTP {error.response.status_code} from the SuperLink") from error
     except (httpx.TransportError, LostError) as error:
         raise ConnectionError(str(error)) from error

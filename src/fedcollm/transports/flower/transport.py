@@ -1,5 +1,6 @@
 """Clients over a network: one thread per client, each with a deadline."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fedcollm.errors import RefusalError
+from fedcollm.errors import RefusalError, UserError
 from fedcollm.messages import (
     Answer,
     ClientUpdate,
@@ -21,6 +22,10 @@ from fedcollm.messages import (
 from fedcollm.transports.wire import decode, encode, longest_message
 
 
+class RunLostError(UserError):
+    """The SuperLink can't be reached any more, or has ended the run. A new run there goes on from the last state."""
+
+
 class Connection(Protocol):
     """A connection to nodes, which have numbers. A method that raises a ConnectionError can be called again."""
 
@@ -32,8 +37,11 @@ class Connection(Protocol):
         """Send bytes to a node, which has so many seconds to fetch them; return the message's id."""
         ...
 
-    def receive(self, names: Sequence[str], limit_bytes: int) -> bytes | None:
-        """Return the first answer to any of these messages, or None if there is none yet."""
+    def receive(self, names: Sequence[str], limit_bytes: int, seconds: float) -> bytes | None:
+        """Return the first answer to any of these messages, or None if there is none yet.
+
+        An answer that was announced has so many seconds to arrive whole.
+        """
         ...
 
 
@@ -157,6 +165,15 @@ class FlowerTransport:
                 raise RefusalError("removed from the roster")
             return self._nodes.get(self.keys[client])
 
+    def connected(self) -> set[str]:
+        """Return the ids of the admitted clients that are connected at the moment; none while nobody can be asked."""
+        there: set[str] = set()
+        for client in self.keys:
+            with contextlib.suppress(ConnectionError, RefusalError):
+                if self._node(client) is not None:
+                    there.add(client)
+        return there
+
     def _checked(self, client: str, reply: bytes) -> Answer:
         """Return the answer in a client's reply, or a Failure if it is not an answer of this client."""
         try:
@@ -197,4 +214,4 @@ class _Call:
         if node.last_activated_at != self.activation:
             self.sent.append(self.run.send(node.node_id, self.data, self.deadline - time.monotonic()))
             self.activation = node.last_activated_at
-        return self.run.receive(self.sent, self.limit_bytes)
+        return self.run.receive(self.sent, self.limit_bytes, self.deadline - time.monotonic())
