@@ -6,12 +6,11 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
 from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.config.yaml_text import write_yaml
 from fedcollm.errors import UserError
-from fedcollm.report import content, exhibits, labels, plots, tables
+from fedcollm.report import bundle, content, exhibits, labels, plots, tables
 from fedcollm.report.axes import Figure
 from fedcollm.report.compared import found_in
 from fedcollm.report.compared_tables import difference_table, score_table
@@ -131,7 +130,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
         configuration=write_yaml(run.config.model_dump(mode="json"), sort_keys=False),
         environment=content.environment_table(run.environment) if run.environment else None,
         figures=Markup("{" + figures + "}"),
-        plotly=Markup(get_plotlyjs()),
+        plotly=bundle.packed(),
     )
 
 

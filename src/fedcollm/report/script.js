@@ -1,5 +1,6 @@
 "use strict";
-// Draws every figure in the page's own colors, and again whenever the color scheme or the width class changes.
+// Unpacks plotly, and draws every figure in the page's own colors, and again whenever the color scheme or the width class
+// changes.
 (function () {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -50,7 +51,25 @@
     }
   }
 
-  draw();
-  dark.addEventListener("change", draw);
-  narrow.addEventListener("change", draw);
+  async function unpack() {
+    const packed = atob(document.getElementById("plotly").textContent.trim());
+    const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+    script.remove(); // it has run
+  }
+
+  async function start() {
+    await unpack();
+    draw();
+    dark.addEventListener("change", draw);
+    narrow.addEventListener("change", draw);
+  }
+
+  start().catch((error) => {
+    document.getElementById("undrawn").hidden = false;
+    console.error(error);
+  });
 })();
