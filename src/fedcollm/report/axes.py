@@ -18,7 +18,9 @@ STACK = (BLUE, "#e69f00", GREEN, PURPLE, "#56b4e9", VERMILLION, "#a8a000", "#7a6
 ROLE_COLORS = dict(zip(ROLES, (BLUE, VERMILLION, GREEN, PURPLE, GREY), strict=True))
 
 #: Largest numbers of rows and of columns whose names do not overlap.
-LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 12
+LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 40
+#: Settings of an axis of shares, from nothing to everything.
+PERCENT: dict[str, Any] = {"tickformat": ".0%", "range": [-0.02, 1.02], "tick0": 0, "dtick": 0.2}
 
 
 def empty_figure(height: int, **layout: object) -> Figure:

@@ -68,6 +68,37 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def amount(number: int, noun: str) -> str:
+    """Return a number of things with its noun, in the singular or the plural.
+
+    >>> amount(1, "round"), amount(1200, "example")
+    ('1 round', '1,200 examples')
+    """
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def large(number: float) -> str:
+    """Return a large number with three significant digits, in thousands, millions or billions.
+
+    >>> large(500), large(63713088), large(1.345e9)
+    ('500', '63.7 M', '1.34 B')
+    """
+    for unit in ("", " k", " M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} B"
+
+
+def power(number: float) -> str:
+    """Return a small number as people write it.
+
+    >>> power(1e-05), power(0.002)
+    ('1e-5', '0.002')
+    """
+    return f"{number:g}".replace("e-0", "e-")
+
+
 def natural(text: str) -> list[tuple[int, str]]:
     """Return a sort key in which digits compare as numbers.
 

@@ -10,10 +10,11 @@ from markupsafe import Markup
 from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.config.yaml_text import write_yaml
 from fedcollm.errors import UserError
-from fedcollm.report import bundle, content, exhibits, labels, plots, tables
+from fedcollm.report import bundle, content, exhibits, heading, labels, map_layout, plots, tables
 from fedcollm.report.axes import Figure
 from fedcollm.report.compared import found_in
 from fedcollm.report.compared_tables import difference_table, score_table
+from fedcollm.report.federation import federation_of
 from fedcollm.report.formats import count, metric_title, share
 from fedcollm.report.runs import Method, Run, find_runs, group, main_first, metric_of, read_run, with_true_roles
 from fedcollm.report.scores import curve
@@ -105,6 +106,7 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
     """
     run = methods[0].runs[0]
     numbers = tables.summarize(run)
+    federation = federation_of(run) if methods[0].federated else None
     sections = _sections(methods, run, numbers)
     # plotly escapes "<", ">" and "/" in its JSON, so that no text can end the script element, and writes NaN as null.
     figures = ", ".join(f'"{panel.id}": {panel.figure.to_json()}' for _, panels in sections for panel in panels)
@@ -116,6 +118,9 @@ def render(methods: Sequence[Method], unfinished: Sequence[Path] = (), compared:
         headline=content.headline(methods[0], numbers),
         caution=content.caution(methods[0]),
         tiles=content.tiles(methods[0], numbers),
+        facts=heading.facts(methods[0]),
+        maps=map_layout.drawings(federation) if federation else (),
+        map_text=map_layout.described(federation) if federation else "",
         comparison=tables.comparison(methods) if len(methods) > 1 or len(methods[0].by_seed) > 1 else None,
         compared=compared,
         explained=content.explained(methods),
