@@ -109,6 +109,7 @@ def gain_plot(classes: Sequence[ClassGains]) -> Figure:
             mode="markers",
             marker=style | {"symbol": "circle"},
             offsetgroup=role,
+            orientation="h",
             customdata=hover,
             hovertemplate="%{y}: %{customdata}",
         )
@@ -120,9 +121,7 @@ def gain_plot(classes: Sequence[ClassGains]) -> Figure:
 
 def _add_before(figure: Figure, role: str, names: Sequence[str], gains: Sequence[Gain], hover: Sequence[str]) -> None:
     """Add the marks before training, each with a line to where the one after training is."""
-    reach = [
-        0.0 if gain.before is None or gain.after is None else gain.after - gain.before for gain in gains
-    ]
+    reach = [0.0 if gain.before is None or gain.after is None else gain.after - gain.before for gain in gains]
     line = {
         "type": "data",
         "symmetric": False,
@@ -139,6 +138,7 @@ def _add_before(figure: Figure, role: str, names: Sequence[str], gains: Sequence
         marker={"color": ROLE_COLORS[role], "size": 9, "symbol": "circle-open"},
         error_x=line,
         offsetgroup=role,
+        orientation="h",
         customdata=hover,
         hovertemplate="%{y}: %{customdata}",
     )

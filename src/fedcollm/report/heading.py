@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from fedcollm.config.roles import ROLES
 from fedcollm.messages import readable
 from fedcollm.report.federation import federation_of, models_of
 from fedcollm.report.formats import amount, count

@@ -107,11 +107,15 @@ def _trunk(drawing: Drawing, federation: Federation, middle: float, bottom: floa
     top = bottom + 62
     drawing.lines.append(Line([(middle, bottom + 2), (middle, top)], "link", "start"))
     for index, line in enumerate(lines):
-        drawing.write(middle + 12, bottom + 27 + 16 * index, line, "title" if not index else "small", (220, 13), "start")
+        drawing.write(
+            middle + 12, bottom + 27 + 16 * index, line, "title" if not index else "small", (220, 13), "start"
+        )
     right = middle - 12
     badges = ["secure aggregation"] if federation.secure else []
     if federation.epsilon is not None:
-        badges.append(f"ε = {federation.epsilon:.3g}" + (f", δ = {power(federation.delta)}" if federation.delta else ""))
+        badges.append(
+            f"ε = {federation.epsilon:.3g}" + (f", δ = {power(federation.delta)}" if federation.delta else "")
+        )
     for index, badge in enumerate(badges):
         width = text_width(badge, 11) + 18
         y = bottom + (8 if len(badges) == 2 else 20) + 25 * index
@@ -129,7 +133,9 @@ def _grid(drawing: Drawing, members: Sequence[Member], middle: float, top: float
     room = drawing.width - 2 * _MARGIN - rail
     each = min(200.0, (room - _GAP * (columns - 1)) / columns)
     used = columns * each + _GAP * (columns - 1)
-    left = _MARGIN + rail + (room - used) / 2 if rows > 1 else min(max(middle - used / 2, _MARGIN), _MARGIN + room - used)
+    left = (
+        _MARGIN + rail + (room - used) / 2 if rows > 1 else min(max(middle - used / 2, _MARGIN), _MARGIN + room - used)
+    )
     height, pitch, busses = 62 + 16 * any(one.state for one in members), 30, list[float]()
     for index, row in enumerate(in_rows(members, columns)):
         bus = top + index * (height + pitch)

@@ -19,15 +19,18 @@ from fedcollm.report.axes import (
     STACK,
     VERMILLION,
     Figure,
+    clipped,
     empty_figure,
+    error_bars,
     label_axis,
     literal,
     round_axis,
+    share_limits,
 )
 from fedcollm.report.formats import byte_count, metric_title, percent, share
 from fedcollm.report.labels import PUBLIC, folded, label_order
 from fedcollm.report.runs import Method, metric_of
-from fedcollm.report.scores import Point, curve, finals, interval
+from fedcollm.report.scores import Point, curve, finals, point_of
 from fedcollm.report.tables import LOSSES
 
 #: Colors, dashes and markers of the methods that the first one is compared with.
@@ -56,16 +59,19 @@ def accuracy_plot(methods: Sequence[Method]) -> Figure:
         _add_curve(figure, points, ROLES[role].label, line, "circle", rank=rank)
     _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role in MODELS})
     round_axis(figure, rounds)
-    figure.update_yaxes(title_text=metric_title(metric_of(methods)), tickformat=".0%", rangemode="tozero")
+    shown = [curve(method, role) for method in methods for role in ROLES if role in curves]
+    ends = [end for points in shown for point in points for end in clipped(point.mean, point.half_width or 0)]
+    figure.update_yaxes(title_text=metric_title(metric_of(methods)), **share_limits(ends))
     return figure
 
 
 def _add_curve(
     figure: Figure, points: Sequence[Point], name: str, line: Mapping[str, object], symbol: str, rank: int
 ) -> None:
-    """Add a line with markers, on a band if any of its points has an interval."""
+    """Add a line with markers, on a band if any of its points has an interval, or with a dot for each of few seeds."""
     if not points:
         return
+    _add_dots(figure, points, name, line["color"])
     if any(point.half_width for point in points):
         _add_band(figure, points, name, line["color"], 0.18 if symbol == "circle" else 0.1)
     figure.add_scatter(
@@ -82,11 +88,26 @@ def _add_curve(
     )
 
 
+def _add_dots(figure: Figure, points: Sequence[Point], name: str, color: object) -> None:
+    """Add a small dot for each seed where there are several, but too few for an interval."""
+    dots = [(p.round, value) for p in points if p.half_width is None and len(p.values) > 1 for value in p.values]
+    if dots:
+        figure.add_scatter(
+            x=[index for index, _ in dots],
+            y=[value for _, value in dots],
+            mode="markers",
+            marker={"color": color, "size": 5, "opacity": 0.55},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=name,
+        )
+
+
 def _add_band(figure: Figure, points: Sequence[Point], name: str, color: object, opacity: float) -> None:
     """Add the area between the ends of the points' intervals."""
     x = [point.round for point in points]
-    above = [point.mean + (point.half_width or 0) for point in points]
-    below = [point.mean - (point.half_width or 0) for point in points]
+    ends = [clipped(point.mean, point.half_width or 0) for point in points]
+    below, above = [low for low, _ in ends], [high for _, high in ends]
     figure.add_scatter(
         x=x + x[::-1],
         y=above + below[::-1],
@@ -114,25 +135,42 @@ def _name_ends(figure: Figure, ends: Mapping[str, Point]) -> None:
 
 def final_plot(methods: Sequence[Method]) -> Figure:
     """Plot the final score of both models by method, with intervals over seeds."""
-    figure = empty_figure(150 + 38 * len(methods))
+    figure, ends = empty_figure(150 + 38 * len(methods)), list[float]()
     for role, symbol in zip(MODELS, ("circle", "diamond"), strict=True):
-        known = [(m.name, interval(list(values.values()))) for m in methods if (values := finals(m, role))]
+        known = [(m.name, point_of(0, list(values.values()))) for m in methods if (values := finals(m, role))]
         if not known:
             continue
+        spans = [clipped(point.mean, point.half_width or 0) for _, point in known]
+        ends += [end for span in spans for end in span] + [value for _, point in known for value in point.values]
+        _add_seeds(figure, known, role)
         figure.add_scatter(
-            x=[mean for _, (mean, _) in known],
+            x=[point.mean for _, point in known],
             y=[literal(name) for name, _ in known],
-            error_x={"type": "data", "array": [half or 0 for _, (_, half) in known], "thickness": 2, "width": 5},
+            error_x=error_bars([point.mean for _, point in known], spans),
             name=ROLES[role].label,
             mode="markers",
             marker={"color": ROLE_COLORS[role], "size": 10, "symbol": symbol},
-            customdata=[percent(mean, half) for _, (mean, half) in known],
+            customdata=[percent(point.mean, point.half_width) for _, point in known],
             hovertemplate="%{y}: %{customdata}",
         )
     label_axis(figure, [method.name for method in methods])
     figure.update_yaxes(showgrid=True, categoryorder="array", categoryarray=[literal(m.name) for m in methods])
-    figure.update_xaxes(title_text=f"Final {metric_of(methods)}", tickformat=".0%", rangemode="tozero", automargin=True)
+    figure.update_xaxes(title_text=f"Final {metric_of(methods)}", automargin=True, **share_limits(ends))
     return figure
+
+
+def _add_seeds(figure: Figure, known: Sequence[tuple[str, Point]], role: str) -> None:
+    """Add a small dot for each seed of the methods that have too few of them for an interval."""
+    dots = [(name, value) for name, p in known if p.half_width is None and len(p.values) > 1 for value in p.values]
+    if dots:
+        figure.add_scatter(
+            x=[value for _, value in dots],
+            y=[literal(name) for name, _ in dots],
+            mode="markers",
+            marker={"color": ROLE_COLORS[role], "size": 5, "opacity": 0.6},
+            hoverinfo="skip",
+            showlegend=False,
+        )
 
 
 def data_plot(split: Mapping[str, Mapping[str, int]]) -> Figure:
@@ -185,7 +223,7 @@ def time_plot(records: Sequence[RoundRecord]) -> Figure:
         figure.add_bar(x=rounds, y=seconds, name=label, marker_color=color, hovertemplate="%{y:.1f} s")
     round_axis(figure, rounds)
     figure.update_xaxes(range=[min(rounds) - 0.5, max(rounds) + 0.5])
-    figure.update_yaxes(title_text="Seconds")
+    figure.update_yaxes(title_text="Seconds", rangemode="nonnegative")
     return figure
 
 
@@ -259,7 +297,9 @@ def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) 
     figure.update_layout(margin_t=30)
     label_axis(figure, labels, 22)
     short = [literal(label, 16) for label in labels]
-    ticks = {"tickvals": shown, "ticktext": short, "tickangle": -60 if max(map(len, labels)) > 3 else 0}
+    ticks = {"tickvals": shown, "ticktext": short, "tickangle": -90 if max(map(len, labels)) > 3 else 0}
+    if len(labels) > 12:
+        ticks["tickfont"] = {"size": 10}
     figure.update_xaxes(type="category", automargin=True, showgrid=False, title_text="Predicted label", **ticks)
     if len(labels) > LEGIBLE_COLUMNS:
         figure.update_xaxes(showticklabels=False, ticks="", title_text="Predicted label, in the order of the rows")

@@ -75,7 +75,7 @@ class Method:
     """Runs that differ only in their seed or, for standalone training, in the one client that they train.
 
     Attributes:
-        name: name of the method, unique within a report.
+        name: name of the method, unique among the methods on its task.
         runs: its runs, at least one.
     """
 
@@ -151,21 +151,25 @@ def group(runs: Iterable[Run]) -> list[Method]:
     """Group runs into methods, in the order of their first runs.
 
     In the layout `METHOD/seed-S` or `METHOD/seed-S/client-K`, each folder METHOD is a method. Elsewhere, runs whose
-    configurations differ only in their seed are a method, which is called `config.name`. If several methods would have
-    the same name, the name of the folder is added.
+    configurations differ only in their seed are a method, which is called `config.name`. If several methods on the same
+    task would have the same name, the name of the folder is added.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault(_identity(run), []).append(run)
-    names = [name for name, _ in groups]
+        groups.setdefault((_task(run), *_identity(run)), []).append(run)
+    names = [(task, name) for task, name, _ in groups]
     unique: list[Method] = []
-    for (name, _), members in groups.items():
-        if names.count(name) > 1:
+    for (task, name, _), members in groups.items():
+        if names.count((task, name)) > 1:
             name = f"{name} ({members[0].directory.name})"
-        if any(name == method.name for method in unique):
+        if any((task, name) == (_task(method.runs[0]), method.name) for method in unique):
             name = f"{name} ({members[0].directory})"
         unique.append(Method(name, tuple(members)))
     return unique
+
+
+def _task(run: Run) -> str:
+    return f"{run.config.task.name} {run.config.task.path}"
 
 
 def _identity(run: Run) -> tuple[str, str]:

@@ -114,7 +114,7 @@ def comparison(methods: Sequence[Method]) -> Table:
         "Time per seed",
     )
     caption = (
-        "Final scores by method: mean ± half-width of the 95% interval over seeds (Student’s t); "
+        "Final scores by method: mean ± half-width of the 95% interval over seeds (Student’s t) from three seeds on; "
         "differences are paired by seed, in percentage points"
     )
     return Table(caption, header, [_comparison_row(method, methods[0], roles) for method in methods])

@@ -14,8 +14,7 @@ from fedcollm.modalities.exhibits import Exhibit, bounded, to_json
 from fedcollm.runs import directory as directories
 from fedcollm.runs.exhibit_files import read_exhibits
 
-
-#: Examples that are answered before training for each one to be shown, so that there are wrong and right ones among them.
+#: Examples answered before training for each one to be shown, so that wrong and right ones are among them.
 _CANDIDATES = 2
 
 
