@@ -1,4 +1,4 @@
-"""The part of plotly.js that the plots need, as it goes into every page: compressed, so that a page stays small.
+"""What a page unpacks in the browser, compressed so that the page stays small: plotly.js, and the plots as JSON.
 
 `plotly-cartesian.min.js.gz` is the file `plotly-cartesian.min.js` of the npm package `plotly.js-cartesian-dist-min`,
 in the version of plotly.js that the Python package `plotly` holds too, compressed by `gzip -9 -n`. It is under the MIT
@@ -13,9 +13,14 @@ from importlib.resources import files
 _NAME = "plotly-cartesian.min.js.gz"
 
 
-def packed() -> str:
+def script() -> str:
     """Return the compressed script in base64."""
     return base64.b64encode(_content()).decode("ascii")
+
+
+def packed(text: str) -> str:
+    """Return a text, compressed, in base64; equal texts give equal results."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii")
 
 
 def version() -> str:

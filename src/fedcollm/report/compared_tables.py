@@ -7,7 +7,7 @@ from fedcollm.config.methods import METHODS
 from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.report.budgets import Sizes
 from fedcollm.report.compared import COLUMNS, REFERENCES, Compared, Row
-from fedcollm.report.formats import count, metric_title, percent
+from fedcollm.report.formats import count, metric_title, percent, points
 from fedcollm.report.scores import FEWEST_SEEDS, Difference
 from fedcollm.report.tables import Table
 
@@ -115,16 +115,10 @@ def difference_cells(difference: Difference | None) -> str:
     """
     if difference is None:
         return "–"
-    mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in _ends(difference))
+    mean, low, high = map(points, (difference.mean, difference.low, difference.high))
     between = difference.seeds_half_width
     seeds = "" if between is None else f"; seeds ± {100 * between:.1f}"
     return f"{mean} [{low}, {high}], {p_words(difference.p)}{seeds}"
-
-
-def _ends(difference: Difference) -> tuple[float, float, float]:
-    """Return the mean and both ends of the interval, rounded to four digits and without negative zeros."""
-    mean, low, high = (round(value, 4) + 0.0 for value in (difference.mean, difference.low, difference.high))
-    return mean, low, high
 
 
 def p_words(p: float) -> str:

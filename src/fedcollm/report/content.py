@@ -158,7 +158,7 @@ def settings(config: RunConfig) -> str:
 
 def explained(methods: Sequence[Method]) -> list[tuple[str, str]]:
     """Return the names of the compared methods with their descriptions; the user's own methods are left out."""
-    return [(method.name, words) for method in methods if (words := described(method.name))]
+    return [(method.label, f"{method.name}: {words}") for method in methods if (words := described(method.name))]
 
 
 def differences(methods: Sequence[Method]) -> Table:
@@ -168,7 +168,7 @@ def differences(methods: Sequence[Method]) -> Table:
     keys += [key for key in dict.fromkeys(key for config in configs for key in config) if key not in configs[0]]
     rows = [(key, *(str(config.get(key, "–")) for config in configs)) for key in keys]
     return Table(
-        "Configuration, where methods differ (first run of each)", ("Key", *(method.name for method in methods)), rows
+        "Configuration, where methods differ (first run of each)", ("Key", *(method.label for method in methods)), rows
     )
 
 

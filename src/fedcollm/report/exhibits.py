@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fedcollm.config.roles import ROLES
 from fedcollm.modalities.exhibits import Answer, Exhibit, Region
+from fedcollm.report.formats import amount
 from fedcollm.report.runs import Run
 
 #: Status of a word to what a screen reader says before it.
@@ -52,10 +53,16 @@ class Card:
     alt: str
 
 
-def shown(run: Run) -> list[tuple[str, list[Card]]]:
-    """Return the examples of a run in groups, each with its heading; groups without examples are left out."""
+def left_out(before: Sequence[Exhibit], after: Sequence[Exhibit]) -> str:
+    """Return how many examples have lost their picture, as the beginning of a sentence; empty if none has."""
+    lost = sum(bool(one.picture) for one in before) - sum(bool(one.picture) for one in after)
+    return f"{amount(lost, 'example')} {'is' if lost == 1 else 'are'}" if lost else ""
+
+
+def shown(run: Run, exhibits: Sequence[Exhibit]) -> list[tuple[str, list[Card]]]:
+    """Return examples of a run in groups, each with its heading; groups without examples are left out."""
     groups: dict[bool | None, list[Card]] = {False: [], True: [], None: []}
-    for exhibit in run.exhibits:
+    for exhibit in exhibits:
         answer = exhibit.answers.get("slm")
         groups[answer.right if answer else None].append(
             Card(exhibit, list(_said(exhibit, run.first_answers.get(exhibit.id, {}))), _alt(exhibit))

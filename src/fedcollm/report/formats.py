@@ -18,10 +18,10 @@ def percent(value: float | None, half_width: float | None = None) -> str:
 def points(difference: float, half_width: float | None = None) -> str:
     """Return a difference of two shares in percentage points, with the half-width of its interval if there is one.
 
-    >>> points(0.05), points(-0.07, 0.021)
-    ('+5.0', '−7.0 ± 2.1')
+    >>> points(0.05), points(-0.07, 0.021), points(-0.0002)
+    ('+5.0', '−7.0 ± 2.1', '+0.0')
     """
-    number = f"{100 * difference:+.1f}".replace("-", "−")
+    number = f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
     return number if half_width is None else f"{number} ± {100 * half_width:.1f}"
 
 

@@ -32,7 +32,8 @@ def facts(method: Method) -> list[tuple[str, str]]:
 def task_name(run: Run) -> str:
     """Return the name of a run's task; of a task on the user's own files, with the name of their folder."""
     task = run.config.task
-    return task.name if task.path is None else f"{task.name}: {PurePath(task.path).name}"
+    place = "" if task.path is None else PurePath(task.path).name
+    return f"{task.name}: {place}" if place not in ("", task.name) else task.name
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -133,9 +133,7 @@ def _grid(drawing: Drawing, members: Sequence[Member], middle: float, top: float
     room = drawing.width - 2 * _MARGIN - rail
     each = min(200.0, (room - _GAP * (columns - 1)) / columns)
     used = columns * each + _GAP * (columns - 1)
-    left = (
-        _MARGIN + rail + (room - used) / 2 if rows > 1 else min(max(middle - used / 2, _MARGIN), _MARGIN + room - used)
-    )
+    left = middle - used / 2 if columns == 1 else _MARGIN + rail + (room - used) / 2
     height, pitch, busses = 62 + 16 * any(one.state for one in members), 30, list[float]()
     for index, row in enumerate(in_rows(members, columns)):
         bus = top + index * (height + pitch)

@@ -13,7 +13,10 @@ from fedcollm.report.runs import Method, Run, metric_of
 from fedcollm.report.scores import FEWEST_SEEDS, curve
 
 #: Plots that need the whole width of the page.
-WIDE = ("plot-accuracy", "plot-final", "plot-bytes", "plot-data", "plot-timeline", "plot-tasks", "plot-clients")
+WIDE = [
+    f"plot-{name}"
+    for name in ("accuracy", "attendance", "bytes", "clients", "data", "final", "gains", "tasks", "timeline")
+]
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def _clients(methods: Sequence[Method]) -> Iterator[Panel]:
         return
     personal = compared_plots.kept(methods[0])
     text = (
-        f"Each client’s small model trained on its own data only, beside the one that {methods[0].name} gives to all "
+        f"Each client’s small model trained on its own data only, beside the one that {methods[0].label} gives to all "
         "of them, on the same test examples."
     )
     figure = compared_plots.clients_plot(own, shared, personal)
@@ -161,7 +164,7 @@ def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
     alt = f"Line plot of {metric} by round for {', '.join(name for name in table.header[1:] if name != 'ε spent')}"
     if len(methods) > 1:
         words = f"Both models at the end of every method.{_of_seeds(methods)}"
-        final_alt = f"Dot plot of the final {metric} of {', '.join(method.name for method in methods)}"
+        final_alt = f"Dot plot of the final {metric} of {', '.join(method.label for method in methods)}"
         final = plots.final_plot(methods)
         yield Panel("plot-final", f"Final {metric} by method", words, final_alt, final, tables.comparison(methods))
     yield Panel("plot-accuracy", f"{metric_title(metric)} by round", text, alt, plots.accuracy_plot(methods), table)
@@ -171,7 +174,7 @@ def _of_seeds(methods: Sequence[Method]) -> str:
     """Return a sentence on how a plot shows several seeds; empty if there is one seed only."""
     most = max(len(method.by_seed) for method in methods)
     if most >= FEWEST_SEEDS:
-        return f" Bands and bars are 95% intervals of the mean over seeds, from {FEWEST_SEEDS} seeds on."
+        return " Bands and bars are 95% intervals of the mean over seeds."
     return " Small dots are single seeds." if most > 1 else ""
 
 

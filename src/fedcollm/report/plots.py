@@ -47,7 +47,7 @@ def accuracy_plot(methods: Sequence[Method]) -> Figure:
         points = curve(method, "slm")
         rounds += [point.round for point in points]
         line = {"color": MUTED[index % len(MUTED)], "width": 1.75, "dash": DASHES[index % len(DASHES)]}
-        _add_curve(figure, points, literal(method.name), line, SYMBOLS[index % len(SYMBOLS)], rank=1000 + index)
+        _add_curve(figure, points, literal(method.label), line, SYMBOLS[index % len(SYMBOLS)], rank=1000 + index)
     curves = {role: curve(methods[0], role) for role in ROLES}
     for rank, (role, points) in enumerate(curves.items()):
         rounds += [point.round for point in points]
@@ -68,12 +68,16 @@ def accuracy_plot(methods: Sequence[Method]) -> Figure:
 def _add_curve(
     figure: Figure, points: Sequence[Point], name: str, line: Mapping[str, object], symbol: str, rank: int
 ) -> None:
-    """Add a line with markers, on a band if any of its points has an interval, or with a dot for each of few seeds."""
+    """Add a line with markers. If it is solid, show its intervals as a band, or each of few seeds as a dot.
+
+    Other lines get neither: the bands of many methods would hide each other.
+    """
     if not points:
         return
-    _add_dots(figure, points, name, line["color"])
-    if any(point.half_width for point in points):
-        _add_band(figure, points, name, line["color"], 0.18 if symbol == "circle" else 0.1)
+    if line["dash"] == "solid":
+        _add_dots(figure, points, name, line["color"])
+    if any(point.half_width for point in points) and line["dash"] == "solid":
+        _add_band(figure, points, name, line["color"])
     figure.add_scatter(
         x=[point.round for point in points],
         y=[point.mean for point in points],
@@ -103,7 +107,7 @@ def _add_dots(figure: Figure, points: Sequence[Point], name: str, color: object)
         )
 
 
-def _add_band(figure: Figure, points: Sequence[Point], name: str, color: object, opacity: float) -> None:
+def _add_band(figure: Figure, points: Sequence[Point], name: str, color: object) -> None:
     """Add the area between the ends of the points' intervals."""
     x = [point.round for point in points]
     ends = [clipped(point.mean, point.half_width or 0) for point in points]
@@ -113,7 +117,7 @@ def _add_band(figure: Figure, points: Sequence[Point], name: str, color: object,
         y=above + below[::-1],
         fill="toself",
         fillcolor=color,
-        opacity=opacity,
+        opacity=0.18,
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
@@ -137,7 +141,7 @@ def final_plot(methods: Sequence[Method]) -> Figure:
     """Plot the final score of both models by method, with intervals over seeds."""
     figure, ends = empty_figure(150 + 38 * len(methods)), list[float]()
     for role, symbol in zip(MODELS, ("circle", "diamond"), strict=True):
-        known = [(m.name, point_of(0, list(values.values()))) for m in methods if (values := finals(m, role))]
+        known = [(m.label, point_of(0, list(values.values()))) for m in methods if (values := finals(m, role))]
         if not known:
             continue
         spans = [clipped(point.mean, point.half_width or 0) for _, point in known]
@@ -153,8 +157,8 @@ def final_plot(methods: Sequence[Method]) -> Figure:
             customdata=[percent(point.mean, point.half_width) for _, point in known],
             hovertemplate="%{y}: %{customdata}",
         )
-    label_axis(figure, [method.name for method in methods])
-    figure.update_yaxes(showgrid=True, categoryorder="array", categoryarray=[literal(m.name) for m in methods])
+    label_axis(figure, [method.label for method in methods])
+    figure.update_yaxes(showgrid=True, categoryorder="array", categoryarray=[literal(m.label) for m in methods])
     figure.update_xaxes(title_text=f"Final {metric_of(methods)}", automargin=True, **share_limits(ends))
     return figure
 
@@ -217,6 +221,7 @@ def _stacked(
 def time_plot(records: Sequence[RoundRecord]) -> Figure:
     """Plot the seconds of each round, stacked by part."""
     figure = empty_figure(420, barmode="stack", hovermode="x unified", bargap=0.3)
+    records = [record for record in records if any(record.seconds.values())]
     rounds = [record.round for record in records]
     for (part, label), color in zip(PARTS.items(), cycle((GREEN, PURPLE, GREY)), strict=False):
         seconds = [record.seconds.get(part, 0.0) for record in records]

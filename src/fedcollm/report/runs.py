@@ -83,6 +83,11 @@ class Method:
     runs: tuple[Run, ...]
 
     @property
+    def label(self) -> str:
+        """Return what readers call the method: its name, or that of the method of `fedcollm compare`."""
+        return METHODS[self.name].label if self.name in METHODS else self.name
+
+    @property
     def by_seed(self) -> dict[int, list[Run]]:
         """Return the runs by seed, in the order of the seeds."""
         seeds = sorted({run.config.seed for run in self.runs})

@@ -35,7 +35,7 @@ def overview(methods: Sequence[Method]) -> Table:
     rows: list[tuple[str, ...]] = []
     for method in sorted(methods, key=lambda one: task_name(one.runs[0])):
         cells = [cell for role in MODELS for cell in _cells(method, role)]
-        rows.append((task_name(method.runs[0]), method.name, *cells))
+        rows.append((task_name(method.runs[0]), method.label, *cells))
     return Table("Scores by task: before training, after the last round, and the gain in points", header, rows)
 
 
@@ -56,7 +56,7 @@ def _ends(method: Method, role: str) -> tuple[Point | None, Point | None]:
 def overview_plot(methods: Sequence[Method]) -> Figure:
     """Plot both models' final scores by task and method, with an open mark for those before training."""
     ordered = sorted(methods, key=lambda one: task_name(one.runs[0]))
-    names = [f"{task_name(method.runs[0])} · {method.name}" for method in ordered]
+    names = [f"{task_name(method.runs[0])} · {method.label}" for method in ordered]
     figure, seen = empty_figure(130 + 34 * len(names), scattermode="group", scattergap=0.5), list[float]()
     for role in MODELS:
         for index, (part, symbol) in enumerate((("before", "circle-open"), ("after", "circle"))):
