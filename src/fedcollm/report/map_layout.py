@@ -89,10 +89,11 @@ def _models(drawing: Drawing, models: Sequence[Model], place: tuple[float, float
     for index, model in enumerate(models):
         x = left + index * (each + gap)
         drawing.boxes.append(Box(x, top, each, _MODEL, f"model {model.role}"))
-        room = each - 12
+        room = each - 6
+        size = model.size if text_width(model.size, 11) <= room else model.size.partition(",")[0]
         drawing.write(x + each / 2, top + 19, model.label, f"title {model.role}", (room, _TITLE))
         drawing.write(x + each / 2, top + 37, model.name, "body", (room, _BODY))
-        drawing.write(x + each / 2, top + 54, model.size, "small", (room, 11))
+        drawing.write(x + each / 2, top + 54, size, "small", (room, 11))
         if index:
             y = top + _MODEL / 2
             drawing.lines.append(Line([(x - gap + 3, y), (x - 3, y)], "link", "both"))

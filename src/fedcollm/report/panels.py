@@ -123,6 +123,7 @@ def _rounds(run: Run) -> Iterator[Panel]:
     """Yield the timeline of the last rounds, and who took part in all of them."""
     if last := rounds.last_rounds(run.records):
         text = f"The last {amount(len(last), 'round')}, from left to right in the order in which things happened."
+        text += " ⚠ stands before the number of clients that were late or lost." if any(r.lost for r in last) else ""
         alt = f"Bars on a time axis: {', '.join(PARTS.values())}"
         figure, table = rounds.timeline_plot(run.records), rounds.timeline_table(run.records)
         yield Panel("plot-timeline", "Timeline of the last rounds", text, alt, figure, table)

@@ -256,7 +256,8 @@ def byte_plot(records: Sequence[RoundRecord], full: int | None) -> Figure:
         )
     if full and up and up[-1]:
         text = f"{share(up[-1] / (full * len(up)))} of the full model"
-        style = {"showarrow": False, "yshift": 14, "xanchor": "right", "font_color": BLUE}
+        below = up[-1] > 0.3 * full * len(up)  # where there is no room above
+        style = {"showarrow": False, "yshift": -14 if below else 14, "xanchor": "right", "font_color": BLUE}
         figure.add_annotation(x=trained[-1].round, y=math.log10(up[-1]), text=text, **style)
     round_axis(figure, [record.round for record in trained])
     _byte_axis(figure, [value for _, values, _, _ in lines for value in values if value])

@@ -50,7 +50,7 @@ def timeline_plot(records: Sequence[RoundRecord]) -> Figure:
             hovertemplate="%{y}, %{customdata}<extra></extra>",
         )
     for start, record in zip(starts, shown, strict=False):
-        note = f"round {record.round}" + (f" ({count(len(record.lost))} late or lost)" if record.lost else "")
+        note = f"round {record.round}" + (f" ⚠{count(len(record.lost))}" if record.lost else "")
         style = {"showarrow": False, "xanchor": "left", "yref": "paper", "y": 1, "yanchor": "bottom", "xshift": 3}
         figure.add_annotation(x=start, text=note, **style)
         figure.add_vline(x=start, line={"width": 1, "dash": "dot", "color": GREY})
@@ -158,7 +158,7 @@ def epsilon_plot(records: Sequence[RoundRecord]) -> Figure:
         showlegend=False,
     )
     round_axis(figure, list(values))
-    figure.update_yaxes(title_text="ε spent so far", rangemode="tozero")
+    figure.update_yaxes(title_text="ε spent so far", range=[0, 1.1 * max(values.values()) or 1])
     return figure
 
 
