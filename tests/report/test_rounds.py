@@ -6,8 +6,9 @@ import pytest
 
 from fedcollm.report import gains, rounds, tasks, write_report
 from fedcollm.report.axes import clipped, share_limits
-from fedcollm.report.plots import final_plot, time_plot
+from fedcollm.report.plots import time_plot
 from fedcollm.report.runs import group, read_run
+from fedcollm.report.score_plots import final_plot
 from fedcollm.runs.directory import CONFUSION_START, write_json
 
 

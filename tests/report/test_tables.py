@@ -122,6 +122,8 @@ def test_one_name_with_two_configurations_is_two_methods(make_run, make_record):
     methods = group(map(read_run, runs))
     assert [method.name for method in methods] == ["icd10 (a)", "icd10 (b)"]
     assert list(methods[0].by_seed) == [0, 1]
+    twice = [make_run(f"{place}/fedavg/seed-0", records, name="fedavg") for place in ("old", "new")]
+    assert [method.name for method in group(map(read_run, twice))] == ["fedavg (old)", "fedavg (new)"]
 
 
 def test_llm_in_the_slms_place_is_shown_as_the_llm(make_run, make_record):

@@ -64,7 +64,7 @@ def label_axis(figure: Figure, labels: Sequence[str], limit: int = 30) -> None:
         return  # plotly then shows as many labels as fit
     cut = [literal(label, limit) for label in labels]
     figure.update_yaxes(tickmode="array", tickvals=[literal(label) for label in labels], ticktext=cut)
-    figure.update_layout(meta={"narrow": [literal(label, 13) for label in labels]})
+    figure.update_layout(meta={"narrow": [literal(label, 17) for label in labels]})
 
 
 def share_limits(values: Sequence[float]) -> dict[str, Any]:

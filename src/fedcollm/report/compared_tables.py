@@ -81,7 +81,7 @@ def summary_table(tasks: Sequence[Compared], role: str, page: bool = False) -> T
         mean = math.fsum(means) / len(means) if len(means) == len(tasks) else None
         whole = percent(mean) if page else "–" if mean is None else f"{mean:.3f}"
         rows.append((name, *(write(row, role) if row else "–" for row in found), whole))
-    caption = f"{_columns(page)[role].replace('clients', 'Clients')} by task: {_interval_words(tasks[0])}"
+    caption = f"{_columns(page)[role].replace('clients', 'Clients')} by task: {_tasks_words(tasks)}"
     header = ("Method" if page else "method", *(compared.name for compared in tasks), "Mean" if page else "mean")
     return Table(caption, header, rows)
 
@@ -137,6 +137,15 @@ def _interval_words(compared: Compared) -> str:
     if len(compared.seeds) > 1:
         return f"mean ± half-width of the 95% interval over seeds {seeds} (Student’s t)"
     return f"seed {seeds}, ± half-width of the 95% interval over test examples"
+
+
+def _tasks_words(tasks: Sequence[Compared]) -> str:
+    if all(compared.seeds == tasks[0].seeds for compared in tasks):
+        return _interval_words(tasks[0])
+    return (
+        f"mean ± half-width of the 95% interval, over seeds where there are {FEWEST_SEEDS} or more (Student’s t), over "
+        "test examples where there is one"
+    )
 
 
 def _size_words(sizes: Sizes | None) -> str:

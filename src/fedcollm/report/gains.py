@@ -85,8 +85,9 @@ def gain_table(classes: Sequence[ClassGains]) -> Table:
 
 
 def _cells(gain: Gain) -> tuple[str, str, str]:
-    known = gain.before is not None and gain.after is not None
-    return percent(gain.before), percent(gain.after), points(gain.after - gain.before) if known else "–"
+    if gain.before is None or gain.after is None:
+        return percent(gain.before), percent(gain.after), "–"
+    return percent(gain.before), percent(gain.after), points(gain.after - gain.before)
 
 
 def gain_plot(classes: Sequence[ClassGains]) -> Figure:

@@ -98,7 +98,7 @@ def fitted(text: str, width: float, size: float) -> str:
     """Return a text, cut at its end if it is wider than there is room.
 
     >>> fitted("St. Mary's Hospital", 60, 10)
-    "St. Mary'…"
+    "St. Mary's…"
     """
     if text_width(text, size) <= width:
         return text

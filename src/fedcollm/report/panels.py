@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedcollm.config.roles import PARTS, ROLES
-from fedcollm.report import compared_plots, content, gains, labels, plots, rounds, tables, tasks
+from fedcollm.report import compared_plots, content, gains, labels, plots, rounds, score_plots, tables, tasks
 from fedcollm.report.axes import Figure
 from fedcollm.report.compared import REFERENCES, Compared
 from fedcollm.report.compared_tables import SHORT
@@ -166,9 +166,11 @@ def _accuracy(methods: Sequence[Method]) -> Iterator[Panel]:
     if len(methods) > 1:
         words = f"Both models at the end of every method.{_of_seeds(methods)}"
         final_alt = f"Dot plot of the final {metric} of {', '.join(method.label for method in methods)}"
-        final = plots.final_plot(methods)
+        final = score_plots.final_plot(methods)
         yield Panel("plot-final", f"Final {metric} by method", words, final_alt, final, tables.comparison(methods))
-    yield Panel("plot-accuracy", f"{metric_title(metric)} by round", text, alt, plots.accuracy_plot(methods), table)
+    yield Panel(
+        "plot-accuracy", f"{metric_title(metric)} by round", text, alt, score_plots.accuracy_plot(methods), table
+    )
 
 
 def _of_seeds(methods: Sequence[Method]) -> str:

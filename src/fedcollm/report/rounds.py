@@ -125,7 +125,7 @@ def attendance_plot(records: Sequence[RoundRecord], states: dict[str, list[str]]
         type="category", categoryorder="array", categoryarray=names, range=[len(names) - 0.4, -0.6], showgrid=False
     )
     figure.update_yaxes(tickmode="array", tickvals=names, ticktext=[literal(client_name(name), 30) for name in states])
-    figure.update_layout(meta={"narrow": [literal(client_name(name), 13) for name in states]})
+    figure.update_layout(meta={"narrow": [literal(client_name(name), 17) for name in states]})
     return figure
 
 

@@ -30,6 +30,8 @@ from fedcollm.runs.directory import (
 )
 from fedcollm.runs.exhibit_files import read_exhibits
 
+_SEED = re.compile("seed-[0-9]+")
+
 #: Role to rows of true label, predicted label and number of examples.
 Confusion: TypeAlias = Mapping[str, Sequence[tuple[str, str, int]]]
 
@@ -166,11 +168,18 @@ def group(runs: Iterable[Run]) -> list[Method]:
     unique: list[Method] = []
     for (task, name, _), members in groups.items():
         if names.count((task, name)) > 1:
-            name = f"{name} ({members[0].directory.name})"
+            name = f"{name} ({_folder(members[0]).name})"
         if any((task, name) == (_task(method.runs[0]), method.name) for method in unique):
             name = f"{name} ({members[0].directory})"
         unique.append(Method(name, tuple(members)))
     return unique
+
+
+def _folder(run: Run) -> Path:
+    """Return the folder that tells methods of the same name apart: that of the run, or that of its comparison."""
+    folder = run.directory.resolve()
+    folder = folder.parent if _is_client(folder) else folder
+    return folder.parent.parent if _SEED.fullmatch(folder.name) else folder
 
 
 def _task(run: Run) -> str:
@@ -182,7 +191,7 @@ def _identity(run: Run) -> tuple[str, str]:
     folder = run.directory.resolve()
     if _is_client(folder):
         folder = folder.parent
-    if re.fullmatch(r"seed-[0-9]+", folder.name):
+    if _SEED.fullmatch(folder.name):
         return folder.parent.name, str(folder.parent)
     return run.config.name, run.config.model_copy(update={"seed": 0}).model_dump_json()
 

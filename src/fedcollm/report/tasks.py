@@ -76,7 +76,7 @@ def overview_plot(methods: Sequence[Method]) -> Figure:
                 customdata=[percent(point.mean, point.half_width) for _, point in known],
                 hovertemplate="%{y}: %{customdata}",
             )
-    label_axis(figure, names)
+    label_axis(figure, names, 60)
     shown = [literal(name) for name in names]
     figure.update_yaxes(showgrid=True, categoryorder="array", categoryarray=shown)
     figure.update_xaxes(title_text="Score", automargin=True, **share_limits([v for v in seen if math.isfinite(v)]))
