@@ -29,9 +29,9 @@ def test_confidence_interval_by_hand():
 
 
 def test_row_text():
-    row = Row("x", {"slm": [0.5], "llm": [0.5, 0.7]})
-    assert row.text("slm") == "0.500"
-    assert row.text("llm") == "0.600 ± 1.271"  # 12.706 * sqrt(0.02 / 2)
+    row = Row("x", {"slm": [0.5, 0.7], "llm": [0.5, 0.6, 0.7]})
+    assert row.text("slm") == "0.600"  # two seeds are too few for an interval
+    assert row.text("llm") == "0.600 ± 0.248"  # 4.3027 * 0.1 / sqrt(3)
     assert row.text("clients") == "–"
 
 

@@ -8,7 +8,7 @@ import pytest
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
 from fedcollm.messages import RoundRecord
-from fedcollm.report import write_report
+from fedcollm.report import compared_plots, write_report
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
 from fedcollm.report.compared import Compared, Row, found_in, mean_by_key, tabulate
 from fedcollm.report.compared_tables import all_tables, difference_table, score_table, summary_table
@@ -190,6 +190,8 @@ def test_tables_of_a_comparison(compared):
     scores, differences = score_table(table), difference_table(table)
     assert differences
     assert scores.header == ("method", "SLM", "clients' SLMs", "LLM", "client steps", "server steps")
+    assert score_table(table, page=True).header[:3] == ("Method", "Small model", "Mean of clients")
+    assert score_table(table, page=True).rows[3][1:4] == ("75.0 ± 32.7%", "65.0%", "100.0 ± 24.5%")
     assert scores.rows[3][1:] == ("0.750 ± 0.327", "0.650", "1.000 ± 0.245", "8", "6")
     assert (
         "4 test examples; 2 clients with 49 private examples in total; public: 33 labelled, 7 unlabelled"
@@ -202,6 +204,35 @@ def test_tables_of_a_comparison(compared):
     ]
     assert len(all_tables([table])) == 2
     assert difference_table(Compared("toy", [Row("x", {"slm": [0.5]})], [0])) is None
+
+
+def test_forest_plot_has_a_row_per_method_and_a_line_at_nothing(compared):
+    table = found_in(compared)
+    assert table
+    figure = compared_plots.forest_plot(table, "fedavg_ce")
+    slm, llm = figure.data
+    assert slm.y == ("standalone (mean of clients)", "FedCoLLM")
+    assert slm.x == (-12.5, 25.0)  # [1, .5, 0, 0] - [1, 0, 1, 0] over 4, in points
+    assert (slm.error_x.arrayminus[1], slm.error_x.array[1]) == (25.0, 50.0)  # [+0.0, +75.0]
+    assert llm.x == (0.0, -50.0)
+    assert [(line.x0, line.x1) for line in figure.layout.shapes] == [(0, 0)]
+    rows = compared_plots.forest_table(table, "fedavg_ce").rows
+    assert [row[0] for row in rows] == ["standalone (mean of clients)", "FedCoLLM", "centralized LLM (private + D_a)"]
+    assert compared_plots.forest_rows(table, "closed_form") == []
+
+
+def test_clients_alone_stand_beside_what_all_share(compared):
+    methods, _ = read_methods([compared])
+    own, shared = compared_plots.alone(methods), compared_plots.together(methods[0])
+    assert own == {"0": 0.25, "1": 0.5}
+    assert shared == 0.75
+    assert compared_plots.alone(methods[:1]) == {}
+    assert compared_plots.clients_table(own, shared, {"1": 0.875}).rows == [
+        ("Client 0", "25.0%", "75.0%", "+50.0", "–"),
+        ("Client 1", "50.0%", "75.0%", "+25.0", "87.5%"),
+    ]
+    bars = compared_plots.clients_plot(own, shared, {}).data
+    assert [(bar.name, bar.x) for bar in bars] == [("Alone", (0.25, 0.5)), ("Federated, shared", (0.75, 0.75))]
 
 
 def test_report_of_a_comparison_shows_its_controls(compared, tmp_path):
@@ -251,7 +282,9 @@ def test_every_method_has_a_label_and_words():
     assert described("mine") is None
 
 
-@pytest.mark.parametrize(("seeds", "half_width", "told"), [([4], None, False), ([4, 5], 0.031, True)])
+@pytest.mark.parametrize(
+    ("seeds", "half_width", "told"), [([4], None, False), ([4, 5], None, False), ([4, 5, 6], 0.031, True)]
+)
 def test_more_than_one_seed_brings_the_interval_over_seeds(seeds, half_width, told):
     difference = Difference(0.012, -0.005, 0.029, 0.21, 300, len(seeds), half_width)
     row = Row("plus", {"slm": [0.5] * len(seeds)}, "fedcollm_plus", {"slm": {"fedcollm": difference}})

@@ -13,7 +13,7 @@ from fedcollm.errors import UserError
 from fedcollm.modalities.exhibits import Answer, Exhibit, Region, to_json
 from fedcollm.modalities.pictures import picture
 from fedcollm.report import write_report
-from fedcollm.runs.directory import EXHIBITS, write_json
+from fedcollm.runs.directory import EXHIBITS, EXHIBITS_START, write_json
 
 PHOTO = picture(Image.new("RGB", (200, 100), "gray"))
 CELLS = Exhibit(
@@ -81,6 +81,18 @@ def test_wrong_answers_come_before_right_ones(reported):
     wrong, _, right = text.partition("Right answers of the small model")
     assert "Wrong answers of the small model clip Spectrogram, 1.0 s, 0 to 8 kHz True answer the cat sat" in wrong
     assert right.strip() == "q Roses are True answer red Small model red right Large model another answer wrong"
+
+
+def test_answers_before_training_stand_before_those_after_it(make_run, make_record, tmp_path):
+    run = make_run("run", [make_record(0, 0.1, 0.3), make_record(1, 0.6, 0.7)])
+    evil = Exhibit("q", answers={"slm": Answer("<b>blue</b>", False), "other": Answer("x")})
+    write_json(run, EXHIBITS, to_json([TEXT]))
+    write_json(run, EXHIBITS_START, to_json([evil, Exhibit("not shown", answers={"slm": Answer("y")})]))
+    section = _section(write_report([run], tmp_path / "page.html"))
+    text = " ".join(Page(section).text.split())
+    assert "Small model before training: <b>blue</b> wrong✗ → after: red right Large model another" in text
+    assert "<b>" not in section
+    assert "before training → after the last round" in text
 
 
 def test_words_have_tags_and_say_what_is_wrong(reported):

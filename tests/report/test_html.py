@@ -137,6 +137,8 @@ def test_page_says_it_all_and_loads_nothing(whole, tmp_path):
         "by each client: 0.5% of the small model’s parameters",
         "clients 4.0 s, distillation 6.0 s, evaluation 3.0 s",
         "7 duplicates removed",
+        "Client 0, Client 1",
+        "Large model smollm2-135m",
         "a note on the data",
         "arXiv 2411.11707",
         "learning_rate: 0.001",
@@ -211,6 +213,8 @@ def test_browser_draws_every_plot(whole, tmp_path):
     assert all(marks["svg"] >= 1 for marks in page.marks.values())
     assert drawn == {
         "plot-accuracy": {"line": 3, "point": 3 + 3 + 2},
+        "plot-gains": {"point": 6},
+        "plot-timeline": {"point": 6},
         "plot-confusion-slm": {"image": 1},
         "plot-confusion-llm": {"image": 1},
         "plot-losses": {"line": 4, "point": 8},
@@ -228,9 +232,11 @@ def test_browser_draws_a_comparison(make_run, make_record, tmp_path):
             make_run(f"all/{name.replace('/', '')}/seed-{seed}", records, name=name.replace("/", ""), seed=seed)
     page, console = browse(write_report([tmp_path / "all"], tmp_path / "page.html"))
     assert console == []
-    assert page.marks["plot-final"] == Counter(svg=page.marks["plot-final"]["svg"], point=4)
-    assert page.marks["plot-accuracy"]["line"] == 5 + 4  # curves and their bands; that of the LLM has no width
-    assert "95% interval over 2 seeds" in page.text
+    assert page.marks["plot-final"] == Counter(
+        svg=page.marks["plot-final"]["svg"], point=4 + 8
+    )  # means, and a dot per seed
+    assert page.marks["plot-accuracy"]["line"] == 5  # without bands, for which there are too few seeds
+    assert "mean over 2 seeds" in page.text
 
 
 @needs_browser

@@ -83,6 +83,7 @@ def test_interval_is_student_t():
     assert mean == pytest.approx(0.6)
     assert half == pytest.approx(4.302653 * 0.1 / math.sqrt(3))  # t(0.975; 2) s / √n
     assert interval([0.5]) == (0.5, None)
+    assert interval([0.5, 0.75]) == (0.625, None)  # two seeds are too few for an interval
 
 
 def test_sampling_half_width_is_wilsons():
@@ -102,10 +103,13 @@ def test_methods_are_folders_of_seeds_and_clients(make_run, make_record):
     assert [method.name for method in methods] == ["fedcollm", "standalone", "fedavg"]
     assert [method.federated for method in methods] == [True, False, True]
     assert finals(methods[1], "slm") == {0: pytest.approx(0.3)}  # the mean over clients, not a seed each
-    assert curve(methods[1], "slm") == [Point(0, 0.0), Point(1, pytest.approx(0.3))]
+    assert curve(methods[1], "slm") == [
+        Point(0, 0.0, None, (0.0,)),
+        Point(1, pytest.approx(0.3), None, (pytest.approx(0.3),)),
+    ]
     first, second = curve(methods[2], "slm")
-    assert (first.mean, first.half_width) == (pytest.approx(0.1), pytest.approx(0.0))
-    assert (second.mean, second.half_width) == (pytest.approx(0.4), pytest.approx(12.7062 * 0.1, rel=1e-5))
+    assert first == Point(0, pytest.approx(0.1), None, (0.1, 0.1))
+    assert second == Point(1, pytest.approx(0.4), None, (0.3, 0.5))
 
 
 def test_one_name_with_two_configurations_is_two_methods(make_run, make_record):
@@ -118,6 +122,8 @@ def test_one_name_with_two_configurations_is_two_methods(make_run, make_record):
     methods = group(map(read_run, runs))
     assert [method.name for method in methods] == ["icd10 (a)", "icd10 (b)"]
     assert list(methods[0].by_seed) == [0, 1]
+    twice = [make_run(f"{place}/fedavg/seed-0", records, name="fedavg") for place in ("old", "new")]
+    assert [method.name for method in group(map(read_run, twice))] == ["fedavg (old)", "fedavg (new)"]
 
 
 def test_llm_in_the_slms_place_is_shown_as_the_llm(make_run, make_record):
@@ -130,13 +136,17 @@ def test_llm_in_the_slms_place_is_shown_as_the_llm(make_run, make_record):
 def test_comparison_pairs_differences_by_seed(make_run, make_record):
     runs = [
         make_run(f"{name}/seed-{seed}", [make_record(0, 0.1), make_record(1, score)], name=name, seed=seed)
-        for name, scores in (("fedcollm", (0.5, 0.7)), ("fedavg", (0.4, 0.6)))
+        for name, scores in (("fedcollm", (0.5, 0.7, 0.6)), ("fedavg", (0.4, 0.6, 0.5)), ("mine", (0.5, 0.7)))
         for seed, score in enumerate(scores)
     ]
     table = comparison(group(map(read_run, runs)))
-    assert table.header[:5] == ("Method", "Small model", "Large model", "Mean of clients", "Small model − fedcollm’s")
-    assert table.rows[0] == ("fedcollm", "60.0 ± 127.1%", "–", "50.0 ± 127.1%", "–", "2", "1", "2 kB", "7.0 s")
-    assert table.rows[1] == ("fedavg", "50.0 ± 127.1%", "–", "40.0 ± 127.1%", "−10.0 ± 0.0", "2", "1", "2 kB", "7.0 s")
+    assert table.header[:5] == ("Method", "Small model", "Large model", "Mean of clients", "Small model − FedCoLLM’s")
+    # t(0.975; 2) = 4.3027, s = 0.1: 4.3027 · 0.1 / √3 = 0.2484
+    assert table.rows == [
+        ("FedCoLLM", "60.0 ± 24.8%", "–", "50.0 ± 24.8%", "–", "3", "1", "2 kB", "7.0 s"),
+        ("FedAvg", "50.0 ± 24.8%", "–", "40.0 ± 24.8%", "−10.0 ± 0.0", "3", "1", "2 kB", "7.0 s"),
+        ("mine", "60.0%", "–", "50.0%", "+0.0", "2", "1", "2 kB", "7.0 s"),
+    ]
 
 
 def test_tables_by_round(make_run, make_record):
@@ -159,7 +169,7 @@ def test_accuracy_stands_beside_what_was_spent_of_privacy(make_run, make_record)
 def test_tables_of_labels(make_run, make_record):
     run = read_run(make_run("run", [make_record(0, 0.1), make_record(1, 0.5)]))
     table = data_table(parts(run.data))
-    assert table.header == ("Label", "client 0", "client 1", "public part", "Total")
+    assert table.header == ("Label", "Client 0", "Client 1", "public part", "Total")
     assert table.rows == [
         ("bird", "0", "4", "1", "5"),
         ("cat", "3", "0", "1", "4"),

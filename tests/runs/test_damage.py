@@ -32,7 +32,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 READ = {
     "resume": "config.yaml environment.json identity.json rounds.jsonl checkpoint.safetensors personal.json",
     "evaluate": "config.yaml identity.json checkpoint.safetensors",
-    "report": "config.yaml environment.json data.json rounds.jsonl confusion.json exhibits.json",
+    "report": "config.yaml environment.json data.json rounds.jsonl confusion.json confusion_start.json exhibits.json "
+    "exhibits_start.json personal.json",
 }
 
 

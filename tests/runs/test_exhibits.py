@@ -11,6 +11,7 @@ from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
 from fedcollm.modalities.exhibits import Exhibit, from_json
 from fedcollm.runs import directory as run_directory
+from fedcollm.runs.exhibit_files import read_exhibits
 from fedcollm.runs.exhibits import choose
 from fedcollm.runs.runner import run
 
@@ -75,6 +76,13 @@ def test_answers_are_those_of_the_score_and_nothing_else_changes(config, tmp_pat
         for role, answer in exhibit.answers.items():
             assert answer.right == (outcomes[role][exhibit.id] == 1)
             assert answer.right == (answer.text == exhibit.truth)
+    first = read_exhibits(tmp_path / "with", run_directory.EXHIBITS_START)
+    assert {one.id for one in shown} <= {one.id for one in first}
+    assert all(set(one.answers) == {"slm", "llm"} and not one.picture for one in first)
+    start = run_directory.read_json(tmp_path / "with", run_directory.CONFUSION_START)
+    right = sum(number for true, found, number in start["slm"] if true == found)
+    assert right / 16 == run_directory.read_records(tmp_path / "with")[0].scores["slm"]
+    assert right == sum(bool(one.answers["slm"].right) for one in first)  # all 16 of them
 
 
 def test_exhibits_are_of_the_last_round(config, tmp_path):

@@ -12,6 +12,8 @@ GOOD = {
     "environment.json": ENVIRONMENT,
     "data.json": DATA,
     "confusion.json": CONFUSION,
+    "confusion_start.json": CONFUSION,
+    "exhibits_start.json": [],
     "exhibits.json": [],
     "outcomes.json": {"slm": {"1": 0.5}},
     "started.json": {"rounds": 3},

@@ -18,7 +18,9 @@ STACK = (BLUE, "#e69f00", GREEN, PURPLE, "#56b4e9", VERMILLION, "#a8a000", "#7a6
 ROLE_COLORS = dict(zip(ROLES, (BLUE, VERMILLION, GREEN, PURPLE, GREY), strict=True))
 
 #: Largest numbers of rows and of columns whose names do not overlap.
-LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 12
+LEGIBLE_ROWS, LEGIBLE_COLUMNS = 60, 40
+#: Settings of an axis of shares, from nothing to everything.
+PERCENT: dict[str, Any] = {"tickformat": ".0%", "range": [-0.02, 1.02], "tick0": 0, "dtick": 0.2}
 
 
 def empty_figure(height: int, **layout: object) -> Figure:
@@ -62,4 +64,37 @@ def label_axis(figure: Figure, labels: Sequence[str], limit: int = 30) -> None:
         return  # plotly then shows as many labels as fit
     cut = [literal(label, limit) for label in labels]
     figure.update_yaxes(tickmode="array", tickvals=[literal(label) for label in labels], ticktext=cut)
-    figure.update_layout(meta={"narrow": [literal(label, 13) for label in labels]})
+    figure.update_layout(meta={"narrow": [literal(label, 17) for label in labels]})
+
+
+def share_limits(values: Sequence[float]) -> dict[str, Any]:
+    """Return settings of an axis of shares that shows these values from 0% up, and never more than is possible.
+
+    >>> share_limits([0.2, 0.5])["range"], share_limits([0.2, 0.99])["range"]
+    ([0.0, 0.55], [0.0, 1.02])
+    """
+    top, bottom = max(values, default=1.0), min([*values, 0.0])
+    highest = 1.02 if 0.94 < top <= 1 else round(1.1 * top, 4) or 1.0
+    return {"tickformat": ".0%", "range": [round(1.1 * bottom, 4) + 0.0, highest]}
+
+
+def clipped(value: float, half_width: float) -> tuple[float, float]:
+    """Return the ends of an interval of a share, without what no share can be; a mean outside of 0 to 1 is no share.
+
+    >>> clipped(0.9, 0.25), clipped(0.1, 0.25)
+    ((0.65, 1.0), (0.0, 0.35))
+    """
+    low, high = round(value - half_width, 12), round(value + half_width, 12)
+    return (max(0.0, low), min(1.0, high)) if 0 <= value <= 1 else (low, high)
+
+
+def error_bars(values: Sequence[float], spans: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return the settings of error bars that reach from both ends of a span around each value."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(values, spans, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, spans, strict=True)],
+        "thickness": 2,
+        "width": 5,
+    }

@@ -11,6 +11,7 @@ from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.config.words import start_in_words
 from fedcollm.messages import RoundRecord
 from fedcollm.report.budgets import Sizes, Steps, sizes, steps
+from fedcollm.report.formats import percent
 from fedcollm.report.scores import Difference, interval, outcome_half_width, paired_bootstrap
 from fedcollm.runs import directory as directories
 
@@ -54,13 +55,21 @@ class Row:
         """Return the mean ± the half-width of its 95% interval, as text; a dash if the column was never scored.
 
         >>> Row("", {"slm": [0.5, 0.7]}).text("slm")
-        '0.600 ± 1.271'
+        '0.600'
         """
         known = self.mean(column)
         if known is None:
             return "–"
         mean, half = known
         return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
+
+    def percent(self, column: str) -> str:
+        """Return the same in percent, as a page shows it.
+
+        >>> Row("", {"slm": [0.5, 0.6, 0.7]}).percent("slm")
+        '60.0 ± 24.8%'
+        """
+        return percent(*(self.mean(column) or (None, None)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain values, ready for JSON."""

@@ -7,12 +7,12 @@ from fedcollm.config.methods import METHODS
 from fedcollm.config.roles import MODELS, ROLES
 from fedcollm.report.budgets import Sizes
 from fedcollm.report.compared import COLUMNS, REFERENCES, Compared, Row
-from fedcollm.report.formats import count
-from fedcollm.report.scores import Difference
+from fedcollm.report.formats import count, metric_title, percent, points
+from fedcollm.report.scores import FEWEST_SEEDS, Difference
 from fedcollm.report.tables import Table
 
 #: Names of the reference methods in column headings.
-_SHORT = {
+SHORT = {
     "closed_form": "closed form",
     "fedavg_ce": "FedAvg + CE",
     "fedavg_ce_labelled": "FedAvg + CE on labelled",
@@ -20,21 +20,27 @@ _SHORT = {
 }
 
 
-def score_table(compared: Compared) -> Table:
-    """Return the scores and the optimizer steps of every method."""
+def score_table(compared: Compared, page: bool = False) -> Table:
+    """Return the scores and the optimizer steps of every method; on a page, in percent and with the page's names."""
     rows = [
         (
             _name(row, compared),
-            *(row.text(column) for column in COLUMNS),
+            *(row.percent(column) if page else row.text(column) for column in COLUMNS),
             *(_steps(row, part) for part in ("client", "server")),
         )
         for row in compared.rows
     ]
-    header = ("method", *COLUMNS.values(), "client steps", "server steps")
+    header = ("method", *_columns(page).values(), "client steps", "server steps")
+    header = tuple(metric_title(name) for name in header) if page else header
     return Table(f"{compared.name}: {_interval_words(compared)}. {_size_words(compared.sizes)}".strip(), header, rows)
 
 
-def difference_table(compared: Compared) -> Table | None:
+def _columns(page: bool) -> dict[str, str]:
+    """Return column to heading."""
+    return {column: ROLES[column].label for column in COLUMNS} if page else COLUMNS
+
+
+def difference_table(compared: Compared, page: bool = False) -> Table | None:
     """Return the difference of every method from the references, for both models; None if nothing can be paired."""
     columns = [
         (role, reference)
@@ -45,24 +51,26 @@ def difference_table(compared: Compared) -> Table | None:
     if not columns:
         return None
     rows = [
-        (row.name, *(_cells(row.differences.get(role, {}).get(reference)) for role, reference in columns))
+        (row.name, *(difference_cells(row.differences.get(role, {}).get(reference)) for role, reference in columns))
         for row in compared.rows
         if row.differences
     ]
-    header = ("method", *(f"{ROLES[role].short} above {_SHORT[reference]}" for role, reference in columns))
+    names = _columns(page)
+    header = ("Method" if page else "method", *(f"{names[role]} above {SHORT[ref]}" for role, ref in columns))
     caption = (
         f"{compared.name}: differences in percentage points on the same test examples [95% interval], p: paired "
         "bootstrap, 10,000 resamples of the examples within each seed"
     )
-    if len(compared.seeds) > 1:
+    if len(compared.seeds) >= FEWEST_SEEDS:
         caption += (
             "; seeds ±: half-width of the 95% interval over seeds (Student’s t), which the bootstrap does not cover"
         )
     return Table(caption, header, rows)
 
 
-def summary_table(tasks: Sequence[Compared], role: str) -> Table:
+def summary_table(tasks: Sequence[Compared], role: str, page: bool = False) -> Table:
     """Return one role's scores on several tasks: one row per method, one column per task, and the mean over tasks."""
+    write = Row.percent if page else Row.text
     by_task = [{row.name: row for row in compared.rows} for compared in tasks]
     order = ["zero-shot", "before training", *(method.label for method in METHODS.values())]
     names = [name for name in order if any(name in known and known[name].mean(role) for known in by_task)]
@@ -70,10 +78,12 @@ def summary_table(tasks: Sequence[Compared], role: str) -> Table:
     for name in names:
         found = [known.get(name) for known in by_task]
         means = [known[0] for row in found if row and (known := row.mean(role))]
-        whole = f"{math.fsum(means) / len(means):.3f}" if len(means) == len(tasks) else "–"
-        rows.append((name, *(row.text(role) if row else "–" for row in found), whole))
-    caption = f"{COLUMNS[role].replace('clients', 'Clients')} by task: {_interval_words(tasks[0])}"
-    return Table(caption, ("method", *(compared.name for compared in tasks), "mean"), rows)
+        mean = math.fsum(means) / len(means) if len(means) == len(tasks) else None
+        whole = percent(mean) if page else "–" if mean is None else f"{mean:.3f}"
+        rows.append((name, *(write(row, role) if row else "–" for row in found), whole))
+    caption = f"{_columns(page)[role].replace('clients', 'Clients')} by task: {_tasks_words(tasks)}"
+    header = ("Method" if page else "method", *(compared.name for compared in tasks), "Mean" if page else "mean")
+    return Table(caption, header, rows)
 
 
 def all_tables(tasks: Sequence[Compared]) -> list[Table]:
@@ -95,26 +105,20 @@ def _steps(row: Row, part: str) -> str:
     return count(getattr(row.steps, part)) if row.steps else "–"
 
 
-def _cells(difference: Difference | None) -> str:
+def difference_cells(difference: Difference | None) -> str:
     """Return a difference with its interval and p-value.
 
-    >>> _cells(Difference(0.012, -0.005, 0.029, 0.2143, 300, 1))
+    >>> difference_cells(Difference(0.012, -0.005, 0.029, 0.2143, 300, 1))
     '+1.2 [−0.5, +2.9], p = 0.21'
-    >>> _cells(Difference(0.012, -0.005, 0.029, 0.2143, 900, 3, 0.031))
+    >>> difference_cells(Difference(0.012, -0.005, 0.029, 0.2143, 900, 3, 0.031))
     '+1.2 [−0.5, +2.9], p = 0.21; seeds ± 3.1'
     """
     if difference is None:
         return "–"
-    mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in _ends(difference))
+    mean, low, high = map(points, (difference.mean, difference.low, difference.high))
     between = difference.seeds_half_width
     seeds = "" if between is None else f"; seeds ± {100 * between:.1f}"
     return f"{mean} [{low}, {high}], {p_words(difference.p)}{seeds}"
-
-
-def _ends(difference: Difference) -> tuple[float, float, float]:
-    """Return the mean and both ends of the interval, rounded to four digits and without negative zeros."""
-    mean, low, high = (round(value, 4) + 0.0 for value in (difference.mean, difference.low, difference.high))
-    return mean, low, high
 
 
 def p_words(p: float) -> str:
@@ -128,9 +132,20 @@ def p_words(p: float) -> str:
 
 def _interval_words(compared: Compared) -> str:
     seeds = ", ".join(map(str, compared.seeds))
+    if 1 < len(compared.seeds) < FEWEST_SEEDS:
+        return f"mean over seeds {seeds}, which are too few for an interval"
     if len(compared.seeds) > 1:
         return f"mean ± half-width of the 95% interval over seeds {seeds} (Student’s t)"
     return f"seed {seeds}, ± half-width of the 95% interval over test examples"
+
+
+def _tasks_words(tasks: Sequence[Compared]) -> str:
+    if all(compared.seeds == tasks[0].seeds for compared in tasks):
+        return _interval_words(tasks[0])
+    return (
+        f"mean ± half-width of the 95% interval, over seeds where there are {FEWEST_SEEDS} or more (Student’s t), over "
+        "test examples where there is one"
+    )
 
 
 def _size_words(sizes: Sizes | None) -> str:

@@ -10,7 +10,7 @@ from fedcollm.config.roles import PARTS, ROLES
 from fedcollm.config.words import facts_in_words, settings_in_words, start_in_words
 from fedcollm.report.formats import byte_count, count, duration, metric_title, percent, share
 from fedcollm.report.runs import Method, described
-from fedcollm.report.scores import curve, finals, interval, role_scores, sampling_half_width
+from fedcollm.report.scores import FEWEST_SEEDS, curve, finals, interval, role_scores, sampling_half_width
 from fedcollm.report.tables import Summary, Table
 
 #: The roles with a score of their own.
@@ -126,7 +126,8 @@ def _score_note(method: Method, role: str) -> str:
     if role == "clients":
         notes.append("after local tuning")
     if len(method.by_seed) > 1:
-        notes.append(f"95% interval over {len(method.by_seed)} seeds")
+        few = len(method.by_seed) < FEWEST_SEEDS
+        notes.append(f"{'mean' if few else '95% interval'} over {len(method.by_seed)} seeds")
     elif len(method.runs) == 1:
         scores = role_scores(method.runs[0].records, role)
         if scores.best_round != scores.final_round:
@@ -157,7 +158,7 @@ def settings(config: RunConfig) -> str:
 
 def explained(methods: Sequence[Method]) -> list[tuple[str, str]]:
     """Return the names of the compared methods with their descriptions; the user's own methods are left out."""
-    return [(method.name, words) for method in methods if (words := described(method.name))]
+    return [(method.label, f"{method.name}: {words}") for method in methods if (words := described(method.name))]
 
 
 def differences(methods: Sequence[Method]) -> Table:
@@ -167,7 +168,7 @@ def differences(methods: Sequence[Method]) -> Table:
     keys += [key for key in dict.fromkeys(key for config in configs for key in config) if key not in configs[0]]
     rows = [(key, *(str(config.get(key, "–")) for config in configs)) for key in keys]
     return Table(
-        "Configuration, where methods differ (first run of each)", ("Key", *(method.name for method in methods)), rows
+        "Configuration, where methods differ (first run of each)", ("Key", *(method.label for method in methods)), rows
     )
 
 

@@ -1,10 +1,11 @@
 """Arrange the test examples of a run for the page: those that the small model got wrong first, then the others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedcollm.config.roles import ROLES
 from fedcollm.modalities.exhibits import Answer, Exhibit, Region
+from fedcollm.report.formats import amount
 from fedcollm.report.runs import Run
 
 #: Status of a word to what a screen reader says before it.
@@ -25,12 +26,16 @@ class Said:
         answer: its answer.
         words: the answer in words.
         mark: whether it is right, in words; empty if that is not known.
+        before: its answer before any training, in words; empty if that is not known.
+        mark_before: whether that one is right, in words; empty if that is not known.
     """
 
     model: str
     answer: Answer
     words: str
     mark: str
+    before: str = ""
+    mark_before: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,20 @@ class Card:
     alt: str
 
 
-def shown(run: Run) -> list[tuple[str, list[Card]]]:
-    """Return the examples of a run in groups, each with its heading; groups without examples are left out."""
+def left_out(before: Sequence[Exhibit], after: Sequence[Exhibit]) -> str:
+    """Return how many examples have lost their picture, as the beginning of a sentence; empty if none has."""
+    lost = sum(bool(one.picture) for one in before) - sum(bool(one.picture) for one in after)
+    return f"{amount(lost, 'example')} {'is' if lost == 1 else 'are'}" if lost else ""
+
+
+def shown(run: Run, exhibits: Sequence[Exhibit]) -> list[tuple[str, list[Card]]]:
+    """Return examples of a run in groups, each with its heading; groups without examples are left out."""
     groups: dict[bool | None, list[Card]] = {False: [], True: [], None: []}
-    for exhibit in run.exhibits:
+    for exhibit in exhibits:
         answer = exhibit.answers.get("slm")
-        groups[answer.right if answer else None].append(Card(exhibit, list(_said(exhibit)), _alt(exhibit)))
+        groups[answer.right if answer else None].append(
+            Card(exhibit, list(_said(exhibit, run.first_answers.get(exhibit.id, {}))), _alt(exhibit))
+        )
     slm = ROLES["slm"].label.lower()
     headings = {
         False: f"Wrong answers of the {slm}",
@@ -63,12 +76,17 @@ def shown(run: Run) -> list[tuple[str, list[Card]]]:
     return [(headings[right], cards) for right, cards in groups.items() if cards]
 
 
-def _said(exhibit: Exhibit) -> Iterator[Said]:
+def _said(exhibit: Exhibit, first: Mapping[str, Answer]) -> Iterator[Said]:
     for role, answer in exhibit.answers.items():
         if role not in ROLES:
             continue
-        mark = "" if answer.right is None else "right" if answer.right else "wrong"
-        yield Said(ROLES[role].label, answer, _in_words(answer), mark)
+        start = first.get(role)
+        before = ("", "") if start is None else (_in_words(start), _mark(start))
+        yield Said(ROLES[role].label, answer, _in_words(answer), _mark(answer), *before)
+
+
+def _mark(answer: Answer) -> str:
+    return "" if answer.right is None else "right" if answer.right else "wrong"
 
 
 def _in_words(answer: Answer) -> str:

@@ -18,10 +18,10 @@ def percent(value: float | None, half_width: float | None = None) -> str:
 def points(difference: float, half_width: float | None = None) -> str:
     """Return a difference of two shares in percentage points, with the half-width of its interval if there is one.
 
-    >>> points(0.05), points(-0.07, 0.021)
-    ('+5.0', '−7.0 ± 2.1')
+    >>> points(0.05), points(-0.07, 0.021), points(-0.0002)
+    ('+5.0', '−7.0 ± 2.1', '+0.0')
     """
-    number = f"{100 * difference:+.1f}".replace("-", "−")
+    number = f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
     return number if half_width is None else f"{number} ± {100 * half_width:.1f}"
 
 
@@ -66,6 +66,37 @@ def count(number: int) -> str:
     '123,456'
     """
     return f"{number:,}"
+
+
+def amount(number: int, noun: str) -> str:
+    """Return a number of things with its noun, in the singular or the plural.
+
+    >>> amount(1, "round"), amount(1200, "example")
+    ('1 round', '1,200 examples')
+    """
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def large(number: float) -> str:
+    """Return a large number with three significant digits, in thousands, millions or billions.
+
+    >>> large(500), large(63713088), large(1.345e9)
+    ('500', '63.7 M', '1.34 B')
+    """
+    for unit in ("", " k", " M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} B"
+
+
+def power(number: float) -> str:
+    """Return a small number as people write it.
+
+    >>> power(1e-05), power(0.002)
+    ('1e-5', '0.002')
+    """
+    return f"{number:g}".replace("e-0", "e-")
 
 
 def natural(text: str) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedcollm.report.federation import client_name
 from fedcollm.report.formats import count, natural, percent
 from fedcollm.report.tables import Table
 
@@ -17,7 +18,11 @@ FACTS = {
 
 def parts(data: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Return the number of examples of each label by part of the training data: the clients, then the public part."""
-    clients = {f"client {name}": dict(counts) for name, counts in data.get("clients", {}).items()}
+    held: Mapping[str, Mapping[str, int]] = data.get("clients", {})
+    names = {name: client_name(name) for name in held}
+    if len({*names.values(), PUBLIC}) <= len(held):  # two names look alike
+        names = {name: f"client {name}" for name in held}
+    clients = {names[name]: dict(counts) for name, counts in held.items()}
     return clients | ({PUBLIC: dict(data["public"])} if data.get("public") else {})
 
 

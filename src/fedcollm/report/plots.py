@@ -1,4 +1,4 @@
-"""Plot runs as plotly figures. The colors of text, grid and background come from the page."""
+"""Plot one run as plotly figures. The colors of text, grid and background come from the page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from plotly import subplots  # pyright: ignore[reportMissingTypeStubs]
 
-from fedcollm.config.roles import MODELS, PARTS, ROLES
+from fedcollm.config.roles import PARTS
 from fedcollm.messages import RoundRecord
 from fedcollm.report.axes import (
     BLUE,
@@ -15,7 +15,6 @@ from fedcollm.report.axes import (
     GREY,
     LEGIBLE_COLUMNS,
     PURPLE,
-    ROLE_COLORS,
     STACK,
     VERMILLION,
     Figure,
@@ -24,115 +23,9 @@ from fedcollm.report.axes import (
     literal,
     round_axis,
 )
-from fedcollm.report.formats import byte_count, metric_title, percent
+from fedcollm.report.formats import byte_count
 from fedcollm.report.labels import PUBLIC, folded, label_order
-from fedcollm.report.runs import Method, metric_of
-from fedcollm.report.scores import Point, curve, finals, interval
 from fedcollm.report.tables import LOSSES
-
-#: Colors, dashes and markers of the methods that the first one is compared with.
-MUTED = ("#7f8894", "#a58a5a", "#8f7fae", "#6c9488", "#a9788a", "#7388ad")
-DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
-SYMBOLS = ("square-open", "diamond-open", "triangle-up-open", "x-thin-open", "pentagon-open", "triangle-down-open")
-
-
-def accuracy_plot(methods: Sequence[Method]) -> Figure:
-    """Plot accuracy by round: all roles of the first method, before the other methods' small models in muted colors."""
-    figure = empty_figure(430, hovermode="x unified")
-    rounds: list[int] = []
-    for index, method in reversed(list(enumerate(methods[1:]))):
-        points = curve(method, "slm")
-        rounds += [point.round for point in points]
-        line = {"color": MUTED[index % len(MUTED)], "width": 1.75, "dash": DASHES[index % len(DASHES)]}
-        _add_curve(figure, points, literal(method.name), line, SYMBOLS[index % len(SYMBOLS)], rank=1000 + index)
-    curves = {role: curve(methods[0], role) for role in ROLES}
-    for rank, (role, points) in enumerate(curves.items()):
-        rounds += [point.round for point in points]
-        line = {
-            "color": ROLE_COLORS[role],
-            "width": 3 if role in MODELS else 1.75,
-            "dash": "solid" if role in MODELS else "dot",
-        }
-        _add_curve(figure, points, ROLES[role].label, line, "circle", rank=rank)
-    _name_ends(figure, {role: points[-1] for role, points in curves.items() if points and role in MODELS})
-    round_axis(figure, rounds)
-    figure.update_yaxes(title_text=metric_title(metric_of(methods)), tickformat=".0%", rangemode="tozero")
-    return figure
-
-
-def _add_curve(
-    figure: Figure, points: Sequence[Point], name: str, line: Mapping[str, object], symbol: str, rank: int
-) -> None:
-    """Add a line with markers, on a band if any of its points has an interval."""
-    if not points:
-        return
-    if any(point.half_width for point in points):
-        _add_band(figure, points, name, line["color"], 0.18 if symbol == "circle" else 0.1)
-    figure.add_scatter(
-        x=[point.round for point in points],
-        y=[point.mean for point in points],
-        name=name,
-        mode="lines+markers",
-        line=dict(line),
-        marker={"symbol": symbol, "size": 7},
-        legendgroup=name,
-        legendrank=rank,
-        customdata=[percent(point.mean, point.half_width) for point in points],
-        hovertemplate="%{customdata}",
-    )
-
-
-def _add_band(figure: Figure, points: Sequence[Point], name: str, color: object, opacity: float) -> None:
-    """Add the area between the ends of the points' intervals."""
-    x = [point.round for point in points]
-    above = [point.mean + (point.half_width or 0) for point in points]
-    below = [point.mean - (point.half_width or 0) for point in points]
-    figure.add_scatter(
-        x=x + x[::-1],
-        y=above + below[::-1],
-        fill="toself",
-        fillcolor=color,
-        opacity=opacity,
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=name,
-    )
-
-
-def _name_ends(figure: Figure, ends: Mapping[str, Point]) -> None:
-    """Write the last value of each line beside it; shift the values apart if they are close."""
-    order = sorted(ends, key=lambda role: ends[role].mean)
-    close = len(order) > 1 and ends[order[-1]].mean - ends[order[0]].mean < 0.05
-    for role, point in ends.items():
-        shift = (8 if role == order[-1] else -8) if close else 0
-        style = {"showarrow": False, "xanchor": "left", "xshift": 9, "yshift": shift, "font_color": ROLE_COLORS[role]}
-        figure.add_annotation(x=point.round, y=point.mean, text=f"<b>{percent(point.mean)}</b>", **style)
-    figure.update_layout(margin_r=64)
-
-
-def final_plot(methods: Sequence[Method]) -> Figure:
-    """Plot the final score of both models by method, with intervals over seeds."""
-    figure = empty_figure(150 + 38 * len(methods))
-    for role, symbol in zip(MODELS, ("circle", "diamond"), strict=True):
-        known = [(m.name, interval(list(values.values()))) for m in methods if (values := finals(m, role))]
-        if not known:
-            continue
-        figure.add_scatter(
-            x=[mean for _, (mean, _) in known],
-            y=[literal(name) for name, _ in known],
-            error_x={"type": "data", "array": [half or 0 for _, (_, half) in known], "thickness": 2, "width": 5},
-            name=ROLES[role].label,
-            mode="markers",
-            marker={"color": ROLE_COLORS[role], "size": 10, "symbol": symbol},
-            customdata=[percent(mean, half) for _, (mean, half) in known],
-            hovertemplate="%{y}: %{customdata}",
-        )
-    label_axis(figure, [method.name for method in methods])
-    figure.update_yaxes(showgrid=True, categoryorder="array", categoryarray=[literal(m.name) for m in methods])
-    figure.update_xaxes(title_text=f"Final {metric_of(methods)}", tickformat=".0%", rangemode="tozero", automargin=True)
-    return figure
 
 
 def data_plot(split: Mapping[str, Mapping[str, int]]) -> Figure:
@@ -179,13 +72,14 @@ def _stacked(
 def time_plot(records: Sequence[RoundRecord]) -> Figure:
     """Plot the seconds of each round, stacked by part."""
     figure = empty_figure(420, barmode="stack", hovermode="x unified", bargap=0.3)
+    records = [record for record in records if any(record.seconds.values())]
     rounds = [record.round for record in records]
     for (part, label), color in zip(PARTS.items(), cycle((GREEN, PURPLE, GREY)), strict=False):
         seconds = [record.seconds.get(part, 0.0) for record in records]
         figure.add_bar(x=rounds, y=seconds, name=label, marker_color=color, hovertemplate="%{y:.1f} s")
     round_axis(figure, rounds)
     figure.update_xaxes(range=[min(rounds) - 0.5, max(rounds) + 0.5])
-    figure.update_yaxes(title_text="Seconds")
+    figure.update_yaxes(title_text="Seconds", rangemode="nonnegative")
     return figure
 
 
@@ -255,7 +149,9 @@ def confusion_plot(rows: Sequence[tuple[str, str, int]], labels: Sequence[str]) 
     figure.update_layout(margin_t=30)
     label_axis(figure, labels, 22)
     short = [literal(label, 16) for label in labels]
-    ticks = {"tickvals": shown, "ticktext": short, "tickangle": -60 if max(map(len, labels)) > 3 else 0}
+    ticks: dict[str, Any] = {"tickvals": shown, "ticktext": short, "tickangle": -90 if max(map(len, labels)) > 3 else 0}
+    if len(labels) > 12:
+        ticks["tickfont"] = {"size": 10}
     figure.update_xaxes(type="category", automargin=True, showgrid=False, title_text="Predicted label", **ticks)
     if len(labels) > LEGIBLE_COLUMNS:
         figure.update_xaxes(showticklabels=False, ticks="", title_text="Predicted label, in the order of the rows")

@@ -2,29 +2,38 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
 from fedcollm.config.roles import MODELS
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
-from fedcollm.modalities.exhibits import Exhibit, from_json
+from fedcollm.modalities.exhibits import Answer, Exhibit
 from fedcollm.report.formats import natural
 from fedcollm.runs.directory import (
     CONFIG,
     CONFUSION,
+    CONFUSION_START,
     DATA,
     ENVIRONMENT,
-    EXHIBITS,
-    damaged,
+    EXHIBITS_START,
+    PERSONAL,
+    ROUNDS,
     read_config,
     read_json,
     read_records,
 )
+from fedcollm.runs.exhibit_files import read_exhibits
+
+_SEED = re.compile("seed-[0-9]+")
+
+#: Role to rows of true label, predicted label and number of examples.
+Confusion: TypeAlias = Mapping[str, Sequence[tuple[str, str, int]]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,12 @@ class Run:
         records: records of the finished rounds, starting with round 0; empty if none is finished.
         environment: versions, device, parameter counts; empty if missing.
         data: how the data was split; empty if missing.
-        confusion: role to rows of true label, predicted label and number of examples; empty if missing.
+        confusion: how the models confused labels after the last round; empty if missing.
+        confusion_start: the same before any training; empty if missing.
         exhibits: test examples with the models' answers; empty if missing.
+        first_answers: id of a test example to each role's answer before any training; empty if missing.
+        personal: client id to the score of the adapter that it keeps; empty if missing.
+        ended: when the last round was written; None if unknown.
     """
 
     directory: Path
@@ -46,8 +59,12 @@ class Run:
     records: Sequence[RoundRecord] = ()
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
     data: dict[str, Any] = field(default_factory=dict[str, Any])
-    confusion: dict[str, list[tuple[str, str, int]]] = field(default_factory=dict[str, list[tuple[str, str, int]]])
+    confusion: Confusion = field(default_factory=dict[str, Sequence[tuple[str, str, int]]])
+    confusion_start: Confusion = field(default_factory=dict[str, Sequence[tuple[str, str, int]]])
     exhibits: Sequence[Exhibit] = ()
+    first_answers: Mapping[str, Mapping[str, Answer]] = field(default_factory=dict[str, Mapping[str, Answer]])
+    personal: Mapping[str, float] = field(default_factory=dict[str, float])
+    ended: datetime | None = None
 
     @property
     def metric(self) -> str:
@@ -60,12 +77,17 @@ class Method:
     """Runs that differ only in their seed or, for standalone training, in the one client that they train.
 
     Attributes:
-        name: name of the method, unique within a report.
+        name: name of the method, unique among the methods on its task.
         runs: its runs, at least one.
     """
 
     name: str
     runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        """Return what readers call the method: its name, or that of the method of `fedcollm compare`."""
+        return METHODS[self.name].label if self.name in METHODS else self.name
 
     @property
     def by_seed(self) -> dict[int, list[Run]]:
@@ -112,37 +134,56 @@ def read_run(directory: Path) -> Run:
         UserError: the directory holds no run, or one of its files is malformed.
     """
     config, records = read_config(directory), read_records(directory)
-    values: list[dict[str, Any]] = [read_json(directory, name) or {} for name in (ENVIRONMENT, DATA, CONFUSION)]
-    environment, data, rows = values
-    try:
-        exhibits = from_json(read_json(directory, EXHIBITS) or [])
-    except ValueError as error:
-        raise damaged(directory / EXHIBITS, error) from error
+    names = (ENVIRONMENT, DATA, CONFUSION, CONFUSION_START, PERSONAL)
+    values: list[dict[str, Any]] = [read_json(directory, name) or {} for name in names]
+    environment, data, confusion, confusion_start, personal = values
     told = [note for record in records for note in record.notes]
     data["notes"] = [*data.get("notes", ()), *told]
-    confusion = {role: [(true, found, number) for true, found, number in part] for role, part in rows.items()}
-    return Run(directory, config, records, environment, data, confusion, exhibits)
+    return Run(
+        directory,
+        config,
+        records,
+        environment,
+        data,
+        confusion={role: [(true, found, number) for true, found, number in part] for role, part in confusion.items()},
+        confusion_start={role: [(t, f, number) for t, f, number in part] for role, part in confusion_start.items()},
+        exhibits=read_exhibits(directory),
+        first_answers={one.id: one.answers for one in read_exhibits(directory, EXHIBITS_START)},
+        personal=personal.get("scores", {}),
+        ended=datetime.fromtimestamp((directory / ROUNDS).stat().st_mtime, UTC) if records else None,
+    )
 
 
 def group(runs: Iterable[Run]) -> list[Method]:
     """Group runs into methods, in the order of their first runs.
 
     In the layout `METHOD/seed-S` or `METHOD/seed-S/client-K`, each folder METHOD is a method. Elsewhere, runs whose
-    configurations differ only in their seed are a method, which is called `config.name`. If several methods would have
-    the same name, the name of the folder is added.
+    configurations differ only in their seed are a method, which is called `config.name`. If several methods on the same
+    task would have the same name, the name of the folder is added.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        groups.setdefault(_identity(run), []).append(run)
-    names = [name for name, _ in groups]
+        groups.setdefault((_task(run), *_identity(run)), []).append(run)
+    names = [(task, name) for task, name, _ in groups]
     unique: list[Method] = []
-    for (name, _), members in groups.items():
-        if names.count(name) > 1:
-            name = f"{name} ({members[0].directory.name})"
-        if any(name == method.name for method in unique):
+    for (task, name, _), members in groups.items():
+        if names.count((task, name)) > 1:
+            name = f"{name} ({_folder(members[0]).name})"
+        if any((task, name) == (_task(method.runs[0]), method.name) for method in unique):
             name = f"{name} ({members[0].directory})"
         unique.append(Method(name, tuple(members)))
     return unique
+
+
+def _folder(run: Run) -> Path:
+    """Return the folder that tells methods of the same name apart: that of the run, or that of its comparison."""
+    folder = run.directory.resolve()
+    folder = folder.parent if _is_client(folder) else folder
+    return folder.parent.parent if _SEED.fullmatch(folder.name) else folder
+
+
+def _task(run: Run) -> str:
+    return f"{run.config.task.name} {run.config.task.path}"
 
 
 def _identity(run: Run) -> tuple[str, str]:
@@ -150,7 +191,7 @@ def _identity(run: Run) -> tuple[str, str]:
     folder = run.directory.resolve()
     if _is_client(folder):
         folder = folder.parent
-    if re.fullmatch(r"seed-[0-9]+", folder.name):
+    if _SEED.fullmatch(folder.name):
         return folder.parent.name, str(folder.parent)
     return run.config.name, run.config.model_copy(update={"seed": 0}).model_dump_json()
 

@@ -9,6 +9,9 @@ import numpy
 from fedcollm.messages import RoundRecord
 from fedcollm.report.runs import Method
 
+#: Fewest seeds whose spread is worth an interval; of fewer seeds, plots show each one's value instead.
+FEWEST_SEEDS = 3
+
 
 @dataclass(frozen=True)
 class RoleScores:
@@ -31,11 +34,19 @@ class RoleScores:
 
 @dataclass(frozen=True)
 class Point:
-    """One role's mean score over seeds in one round, and the half-width of its 95% interval (None with one seed)."""
+    """One role's score in one round.
+
+    Attributes:
+        round: the round.
+        mean: mean over seeds.
+        half_width: half-width of its 95% interval; None with fewer than `FEWEST_SEEDS` seeds.
+        values: each seed's score.
+    """
 
     round: int
     mean: float
     half_width: float | None = None
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Difference:
         examples: number of pairs of outcomes.
         seeds: number of seeds that the pairs come from.
         seeds_half_width: half-width of the 95% interval of the mean over seeds (Student's t), which includes what
-            training again would change; None with one seed.
+            training again would change; None with fewer than `FEWEST_SEEDS` seeds.
     """
 
     mean: float
@@ -73,9 +84,12 @@ def role_scores(records: Sequence[RoundRecord], role: str) -> RoleScores:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and the half-width of its 95% interval (Student's t), which is None for a single value."""
+    """Return the mean and the half-width of its 95% interval (Student's t), None below `FEWEST_SEEDS` values.
+
+    Two values alone would give an interval of 12.7 standard errors to each side, which says nothing.
+    """
     mean = math.fsum(values) / len(values)
-    if len(values) < 2:
+    if len(values) < FEWEST_SEEDS:
         return mean, None
     from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
@@ -160,4 +174,9 @@ def curve(method: Method, role: str) -> list[Point]:
                 scored.setdefault(record.round, []).append(record.scores[role])
         seeds += [{index: math.fsum(values) / len(values) for index, values in scored.items()}] if scored else []
     rounds: list[int] = sorted(set(seeds[0]).intersection(*seeds[1:])) if seeds else []
-    return [Point(index, *interval([seed[index] for seed in seeds])) for index in rounds]
+    return [point_of(index, [seed[index] for seed in seeds]) for index in rounds]
+
+
+def point_of(index: int, values: Sequence[float]) -> Point:
+    """Return a round's mean over seeds, with its interval if there are at least `FEWEST_SEEDS` of them."""
+    return Point(index, *interval(values), tuple(values))

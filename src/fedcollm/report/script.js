@@ -1,7 +1,8 @@
 "use strict";
-// Draws every figure in the page's own colors, and again whenever the color scheme or the width class changes.
+// Unpacks plotly, and draws every figure in the page's own colors, and again whenever the color scheme or the width class
+// changes.
 (function () {
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  let figures = {};
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const narrow = window.matchMedia("(max-width: 35rem)");
 
@@ -50,7 +51,26 @@
     }
   }
 
-  draw();
-  dark.addEventListener("change", draw);
-  narrow.addEventListener("change", draw);
+  function unpacked(id) {
+    const packed = atob(document.getElementById(id).textContent.trim());
+    const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
+
+  async function start() {
+    const script = document.createElement("script");
+    script.textContent = await unpacked("plotly");
+    document.head.append(script);
+    script.remove(); // it has run
+    figures = JSON.parse(await unpacked("figures"));
+    draw();
+    dark.addEventListener("change", draw);
+    narrow.addEventListener("change", draw);
+  }
+
+  start().catch((error) => {
+    document.getElementById("undrawn").hidden = false;
+    console.error(error);
+  });
 })();

@@ -112,14 +112,14 @@ def comparison(methods: Sequence[Method]) -> Table:
     header = (
         "Method",
         *(ROLES[role].label for role in roles),
-        f"{ROLES['slm'].label} − {methods[0].name}’s",
+        f"{ROLES['slm'].label} − {methods[0].label}’s",
         "Seeds",
         "Rounds",
         "Sent per client and round",
         "Time per seed",
     )
     caption = (
-        "Final scores by method: mean ± half-width of the 95% interval over seeds (Student’s t); "
+        "Final scores by method: mean ± half-width of the 95% interval over seeds (Student’s t) from three seeds on; "
         "differences are paired by seed, in percentage points"
     )
     return Table(caption, header, [_comparison_row(method, methods[0], roles) for method in methods])
@@ -132,7 +132,7 @@ def _comparison_row(method: Method, main: Method, roles: Sequence[str]) -> tuple
     done = sorted({value.rounds_done for value in summaries})
     seconds = math.fsum(math.fsum(value.seconds.values()) for value in summaries) / len(method.by_seed)
     return (
-        method.name,
+        method.label,
         *(
             percent(*interval(list(values.values()))) if values else "–"
             for values in (finals(method, role) for role in roles)
@@ -148,7 +148,7 @@ def _comparison_row(method: Method, main: Method, roles: Sequence[str]) -> tuple
 def score_table(methods: Sequence[Method]) -> Table:
     """Return scores by round: all roles of the first method, the small models of the others, and ε under privacy."""
     curves = [(names.label, curve(methods[0], role)) for role, names in ROLES.items()]
-    curves += [(method.name, curve(method, "slm")) for method in methods[1:]]
+    curves += [(method.label, curve(method, "slm")) for method in methods[1:]]
     columns = [(label, {point.round: point for point in points}) for label, points in curves if points]
     rounds = sorted({index for _, points in columns for index in points})
     spent = {record.round: record.epsilon for record in methods[0].runs[0].records if record.epsilon is not None}

@@ -17,8 +17,10 @@
     opening.safetensors     of a deployment with secure aggregation: the sum of the last round that was opened
     base/{slm,llm}/         base models that this run pretrained itself (`pretrain_epochs`)
     confusion.json          role -> [true label, predicted label, number of examples], after the last round
+    confusion_start.json    the same before any training
     outcomes.json           role -> {id of a test example: main metric}, after the last scored round
     exhibits.json           test examples with the models' answers for the report, after the last round
+    exhibits_start.json     answers before any training, to more test examples; those of exhibits.json are among them
     harness/                test examples and the task file, written by `evaluate --harness`
     report.html             written by `report`
 
@@ -50,6 +52,7 @@ CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.js
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
 STEPS, IDENTITY, EXHIBITS = "steps.jsonl", "identity.json", "exhibits.json"
+CONFUSION_START, EXHIBITS_START = "confusion_start.json", "exhibits_start.json"
 
 _DAMAGES = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 

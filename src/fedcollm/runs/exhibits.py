@@ -12,20 +12,41 @@ import torch
 from fedcollm.federation.server import Server
 from fedcollm.modalities.exhibits import Exhibit, bounded, to_json
 from fedcollm.runs import directory as directories
+from fedcollm.runs.exhibit_files import read_exhibits
+
+#: Examples answered before training for each one to be shown, so that wrong and right ones are among them.
+_CANDIDATES = 2
 
 
 def write_exhibits(directory: Path, server: Server) -> None:
-    """Write `exhibits.json` after the models were scored, if `evaluation.exhibits` asks for any."""
+    """Write `exhibits.json` after the models were scored, if `evaluation.exhibits` asks for any.
+
+    They are chosen among the examples that were answered before training too, if there are any.
+    """
     if server.evaluation.exhibits:
-        directories.write_json(directory, directories.EXHIBITS, to_json(bounded(exhibits(server))))
+        first = {one.id for one in read_exhibits(directory, directories.EXHIBITS_START)}
+        examples = [example for example in server.test if example.id in first] or server.test
+        directories.write_json(directory, directories.EXHIBITS, to_json(bounded(exhibits(server, examples))))
 
 
-def exhibits(server: Server) -> list[Exhibit]:
-    """Return `evaluation.exhibits` test examples, first those that the SLM got wrong, with the models' answers."""
+def write_first_answers(directory: Path, server: Server) -> None:
+    """Write `exhibits_start.json`: what the untrained models answer to the examples of which some will be shown."""
+    if server.evaluation.exhibits:
+        chosen = choose(server.test, {}, _CANDIDATES * server.evaluation.exhibits)
+        answered = _answered([Exhibit(example.id) for example in chosen], chosen, server)
+        directories.write_json(directory, directories.EXHIBITS_START, to_json(bounded(answered)))
+
+
+def exhibits(server: Server, examples: Sequence[Any]) -> list[Exhibit]:
+    """Return `evaluation.exhibits` of the examples, first those that the SLM got wrong, with the models' answers."""
     scored = server.scored.get("slm")
-    chosen = choose(server.test, scored.outcomes if scored else {}, server.evaluation.exhibits)
+    chosen = choose(examples, scored.outcomes if scored else {}, server.evaluation.exhibits)
+    return _answered([server.pair.modality.exhibit(example) for example in chosen], chosen, server)
+
+
+def _answered(shown: list[Exhibit], chosen: Sequence[Any], server: Server) -> list[Exhibit]:
+    """Return exhibits with the answers of both models to their examples."""
     modality = server.pair.modality
-    shown = [modality.exhibit(example) for example in chosen]
     for role, model in server.pair.models().items():
         model.eval()
         with torch.inference_mode():

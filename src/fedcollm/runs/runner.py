@@ -28,7 +28,7 @@ from fedcollm.runs.card import run_facts, write_card
 from fedcollm.runs.controls import control_rounds
 from fedcollm.runs.environment import environment
 from fedcollm.runs.environment import record as record_environment
-from fedcollm.runs.exhibits import write_exhibits
+from fedcollm.runs.exhibits import write_exhibits, write_first_answers
 from fedcollm.runs.identity import check as check_identity
 from fedcollm.runs.identity import identity_of
 from fedcollm.runs.identity import record as record_identity
@@ -205,6 +205,8 @@ def _rounds(
         first = server.prepare()
         scores = zero_shot(config, server, shared) if shared else server.scores()
         first = replace(first, scores=scores, epsilon=0.0 if privacy else None)
+        _write_confusion(directory, directories.CONFUSION_START, server)
+        write_first_answers(directory, server)
         directories.save_round(directory, first, server.adapters())
         yield first
     left = range(done + 1, config.federation.rounds + 1)
@@ -284,11 +286,7 @@ def _publish(config: RunConfig, directory: Path, federation: Federation) -> None
             if federation.shipped:
                 facts = server.pair.modality.of(role).facts()
                 write_portable(place, portable_of(config, role, facts, recorded_bases(directory, role)))
-    confusion = {
-        role: [[*pair, count] for pair, count in sorted(score.confusion.items())]
-        for role, score in server.scored.items()
-    }
-    directories.write_json(directory, directories.CONFUSION, confusion)
+    _write_confusion(directory, directories.CONFUSION, server)
     outcomes = {role: dict(score.outcomes) for role, score in server.scored.items()}
     directories.write_json(directory, directories.OUTCOMES, outcomes)
     if notes := dict.fromkeys(note for role in server.pair.models() for note in server.pair.modality.of(role).notes()):
@@ -297,6 +295,15 @@ def _publish(config: RunConfig, directory: Path, federation: Federation) -> None
         directories.write_json(directory, directories.DATA, data)
     for role in server.pair.models() if federation.shipped else ():
         write_card(directory / "adapters" / role, run_facts(directory, role))
+
+
+def _write_confusion(directory: Path, name: str, server: Server) -> None:
+    """Write how the models of each role confused labels when they were last scored."""
+    confusion = {
+        role: [[*pair, count] for pair, count in sorted(score.confusion.items())]
+        for role, score in server.scored.items()
+    }
+    directories.write_json(directory, name, confusion)
 
 
 def _data(federation: Federation) -> dict[str, Any]:

@@ -53,8 +53,10 @@ _SHAPES: Mapping[str, TypeAdapter[Any]] = {
     "started.json": TypeAdapter(Started),
     "personal.json": TypeAdapter(Personal),
     "confusion.json": TypeAdapter(dict[str, list[tuple[str, str, Count]]]),
+    "confusion_start.json": TypeAdapter(dict[str, list[tuple[str, str, Count]]]),
     "outcomes.json": TypeAdapter(dict[str, dict[str, float]]),
     "exhibits.json": TypeAdapter(list[Any]),
+    "exhibits_start.json": TypeAdapter(list[Any]),
 }
 
 
