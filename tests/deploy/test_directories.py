@@ -304,7 +304,7 @@ def test_passing_disk_error_leaves_no_gap_in_what_a_restarted_client_knows(tmp_p
         with pytest.raises(UserError, match="No space left"):
             note()
         note()
-    assert Remembered(tmp_path / "spent.json").keys() == {"answered/run", "request/run"}
+    assert Remembered(tmp_path / "spent.json").keys() == {"answered/run"}
     assert dict(Remembered(tmp_path / "opened.json")) == {"run/θ/θ": ["a"], "run/1": ["a"]}
 
 

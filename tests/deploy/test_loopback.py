@@ -122,7 +122,7 @@ def test_server_waits_for_its_clients_stops_with_130_and_goes_on(deploy: Deploy)
     deployed.finish()
     assert last_state(deployed.root / "run")[0].participants == ("0", "1")
     lines = (deployed.server_directory / "logs" / "fedcollm.log").read_text().splitlines()
-    assert any(" round=2 " in line and " SLM 0." in line for line in lines)
+    assert any(" round=2 " in line and " SLM " in line for line in lines)
     assert "finished: all rounds" in lines[-1]
     client = (deployed.client_directory("0") / "logs" / "fedcollm.log").read_text()
     assert " round=1 round 1: training" in client

@@ -103,7 +103,7 @@ def write_card(place: Path, facts: Facts | None, form: Form = Form()) -> None:
         facts: what is known of the training; None for an adapter whose run is somewhere else.
         form: the form of the model there.
     """
-    write_atomically(place / CARD, card(read_portable(place), facts, form, (place / BASE).is_dir()), mode=0o644)
+    write_atomically(place / CARD, card(read_portable(place), facts, form, (place / BASE).is_dir()))
 
 
 def card(portable: Portable, facts: Facts | None, form: Form = Form(), has_base: bool = False) -> str:

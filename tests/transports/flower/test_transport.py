@@ -405,8 +405,8 @@ BAD = {
         r"longer than the \d+ bytes allowed",
     ),
     "refusal": (lambda small: lambda reply: encode(Failure("2", "I will not")), "I will not"),
-    "long refusal": (lambda small: lambda reply: encode(Failure("2", "I\x1b[2J\n" * 10**6)), r"^I \[2J I"),
-    "long tensor name": (lambda small: lambda reply: _renamed(reply, "x\x1b[2J" * 10**5), r"^tensor x \[2J"),
+    "long refusal": (lambda small: lambda reply: encode(Failure("2", "I\x1b[2J\n" * 1_500)), r"^I \[2J I"),
+    "long tensor name": (lambda small: lambda reply: _renamed(reply, "x\x1b[2J" * 80), r"^tensor x \[2J"),
     "not finite": (lambda small: lambda reply: _tensors(reply, lambda t: t * torch.nan), "is not finite"),
     "other shape": (lambda small: lambda reply: _tensors(reply, lambda t: t[:1]), r"is .*, not "),
     "too large": (

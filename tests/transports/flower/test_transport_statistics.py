@@ -140,7 +140,6 @@ def test_client_that_spoils_round_0_costs_the_pseudo_labels_and_not_the_run(make
 HOSTILE = [
     ({}, {}, "neither control nor pseudo_labels"),
     (LABELS, {"round_index": 1}, "only round 0"),
-    (LABELS, {"round_index": -1}, "only round 0|not a message"),
     (LABELS, {"adapter": ZEROS | {"statistics/gram": torch.ones(64 * 65 // 2)}}, "other values than zeros"),
     (LABELS, {"adapter": {"statistics/gram": torch.zeros(3)}}, "and nothing else"),
     (LABELS, {"run": "other"}, "a request of run 'other'"),
