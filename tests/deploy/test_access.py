@@ -306,6 +306,10 @@ def test_body_of_a_peer_that_nobody_knows_is_not_waited_for(running: Open):
     assert ask(running, head.replace("16000", "16000000") + "\r\n", b"body") == b"413"
     assert ask(running, head + "\r\n", b"body") == b"401"
     assert ask(running, head + "flwr-public-key: guessed\r\n\r\n", b"body") == b"401"
+    known = admitted_head(running, "pull-messages", 4)
+    assert ask(running, known, b"body") != b"401"
+    key = known.split("flwr-public-key: ")[1].split("\r\n")[0]
+    assert ask(running, known.replace(key, key.swapcase()), b"body") == b"401"  # limits count each key once
     assert not list((running.server / "state" / "nginx-body").iterdir())
 
 

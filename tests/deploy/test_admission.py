@@ -21,6 +21,7 @@ from fedcollm.deploy.client import serve
 from fedcollm.deploy.directories import Deployment, Membership
 from fedcollm.deploy.initialize import Choices, Site, initialize
 from fedcollm.deploy.invitations import Invitation, Keys, Request, join, read_invitation, read_request
+from fedcollm.deploy.joined import state_directory
 from fedcollm.deploy.remembered import Remembered
 from fedcollm.deploy.roster import Roster, SignedRoster, sign
 from fedcollm.deploy.roster_keeper import NotAdmittedError, RemovedError, RosterKeeper
@@ -185,11 +186,48 @@ def test_run_is_joined_once_and_again_with_the_memory_only(out, tmp_path):
     assert dict(Remembered(new / "state" / "opened.json")) == {"run/1": ["north"]}
     with pytest.raises(UserError, match="goes on in another directory"):
         serve(old, old)
-    with pytest.raises(UserError, match="goes on in another directory"):
+    with pytest.raises(UserError, match=f"as client north in {new}. Give that directory"):
         join(invitation(out), tmp_path / "third", old)
     with pytest.raises(UserError, match=f"before, in {new}"):
         join(invitation(out), tmp_path / "third")
     join(invitation(out), tmp_path / "third", new)
+
+
+def test_directory_without_the_memory_is_not_continued(out, tmp_path):
+    joined(out)
+    bare = tmp_path / "bare"
+    bare.mkdir(mode=0o700)
+    (bare / "membership.json").write_bytes((out / "at" / "north" / "membership.json").read_bytes())
+    with pytest.raises(UserError, match=f"as client north in {out / 'at' / 'north'}. Give that directory"):
+        join(invitation(out), tmp_path / "new", bare)
+
+
+def test_join_that_ends_before_there_are_keys_leaves_the_old_directory_as_it_was(out, tmp_path, monkeypatch):
+    joined(out)
+    old, new = out / "at" / "north", tmp_path / "new"
+    (old / "state").mkdir(mode=0o700)
+    (old / "state" / "opened.json").write_text("{")
+    with pytest.raises(UserError, match=r"opened\.json"):
+        join(invitation(out), new, old)
+    assert not (new / "node.key").exists()
+    (old / "state" / "opened.json").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("fedcollm.deploy.invitations.write_client", lambda *_: raised(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            join(invitation(out), tmp_path / "other", old)
+    join(invitation(out), tmp_path / "third", old)
+
+
+def raised(error):
+    raise error
+
+
+def test_first_join_that_was_killed_can_be_repeated(out, tmp_path):
+    state_directory().mkdir(parents=True, exist_ok=True)
+    Remembered(state_directory() / "joined.json")[f"{invitation(out).membership.run}/north"] = (
+        f"begun in {tmp_path / 'never'}"
+    )
+    joined(out)
 
 
 def test_join_that_failed_is_no_join(out, tmp_path):
@@ -276,7 +314,7 @@ def test_admitted_clients_are_on_a_signed_roster_in_the_order_of_the_federation(
     now = deployment(out)
     assert list(now.clients) == ["north", "south"]
     assert now.roster.verified((out / "ca" / "ca.crt").read_bytes(), now.run) == roster
-    assert (out / "server" / "nodes.map").read_text().count('" 1;') == 2
+    assert (out / "server" / "nodes.map").read_text().count('$" ') == 2
     assert SignedRoster.model_validate_json((out / "server" / "public" / "latest.json").read_bytes()) == now.roster
     assert not (out / "server" / "public" / "roster.json").exists()  # it is in force at the server's next start
     assert list(admission.publish(out / "server", now)) == ["north", "south"]
@@ -367,7 +405,7 @@ def test_removed_client_is_out_and_may_join_again_with_new_keys(out):
     roster = admission.remove(server, "south", by)
     assert admitted() == {keys["north"], keys["east"]}
     assert (roster.version, list(roster.clients)) == (5, ["north", "east"])
-    assert (server / "nodes.map").read_text().count('" 1;') == 2
+    assert (server / "nodes.map").read_text().count('$" ') == 2
     assert admission.remove(server, "south", by) == roster  # again: the services are told once more
     with pytest.raises(UserError, match=r"not on the roster. On it: north, east"):
         admission.remove(server, "west", by)
@@ -387,7 +425,7 @@ def test_removal_that_nginx_does_not_take_is_finished_by_the_next_attempt(out, m
     nginx = iter([UserError("nginx did not take the change"), None])
 
     def reload(*_):
-        told.append(("nginx", (server / "nodes.map").read_text().count('" 1;')))
+        told.append(("nginx", (server / "nodes.map").read_text().count('$" ')))
         if error := next(nginx):
             raise error
 
@@ -421,7 +459,7 @@ def test_removal_while_the_server_starts_is_not_undone(out, monkeypatch):
     with pytest.raises(EndError), deploy_server.serving(place):
         pass
     assert list(deployment(out).clients) == ["north", "east"]
-    assert (place / "nodes.map").read_text().count('" 1;') == 2
+    assert (place / "nodes.map").read_text().count('$" ') == 2
     newest = SignedRoster.model_validate_json((place / "public" / "latest.json").read_text())
     assert '"south"' not in newest.text
 

@@ -12,7 +12,7 @@ from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.errors import UserError
-from fedcollm.runs.portable import PORTABLE, read_portable
+from fedcollm.runs.portable import PORTABLE, copy_input_files, read_portable
 from fedcollm.runs.predict import Options, model_directory, predict_table
 from fedcollm.runs.predictor import Predictor
 from fedcollm.runs.runner import evaluate_run
@@ -93,6 +93,26 @@ def test_interrupted_prediction_goes_on(done, tmp_path, monkeypatch):
     predict_table(tmp_path / "run", table, tmp_path / "whole.csv", Options(batch_size=10))
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not kept.exists()
+
+
+def test_neither_links_nor_predictions_of_others_are_taken(done, tmp_path):
+    table = written(tmp_path / "in.csv", questions(done)[:2])
+    (tmp_path / "victim.txt").write_text("mine")
+    (tmp_path / ".out.csv.predictions").symlink_to(tmp_path / "victim.txt")
+    predict_table(tmp_path / "run", table, tmp_path / "out.csv")
+    assert (tmp_path / "victim.txt").read_text() == "mine"
+    assert not (tmp_path / ".out.csv.predictions").exists()
+
+
+def test_links_out_of_a_base_are_not_copied(tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "vocab.json").symlink_to(tmp_path / "secret")
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    (tmp_path / "base" / "tokenizer_notes.txt").write_text("private")
+    (tmp_path / "to").mkdir()
+    copy_input_files(str(tmp_path / "base"), tmp_path / "to")
+    assert [file.name for file in (tmp_path / "to").iterdir()] == ["tokenizer.json"]
 
 
 def test_other_tables_and_models_do_not_take_what_was_kept(done, tmp_path):

@@ -12,7 +12,6 @@ from rich.console import Console
 from tests.transports.small_federation import RUN, Small, identical, relabelled, small_config
 
 from fedcollm.config.baselines import changed
-from fedcollm.deploy.client import Remembered
 from fedcollm.errors import UserError
 from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.client import Client
@@ -345,7 +344,22 @@ def test_another_session_of_a_round_gets_the_same_vector_untrained(secure, monke
         assert isinstance(again, PhaseAnswer)
         assert answering.client._participant._vector.tobytes() == sent[64:]
     file.unlink()
-    Remembered(secure.disk / "0-opened.json")[f"{RUN}/1"] = list(ALL)
-    Remembered(secure.disk / "0-opened.json")[f"{RUN}/θ/{secure.request().digest}"] = list(ALL)
     refusal = asked(secure.answering("0"), secure.request(session=session(secure)))
-    assert refusal == Failure("0", "round 1 was opened before, and what this client sent in it is not there any more")
+    assert refusal == Failure("0", "what this client sent in round 1 is not there any more")
+
+
+def test_client_that_was_asked_alone_for_something_else_sends_no_second_vector_of_a_round(secure, monkeypatch):
+    """Else the sum of the round, opened by others before and once more, would differ by this client's part alone."""
+    answering = secure.answering("0")
+    assert isinstance(asked(answering, secure.request(session=session(secure))), PhaseAnswer)
+    monkeypatch.setattr(Client, "train", lambda *a: pytest.fail("trained"))
+    agreed = {"evaluate": False, "agreed": answering.client.settings.to_wire()}
+    other = session(secure, payload=payload_digest(secure.theta, agreed))
+    refusal = asked(answering, secure.request(evaluate=False, session=other))
+    assert refusal == Failure("0", "round 1 was joined before, for another request")
+    monkeypatch.undo()
+    later = dataclasses.replace(session(secure), round_index=2)
+    assert isinstance(asked(answering, secure.request(2, session=later)), PhaseAnswer)
+    for client in (answering, secure.answering("0")):  # in a new process too
+        refusal = asked(client, secure.request(session=session(secure)))
+        assert refusal == Failure("0", "round 1 was asked for after round 2, and no round comes twice")

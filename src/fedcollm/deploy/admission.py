@@ -9,6 +9,7 @@ Whoever reads the deployment to change it, or to act on it, holds its lock meanw
 
 import base64
 import contextlib
+import re
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,9 +131,13 @@ def renew(directory: Path, authority: Authority, days: int) -> x509.Certificate:
 
 
 def nodes_map(deployment: Deployment) -> str:
-    """Return the keys that nginx lets through, as they stand in the head of a request."""
-    keys = (base64.b64encode(keys.node.encode()).decode() for keys in deployment.clients.values())
-    return "".join(f'"{key}" 1;\n' for key in keys)
+    """Return the keys that nginx lets through, as they stand in the head of a request, with a number for each client.
+
+    They are regular expressions, because nginx ignores case in other keys, and a client would get around its limits
+    with another spelling of its own.
+    """
+    keys = [base64.b64encode(keys.node.encode()).decode() for keys in deployment.clients.values()]
+    return "".join(f'"~^{re.escape(key)}$" {number};\n' for number, key in enumerate(keys, start=1))
 
 
 @contextlib.contextmanager

@@ -19,6 +19,9 @@ from fedcollm.deploy.remembered import Remembered, carry_over
 from fedcollm.errors import UserError
 from fedcollm.storage import locked, one_at_a_time, writing
 
+#: What stands before a directory in the list until its client has its keys.
+_BEGUN = "begun in "
+
 #: File in a client's directory that says in which other directory the client goes on.
 CONTINUED = "continued.json"
 _PLACE = "the list of joined runs in {directory} can't be written: {error}. Set FEDCOLLM_STATE to another directory."
@@ -60,15 +63,25 @@ def joining(member: Membership, place: Path, before: Path | None) -> Generator[N
         known: Remembered[str] = Remembered(file)
         name = f"{member.run}/{member.client}"
         last = known.get(name, "")
+        if last.startswith(_BEGUN) and not (Path(last.removeprefix(_BEGUN)) / names.NODE_KEY).exists():
+            last = ""  # that attempt ended before there were keys, so that nothing was given
+        last = last.removeprefix(_BEGUN)
         if before is None:
             _refuse_again(member, last)
-        with contextlib.nullcontext() if before is None else _continued(member, before, place):
-            known[name] = str(place.resolve())  # before there are keys that could be used
-            try:
+        elif last and before.resolve() != Path(last):
+            raise UserError(
+                f"--continue {before}: this user has joined run {member.run} as client {member.client} in {last}. Give "
+                "that directory, which has the memory of what was given."
+            )
+        known[name] = f"{_BEGUN}{place.resolve()}"  # before there are keys that could be used
+        try:
+            with contextlib.nullcontext() if before is None else _continued(member, before, place):
                 yield
-            except UserError:
+        except BaseException:  # an interruption too
+            if not (place / names.NODE_KEY).exists():
                 known[name] = last
-                raise
+            raise
+        known[name] = str(place.resolve())
 
 
 def _refuse_again(member: Membership, place: str) -> None:
@@ -97,11 +110,16 @@ def _continued(member: Membership, before: Path, place: Path) -> Generator[None,
     with writing(before):
         make_directory(before / "state")
     with locked(before / "state"):
-        yield
         with writing(place):
             make_directory(place / "state")
         carry_over(before / "state", place / "state")
-        create(before / CONTINUED, json.dumps(str(place.resolve())))
+        create(before / CONTINUED, json.dumps(str(place.resolve())))  # before there are keys in the new directory
+        try:
+            yield
+        except BaseException:
+            if not (place / names.NODE_KEY).exists():
+                (before / CONTINUED).unlink(missing_ok=True)
+            raise
 
 
 def refuse_continued(directory: Path) -> None:

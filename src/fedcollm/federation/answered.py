@@ -114,6 +114,40 @@ class PlainRounds:
         self._memory[self._last] = request.round_index
 
 
+class SentVectors:
+    """The last round for which a client has joined a session of secure aggregation, and with what.
+
+    A server chooses which clients open a sum, so that a client can't go by what it has helped to open: in a round that
+    it joined once, it never sends anything else.
+
+    Args:
+        memory: keeps `vector/RUN`: the last round, and a digest of the name of what was sent in it.
+        run: name of the run.
+    """
+
+    def __init__(self, memory: MutableMapping[str, Any], run: str):
+        self._memory, self._key = memory, f"vector/{run}"
+
+    def is_sent(self, round_index: int, name: str) -> bool:
+        """Return whether the client has joined this round with the vector of this name.
+
+        Raises:
+            RefusalError: it has joined a later round, or this one with another vector.
+        """
+        last, _, digest = str(self._memory.get(self._key, "-1")).partition(" ")
+        if round_index > int(last):
+            return False
+        if round_index < int(last):
+            raise RefusalError(f"round {round_index} was asked for after round {last}, and no round comes twice")
+        if digest != hashlib.sha256(name.encode()).hexdigest():
+            raise RefusalError(f"round {last} was joined before, for another request")
+        return True
+
+    def note(self, round_index: int, name: str) -> None:
+        """Remember a round before the client's keys leave."""
+        self._memory[self._key] = f"{round_index} {hashlib.sha256(name.encode()).hexdigest()}"
+
+
 class OpenedRounds:
     """The rounds whose sum a client has helped to open.
 
@@ -141,11 +175,6 @@ class OpenedRounds:
             raise RefusalError(f"round {self._index} was asked for after round {max(opened)}, and no round comes twice")
         if self._index in opened and self._theta and self._name_of_theta not in self._memory:
             raise RefusalError(f"round {self._index} was opened before, for another adapter")
-
-    @property
-    def is_opened(self) -> bool:
-        """Whether this client has helped to open the round."""
-        return self._name in self._memory
 
     def check(self, survivors: list[str]) -> None:
         """Refuse to open a sum whose difference to one that was opened would be that of single clients.

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, ValidationError
 
 from fedcollm.config import SCHEMA_VERSION, ModelConfig, RunConfig, TaskConfig
-from fedcollm.config.base import Section
+from fedcollm.config.base import Positive, Section
 from fedcollm.config.loading import explain
 from fedcollm.errors import UserError
 from fedcollm.storage import replacing, write_atomically
@@ -28,13 +28,17 @@ BASE = "base"
 
 #: Files beside a base model that turn texts, images or recordings into its input.
 _INPUT_FILES = (
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab*",
+    "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "spiece.model",
-    "chat_template*",
+    "chat_template.jinja",
+    "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
 )
@@ -66,7 +70,7 @@ class Portable(Section):
     model: ModelConfig
     facts: dict[str, Any] = Field(default_factory=dict[str, Any])
     digests: dict[str, str] = Field(default_factory=dict[str, str])
-    batch_size: int
+    batch_size: Positive
     merged: bool = False
 
 
@@ -101,7 +105,7 @@ def copy_input_files(base: str, directory: Path) -> None:
     """Copy what reads a model's input, such as its tokenizer, from the directory of its base; a hub id keeps it."""
     for pattern in _INPUT_FILES if Path(base).is_dir() else ():
         for file in sorted(Path(base).glob(pattern)):
-            if file.is_file():
+            if file.is_file() and file.resolve().is_relative_to(Path(base).resolve()):  # no link to somebody's secrets
                 with replacing(directory / file.name) as temporary:
                     shutil.copyfile(file, temporary)
 

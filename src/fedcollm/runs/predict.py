@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from fedcollm.progress import say, track
 from fedcollm.runs.output_tables import check_output, with_predictions, write_table
 from fedcollm.runs.portable import PORTABLE
 from fedcollm.runs.predictor import Predictor
-from fedcollm.storage import writing
+from fedcollm.storage import append_to, write_atomically, writing
 
 #: Names of both roles, in the order in which they predict.
 ROLES = ("slm", "llm")
@@ -133,11 +135,11 @@ class _Kept:
     def __init__(self, file: Path, key: str):
         self._file = file
         self._lines: list[dict[str, Any]] = []
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        lines = _own_lines(file)
         if lines and lines[0] == key:
             self._lines = _complete(lines[1:])
         with writing(file.parent):
-            file.write_text("\n".join([key, *map(json.dumps, self._lines)]) + "\n", encoding="utf-8")
+            write_atomically(file, "\n".join([key, *map(json.dumps, self._lines)]) + "\n")
 
     def read(self, role: str) -> dict[int, Prediction]:
         """Return the predictions of a role by the position of their row."""
@@ -145,13 +147,24 @@ class _Kept:
 
     def add(self, role: str, predictions: Mapping[int, Prediction]) -> None:
         """Keep the predictions of a batch."""
-        with writing(self._file.parent), self._file.open("a", encoding="utf-8") as stream:
+        with writing(self._file.parent), os.fdopen(append_to(self._file), "a", encoding="utf-8") as stream:
             for row, prediction in predictions.items():
                 print(json.dumps({"role": role, "row": row, "prediction": asdict(prediction)}), file=stream)
 
     def remove(self) -> None:
         """Remove the file, since all is done."""
         self._file.unlink(missing_ok=True)
+
+
+def _own_lines(file: Path) -> list[str]:
+    """Return the lines of a file that this user wrote; none if it is missing, a link, or somebody else's."""
+    try:
+        state = file.lstat()
+    except OSError:
+        return []
+    if not stat.S_ISREG(state.st_mode) or (hasattr(os, "geteuid") and state.st_uid != os.geteuid()):
+        return []
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _complete(lines: Sequence[str]) -> list[dict[str, Any]]:

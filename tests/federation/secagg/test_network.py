@@ -74,7 +74,8 @@ class Party:
         self.start()
 
     def start(self) -> None:
-        stub: Any = SimpleNamespace(id=self.name, run="run", train=self._train)
+        spent: Remembered[str] = Remembered(self.disk / f"{self.name}-spent.json")
+        stub: Any = SimpleNamespace(id=self.name, run="run", train=self._train, spent=spent)
         opened: Remembered[list[str]] = Remembered(self.disk / f"{self.name}-opened.json")
         sent = LastAnswer(self.disk / f"{self.name}-vector")
         client = SecureClient(stub, SETTINGS, 4, KEYS[self.name], opened, sent)

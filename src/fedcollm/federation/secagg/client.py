@@ -8,7 +8,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedcollm.errors import RefusalError
-from fedcollm.federation.answered import LastAnswer, OpenedRounds
+from fedcollm.federation.answered import LastAnswer, OpenedRounds, SentVectors
 from fedcollm.federation.client import Client
 from fedcollm.federation.secagg.boxes import ACCUSED, AccusationError
 from fedcollm.federation.secagg.fixed_point import change, pack, statistics
@@ -94,23 +94,29 @@ class SecureClient:
         """Return what this client sends in a round, [m] uint32. It trains unless it has sent something before.
 
         Raises:
-            RefusalError: the round was opened, and what this client sent in it is not there any more; see also
-                `OpenedRounds.check_order` and `Client.train`.
+            RefusalError: this client has sent something in a later round, or something else in this one, or it is not
+                there any more; see also `OpenedRounds.check_order` and `Client.train`.
         """
         opened = OpenedRounds(self.opened, session.run, session.round_index, request.digest)
         opened.check_order()
-        name = f"{session.run} {session.round_index} {session.payload} {session.threshold}"
-        sent = self.sent.get(name) if self.sent else None
-        if sent is not None:
+        if self.sent is None:
+            return self._vector(request, self.client.train(request), session.threshold)
+        name = self._name_of_vector(session)
+        rounds = SentVectors(self.client.spent, session.run)
+        if rounds.is_sent(session.round_index, name):
+            sent = self.sent.get(name)
+            if sent is None:
+                raise RefusalError(f"what this client sent in round {session.round_index} is not there any more")
             return np.frombuffer(sent, "<u4").astype(np.uint32)
-        if self.sent and opened.is_opened:
-            raise RefusalError(
-                f"round {session.round_index} was opened before, and what this client sent in it is not there any more"
-            )
         vector = self._vector(request, self.client.train(request), session.threshold)
-        if self.sent:
-            self.sent.keep(name, vector.astype("<u4").tobytes())
+        self.sent.keep(name, vector.astype("<u4").tobytes())
+        rounds.note(session.round_index, name)
         return vector
+
+    def _name_of_vector(self, session: Session) -> str:
+        """Return what a vector depends on; its noise, if it has any, depends on the threshold too."""
+        threshold = session.threshold if isinstance(self.settings.privacy, ClientPrivacy) else 0
+        return f"{session.run} {session.round_index} {session.payload} {threshold}"
 
     def _vector(self, request: TrainRequest, update: ClientUpdate, threshold: int) -> np.ndarray:
         """Return the update as a vector, [m] uint32. Under client-level privacy, it holds a share of the noise."""

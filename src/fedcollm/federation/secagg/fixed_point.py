@@ -182,7 +182,8 @@ class FixedPoint:
         scaled = torch.cat([none, *(delta[name].detach().cpu().double().flatten() * scale for name in sorted(delta))])
         if self.bits == WORD:
             return pack(scaled.round().to(torch.int64).numpy(), statistics)
-        integers = randomly_rounded(scaled, seed).numpy() + self.most
+        inside = scaled.clamp(-self.most, self.most)  # a product may exceed the largest value by its rounding
+        integers = randomly_rounded(inside, seed).numpy() + self.most
         return np.concatenate([pack(np.empty(0, np.int64), statistics), to_words(integers, self.bits)])
 
     def decode(
