@@ -266,15 +266,31 @@ def cache_directory() -> Path:
     Raises:
         UserError: the variable is not set, and the user has no home directory.
     """
-    if given := os.environ.get("FEDCOLLM_CACHE"):
+    return user_directory(
+        "FEDCOLLM_CACHE",
+        ".cache",
+        "this user has no home directory, in which the cache would be. Set the environment variable "
+        "FEDCOLLM_CACHE to a directory that can be written, with some gigabytes free.",
+    )
+
+
+def user_directory(variable: str, parent: str, homeless: str) -> Path:
+    """Return a directory of this user: what an environment variable says, or `fedcollm` in a directory of the home.
+
+    Args:
+        variable: name of the environment variable.
+        parent: the directory in the home, such as `.cache`.
+        homeless: what to say if the variable is not set, and the user has no home directory.
+
+    Raises:
+        UserError: that.
+    """
+    if given := os.environ.get(variable):
         return Path(os.path.expanduser(given)).absolute()
     try:
-        return Path.home() / ".cache" / "fedcollm"
+        return Path.home() / parent / "fedcollm"
     except RuntimeError as error:
-        raise UserError(
-            "this user has no home directory, in which the cache would be. Set the environment variable "
-            "FEDCOLLM_CACHE to a directory that can be written, with some gigabytes free."
-        ) from error
+        raise UserError(homeless) from error
 
 
 def cached_json(name: str, made_of: object, make: Callable[[], Any]) -> Any:

@@ -8,7 +8,6 @@ Another user, another machine and whoever deletes the list are not stopped.
 
 import contextlib
 import json
-import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from fedcollm.deploy.directories import Membership
 from fedcollm.deploy.files import create, make_directory
 from fedcollm.deploy.remembered import Remembered, carry_over
 from fedcollm.errors import UserError
-from fedcollm.storage import locked, one_at_a_time, writing
+from fedcollm.storage import locked, one_at_a_time, user_directory, writing
 
 #: What stands before a directory in the list until its client has its keys.
 _BEGUN = "begun in "
@@ -33,15 +32,12 @@ def state_directory() -> Path:
     Raises:
         UserError: the variable is not set, and the user has no home directory.
     """
-    if given := os.environ.get("FEDCOLLM_STATE"):
-        return Path(os.path.expanduser(given)).absolute()
-    try:
-        return Path.home() / ".local" / "state" / "fedcollm"
-    except RuntimeError as error:
-        raise UserError(
-            "this user has no home directory, where the list of joined runs would be. Set the environment variable "
-            "FEDCOLLM_STATE to a directory that is kept."
-        ) from error
+    return user_directory(
+        "FEDCOLLM_STATE",
+        ".local/state",
+        "this user has no home directory, where the list of joined runs would be. Set the environment variable "
+        "FEDCOLLM_STATE to a directory that is kept.",
+    )
 
 
 @contextlib.contextmanager
