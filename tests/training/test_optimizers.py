@@ -134,9 +134,11 @@ def test_accumulated_batches_of_distillation_count_unlabelled_rows_in_the_kl_too
 def test_parts_of_a_batch_are_no_larger_than_memory_allows():
     examples = [(float(i), 0) for i in range(11)]
     settings = ClientConfig(batch_size=5, gradient_accumulation=2, micro_batch_size=2)
-    steps = [[part.x.tolist() for part in step] for step in step_batches(Numbers(), examples, settings, random.Random(0))]
+    steps = [
+        [part.x.tolist() for part in step] for step in step_batches(Numbers(), examples, settings, random.Random(0))
+    ]
     whole = [part.x.tolist() for part in minibatches(Numbers(), examples, 5, random.Random(0))]
-    assert sum((part for step in steps for part in step), []) == sum(whole, [])  # in the same order
+    assert [x for step in steps for part in step for x in part] == [x for batch in whole for x in batch]
     assert max(len(part) for step in steps for part in step) == 2
     assert [len(step) for step in steps] == [sum(-(-len(b) // 2) for b in group) for group in (whole[:2], whole[2:])]
     assert ClientConfig(batch_size=5, micro_batch_size=8).at_once == 5
