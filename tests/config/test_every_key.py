@@ -63,6 +63,7 @@ TRAINING = {
     "betas": (0.5, 0.5),
     "max_grad_norm": 0.5,
 }
+ROUND = {**TRAINING, "micro_batch_size": 8}
 ADAPTER = {
     "kind": "dora",
     "rank": 4,
@@ -80,6 +81,7 @@ MODEL = {
     "mlp_share": 0.5,
     "dtype": "float32",
     "attention": "eager",
+    "gradient_checkpointing": True,
     "pretrain_epochs": 1,
 }
 HEALING = {
@@ -150,7 +152,7 @@ INPUTS = {
 #: Keys of the method itself.
 METHOD = {
     **{f"{role}.adapter.{key}": Change(value) for role in ("llm", "slm") for key, value in ADAPTER.items()},
-    **{f"{side}.{key}": Change(value) for side in ("client", "server") for key, value in TRAINING.items()},
+    **{f"{side}.{key}": Change(value) for side in ("client", "server") for key, value in ROUND.items()},
     "client.proximal": Change(0.5),
     "client.ranks": Change([2, 4]),
     "client.personal": Change(True),

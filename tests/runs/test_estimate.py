@@ -13,8 +13,9 @@ from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.modalities.text.models import TextModels
 from fedcollm.modalities.vision.models import ImageModels
+from fedcollm.runs.batch_memory import activation_bytes
 from fedcollm.runs.build import build_federation
-from fedcollm.runs.estimate import activation_bytes, check
+from fedcollm.runs.estimate import check
 from fedcollm.runs.shrink import with_shrunk_models
 
 CONFIG = load_config(

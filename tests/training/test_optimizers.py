@@ -1,6 +1,7 @@
 """Schedules, accumulation and the stream of steps, by hand on one parameter."""
 
 import math
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,10 @@ from tests import parties
 from torch import nn
 
 from fedcollm import metrics
-from fedcollm.config import TrainingConfig
+from fedcollm.config import ClientConfig, TrainingConfig
 from fedcollm.modalities.base import UNLABELLED, Modality, Rows
 from fedcollm.training import optimizers
+from fedcollm.training.batches import minibatches, step_batches
 from fedcollm.training.distillation import ModelPair
 from fedcollm.training.optimizers import Stepper, adamw, clip
 
@@ -105,13 +107,13 @@ def sgd(monkeypatch) -> None:
 def test_accumulated_batches_make_the_step_of_one_batch(monkeypatch, batch_size):
     sgd(monkeypatch)
     ends, losses = [], []
-    for size, accumulation in ((5, 1), (batch_size, 5)):
+    for size, accumulation, micro in ((5, 1, None), (batch_size, 5, None), (5, 1, batch_size), (5, 1, 9)):
         model = One()
         settings = {"batch_size": size, "gradient_accumulation": accumulation, "learning_rate": 1.0, "epochs": 2}
-        losses.append(parties.fit(Numbers(), model, EXAMPLES, seed=0, **settings))
+        losses.append(parties.fit(Numbers(), model, EXAMPLES, seed=0, micro_batch_size=micro, **settings))
         ends.append(model.weight.item())
-    assert ends[1] == pytest.approx(ends[0], abs=1e-6)
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert ends[1:] == pytest.approx([ends[0]] * 3, abs=1e-6)
+    assert losses[1:] == pytest.approx([losses[0]] * 3, abs=1e-6)
     assert abs(ends[0] - 1) > 0.01
 
 
@@ -119,13 +121,27 @@ def test_accumulated_batches_make_the_step_of_one_batch(monkeypatch, batch_size)
 def test_accumulated_batches_of_distillation_count_unlabelled_rows_in_the_kl_too(monkeypatch, batch_size):
     sgd(monkeypatch)
     ends, losses = [], []
-    for size, accumulation in ((5, 1), (batch_size, 5)):
+    for size, accumulation, micro in ((5, 1, None), (batch_size, 5, None), (5, 1, batch_size)):
         slm, llm = One(), One(-0.5)
         settings = {"batch_size": size, "gradient_accumulation": accumulation, "learning_rate": 1.0, "weight": 2.0}
-        losses.append(parties.distil(Numbers(), slm, llm, EXAMPLES, seed=0, **settings))
+        losses.append(parties.distil(Numbers(), slm, llm, EXAMPLES, seed=0, micro_batch_size=micro, **settings))
         ends.append((slm.weight.item(), llm.weight.item()))
-    assert ends[1] == pytest.approx(ends[0], abs=1e-6)
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    for end, loss in zip(ends[1:], losses[1:], strict=True):
+        assert end == pytest.approx(ends[0], abs=1e-6)
+        assert loss == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_parts_of_a_batch_are_no_larger_than_memory_allows():
+    examples = [(float(i), 0) for i in range(11)]
+    settings = ClientConfig(batch_size=5, gradient_accumulation=2, micro_batch_size=2)
+    steps = [
+        [part.x.tolist() for part in step] for step in step_batches(Numbers(), examples, settings, random.Random(0))
+    ]
+    whole = [part.x.tolist() for part in minibatches(Numbers(), examples, 5, random.Random(0))]
+    assert [x for step in steps for part in step for x in part] == [x for batch in whole for x in batch]
+    assert max(len(part) for step in steps for part in step) == 2
+    assert [len(step) for step in steps] == [sum(-(-len(b) // 2) for b in group) for group in (whole[:2], whole[2:])]
+    assert ClientConfig(batch_size=5, micro_batch_size=8).at_once == 5
 
 
 def test_accumulation_takes_fewer_steps():

@@ -9,6 +9,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.roles import PARTS
 from fedcollm.config.words import facts_in_words, inputs_in_words, settings_in_words
 from fedcollm.report.formats import byte_count, duration, share
+from fedcollm.runs.memory_limit import limit_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,8 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     table.add_row("bytes up, per client and round", byte_count(slm.upload_bytes), *others)
     table.add_row("base in memory", *(byte_count(role.base_bytes) for role in roles))
     lines = [f"estimated memory of one process: {byte_count(cost.memory_bytes)}", *_data_lines(cost)]
+    if cost.limit_bytes is not None:
+        lines.append(limit_in_words(cost.limited))
     if cost.statistics_bytes:
         lines.append(f"pseudo-labels: each client gets and sends {byte_count(cost.statistics_bytes)} once, in round 0")
     for role, made in cost.healed.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fedcollm.cli.options import Json, Quiet, Settings, argument, option
+from fedcollm.cli.options import Json, MemoryLimit, Quiet, Settings, argument, option
 from fedcollm.cli.terminal import new_table, output, wrapped
 from fedcollm.errors import UserError
 
@@ -222,24 +222,32 @@ def client(
         float,
         option("--answer-after", help="answer after multiples of so many seconds only, to hide how long training took"),
     ] = 0.0,
+    memory_limit: MemoryLimit = None,
     log_json: LogJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Connect to the server, and train on your own data when it asks, until the run is finished. Data stay here."""
     from fedcollm.cli.terminal import interruptible, screen
+    from fedcollm.memory import save_memory, parse_bytes
+
+    limit = None if memory_limit is None else parse_bytes(memory_limit)
+    if limit is not None:
+        save_memory()
     from fedcollm.deploy import directories as names
     from fedcollm.deploy.client import serve
     from fedcollm.deploy.logs import logged
     from fedcollm.progress import shown
 
     again = f"fedcollm deploy client {directory} --data {data}"
+    if memory_limit is not None:
+        again += f" --memory-limit {memory_limit}"
     names.read(directory, names.MEMBERSHIP, names.Membership)
     with (
         logged(directory, log_json),
         shown(screen(quiet)),
         interruptible(again, "The server goes on without this client"),
     ):
-        finished = serve(directory, data, answer_after=answer_after)
+        finished = serve(directory, data, answer_after=answer_after, limit_bytes=limit)
     if finished and not quiet:
         print(f"finished: the final adapter, its model card and a report are in {directory / 'final'}")
 

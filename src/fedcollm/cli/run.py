@@ -1,16 +1,17 @@
 """The commands `fedcollm run` and `fedcollm check`: run a configuration, or only validate it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fedcollm.cli.options import AcceptChangedData, Json, Quiet, Settings, Source, argument, option
+from fedcollm.cli.options import AcceptChangedData, Json, MemoryLimit, Quiet, Settings, Source, argument, option
 
 if TYPE_CHECKING:
     from fedcollm.config import RunConfig
     from fedcollm.messages import RoundRecord
+    from fedcollm.runs.estimate import Cost
 
 
 def run(
@@ -21,6 +22,7 @@ def run(
     out: Annotated[Path | None, option("--out", help="run directory; default: runs/NAME")] = None,
     resume: Annotated[bool, option("--resume", help="continue the run in --out")] = False,
     accept_changed_data: AcceptChangedData = False,
+    memory_limit: MemoryLimit = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -35,22 +37,44 @@ def run(
     overrides = parse_settings(settings or [])
     if resume and out and source is None:  # the configuration is that of the run directory
         stored = read_config(out)  # before libraries are loaded, which takes seconds
-        config = load_config(stored.model_dump(), **overrides) if overrides else None
+        config = load_config(stored.model_dump(), **overrides) if overrides or memory_limit else None
     else:
         config = load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())
-    records = _records(config, directory, resume, accept_changed_data)
+    memory: Mapping[str, Any] = {}
+    if memory_limit is not None and config is not None:
+        config, cost = _fitted(config, memory_limit)
+        memory = cost.limited
+    records = _records(config, directory, resume, accept_changed_data, memory)
     show_rounds(records, directory, f"fedcollm run --resume --out {directory}", quiet, as_json)
 
 
 def _records(
-    config: "RunConfig | None", directory: Path, resume: bool, accept_changed_data: bool
+    config: "RunConfig | None", directory: Path, resume: bool, accept_changed_data: bool, memory: Mapping[str, Any]
 ) -> Iterator["RoundRecord"]:
     """Yield the records of a run. Import what it needs, which takes seconds, only when the first is asked for."""
     from fedcollm.runs.build import Inputs
     from fedcollm.runs.runner import rounds
 
-    yield from rounds(config, directory, Inputs(accept_changed_data=accept_changed_data), resume=resume)
+    inputs = Inputs(accept_changed_data=accept_changed_data, memory=memory)
+    yield from rounds(config, directory, inputs, resume=resume)
+
+
+def _fitted(config: "RunConfig", memory_limit: str) -> "tuple[RunConfig, Cost]":
+    """Return a configuration that fits into a limit, and what it costs.
+
+    Raises:
+        UserError: the limit is no size, the configuration is not usable, or not even one example at a time fits.
+    """
+    from fedcollm.config.baselines import changed
+    from fedcollm.memory import save_memory, parse_bytes
+
+    limit = parse_bytes(memory_limit)
+    save_memory()
+    from fedcollm.runs.estimate import check as check_config  # imports what takes seconds
+
+    cost = check_config(config, limit_bytes=limit)
+    return changed(config, cost.fitted), cost
 
 
 def check(
@@ -59,6 +83,7 @@ def check(
     measured: Annotated[
         bool, option("--measure", help="train a few batches, and predict the seconds, memory and bytes of a run")
     ] = False,
+    memory_limit: MemoryLimit = None,
     as_json: Json = False,
 ) -> None:
     """Validate a configuration, and print its sizes and settings. Train nothing, unless --measure is given."""
@@ -69,9 +94,12 @@ def check(
     from fedcollm.progress import shown
 
     config, taken = load_config(source, **parse_settings(settings or [])), None
-    from fedcollm.runs.estimate import check as check_config  # imports what takes seconds
+    if memory_limit is not None:
+        config, cost = _fitted(config, memory_limit)
+    else:
+        from fedcollm.runs.estimate import check as check_config  # imports what takes seconds
 
-    cost = check_config(config)
+        cost = check_config(config)
     if measured:
         from fedcollm.runs.profile import measure
 

@@ -49,6 +49,7 @@ def _of_adapter(role: str) -> dict[str, Phrase]:
 def _of_training(section: str, place: str) -> dict[str, Phrase]:
     phrases: dict[str, Phrase] = {
         "gradient_accumulation": f"gradients accumulated over {{}} batches {place}",
+        "micro_batch_size": f"batches computed in parts of at most {{}} examples {place}",
         "schedule": _chosen(SCHEDULES, f"{{}} {place}"),
         "warmup_ratio": lambda share: f"learning-rate warm-up over {_percent(share)} of a round’s steps {place}",
         "weight_decay": f"weight decay of {{:g}} {place}",

@@ -74,6 +74,12 @@ def _privacy(config: "RunConfig") -> Iterator[str]:
         )
     if privacy.level == "example":
         yield from _example_privacy(config.slm.adapter, config.client)
+        if config.slm.gradient_checkpointing:
+            yield (
+                "federation.privacy: level example takes per-example gradients from one forward pass, which "
+                "slm.gradient_checkpointing would repeat. Set slm.gradient_checkpointing: false, and lower "
+                "client.micro_batch_size if memory runs out"
+            )
 
 
 def _example_privacy(adapter: AdapterConfig, client: ClientConfig) -> Iterator[str]:

@@ -30,8 +30,25 @@ class TrainingConfig(Section):
     max_grad_norm: PositiveFloat | None = None
     """gradient clipping: scale a step's gradient down to this L2 norm if it is larger; null: no clipping"""
 
+    @property
+    def at_once(self) -> int:
+        """Number of examples of a batch that are in memory at once."""
+        return self.batch_size
 
-class ClientConfig(TrainingConfig):
+
+class RoundConfig(TrainingConfig):
+    """Settings of a training loop that is part of a round."""
+
+    micro_batch_size: Positive | None = None
+    """examples in memory at once: a larger batch is computed in parts, with the same gradient; null: whole batches"""
+
+    @property
+    def at_once(self) -> int:
+        """Number of examples of a batch that are in memory at once."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+
+
+class ClientConfig(RoundConfig):
     """The clients' local fine-tuning of the SLM on their private data."""
 
     epochs: Positive = 1
@@ -75,7 +92,7 @@ class DistillationConfig(Section):
         return self.weight, self.weight if self.llm_weight is None else self.llm_weight
 
 
-class ServerConfig(TrainingConfig):
+class ServerConfig(RoundConfig):
     """The server's training of both models on the public set D_a."""
 
     epochs: NonNegative = 1

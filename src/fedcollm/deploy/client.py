@@ -12,6 +12,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import build_client_modality
 from fedcollm.data.client_files import load_client
+from fedcollm.data.pool import Split
 from fedcollm.deploy import directories as names
 from fedcollm.deploy.audit import Audited
 from fedcollm.deploy.bases import check_slm
@@ -31,6 +32,8 @@ from fedcollm.models.adapters import resolve_device
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_slm, set_backends
+from fedcollm.runs.estimate import fit_client
+from fedcollm.runs.memory_limit import limit_in_words
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import append_to, locked, make_directory, write_atomically, writing
 from fedcollm.transports.endpoint import Answers, ClientEndpoint
@@ -64,13 +67,27 @@ def _without_start(config: RunConfig) -> RunConfig:
     return changed(config, {"slm.adapter.start": None}) if config.slm.adapter.start is not None else config
 
 
-def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> ClientEndpoint:
+def _within_limit(config: RunConfig, examples: list[Any], test: list[Any], limit_bytes: int) -> RunConfig:
+    """Return a configuration with which this client fits into a memory limit; only how it computes is changed.
+
+    Raises:
+        UserError: not even one example at a time fits.
+    """
+    limited = fit_client(config, Split([], {"": examples}, test), limit_bytes)
+    say(limit_in_words(limited))
+    return changed(config, {key: value for key, value in limited.items() if "." in key})
+
+
+def build_answering(
+    directory: Path, data: Path, answer_after: float = 0.0, limit_bytes: int | None = None
+) -> ClientEndpoint:
     """Return this client, ready to answer requests in bytes. It takes part with the roster on its disk, if any.
 
     Args:
         directory: the client's directory.
         data: the client's examples: a file or a directory.
         answer_after: answers to requests to train leave after whole multiples of so many seconds.
+        limit_bytes: memory that this process may take; None without a limit.
 
     Raises:
         UserError: the directory, the data or the model is not usable.
@@ -82,6 +99,8 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     examples, test = private_examples(config, modality, data)
     say(f"client {membership.client} of run {membership.run}: {len(examples)} examples")
     state = directory / "state"
+    if limit_bytes is not None:
+        config = _within_limit(config, examples, test, limit_bytes)
     set_backends(config)
     check_slm(config, membership.base)
     slm = build_slm(config, modality, [], state / "base")
@@ -120,7 +139,14 @@ def _append(file: Path, line: str) -> None:
         stream.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
 
 
-def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *, answer_after: float = 0.0) -> bool:
+def serve(
+    directory: Path,
+    data: Path,
+    stopped: threading.Event | None = None,
+    *,
+    answer_after: float = 0.0,
+    limit_bytes: int | None = None,
+) -> bool:
     """Connect to the server and answer its requests until the run is finished or this client is stopped.
 
     Args:
@@ -128,6 +154,7 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *
         data: the client's examples: a file or a directory.
         stopped: is set to stop the client; None to run until the process is interrupted.
         answer_after: as in `build_answering`.
+        limit_bytes: as in `build_answering`.
 
     Returns:
         Whether the run is finished.
@@ -144,7 +171,7 @@ def serve(directory: Path, data: Path, stopped: threading.Event | None = None, *
     with writing(directory):
         make_directory(directory / "state")
     with locked(directory / "state"):
-        answering = build_answering(directory, data, answer_after)
+        answering = build_answering(directory, data, answer_after, limit_bytes)
         member = cast(Member, answering.client)
         member.stopped = stopped or threading.Event()
         answering.wait = member.stopped.wait

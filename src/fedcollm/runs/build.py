@@ -97,6 +97,7 @@ class Inputs:
         shared: directory of results that several runs have in common. It saves time and changes no result.
         personal: directory for the adapters that clients in this process keep for themselves.
         accept_changed_data: whether a resumed run goes on although its data or base models are not those of before.
+        memory: the memory limit that the configuration was fitted to, for the record: see `Cost.limited`.
     """
 
     modality: Modality | None = None
@@ -105,6 +106,7 @@ class Inputs:
     shared: Path | None = None
     personal: Path | None = None
     accept_changed_data: bool = False
+    memory: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -> Federation:

@@ -17,6 +17,7 @@ from fedcollm.modalities.vision.detectors import DETECTORS
 from fedcollm.modalities.vision.models import VISION_MODELS
 from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
 from fedcollm.models.cache import is_entry
+from fedcollm.models.checkpointing import recompute_layers
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.made import WEIGHTS, network_name, write_network_name
 from fedcollm.models.peft_config import with_layers
@@ -99,6 +100,9 @@ def build_model(
         with in_section(role):
             warm_start(tuned, section.adapter, base / f"{role}-start")
     fuse(tuned)
+    if section.gradient_checkpointing:
+        with in_section(role):
+            recompute_layers(tuned)
     return tuned
 
 

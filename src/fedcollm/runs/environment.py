@@ -17,8 +17,14 @@ from fedcollm.runs.build import Federation
 CHANGES = "changes"
 
 
-def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
-    """Return what a result may depend on besides the configuration, for `environment.json`."""
+def environment(config: RunConfig, federation: Federation, memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a result may depend on besides the configuration, for `environment.json`.
+
+    Args:
+        config: the run's configuration.
+        federation: the run's parts.
+        memory: the memory limit and what was changed for it; empty without a limit.
+    """
     packages = ("fedcollm", "torch", "transformers", "peft", "tokenizers", "numpy")
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
@@ -28,6 +34,7 @@ def environment(config: RunConfig, federation: Federation) -> dict[str, Any]:
         "dtype": federation.dtypes,
         "parameters": federation.parameters,
         "healed": dict(federation.healed),
+        **({"memory": dict(memory)} if memory else {}),
     }
 
 

@@ -1,14 +1,14 @@
 """Estimate what a run would cost from the models' configurations alone, without training or downloading anything."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import BaseModels, base_models, build_modality, load_pool
 from fedcollm.data.partition import describe, split
 from fedcollm.data.pool import Pool, Split
@@ -21,19 +21,16 @@ from fedcollm.modalities.text.vocabulary import check_tokenizer_files
 from fedcollm.models.adapters import resolve_device, resolve_dtype
 from fedcollm.models.warm_start import check_start, other_base
 from fedcollm.runs.activations import Activations
+from fedcollm.runs.batch_memory import activation_bytes, number_of
 from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
 from fedcollm.runs.lengths import measured_lengths
+from fedcollm.runs.memory_limit import LIBRARY_BYTES, fit_memory
 from fedcollm.runs.outlines import Outline, outline
 from fedcollm.runs.resolve import with_number
 from fedcollm.runs.shrink_plan import plan_bases
 
 #: float32 copies of each adapter parameter: its value, its gradient and AdamW's two moments.
 _ADAM_COPIES = 4
-
-# Activations, fitted to the memory that the embedded pair of models took with prompts of 60 to 1000 tokens:
-_KEPT = 30  # activations per position and layer that are kept for the backward pass, in multiples of the hidden size
-_PASSING = 60  # activations per position of the layer being computed when none are kept (scoring), in the same unit
-_LOGITS = 4.5  # float32 copies of each row of logits
 
 #: Bytes per d² that the regression on d features takes: XᵀX and its factor in float64, with copies (measured).
 _SOLVING = 40
@@ -91,6 +88,8 @@ class Cost:
         healed: role to whether the cache holds its healed base already, for bases that the run needs healed.
         lengths: name of a length of an example to its median, its 95th percentile and the longest; empty without data.
         notes: what there is to say of the models.
+        fitted: dotted key to the value that it must have so that the run fits into the memory limit.
+        limit_bytes: memory that the run's process may take; None without a limit.
     """
 
     roles: dict[str, RoleCost]
@@ -103,18 +102,32 @@ class Cost:
     healed: Mapping[str, bool] = field(default_factory=dict[str, bool])
     lengths: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
     notes: tuple[str, ...] = ()
+    fitted: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    limit_bytes: int | None = None
+
+    @property
+    def limited(self) -> dict[str, Any]:
+        """Return the memory limit, the estimate with libraries, and what was changed; nothing without a limit."""
+        if self.limit_bytes is None:
+            return {}
+        estimated = LIBRARY_BYTES + self.memory_bytes
+        return {"limit_bytes": self.limit_bytes, "estimated_bytes": estimated, **self.fitted}
 
 
-def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | None = None) -> Cost:
+def check(
+    config: RunConfig, modality: BaseModels | None = None, pool: Pool | None = None, limit_bytes: int | None = None
+) -> Cost:
     """Validate a configuration against its models and data.
 
     Args:
         config: the run's configuration.
         modality: the user's own modality; by default the one of the task that `config.task.name` names.
         pool: the user's own data; by default the data of that task.
+        limit_bytes: memory that the run's process may take; None without a limit.
 
     Raises:
-        UserError: the model, the adapter or the data is not usable, with the message that the run would give.
+        UserError: the model, the adapter or the data is not usable, with the message that the run would give, or the
+            run does not fit into the limit.
     """
     device, known = resolve_device(config.device), modality or base_models(config.task)
     models = {"slm": config.slm} | ({"llm": config.llm} if config.server.epochs else {})
@@ -128,6 +141,7 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
     itemsizes: dict[str, int] = {}
     measured: dict[str, Activations | None] = {}
     notes: list[str] = []
+    fitted: dict[str, Any] = {}
     for role, model in models.items():
         with in_section(role):
             dtype, network = resolve_dtype(model.dtype, device), outline(model, known)
@@ -146,11 +160,43 @@ def check(config: RunConfig, modality: BaseModels | None = None, pool: Pool | No
         roles["slm"] = replace(roles["slm"], adapter_bytes=once, upload_bytes=once if uploads else 0)
         once = 0
     data, measures = (None, {}) if parts is None else _described(config, modality, parts)
-    memory = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
-    memory += max(activation_bytes(config, known, shapes, itemsizes, parts, measured), _SOLVING * features**2)
+    weights = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
+
+    def needed(one: RunConfig) -> int:
+        """Return the memory of a run, given its configuration with other numbers of examples at once."""
+        return weights + max(activation_bytes(one, known, shapes, itemsizes, parts, measured), _SOLVING * features**2)
+
+    if limit_bytes is not None:
+        fitted = fit_memory(config, needed, limit_bytes)
+    memory = needed(changed(config, fitted))
     privacy = build_privacy(config)
     epsilon, delta = (privacy.epsilon(config.federation.rounds), privacy.delta) if privacy else (None, None)
-    return Cost(roles, memory, data, note, epsilon, delta, once, healed, measures, tuple(notes))
+    return Cost(roles, memory, data, note, epsilon, delta, once, healed, measures, tuple(notes), fitted, limit_bytes)
+
+
+def fit_client(config: RunConfig, parts: Split, limit_bytes: int) -> dict[str, Any]:
+    """Return the memory limit of a deployed client, its estimate, and what has to be changed, as `Cost.limited` does.
+
+    Args:
+        config: the run's configuration.
+        parts: the client's own examples.
+        limit_bytes: memory that the client's process may take.
+
+    Raises:
+        UserError: the model is not usable, or not even one example at a time fits.
+    """
+    known, dtype = base_models(config.task), resolve_dtype(config.slm.dtype, resolve_device(config.device))
+    network = outline(config.slm, known)
+    sizes = role_cost(config.slm, network, dtype, {})
+
+    def needed(one: RunConfig) -> int:
+        shapes, itemsizes, measured = {"slm": network.shape}, {"slm": dtype.itemsize}, {"slm": network.activations}
+        activations = activation_bytes(one, known, shapes, itemsizes, parts, measured)
+        return sizes.base_bytes + _ADAM_COPIES * 4 * sizes.adapter_parameters + activations
+
+    changes = fit_memory(config, needed, limit_bytes, ["slm"])
+    estimated = LIBRARY_BYTES + needed(changed(config, changes))
+    return {"limit_bytes": limit_bytes, "estimated_bytes": estimated, **changes}
 
 
 def _names(source: str) -> tuple[str, str]:
@@ -215,7 +261,7 @@ def _statistics_size(
         kind = settings.model_copy(update={"features": without})
         (features, labels) = known.evidence(parts.test[:1], kind).size
     if settings.needs_model:
-        features = _of(shape, "hidden_size") + (0 if settings.features == "slm" else features)
+        features = number_of(shape, "hidden_size") + (0 if settings.features == "slm" else features)
     return features, labels
 
 
@@ -233,66 +279,3 @@ def role_cost(model: ModelConfig, known: Outline, dtype: torch.dtype, uploads: M
     mean = sum(sent) // len(sent)
     base_bytes = known.frozen * dtype.itemsize
     return RoleCost(model.source, known.frozen, count, adapter_bytes(known.adapter), base_bytes, mean)
-
-
-def activation_bytes(
-    config: RunConfig,
-    known: BaseModels,
-    shapes: Mapping[str, Any],
-    itemsizes: Mapping[str, int],
-    parts: Split | None,
-    measured: Mapping[str, Activations | None] = MappingProxyType({}),
-) -> int:
-    """Return an estimate of the activations of the largest batches, in bytes.
-
-    A client's training keeps the SLM's activations, and distillation keeps those of both models. The larger of the two
-    counts. Scoring is added to it, because an allocator does not return all of its memory in between. Together with
-    weights and libraries, the estimate was 0.9 to 1.3 times the memory that processes took (text of 60 to 1000 tokens,
-    free answers of 100 tokens, bfloat16).
-
-    Args:
-        config: the run's configuration.
-        known: the modality's knowledge of base models.
-        shapes: role to the configuration of its base network; a network that has none (None) is not counted.
-        itemsizes: role to the bytes of one value of its base.
-        parts: the run's data; None if it is not available, and a typical example is then assumed.
-        measured: role to the activations of one example, if they were measured. They replace those that follow from
-            the configuration of the base.
-    """
-    private = None if parts is None or not parts.private else [x for part in parts.private.values() for x in part]
-    shape = shapes["slm"]
-
-    def largest(examples: Sequence[Any] | None, batch_size: int, scoring: bool = False) -> tuple[int, int]:
-        """Return the numbers of positions and of rows of logits in the largest batch."""
-        some = examples if examples is not None else [None] * batch_size
-        sizes = sorted((known.footprint(x, shape, scoring) for x in some), reverse=True)[:batch_size]
-        return sum(positions for positions, _ in sizes), sum(rows for _, rows in sizes)
-
-    client = largest(private, config.client.batch_size)
-    public = largest(parts and parts.public, config.server.batch_size)
-    scored = largest(parts and parts.test, config.evaluation.batch_size, scoring=True)
-
-    def training(role: str, positions: int, rows: int) -> float:
-        if known_activations := measured.get(role):
-            return known_activations.training * rows * itemsizes[role] / 4
-        return _training_bytes(shapes[role], itemsizes[role], positions, rows)
-
-    def passing(role: str) -> float:
-        if known_activations := measured.get(role):
-            return known_activations.scoring * scored[1] * itemsizes[role] / 4
-        return _PASSING * scored[0] * _of(shapes[role], "hidden_size") * itemsizes[role]
-
-    distilling = sum(training(role, *public) for role in shapes) if "llm" in shapes else 0
-    return round(max(training("slm", *client), distilling) + max(map(passing, shapes)))
-
-
-def _training_bytes(shape: Any, itemsize: int, positions: int, rows: int) -> float:
-    """Return the bytes kept for the backward pass of a batch, given its numbers of positions and of rows of logits."""
-    columns = _of(shape, "vocab_size") or _of(shape, "num_labels")
-    values = positions * _of(shape, "num_hidden_layers") * _of(shape, "hidden_size") * _KEPT
-    return values * itemsize + rows * columns * 4 * _LOGITS
-
-
-def _of(shape: Any, name: str) -> int:
-    """Return a number from a network's configuration; 0 if the configuration does not have it."""
-    return getattr(shape, name, None) or 0

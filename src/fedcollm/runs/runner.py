@@ -33,6 +33,7 @@ from fedcollm.runs.identity import check as check_identity
 from fedcollm.runs.identity import identity_of
 from fedcollm.runs.identity import record as record_identity
 from fedcollm.runs.identity import recorded as recorded_bases
+from fedcollm.runs.memory_limit import limit_in_words
 from fedcollm.runs.portable import copy_input_files, portable_of, write_portable
 from fedcollm.runs.resolve import resolved, with_number
 from fedcollm.runs.sharing import zero_shot
@@ -155,6 +156,8 @@ def rounds(
     else:
         directories.refuse_existing(directory)
     fresh = not directory.exists()
+    if inputs.memory:
+        say(limit_in_words(inputs.memory))
     with locked(directory):
         if resume:
             directories.check_healed(directory, base_names(config, inputs.modality))
@@ -174,7 +177,7 @@ def rounds(
         else:
             directories.start(directory, config)
         record_identity(directory, now)
-        record_environment(directory, environment(config, federation))
+        record_environment(directory, environment(config, federation, inputs.memory))
         directories.write_json(directory, directories.DATA, _data(federation))
         if config.control is None:
             yield from _rounds(config, directory, federation, inputs.shared)

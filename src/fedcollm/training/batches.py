@@ -37,6 +37,13 @@ def minibatches(
         even_labels: whether all batches have the same share of labelled examples, up to one example, and so nearly
             the same size.
     """
+    yield from map(modality.collate, _members(modality, examples, batch_size, generator, even_labels))
+
+
+def _members(
+    modality: Collator, examples: Sequence[Any], batch_size: int, generator: random.Random, even_labels: bool
+) -> Iterator[list[Any]]:
+    """Yield the examples of each batch; see `minibatches`."""
     parts = [list(range(len(examples)))]
     if even_labels:
         parts = [[i for i in parts[0] if (examples[i].label is None) == missing] for missing in (False, True)]
@@ -54,7 +61,7 @@ def minibatches(
                 batches[i] += itertools.islice(near, ends[i + 1] - ends[i])
     generator.shuffle(batches)
     for batch in batches:
-        yield modality.collate([examples[i] for i in batch])
+        yield [examples[i] for i in batch]
 
 
 def step_count(examples: int, settings: TrainingConfig) -> int:
@@ -75,18 +82,20 @@ def step_batches(
 ) -> Iterator[list[Any]]:
     """Yield the batches of each optimizer step in one shuffled pass.
 
-    A step has `gradient_accumulation` batches; the last step has those that remain.
+    A step has `gradient_accumulation` batches; the last step has those that remain. A batch of more than
+    `settings.at_once` examples becomes several smaller ones: a loop that weighs each by its rows gets the same mean.
 
     Args:
         modality: gives the size of each example, and collates.
         examples: any number of examples.
-        settings: gives `batch_size` and `gradient_accumulation`.
+        settings: gives `batch_size`, `gradient_accumulation` and `at_once`.
         generator: the only source of randomness.
         even_labels: whether all batches have the same share of labelled examples.
     """
-    batches = minibatches(modality, examples, settings.batch_size, generator, even_labels)
+    batches, most = _members(modality, examples, settings.batch_size, generator, even_labels), settings.at_once
     while group := list(itertools.islice(batches, settings.gradient_accumulation)):
-        yield group
+        parts = [batch[i : i + most] for batch in group for i in range(0, len(batch), most)]
+        yield [modality.collate(part) for part in parts]
 
 
 def like_sized(modality: Collator, examples: Sequence[Any], batch_size: int) -> list[list[int]]:

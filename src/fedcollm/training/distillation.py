@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fedcollm.config import DistillationConfig, ServerConfig
+from fedcollm.memory import give_back
 from fedcollm.modalities.base import Modality, Rows, matched, outputs
 from fedcollm.progress import track
 from fedcollm.training.batches import step_batches, step_count
@@ -162,6 +163,7 @@ def distil(
     for role, model in models.items():
         model.eval()
         check_finite_weights(f"distillation, {role.upper()}", model)
+    give_back()
     last = history[-per_epoch:]
     means = {name: sum(getattr(e, name).item() for e in last) / max(len(last), 1) for name in ("slm", "llm", "kl")}
     check_finite("distillation", **means)

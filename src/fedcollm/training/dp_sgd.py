@@ -52,7 +52,7 @@ def fit_privately(
         model: its trainable parameters are tuned, all of which must belong to linear layers; the model is left in
             evaluation mode.
         examples: the private part D_k.
-        settings: AdamW and its schedule; `batch_size` is the number of examples in memory at once, and does not change
+        settings: AdamW and its schedule; `at_once` is the number of examples in memory at once, and does not change
             the result.
         privacy: clipping, noise, sampling rate and number of steps.
         where: name of the loop, for progress and error messages.
@@ -72,7 +72,7 @@ def fit_privately(
         try:
             for _ in track(range(privacy.steps), where, total=privacy.steps):
                 drawn = np.flatnonzero(stream.uniform(len(examples)) < privacy.sampling_rate)
-                _step(modality, model, [examples[i] for i in drawn.tolist()], settings.batch_size, optimizer)
+                _step(modality, model, [examples[i] for i in drawn.tolist()], settings.at_once, optimizer)
                 if schedule is not None:
                     schedule.step()
         finally:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedcollm.config import ClientConfig
 from fedcollm.errors import NonFiniteError
+from fedcollm.memory import give_back
 from fedcollm.messages import Score, all_finite
 from fedcollm.modalities.base import Modality, outputs
 from fedcollm.progress import track
@@ -119,6 +120,7 @@ def fit(
         history.append((loss, rows))
         stepper.step({"training": loss}, rows, partial(check_loss, where, training=loss))
     model.eval()
+    give_back()
     check_finite_weights(where, model)
     last = [(loss.item(), count) for loss, count in history[-per_epoch:]]
     check_finite(where, training=sum(loss for loss, _ in last))

@@ -5,7 +5,6 @@ else.
 """
 
 import contextlib
-import ctypes
 import functools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fedcollm.memory import give_back
 from fedcollm.models.fused.layers import AttentionHalf, MlpHalf, normalize, normalize_backward
 from fedcollm.models.fused.lora import ADAPTER, LoraStack, product
 
@@ -35,6 +35,9 @@ _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 #: Classes of transformers that consist of attention and an MLP, each after a norm and with a residual connection.
 _PRE_NORM_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+
+#: After so many bytes of weights were copied into stacks, the memory of the originals is given back.
+_REPLACED_BYTES = 2**25
 
 #: Classes that compute silu(x) = x / (1 + exp(-x)).
 _SILU = ("SiLU", "SiLUActivation")
@@ -59,24 +62,23 @@ def fuse(model: Any) -> None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if type(head) is nn.Linear and cast(Any, head).bias is None and not head.weight.requires_grad:
         vars(head)["forward"] = functools.partial(_head, head)
-    _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """Return what the replaced weights leave behind to the operating system, which glibc would keep: 200 MB of 580."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()  # what the replaced weights leave behind: 200 MB of 580
 
 
 def _stack_lora_layers(model: Any) -> dict[Any, LoraStack]:
     """Stack the LoRA layers that qualify; return the stack of each layer."""
     stacks: dict[Any, LoraStack] = {}
+    replaced = 0
     for name, parent in list(model.named_modules()):
         for layers in _groups(parent, name.rpartition(".")[2]):
             stack = LoraStack(layers)
             stacks.update(dict.fromkeys(layers, stack))
             for member, layer in enumerate(layers):
                 layer.forward = functools.partial(stack.output, member)
+            replaced += stack.matrix.nbytes
+            if replaced > _REPLACED_BYTES:
+                give_back()
+                replaced = 0
     return stacks
 
 
