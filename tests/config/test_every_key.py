@@ -80,6 +80,7 @@ MODEL = {
     "mlp_share": 0.5,
     "dtype": "float32",
     "attention": "eager",
+    "device_map": "balanced",
     "pretrain_epochs": 1,
 }
 HEALING = {

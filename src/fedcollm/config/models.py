@@ -113,6 +113,8 @@ class ModelConfig(Section):
     """dtype of the frozen weights; auto: bfloat16 if the hardware multiplies it fast, otherwise float32"""
     attention: Literal["auto", "grouped", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """attention implementation; auto: our own grouped attention on a CPU if possible, else transformers' default"""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """text models: spread the layers of the base over the GPUs of this machine, as accelerate does; null: one device"""
     pretrain_epochs: NonNegative = 0
     """epochs of full training on the public set before the adapter is added, for models with random weights"""
     adapter: AdapterConfig = AdapterConfig()
