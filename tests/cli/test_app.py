@@ -252,6 +252,16 @@ def test_a_fault_of_ours_is_exit_1(command, monkeypatch):
     assert "fault of fedcollm" in err
 
 
+@pytest.mark.parametrize(("rank", "words"), [("0", "torchrun started 2"), ("1", "")])
+def test_a_command_for_one_process_is_refused_once_if_torchrun_starts_several(command, monkeypatch, rank, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    code, out, said = command("check", "icd10")
+    assert (code, out) == (2, "")
+    assert words in said
+    assert bool(said) == bool(words)
+
+
 def test_help_does_not_wait_for_torch():
     script = """
 import sys

@@ -82,6 +82,7 @@ MODEL = {
     "dtype": "float32",
     "attention": "eager",
     "gradient_checkpointing": True,
+    "device_map": "balanced",
     "pretrain_epochs": 1,
 }
 HEALING = {

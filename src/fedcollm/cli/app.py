@@ -14,6 +14,7 @@ from fedcollm.cli.evaluate import evaluate, report
 from fedcollm.cli.export import export
 from fedcollm.cli.options import option
 from fedcollm.cli.predict import chat, predict
+from fedcollm.cli.processes import refuse_several
 from fedcollm.cli.run import check, run
 from fedcollm.cli.shrink import shrink
 from fedcollm.cli.streams import lasting_streams
@@ -52,11 +53,13 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, option("--version", callback=_print_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
     """Co-tune a server's large model and its clients' small models without moving the clients' data."""
+    refuse_several(context.invoked_subcommand)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fedcollm.cli.options import AcceptChangedData, Json, MemoryLimit, Quiet, Settings, Source, argument, option
+from fedcollm.cli.processes import again, shared
 
 if TYPE_CHECKING:
     from fedcollm.config import RunConfig
@@ -26,7 +27,27 @@ def run(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run a federation and write a run directory with its report."""
+    """Run a federation and write a run directory with its report.
+
+    Under torchrun, the processes share the server's LLM, and the first one does everything else.
+    """
+    with shared() as leads:
+        if leads:
+            _run(source, settings or [], out, Running(resume, accept_changed_data, memory_limit, quiet, as_json))
+
+
+@dataclass(frozen=True)
+class Running:
+    """The switches of `run`."""
+
+    resume: bool
+    accept_changed_data: bool
+    memory_limit: str | None
+    quiet: bool
+    as_json: bool
+
+
+def _run(source: str | None, settings: list[str], out: Path | None, how: Running) -> None:
     from fedcollm.cli.terminal import show_rounds
     from fedcollm.config.loading import load_config, parse_settings
     from fedcollm.runs.directory import default_directory, read_config
@@ -34,19 +55,19 @@ def run(
 
     if out is not None:
         check_place(out)
-    overrides = parse_settings(settings or [])
-    if resume and out and source is None:  # the configuration is that of the run directory
+    overrides = parse_settings(settings)
+    if how.resume and out and source is None:  # the configuration is that of the run directory
         stored = read_config(out)  # before libraries are loaded, which takes seconds
-        config = load_config(stored.model_dump(), **overrides) if overrides or memory_limit else None
+        config = load_config(stored.model_dump(), **overrides) if overrides or how.memory_limit else None
     else:
         config = load_config(source or "icd10", **overrides)
     directory = out or default_directory(config or load_config())
     memory: Mapping[str, Any] = {}
-    if memory_limit is not None and config is not None:
-        config, cost = _fitted(config, memory_limit)
+    if how.memory_limit is not None and config is not None:
+        config, cost = _fitted(config, how.memory_limit)
         memory = cost.limited
-    records = _records(config, directory, resume, accept_changed_data, memory)
-    show_rounds(records, directory, f"fedcollm run --resume --out {directory}", quiet, as_json)
+    records = _records(config, directory, how.resume, how.accept_changed_data, memory)
+    show_rounds(records, directory, again(f"run --resume --out {directory}"), how.quiet, how.as_json)
 
 
 def _records(

@@ -115,6 +115,8 @@ class ModelConfig(Section):
     """attention implementation; auto: our own grouped attention on a CPU if possible, else transformers' default"""
     gradient_checkpointing: bool = False
     """recompute each layer in the backward pass instead of keeping its activations: less memory, a third more time"""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """text models: spread the layers of the base over the GPUs of this machine, as accelerate does; null: one device"""
     pretrain_epochs: NonNegative = 0
     """epochs of full training on the public set before the adapter is added, for models with random weights"""
     adapter: AdapterConfig = AdapterConfig()

@@ -79,8 +79,10 @@ def start_tokens(tokenizer: Any) -> tuple[int, ...]:
     return tuple(whole[: next(starts, 0)])
 
 
-def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", device: str = "cpu") -> Any:
-    """Load a causal language model onto the CPU.
+def load_causal_lm(
+    place: str, dtype: torch.dtype, attention: str = "auto", device: str = "cpu", device_map: Any = None
+) -> Any:
+    """Load a causal language model onto the CPU, or over several devices.
 
     Args:
         place: a directory or a hub id, as `base_directory` returns it.
@@ -89,6 +91,7 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
             model will run on a CPU and its type is supported, and transformers' default otherwise. `default` is
             that default.
         device: type of the device that the model will run on.
+        device_map: how to spread the model over devices, as accelerate takes it; None leaves it on the CPU.
 
     Raises:
         UserError: the model cannot be loaded.
@@ -96,7 +99,8 @@ def load_causal_lm(place: str, dtype: torch.dtype, attention: str = "auto", devi
     register()
     if attention == "auto" and device == "cpu" and _config(place).model_type in SUPPORTED:
         attention = GROUPED
-    options = {} if attention in ("auto", "default") else {"attn_implementation": attention}
+    options: dict[str, Any] = {} if attention in ("auto", "default") else {"attn_implementation": attention}
+    options |= {} if device_map is None else {"device_map": device_map}
     auto_class = transformers_class("AutoModelForCausalLM")
     model, report = from_pretrained(auto_class, place, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):

@@ -18,11 +18,15 @@ from fedcollm.modalities.vision.models import VISION_MODELS
 from fedcollm.models.adapters import add_adapter, resolve_device, resolve_dtype
 from fedcollm.models.cache import is_entry
 from fedcollm.models.checkpointing import recompute_layers
+from fedcollm.models.device_map import check_placed
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.made import WEIGHTS, network_name, write_network_name
 from fedcollm.models.peft_config import with_layers
+from fedcollm.models.processes import current
 from fedcollm.models.warm_start import warm_start
 from fedcollm.progress import say
+from fedcollm.runs.followers import spread_over, to_spread
+from fedcollm.runs.identity import base_digests
 from fedcollm.runs.portable import copy_input_files
 from fedcollm.seeding import derive_seed
 from fedcollm.storage import make_directory
@@ -48,7 +52,12 @@ def set_precision(models: Sequence[ModelConfig], device: torch.device) -> None:
     196678); flash and memory-efficient attention take its place.
     """
     dtypes = {resolve_dtype(model.dtype, device) for model in models}
-    torch.set_float32_matmul_precision("medium" if torch.bfloat16 in dtypes else "highest")
+    set_switches("medium" if torch.bfloat16 in dtypes else "highest")
+
+
+def set_switches(precision: str) -> None:
+    """Set torch's global switches, given the precision of float32 matrix products; see `set_precision`."""
+    torch.set_float32_matmul_precision(precision)
     cast(Any, torch.backends.cuda).enable_cudnn_sdp(False)
 
 
@@ -93,13 +102,23 @@ def build_model(
         say(f"pretraining {role} ({section.source}) on the public part: {section.pretrain_epochs} epochs")
         _pretrain(config, role, modality, network, public)
         save_base(network, pretrained, section.source)
+    processes = current() if role == "llm" else None
+    if processes is not None:
+        section, device = to_spread(section, modality, device, processes), torch.device("cpu")
     network = load_base(section, role, modality, pretrained, device, seed)  # as a resumed run will
+    frozen, adapter_seed = set(network.parameters()), derive_seed(config.seed, "adapter", role)
     name = base_name(section, network) if not section.pretrain_epochs else f"{config.name}/base/{role}"
-    tuned = adapted(network, section.adapter, modality, derive_seed(config.seed, "adapter", role), name)
+    tuned = adapted(network, section.adapter, modality, adapter_seed, name)
     if section.adapter.start is not None:
         with in_section(role):
             warm_start(tuned, section.adapter, base / f"{role}-start")
-    fuse(tuned)
+    if processes is not None:
+        digests = dict(base_digests(role, tuned))
+        spread = spread_over(processes, tuned, frozen, section, adapter_seed)
+        spread.digests = digests
+        vars(tuned)["spread"] = spread
+    elif not hasattr(network, "hf_device_map"):  # accelerate's hooks, which move tensors, are in the forward passes
+        fuse(tuned)
     if section.gradient_checkpointing:
         with in_section(role):
             recompute_layers(tuned)
@@ -146,7 +165,11 @@ def base_name(section: ModelConfig, network: nn.Module) -> str:
 
 def _load(modality: Modality, section: ModelConfig, role: str, device: torch.device, seed: int) -> nn.Module:
     with in_section(role):
-        return modality.load_model(section, role, device, seed).to(device)
+        network = modality.load_model(section, role, device, seed)
+        if section.device_map is None:
+            return network.to(device)
+        check_placed(network, section, device)
+        return network
 
 
 def adapted(

@@ -10,6 +10,7 @@ import torch
 
 from fedcollm.config import RunConfig
 from fedcollm.models.adapters import resolve_device
+from fedcollm.models.sharded import base_bytes
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Federation
 
@@ -33,6 +34,7 @@ def environment(config: RunConfig, federation: Federation, memory: Mapping[str, 
         "threads": torch.get_num_threads(),
         "dtype": federation.dtypes,
         "parameters": federation.parameters,
+        "base_bytes": {role: base_bytes(model) for role, model in federation.server.pair.models().items()},
         "healed": dict(federation.healed),
         **({"memory": dict(memory)} if memory else {}),
     }

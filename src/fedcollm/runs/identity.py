@@ -167,6 +167,9 @@ def _digest_or_none(examples: Iterable[Any]) -> str | None:
 
 def base_digests(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield names and digests of the configuration and the frozen weights of a model, if it has these."""
+    if (spread := getattr(model, "spread", None)) is not None:  # no process has the weights any more
+        yield from spread.digests.items()
+        return
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = model.state_dict().items()
     frozen = {name: tensor for name, tensor in state if name not in trained and _ADAPTER not in name.split(".")}

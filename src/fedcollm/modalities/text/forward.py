@@ -40,11 +40,13 @@ def logits_of(model: nn.Module, inputs: dict[str, Tensor], rows: Tensor, seen: T
     """Return [P, V] logits in the model's dtype: one row for each true value of `rows`, sequence by sequence.
 
     Args:
-        model: a causal language model of transformers, or a wrapper of one.
+        model: a causal language model of transformers, or a wrapper of one; it may be spread over several processes.
         inputs: inputs from `pad_left`.
         rows: [B, R] bool, which of the last R columns are needed; none of these is padding.
         seen: [B, N, N] bool, which columns each column attends to; None for causal attention.
     """
+    if (spread := getattr(model, "spread", None)) is not None:
+        return spread.logits(inputs, rows, seen)
     if not tolerates_padding(model.config):
         return _one_by_one(model, inputs, rows)
     parameter = next(model.parameters())

@@ -1,7 +1,7 @@
 """Greedy generation of free answers, in batches, by transformers."""
 
 import contextlib
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
@@ -30,37 +30,54 @@ def generate(
     network: Any = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
     order = sorted(range(len(prompts)), key=lambda i: limits[i])
     together = tolerates_padding(network.config)
-    found: dict[int, Tokens] = {}
-    with _plain_settings(network):
+    spread, found = getattr(model, "spread", None), dict[int, Tokens]()
+    with plain_settings(network):
         for limit, same in groupby(order, key=lambda i: limits[i]):
             some = list(same)
+            settings: dict[str, Any] = {"limit": limit, "stops": sorted(stops), "columns": columns}
             for batch in [some] if together else [[i] for i in some]:
-                new = _continued(network, [prompts[i] for i in batch], limit, stops, columns)
-                found |= zip(batch, new, strict=True)
+                padded = pad_left([prompts[i] for i in batch], 0)
+                inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}
+                if spread is not None:
+                    new = spread.tokens(inputs, settings)
+                else:
+                    new = cast(Any, new_tokens(network, inputs, **settings)).tolist()
+                found |= zip(batch, (_stopped(row, stops) for row in new), strict=True)
     return [found[i] for i in range(len(prompts))]
 
 
-def _continued(
-    network: Any, prompts: Sequence[Tokens], limit: int, stops: Collection[int], columns: int
-) -> list[Tokens]:
+def new_tokens(
+    network: Any, inputs: Mapping[str, Tensor], limit: int, stops: Sequence[int], columns: int, together: bool = False
+) -> Tensor:
+    """Return the likeliest next tokens, [B, new]; those after a token that stops a row mean nothing.
+
+    Args:
+        network: a causal language model of transformers.
+        inputs: `input_ids` and `attention_mask` of the prompts, each [B, N], padded on the left.
+        limit: the largest number of new tokens.
+        stops: tokens of which each ends an answer.
+        columns: number of tokens that may be generated.
+        together: whether several processes hold the network, and take as many steps as the slowest of them.
+    """
     from transformers import GenerationConfig, LogitsProcessorList
 
-    inputs, device = pad_left(prompts, 0), next(network.parameters()).device
-    given = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+    device = next(network.parameters()).device
+    given = {name: tensor.to(device) for name, tensor in inputs.items()}
     processor = cast(Any, LogitsProcessorList)([_Columns(columns)])
 
     def made(cached: bool) -> Tensor:
         settings: Any = GenerationConfig(
-            do_sample=False, max_new_tokens=limit, eos_token_id=sorted(stops) or None, pad_token_id=0, use_cache=cached
+            do_sample=False, max_new_tokens=limit, eos_token_id=list(stops) or None, pad_token_id=0, use_cache=cached
         )
-        return network.generate(**given, generation_config=settings, logits_processor=processor)
+        return network.generate(
+            **given, generation_config=settings, logits_processor=processor, synced_gpus=together or None
+        )
 
     try:
         tokens = made(caches(network.config))
     except ValueError:  # as from transformers' cache for a hybrid model that has no layer of attention
         tokens = made(False)
-    new: list[list[int]] = cast(Any, tokens[:, given["input_ids"].shape[1] :]).tolist()
-    return [_stopped(row, stops) for row in new]
+    return tokens[:, given["input_ids"].shape[1] :]
 
 
 class _Columns:
@@ -83,7 +100,7 @@ def _stopped(tokens: list[int], stops: Collection[int]) -> Tokens:
 
 
 @contextlib.contextmanager
-def _plain_settings(network: Any) -> Generator[None, None, None]:
+def plain_settings(network: Any) -> Generator[None, None, None]:
     """Set a model's own settings of generation aside, such as a penalty for repetition."""
     from transformers import GenerationConfig
 

@@ -127,9 +127,10 @@ class TextModels:
         """
         place = base_directory(section.source, section.layers)
         dtype = resolve_dtype(section.dtype, device)
-        network = load_causal_lm(place, dtype, section.attention, device.type)
+        placed = section.device_map if device.type == "cuda" else None  # a CPU is a single device
+        network = load_causal_lm(place, dtype, section.attention, device.type, placed)
         check_causal(section.source, network.config)
-        return network.to(device)
+        return network if placed else network.to(device)
 
     def prepare(self, section: ModelConfig) -> None:
         """Convert and cut the base network once, and keep the result in the cache.
