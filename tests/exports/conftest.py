@@ -1,8 +1,10 @@
 """A finished run of tiny models whose tokenizer llama.cpp knows: byte-level pairs, as in SmolLM."""
 
+import json
+
 import pytest
 from tests.conftest import ANIMALS, COLOURS, WORDS, tiny_llama
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import fedcollm
@@ -24,6 +26,26 @@ def byte_pairs(steps=None):
     inner.train_from_iterator([f" {a} {b} 12" for a in (*WORDS, *COLOURS) for b in (*ANIMALS, *WORDS)], trainer)
     names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<|im_end|>", **names)
+
+
+def sentence_pieces(gemma=False):
+    """A tokenizer of sentencepiece's kind with 384 tokens, 256 of them bytes: as in Llama 2, or as in Gemma."""
+    blank = normalizers.Replace(" ", "\u2581")
+    steps = pre_tokenizers.Split(" ", "merged_with_previous") if gemma else None
+    normalizer = blank if gemma else normalizers.Sequence([normalizers.Prepend("\u2581"), blank])
+    special = ["<unk>", "<s>", "</s>"]
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizers.Metaspace(prepend_scheme="never")
+    trainer = trainers.BpeTrainer(vocab_size=128, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([f"{a} {b} 12" for a in (*WORDS, *COLOURS) for b in (*ANIMALS, *WORDS)], trainer)
+    parts = json.loads(trained.to_str())["model"]
+    names = [*special, *(f"<0x{i:02X}>" for i in range(256)), *(n for n in parts["vocab"] if n not in special)]
+    merges = [tuple(pair) for pair in parts["merges"]]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    inner = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    inner.normalizer, inner.pre_tokenizer = normalizer, steps
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **named)
 
 
 @pytest.fixture(scope="session")

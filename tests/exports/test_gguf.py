@@ -9,7 +9,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
-from tests.exports.conftest import byte_pairs
+from tests.exports.conftest import byte_pairs, sentence_pieces
 from tokenizers import Regex, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +21,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 import fedcollm
@@ -47,8 +51,12 @@ SCALED = {
 }  # fmt: skip
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "llama3": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=SCALED)),
+    "llama3": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, rope_parameters=SCALED, attention_bias=True, mlp_bias=True)
+    ),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None, head_dim=8)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | {"num_attention_heads": 2}, sliding_window=32)),
 }
 
@@ -74,7 +82,7 @@ def values(file):
     return fields, {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in reader.tensors}
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "gemma3"])
 def test_transformers_reads_the_same_model_back(tmp_path, name, pairs):
     model = made(name)
     file = written(tmp_path, model, pairs)
@@ -96,6 +104,19 @@ def test_llama_cpp_computes_the_same_logits(tmp_path, name, pairs):
             assert torch.allclose(runtime(tokens).logits, model(tokens).logits, atol=2e-2)
     text = "the red cat 12 is  a bird's: <|im_end|>"
     assert runtime.tokens(text) == pairs(text).input_ids
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("gemma", [False, True])
+def test_llama_cpp_splits_texts_as_sentencepiece(tmp_path, gemma):
+    from fedcollm.exports.llama_cpp import LlamaCpp
+
+    torch.manual_seed(0)
+    tokenizer = sentence_pieces(gemma)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": len(tokenizer)}))
+    runtime = LlamaCpp(written(tmp_path, model, tokenizer, "f16"), 64)
+    for text in ("the red cat 12", "a  bird's\n\tcafé 日本 😀", "if x: y = 3  # é", "</s>"):
+        assert runtime.tokens(text) == tokenizer(text).input_ids
 
 
 def test_frequencies_of_llama_3_are_divided(tmp_path, pairs):
@@ -186,6 +207,9 @@ def test_unknown_architectures_and_tokenizers_are_refused(tmp_path, pairs, token
     windows = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=0)
     with pytest.raises(UserError, match="sliding windows"):
         written(tmp_path, Qwen2ForCausalLM(windows), pairs)
+    biased = Qwen3ForCausalLM(Qwen3Config(**SIZES, attention_bias=True))
+    with pytest.raises(UserError, match=r"no place for .*q_proj\.bias"):
+        written(tmp_path, biased, pairs)
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
     with pytest.raises(UserError, match="yarn"):
         written(tmp_path, LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=yarn)), pairs)
@@ -240,7 +264,9 @@ def test_runtime_reads_only_what_it_did_not_read_before():
 
     assert rows(5, 6, 7, 8, keep=2) == [[7, 2], [8, 3]]
     assert rows(5, 6, 7, 9, keep=2) == [[7, 2], [9, 3]]  # the row of 7 was kept
-    assert rows(5, 6, 7, keep=1) == [[7, 2]]  # the last token is always read
+    assert rows(5, 6, 7, keep=1) == [[7, 2]]  # it was kept too, so nothing is read
+    assert rows(5, 6, keep=1) == [[6, 1]]  # it was not
+    assert rows(5, 6, 7, keep=1) == [[7, 2]]
     assert rows(5, 6, 7, 8, keep=4) == [[5, 0], [6, 1], [7, 2], [8, 3]]  # the rows of 5 and 6 were not kept
     assert rows(4, keep=1) == [[4, 0]]
-    assert model.asked == [(0, (5, 6, 7, 8)), (3, (9,)), (2, (7,)), (0, (5, 6, 7, 8)), (0, (4,))]
+    assert model.asked == [(0, (5, 6, 7, 8)), (3, (9,)), (1, (6,)), (2, (7,)), (0, (5, 6, 7, 8)), (0, (4,))]

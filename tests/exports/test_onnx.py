@@ -12,7 +12,8 @@ from fedcollm import ExportOptions
 from fedcollm.config.baselines import changed
 from fedcollm.config.loading import load_config
 from fedcollm.errors import UserError
-from fedcollm.exports.onnx_file import OnnxLanguageModel, OnnxNetwork, quantized, require_packages, write_graph
+from fedcollm.exports.onnx_blocks import write_in_blocks
+from fedcollm.exports.onnx_file import OnnxLanguageModel, OnnxNetwork, require_packages, write_graph
 from fedcollm.exports.onnx_graph import Graph, causal_graph
 
 needs_onnx = pytest.mark.skipif(
@@ -34,13 +35,13 @@ class Doubled(nn.Module):
 
 
 @needs_onnx
-def test_small_graph_takes_any_batch_and_can_be_quantized(tmp_path):
+def test_small_graph_takes_any_batch_and_can_be_write_in_blocks(tmp_path):
     graph = Graph(Doubled(), {"pixel_values": torch.zeros(2, 3)}, {"pixel_values": (0,)}, ("logits",))
     write_graph(graph, tmp_path / "a.onnx")
     pixels = torch.tensor([[1.0, 2, 3], [0, 1, 0], [4, 0, 0], [0, 0, 1], [1, 1, 1]])
     wanted = [[14.0, 4], [0, 2], [8, 0], [4, 0], [6, 2]]
     assert OnnxNetwork(tmp_path / "a.onnx")(pixel_values=pixels).logits.tolist() == wanted
-    quantized(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    write_in_blocks(tmp_path / "a.onnx", tmp_path / "b.onnx")
     gaps = OnnxNetwork(tmp_path / "b.onnx")(pixel_values=pixels).logits - torch.tensor(wanted)
     assert 0 < gaps.abs().max() < 0.2
 

@@ -31,6 +31,7 @@ class Measured:
         bytes: size of the model on disk, a base that goes along included.
         peak_memory_bytes: peak resident memory of a process that does nothing but run the model; None if not measured.
         tokens_per_second: new tokens per second of one text that a language model generates; None if not measured.
+        tokens_per_cpu_second: the same per second of a processor's time; None if not measured.
     """
 
     score: float
@@ -38,6 +39,7 @@ class Measured:
     bytes: int
     peak_memory_bytes: int | None = None
     tokens_per_second: float | None = None
+    tokens_per_cpu_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def _measured(readings: Readings, count: int) -> Measured:
         bytes=taken.bytes,
         peak_memory_bytes=taken.peak_memory_bytes,
         tokens_per_second=taken.tokens_per_second,
+        tokens_per_cpu_second=taken.tokens_per_cpu_second,
     )
 
 

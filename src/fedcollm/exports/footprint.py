@@ -18,6 +18,9 @@ from typing import Any
 #: New tokens of the text that is generated.
 NEW_TOKENS = 32
 
+#: New tokens per second, by the clock and by the processor's time.
+Speed = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -27,11 +30,13 @@ class Footprint:
         bytes: size on disk.
         peak_memory_bytes: peak resident memory of a process that does nothing but run it; None if not measured.
         tokens_per_second: new tokens per second of one text; None if not measured.
+        tokens_per_cpu_second: the same per second of a processor's time, which other processes do not change.
     """
 
     bytes: int
     peak_memory_bytes: int | None = None
     tokens_per_second: float | None = None
+    tokens_per_cpu_second: float | None = None
 
 
 def size_of(*places: Path) -> int:
@@ -53,13 +58,13 @@ def measure(kind: str, place: Path, tokens: Sequence[int], bytes: int) -> Footpr
     command = [sys.executable, "-m", "fedcollm.exports.footprint", kind, str(place), json.dumps(list(tokens))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        memory, speed = json.loads(done.stdout.splitlines()[-1])
+        memory, speed, speed_of_cpu = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         return Footprint(bytes)
-    return Footprint(bytes, memory, speed)
+    return Footprint(bytes, memory, speed, speed_of_cpu)
 
 
-def _with_llama_cpp(place: Path, tokens: list[int]) -> float:
+def _with_llama_cpp(place: Path, tokens: list[int]) -> Speed:
     library: Any = import_module("llama_cpp")
     model: Any = library.Llama(
         str(place), n_ctx=len(tokens) + NEW_TOKENS, n_threads=_threads(), n_threads_batch=_threads(), verbose=False
@@ -67,7 +72,7 @@ def _with_llama_cpp(place: Path, tokens: list[int]) -> float:
     return _speed(lambda known, new: model.eval(new), lambda: int(model.sample(temp=0.0)), tokens)
 
 
-def _with_onnxruntime(place: Path, tokens: list[int]) -> float:
+def _with_onnxruntime(place: Path, tokens: list[int]) -> Speed:
     import numpy as np
 
     library: Any = import_module("onnxruntime")
@@ -91,7 +96,7 @@ def _with_onnxruntime(place: Path, tokens: list[int]) -> float:
     return _speed(read, lambda: last[0], tokens)
 
 
-def _with_torch(place: Path, tokens: list[int]) -> float:
+def _with_torch(place: Path, tokens: list[int]) -> Speed:
     import torch
 
     from fedcollm.runs.predictor import Predictor
@@ -108,13 +113,14 @@ def _with_torch(place: Path, tokens: list[int]) -> float:
     return _speed(read, lambda: state["last"], tokens)
 
 
-def _speed(read: Callable[[int, Sequence[int]], object], likeliest: Callable[[], int], tokens: Sequence[int]) -> float:
-    """Return the number of new tokens per second after a prompt was read."""
+def _speed(read: Callable[[int, Sequence[int]], object], likeliest: Callable[[], int], tokens: Sequence[int]) -> Speed:
+    """Return the numbers of new tokens per second after a prompt was read."""
     read(0, tokens)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     for known in range(len(tokens), len(tokens) + NEW_TOKENS - 1):
         read(known, [likeliest()])
-    return (NEW_TOKENS - 1) / (time.perf_counter() - start)
+    new = NEW_TOKENS - 1
+    return new / (time.perf_counter() - start), new / (time.process_time() - busy)
 
 
 def _threads() -> int:
@@ -124,7 +130,7 @@ def _threads() -> int:
 
 
 #: What computes a model, to how it does so.
-RUNNERS: Mapping[str, Callable[[Path, list[int]], float]] = {
+RUNNERS: Mapping[str, Callable[[Path, list[int]], Speed]] = {
     "llama_cpp": _with_llama_cpp,
     "onnxruntime": _with_onnxruntime,
     "torch": _with_torch,
@@ -132,9 +138,9 @@ RUNNERS: Mapping[str, Callable[[Path, list[int]], float]] = {
 
 
 def main(kind: str, place: str, tokens: str) -> None:
-    """Print the peak memory in bytes and the new tokens per second of a model, as JSON."""
+    """Print the peak memory in bytes and the new tokens per second of a model, by the clock and by the processor, as JSON."""
     speed = RUNNERS[kind](Path(place), json.loads(tokens))
-    print(json.dumps([_peak_bytes(), speed]))
+    print(json.dumps([_peak_bytes(), *speed]))
 
 
 def _peak_bytes() -> int:

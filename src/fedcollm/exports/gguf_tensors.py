@@ -21,6 +21,7 @@ class Architecture(NamedTuple):
         tensors: what names its tensors in the package gguf.
         interleaved: whether rotary positions turn neighboring columns of q and k, in place of its two halves.
         norm_offset: what is added to the weights of norms, since Gemma's multiply by 1 + w.
+        biases: names of the layers that may have a bias; a file with any other one can't be loaded.
         refuses: returns in words what of a configuration llama.cpp's architecture can't do; empty if nothing.
     """
 
@@ -28,6 +29,7 @@ class Architecture(NamedTuple):
     tensors: gguf.MODEL_ARCH
     interleaved: bool = False
     norm_offset: float = 0.0
+    biases: frozenset[str] = frozenset()
     refuses: Callable[[Any], str] = lambda config: ""
 
 
@@ -48,11 +50,15 @@ def _gemma(config: Any) -> str:
     return "" if near == 10_000 else "other rotary positions in its sliding windows"
 
 
+#: Layers of attention, and all layers that llama.cpp's architecture llama lets have a bias.
+_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj"})
+_ALL = _ATTENTION | {"o_proj", "gate_proj", "up_proj", "down_proj"}
+
 #: Type of transformers (`config.model_type`) to llama.cpp's architecture.
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", gguf.MODEL_ARCH.LLAMA, interleaved=True),
-    "mistral": Architecture("llama", gguf.MODEL_ARCH.LLAMA, interleaved=True, refuses=_window),
-    "qwen2": Architecture("qwen2", gguf.MODEL_ARCH.QWEN2, refuses=_window),
+    "llama": Architecture("llama", gguf.MODEL_ARCH.LLAMA, interleaved=True, biases=_ALL),
+    "mistral": Architecture("llama", gguf.MODEL_ARCH.LLAMA, interleaved=True, biases=_ALL, refuses=_window),
+    "qwen2": Architecture("qwen2", gguf.MODEL_ARCH.QWEN2, biases=_ATTENTION, refuses=_window),
     "qwen3": Architecture("qwen3", gguf.MODEL_ARCH.QWEN3, refuses=_window),
     "gemma3_text": Architecture("gemma3", gguf.MODEL_ARCH.GEMMA3, norm_offset=1.0, refuses=_gemma),
 }
@@ -118,7 +124,8 @@ def tensors(network: nn.Module, known: Architecture) -> Iterator[tuple[str, Arra
         if tied and name == "lm_head.weight":
             continue
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None:
+        layer, _, kind = name.rpartition(".")
+        if found is None or (kind == "bias" and layer.rsplit(".", 1)[-1] not in known.biases):
             raise UserError(
                 f"--format gguf: llama.cpp's architecture {known.name} has no place for the tensor {name}. Use "
                 "--format merged or onnx."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcollm.errors import UserError
+from fedcollm.exports.onnx_blocks import write_in_blocks
 from fedcollm.exports.onnx_graph import Graph, causal_graph, recorded_graph
 from fedcollm.exports.runtime import Runtime, TokenRuntime
 from fedcollm.exports.source import DEVICE, Source
@@ -31,7 +32,7 @@ def write_onnx(source: Source, out: Path, quantization: str, examples: Sequence[
     Args:
         source: the trained model.
         out: an empty directory.
-        quantization: `fp32`, or `int8` for matrices in 8 bits and activations that are quantized as they come.
+        quantization: `fp32`, or `int8` for matrices and activations in 8 bits, in blocks.
         examples: examples of the task, of which a model that is no language model needs two.
 
     Raises:
@@ -48,7 +49,7 @@ def write_onnx(source: Source, out: Path, quantization: str, examples: Sequence[
     say("writing the graph, which takes a minute or two")
     write_graph(graph, plain)
     if plain != file:
-        quantized(plain, file)
+        write_in_blocks(plain, file)
         for left in out.glob(".model-fp32.onnx*"):
             left.unlink()
     source.copy_input_files(modality, out)
@@ -84,16 +85,6 @@ def write_graph(graph: Graph, file: Path) -> None:
             verbose=False,
         )
         program.save(str(file))
-
-
-def quantized(plain: Path, file: Path) -> None:
-    """Quantize the matrices of a file to 8 bits, each column by a scale of its own."""
-    library: Any = import_module("onnxruntime.quantization")
-    with _quiet():
-        library.quantize_dynamic(
-            str(plain), str(file), weight_type=library.QuantType.QInt8, per_channel=True,
-            extra_options={"MatMulConstBOnly": True},
-        )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -52,8 +52,11 @@ class TokenRuntime(Runtime):
         """
         tokens: list[int] = input_ids[0].tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         first = len(tokens) - logits_to_keep if logits_to_keep else 0
-        pairs = zip(tokens[:-1], self._tokens, strict=False)
+        pairs = zip(tokens, self._tokens, strict=False)
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if known == len(tokens) and first >= self._first:  # nothing is new, as for another choice of one token
+            return SimpleNamespace(logits=self._rows[first - self._first : known - self._first][None])
+        known = min(known, len(tokens) - 1)
         if first < min(self._first, known):  # rows are needed that were not kept
             known = first
         rows = self.extend(known, tokens[known:])
