@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedcollm.config import choices
-from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, SCHEDULES, SERVER_OPTIMIZERS, Choice
+from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, LOSSES, SCHEDULES, SERVER_OPTIMIZERS, Choice
 
 ROW = Choice("does this and that", "our own label", "our own phrase")
 TABLES = {
@@ -18,6 +18,7 @@ TABLES = {
     "server.distillation.divergence": DIVERGENCES,
     "federation.server_optimizer.kind": SERVER_OPTIMIZERS,
     "client.schedule": SCHEDULES,
+    "client.loss": LOSSES,
     "server.schedule": SCHEDULES,
 }
 Load = Callable[[str], ModuleType]

@@ -91,6 +91,21 @@ SCHEDULES: Mapping[str, Choice] = {
     ),
 }
 
+#: Options of `client.loss`; the functions are in `training/losses.py`.
+LOSSES: Mapping[str, Choice] = {
+    "cross_entropy": Choice("the paper's"),
+    "generalized": Choice(
+        "a label that the model finds unlikely, as wrong ones are, counts less (Zhang and Sabuncu)",
+        "generalized cross-entropy",
+        "the generalized cross-entropy",
+    ),
+    "symmetric": Choice(
+        "the cross-entropy and its reverse, which no single label makes large (Wang et al.)",
+        "symmetric cross-entropy",
+        "the symmetric cross-entropy",
+    ),
+}
+
 #: Options of `slm.layer_choice`; the functions are in `training/shrinking.py`.
 LAYER_CHOICES: Mapping[str, Choice] = {
     "even": Choice("evenly spaced, including the first and the last"),
@@ -132,6 +147,7 @@ TABLES: Mapping[str, Mapping[str, Choice]] = {
     "aggregation": AGGREGATIONS,
     "kind": SERVER_OPTIMIZERS,
     "schedule": SCHEDULES,
+    "loss": LOSSES,
     "layer_choice": LAYER_CHOICES,
     "features": FEATURES,
     "teachers": TEACHERS,
@@ -143,6 +159,7 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "aggregation": ("federation",),
     "kind": ("federation.server_optimizer",),
     "schedule": ("client", "server"),
+    "loss": ("client",),
 }
 
 

@@ -6,7 +6,7 @@ The phrases of options come from `choices.py`; `words.py` puts the phrases toget
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedcollm.config.choices import DIVERGENCES, FEATURES, SCHEDULES, SERVER_OPTIMIZERS, TEACHERS, Choice
+from fedcollm.config.choices import DIVERGENCES, FEATURES, LOSSES, SCHEDULES, SERVER_OPTIMIZERS, TEACHERS, Choice
 from fedcollm.config.roles import ROLES
 
 #: A format string for the value, or a function of it. If the function returns "", the key is stated as `key: value`.
@@ -63,6 +63,12 @@ PHRASES: Mapping[str, Phrase] = {
     **_of_adapter("llm"),
     **_of_adapter("slm"),
     **_of_training("client", "at the clients"),
+    "client.loss": _chosen(LOSSES, "{} as the clients’ loss"),
+    "client.loss_q": "the clients’ generalized cross-entropy has q = {:g}",
+    "client.loss_weights": lambda weights: f"the clients’ symmetric cross-entropy has (α, β) = ({_names(weights)})",
+    "client.loss_trim": lambda share: (
+        f"clients leave out the {_percent(share)} of a batch’s rows with the largest losses"
+    ),
     "client.proximal": "FedProx at the clients, μ = {:g}",
     "client.ranks": lambda ranks: f"the clients train adapters of rank {_names(ranks)}, in turn",
     "client.personal": "each client keeps a copy of the final adapter, tuned to its own data",
