@@ -171,6 +171,7 @@ METHOD = {
     "server.distillation.temperature": Change(2.0),
     "server.distillation.divergence": Change("reverse_kl"),
     "server.distillation.teach_where_better": Change(True),
+    "server.distillation.gate": Change("reliability"),
     "server.distillation.warmup_rounds": Change(2),
     "server.distillation.across_tokenizers": Change(True),
     "server.layer_transfer": Change(0.5),

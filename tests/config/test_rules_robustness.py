@@ -12,6 +12,7 @@ DP_SGD = {
     "federation.aggregation": "uniform",
     "federation.privacy": {"level": "example", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5, "sampling_rate": 1},
 }
+GATE = {"server.distillation.gate": "reliability"}
 LOSS, TRIM = {"client.loss": "symmetric"}, {"client.loss_trim": 0.25}
 
 
@@ -22,6 +23,8 @@ LOSS, TRIM = {"client.loss": "symmetric"}, {"client.loss_trim": 0.25}
         (TRIM | BOXES, "client.loss_trim 0.25 needs a cross-entropy .* Set client.loss_trim: 0"),
         (LOSS | DP_SGD, "DP-SGD, .* client.loss is symmetric. Set client.loss: cross_entropy, or level: client"),
         (TRIM | DP_SGD, "DP-SGD, .* client.loss_trim is 0.25"),
+        (GATE | BOXES, "server.distillation.gate reliability needs choices, but .* boxes.* Set .*gate: none"),
+        (GATE | {"task.public_size": 0, "task.unlabelled_size": 8}, "gate .* task.public_size is 0. Raise it"),
     ],
 )
 def test_what_is_refused(values, said):
@@ -29,7 +32,10 @@ def test_what_is_refused(values, said):
         changed(RunConfig(), values)
 
 
-@pytest.mark.parametrize("values", [BOXES, DP_SGD, LOSS, LOSS | BOXES | {"federation.participants": []}])
+@pytest.mark.parametrize(
+    "values",
+    [BOXES, DP_SGD, LOSS, GATE, LOSS | BOXES | {"federation.participants": []}, GATE | BOXES | {"server.epochs": 0}],
+)
 def test_what_is_not(values):
     assert refusals(changed(RunConfig(), values)) == []
     assert list(robust_losses(changed(RunConfig(), values))) == []

@@ -91,6 +91,17 @@ SCHEDULES: Mapping[str, Choice] = {
     ),
 }
 
+#: Options of `server.distillation.gate`; the functions are in `federation/gate.py`.
+GATES: Mapping[str, Choice] = {
+    "none": Choice("every row counts alike, as in the paper"),
+    "reliability": Choice(
+        "what a model teaches counts by how reliable it is for the class that it predicts, compared with the one that "
+        "it teaches; measured on a quarter of the labelled public examples, which are not trained on",
+        "gated by reliability",
+        "a gate by each teacher’s reliability on held-out labels",
+    ),
+}
+
 #: Options of `client.loss`; the functions are in `training/losses.py`.
 LOSSES: Mapping[str, Choice] = {
     "cross_entropy": Choice("the paper's"),
@@ -144,6 +155,7 @@ TEACHERS: Mapping[str, Choice] = {
 #: Last part of a dotted key to its table. A name has the same table in every section.
 TABLES: Mapping[str, Mapping[str, Choice]] = {
     "divergence": DIVERGENCES,
+    "gate": GATES,
     "aggregation": AGGREGATIONS,
     "kind": SERVER_OPTIMIZERS,
     "schedule": SCHEDULES,
@@ -156,6 +168,7 @@ TABLES: Mapping[str, Mapping[str, Choice]] = {
 #: Last part of a dotted key to the sections in which `fedcollm compare` sets it.
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "divergence": ("server.distillation",),
+    "gate": ("server.distillation",),
     "aggregation": ("federation",),
     "kind": ("federation.server_optimizer",),
     "schedule": ("client", "server"),

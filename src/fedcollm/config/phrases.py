@@ -6,7 +6,7 @@ The phrases of options come from `choices.py`; `words.py` puts the phrases toget
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedcollm.config.choices import DIVERGENCES, FEATURES, LOSSES, SCHEDULES, SERVER_OPTIMIZERS, TEACHERS, Choice
+from fedcollm.config.choices import DIVERGENCES, FEATURES, GATES, LOSSES, SCHEDULES, SERVER_OPTIMIZERS, TEACHERS, Choice
 from fedcollm.config.roles import ROLES
 
 #: A format string for the value, or a function of it. If the function returns "", the key is stated as `key: value`.
@@ -77,6 +77,7 @@ PHRASES: Mapping[str, Phrase] = {
     "server.even_labels": "every batch has the same share of labelled public examples",
     "server.distillation.divergence": _chosen(DIVERGENCES, "distillation with {}"),
     "server.distillation.teach_where_better": "a model is taught only where the other one knows better",
+    "server.distillation.gate": _chosen(GATES, "distillation with {}"),
     "server.distillation.warmup_rounds": "λ rises linearly over the first {} rounds",
     "server.distillation.across_tokenizers": "the two models may have different tokenizers",
     "server.pseudo_labels": "the unlabelled public examples get labels",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
-from fedcollm.config.rules_robustness import robust_losses
+from fedcollm.config.rules_robustness import gate, robust_losses
 from fedcollm.config.rules_statistics import control, pseudo_labels
 from fedcollm.config.training import ClientConfig
 
@@ -240,4 +240,5 @@ RULES: tuple[Rule, ...] = (
     control,
     pseudo_labels,
     robust_losses,
+    gate,
 )

@@ -23,3 +23,17 @@ def robust_losses(config: "RunConfig") -> Iterator[str]:
             f"{key} {value} needs a cross-entropy over classes or tokens, and detection has a loss of its own. "
             f"Set {key}: {instead}"
         )
+
+
+def gate(config: "RunConfig") -> Iterator[str]:
+    """Yield what a gate of the distillation can't be combined with."""
+    key, value = "server.distillation.gate", config.server.distillation.gate
+    if value == "none" or not config.server.epochs or config.control is not None:
+        return
+    if (why := config.task.no_choices) is not None:
+        yield f"{key} {value} needs choices, but {why} have none. Set {key}: none"
+    if not config.task.public_size:
+        yield (
+            f"{key} {value} measures reliability on labelled public examples, and task.public_size is 0. Raise it, or "
+            f"set {key}: none"
+        )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, Weight, one_of
-from fedcollm.config.choices import DIVERGENCES, LOSSES, SCHEDULES, comment
+from fedcollm.config.choices import DIVERGENCES, GATES, LOSSES, SCHEDULES, comment
 from fedcollm.config.control import PseudoLabelConfig
 
 
@@ -83,6 +83,7 @@ class DistillationConfig(Section):
     divergence: Annotated[str, one_of(DIVERGENCES), Field(description=comment("divergence"))] = "forward_kl"
     teach_where_better: bool = False
     """teach a model only where the other knows better (FedMKT's DualMinCE), by the label or else by lower entropy"""
+    gate: Annotated[str, one_of(GATES), Field(description=comment("gate"))] = "none"
     warmup_rounds: NonNegative = 0
     """rounds over which λ rises linearly to its full value; 0: full value from the first round"""
     across_tokenizers: bool = False

@@ -34,7 +34,8 @@ def generalized(log_label: Tensor, settings: ClientConfig) -> Tensor:
 def symmetric(log_label: Tensor, settings: ClientConfig) -> Tensor:
     """Return α times the cross-entropy plus β times the reverse one: [P], from log p [P].
 
-    Source: Wang et al., arXiv 1908.06112, eq. 8. The reverse cross-entropy −Σ p log y is −A (1 − p) for a label of one class, where A = −4 stands for log 0.
+    Source: Wang et al., arXiv 1908.06112, eq. 8. The reverse cross-entropy −Σ p log y is −A (1 − p) for a label of one
+    class, where A = −4 stands for log 0.
     """
     forward, reverse = settings.loss_weights
     return -forward * log_label + reverse * _LOG_ZERO * torch.expm1(log_label)
