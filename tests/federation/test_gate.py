@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+import fedcollm
+from fedcollm.config.baselines import changed
 from fedcollm.config.choices import GATES as CHOICES
 from fedcollm.errors import UserError
 from fedcollm.federation.gate import GATES, Gate, build_gate, check_gate, hold_out, reliability
@@ -125,3 +127,11 @@ def test_modality_without_probabilities_is_refused():
         check_gate("reliability", bare, object())
     check_gate("none", bare, object())
     check_gate("reliability", TASK, image(0, 0, 0))
+
+
+def test_run_with_a_gate_says_so(tiny_config, tmp_path):
+    values = {"task.public_size": 16, "task.unlabelled_size": 8, "server.distillation.gate": "reliability"}
+    config = changed(tiny_config, values | {"client.loss": "generalized", "federation.rounds": 1})
+    first, last = fedcollm.run(config, tmp_path).records
+    assert first.notes == ()
+    assert "gate: of 4 held-out examples" in last.notes[0]

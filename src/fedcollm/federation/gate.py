@@ -103,12 +103,15 @@ class Gate:
         Raises:
             UserError: the examples have no choices.
         """
-        known, guesses = {}, {}
+        known: dict[str, list[str]] = {}
+        guesses: dict[str, list[str]] = {}
+        chance = 0.0  # the same for both models
         for role, model in pair.models().items():
             modality = pair.modality.of(role)
             known[role], chance = _classes(modality, model, self.held_out, batch_size)
             guesses[role], _ = _classes(modality, model, public, batch_size)
-        right = {r: [c == e.label for c, e in zip(said, self.held_out, strict=True)] for r, said in known.items()}
+        labels: list[str] = [example.label for example in self.held_out]
+        right = {role: [one == label for one, label in zip(known[role], labels, strict=True)] for role in known}
         trust: dict[str, list[float]] = {}
         for taught, teacher in _TEACHERS.items():
             weigh = GATES[self.kind] or reliability
