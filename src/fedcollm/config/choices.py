@@ -97,8 +97,7 @@ GATES: Mapping[str, Choice] = {
     "reliability": Choice(
         "what a model teaches counts by how reliable it is for the class that it predicts, compared with the one that "
         "it teaches; measured on a quarter of the labelled public examples, which are not trained on",
-        "gated by reliability",
-        "a gate by each teacher’s reliability on held-out labels",
+        phrase="a gate by each teacher’s reliability on held-out labels",
     ),
 }
 
@@ -107,13 +106,11 @@ LOSSES: Mapping[str, Choice] = {
     "cross_entropy": Choice("the paper's"),
     "generalized": Choice(
         "a label that the model finds unlikely, as wrong ones are, counts less (Zhang and Sabuncu)",
-        "generalized cross-entropy",
-        "the generalized cross-entropy",
+        phrase="the generalized cross-entropy",
     ),
     "symmetric": Choice(
         "the cross-entropy and its reverse, which no single label makes large (Wang et al.)",
-        "symmetric cross-entropy",
-        "the symmetric cross-entropy",
+        phrase="the symmetric cross-entropy",
     ),
 }
 

@@ -57,7 +57,7 @@ class Observer:
         total = sum(self._directions.values(), torch.zeros(SIZE))
         for client, own in self._directions.items():
             others = total - own
-            if len(self._directions) > 1 and float(others.norm()) > 0:
+            if len(self._directions) > 1 and norm(others) > 0:
                 self._numbers[client]["cosine"] = float(functional.cosine_similarity(own, others, dim=0))
         return self._numbers
 
