@@ -97,6 +97,7 @@ def test_record_is_one_line_with_the_documented_keys():
         "lost": {},
         "epsilon": None,
         "notes": [],
+        "clients": {},
     }
 
 

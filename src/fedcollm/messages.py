@@ -374,6 +374,9 @@ class RoundRecord:
         lost: client id to the phase in which the client was lost, or to the reason why its answer was rejected.
         epsilon: ε spent so far at the configured δ; None without differential privacy.
         notes: sentences that a reader of the results should know, which the report shows.
+        clients: client id to what its plain update showed the server: the L2 `norm` of its change, its `cosine` with
+            the other clients' mean direction, its training `loss` and its `score`. Empty under secure aggregation,
+            where the server sees no single update.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -389,6 +392,7 @@ class RoundRecord:
     lost: Mapping[str, str] = field(default_factory=dict[str, str])
     epsilon: float | None = None
     notes: tuple[str, ...] = ()
+    clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""

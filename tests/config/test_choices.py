@@ -10,14 +10,16 @@ import pytest
 from rich.console import Console
 
 from fedcollm.config import choices
-from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, SCHEDULES, SERVER_OPTIMIZERS, Choice
+from fedcollm.config.choices import AGGREGATIONS, DIVERGENCES, GATES, LOSSES, SCHEDULES, SERVER_OPTIMIZERS, Choice
 
 ROW = Choice("does this and that", "our own label", "our own phrase")
 TABLES = {
     "federation.aggregation": AGGREGATIONS,
     "server.distillation.divergence": DIVERGENCES,
+    "server.distillation.gate": GATES,
     "federation.server_optimizer.kind": SERVER_OPTIMIZERS,
     "client.schedule": SCHEDULES,
+    "client.loss": LOSSES,
     "server.schedule": SCHEDULES,
 }
 Load = Callable[[str], ModuleType]

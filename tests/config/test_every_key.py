@@ -154,6 +154,10 @@ INPUTS = {
 METHOD = {
     **{f"{role}.adapter.{key}": Change(value) for role in ("llm", "slm") for key, value in ADAPTER.items()},
     **{f"{side}.{key}": Change(value) for side in ("client", "server") for key, value in ROUND.items()},
+    "client.loss": Change("generalized"),
+    "client.loss_q": Change(0.5, {"client.loss": "generalized"}),
+    "client.loss_weights": Change((0.5, 0.5), {"client.loss": "symmetric"}),
+    "client.loss_trim": Change(0.25),
     "client.proximal": Change(0.5),
     "client.ranks": Change([2, 4]),
     "client.personal": Change(True),
@@ -170,6 +174,7 @@ METHOD = {
     "server.distillation.temperature": Change(2.0),
     "server.distillation.divergence": Change("reverse_kl"),
     "server.distillation.teach_where_better": Change(True),
+    "server.distillation.gate": Change("reliability"),
     "server.distillation.warmup_rounds": Change(2),
     "server.distillation.across_tokenizers": Change(True),
     "server.layer_transfer": Change(0.5),

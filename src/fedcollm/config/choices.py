@@ -91,6 +91,29 @@ SCHEDULES: Mapping[str, Choice] = {
     ),
 }
 
+#: Options of `server.distillation.gate`; the functions are in `federation/gate.py`.
+GATES: Mapping[str, Choice] = {
+    "none": Choice("every row counts alike, as in the paper"),
+    "reliability": Choice(
+        "what a model teaches counts by how reliable it is for the class that it predicts, compared with the one that "
+        "it teaches; measured on a quarter of the labelled public examples, which are not trained on",
+        phrase="a gate by each teacher’s reliability on held-out labels",
+    ),
+}
+
+#: Options of `client.loss`; the functions are in `training/losses.py`.
+LOSSES: Mapping[str, Choice] = {
+    "cross_entropy": Choice("the paper's"),
+    "generalized": Choice(
+        "a label that the model finds unlikely, as wrong ones are, counts less (Zhang and Sabuncu)",
+        phrase="the generalized cross-entropy",
+    ),
+    "symmetric": Choice(
+        "the cross-entropy and its reverse, which no single label makes large (Wang et al.)",
+        phrase="the symmetric cross-entropy",
+    ),
+}
+
 #: Options of `slm.layer_choice`; the functions are in `training/shrinking.py`.
 LAYER_CHOICES: Mapping[str, Choice] = {
     "even": Choice("evenly spaced, including the first and the last"),
@@ -129,9 +152,11 @@ TEACHERS: Mapping[str, Choice] = {
 #: Last part of a dotted key to its table. A name has the same table in every section.
 TABLES: Mapping[str, Mapping[str, Choice]] = {
     "divergence": DIVERGENCES,
+    "gate": GATES,
     "aggregation": AGGREGATIONS,
     "kind": SERVER_OPTIMIZERS,
     "schedule": SCHEDULES,
+    "loss": LOSSES,
     "layer_choice": LAYER_CHOICES,
     "features": FEATURES,
     "teachers": TEACHERS,
@@ -140,9 +165,11 @@ TABLES: Mapping[str, Mapping[str, Choice]] = {
 #: Last part of a dotted key to the sections in which `fedcollm compare` sets it.
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "divergence": ("server.distillation",),
+    "gate": ("server.distillation",),
     "aggregation": ("federation",),
     "kind": ("federation.server_optimizer",),
     "schedule": ("client", "server"),
+    "loss": ("client",),
 }
 
 

@@ -284,11 +284,16 @@ class TaskConfig(Section):
         return self.format.kind == "text" if self.format is not None else self.name not in _OTHER_TASKS
 
     @property
+    def has_boxes(self) -> bool:
+        """Whether the answers are boxes, as in detection."""
+        return self.name in _BOX_TASKS or (self.format is not None and self.format.boxes is not None)
+
+    @property
     def no_choices(self) -> str | None:
         """Why an example has no choices, in words; None if it has some."""
         if self.format is not None and self.format.is_free:
             key = "task.format.choices is null" if self.format.transcript is None else "task.format has a transcript"
             return f"{key}: free answers"
-        if self.name in _BOX_TASKS or (self.format is not None and self.format.boxes is not None):
+        if self.has_boxes:
             return "the answers of detection are boxes, which"
         return None

@@ -6,7 +6,7 @@ The phrases of options come from `choices.py`; `words.py` puts the phrases toget
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedcollm.config.choices import DIVERGENCES, FEATURES, SCHEDULES, SERVER_OPTIMIZERS, TEACHERS, Choice
+from fedcollm.config.choices import DIVERGENCES, FEATURES, GATES, LOSSES, SCHEDULES, SERVER_OPTIMIZERS, TEACHERS, Choice
 from fedcollm.config.roles import ROLES
 
 #: A format string for the value, or a function of it. If the function returns "", the key is stated as `key: value`.
@@ -64,6 +64,12 @@ PHRASES: Mapping[str, Phrase] = {
     **_of_adapter("llm"),
     **_of_adapter("slm"),
     **_of_training("client", "at the clients"),
+    "client.loss": _chosen(LOSSES, "{} as the clients’ loss"),
+    "client.loss_q": "the clients’ generalized cross-entropy has q = {:g}",
+    "client.loss_weights": lambda weights: f"the clients’ symmetric cross-entropy has (α, β) = ({_names(weights)})",
+    "client.loss_trim": lambda share: (
+        f"clients leave out the {_percent(share)} of a batch’s rows with the largest losses"
+    ),
     "client.proximal": "FedProx at the clients, μ = {:g}",
     "client.ranks": lambda ranks: f"the clients train adapters of rank {_names(ranks)}, in turn",
     "client.personal": "each client keeps a copy of the final adapter, tuned to its own data",
@@ -72,6 +78,7 @@ PHRASES: Mapping[str, Phrase] = {
     "server.even_labels": "every batch has the same share of labelled public examples",
     "server.distillation.divergence": _chosen(DIVERGENCES, "distillation with {}"),
     "server.distillation.teach_where_better": "a model is taught only where the other one knows better",
+    "server.distillation.gate": _chosen(GATES, "distillation with {}"),
     "server.distillation.warmup_rounds": "λ rises linearly over the first {} rounds",
     "server.distillation.across_tokenizers": "the two models may have different tokenizers",
     "server.pseudo_labels": "the unlabelled public examples get labels",

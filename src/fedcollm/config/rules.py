@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
+from fedcollm.config.rules_robustness import gate, robust_losses
 from fedcollm.config.rules_statistics import control, pseudo_labels
 from fedcollm.config.training import ClientConfig
 
@@ -244,4 +245,6 @@ RULES: tuple[Rule, ...] = (
     _something_to_train,
     control,
     pseudo_labels,
+    robust_losses,
+    gate,
 )

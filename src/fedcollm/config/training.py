@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, Weight, one_of
-from fedcollm.config.choices import DIVERGENCES, SCHEDULES, comment
+from fedcollm.config.choices import DIVERGENCES, GATES, LOSSES, SCHEDULES, comment
 from fedcollm.config.control import PseudoLabelConfig
 
 
@@ -53,12 +53,31 @@ class ClientConfig(RoundConfig):
 
     epochs: Positive = 1
     """passes over the client's private data per round"""
+    loss: Annotated[str, one_of(LOSSES), Field(description=comment("loss"))] = "cross_entropy"
+    loss_q: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """q of the generalized cross-entropy: near 0, it is the plain one; up to 1, wrong labels count less and less"""
+    loss_weights: tuple[Weight, Weight] = (0.1, 1.0)
+    """α and β of the symmetric cross-entropy: weights of the plain and of the reverse cross-entropy"""
+    loss_trim: Share = 0.0
+    """fraction of each batch's rows (labels, or tokens of answers) with the largest losses to leave out; 0: none"""
     proximal: Weight = 0.0
     """μ of FedProx, which adds μ/2 ‖θ_k − θ‖² to the loss to keep a client near the global adapter; 0: off"""
     ranks: Annotated[list[Positive], Field(min_length=1)] | None = None
     """LoRA ranks assigned to the clients in turn; a client trains and sends only that many components; null: all"""
     personal: bool = False
     """personalization: after the last round, each client fine-tunes the final adapter once more and keeps the result"""
+
+    @property
+    def has_plain_loss(self) -> bool:
+        """Whether the loss is the mean cross-entropy over all labelled rows."""
+        return self.loss == "cross_entropy" and not self.loss_trim
+
+    @property
+    def changed_loss(self) -> tuple[str, object, object]:
+        """The dotted key that changes the loss, its value, and the one that does not."""
+        if self.loss != "cross_entropy":
+            return "client.loss", self.loss, "cross_entropy"
+        return "client.loss_trim", f"{self.loss_trim:g}", 0
 
     def rank(self, position: int) -> int | None:
         """Return the LoRA rank of a client, or None for the full rank of the adapter.
@@ -81,6 +100,7 @@ class DistillationConfig(Section):
     divergence: Annotated[str, one_of(DIVERGENCES), Field(description=comment("divergence"))] = "forward_kl"
     teach_where_better: bool = False
     """teach a model only where the other knows better (FedMKT's DualMinCE), by the label or else by lower entropy"""
+    gate: Annotated[str, one_of(GATES), Field(description=comment("gate"))] = "none"
     warmup_rounds: NonNegative = 0
     """rounds over which λ rises linearly to its full value; 0: full value from the first round"""
     across_tokenizers: bool = False

@@ -79,6 +79,8 @@ EFFECT: Mapping[str, Predicate] = {
     **{f"{role}.adapter.{key}": _has_rank(role) for role in MODELS for key in ("rank", "alpha", "dropout")},
     "slm.adapter": _trains,
     "client": lambda config: _has_clients(config) and _trains(config),
+    "client.loss_q": lambda config: config.client.loss == "generalized",
+    "client.loss_weights": lambda config: config.client.loss == "symmetric",
     "server": _works_on_public_set,
     "server.distillation": _distils,
     "server.unlabelled_per_round": lambda config: config.task.unlabelled_size > 0,

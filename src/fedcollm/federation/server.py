@@ -19,6 +19,7 @@ from fedcollm.errors import SpoiledRoundError
 from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
 from fedcollm.federation.cohort import Simulation, Transport, another, failures_of, of_round, sample, without
+from fedcollm.federation.gate import Gate, build_gate
 from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
 from fedcollm.federation.personalization import lost_clients, with_personal
 from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, teach, verdict, with_pseudo_labels
@@ -55,6 +56,7 @@ class Server:
         teacher: what labels the unlabelled part of D_a; empty if nothing does.
         scored: the latest score of each role.
         left_out: the clients that are not asked any more, with the round, [1], that each of them has spoiled.
+        gate: what weighs the distillation, whose labelled examples `public` then has without their labels; or None.
     """
 
     pair: ModelPair = field(repr=False)
@@ -72,9 +74,12 @@ class Server:
     teacher: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict[str, Score])
     left_out: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
+    gate: Gate | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.adapter = read_adapter(self.pair.slm)
+        if self.pair.llm is not None:
+            self.public, self.gate = build_gate(self.settings.distillation.gate, self.public, self.identity)
         if self.pair.llm is not None and self.settings.layer_transfer:
             write_adapter(self.pair.llm, init_from_slm(read_adapter(self.pair.llm), self.adapter, self.slm_layers))
 
@@ -177,7 +182,7 @@ class Server:
         state = self._apply_server_optimizer(aggregate.adapter) if aggregate else self.state
         # 4. Mutual distillation on the public data D_a tunes θ and ω.
         start = time.perf_counter()
-        losses = self._distil(round_index)
+        losses, said = self._distil(round_index)
         distilled, adapter = time.perf_counter(), read_adapter(self.pair.slm)
         if clients and (aggregate is None or self.federation.secure_aggregation.enabled):
             adapter = another(adapter, self.adapter)
@@ -186,7 +191,7 @@ class Server:
         scores = self.scores() if score else {}
         self.adapter, self.state = adapter, state
         seconds = {"distillation": distilled - start, "evaluation": time.perf_counter() - distilled}
-        record = RoundRecord(round_index, scores, losses, seconds=seconds, lost=lost, notes=notes)
+        record = RoundRecord(round_index, scores, losses, seconds=seconds, lost=lost, notes=(*notes, *said))
         record = replace(record, peak_memory_bytes=peak_memory_bytes())
         return aggregate.added_to(record) if aggregate else replace(record, seconds={"clients": 0.0, **seconds})
 
@@ -231,13 +236,15 @@ class Server:
             write_adapter(llm, apply_delta(read_adapter(llm), self.adapter, adapter, self.slm_layers, share))
         return state
 
-    def _distil(self, round_index: int) -> dict[str, float]:
-        """Distill on D_a, and return the mean losses; without an LLM, do nothing."""
+    def _distil(self, round_index: int) -> tuple[dict[str, float], tuple[str, ...]]:
+        """Distill on D_a, and return the mean losses and what there is to say; without an LLM, do nothing."""
         if self.pair.llm is None:
-            return {}
+            return {}, ()
         public = of_round(self.public, self.settings.unlabelled_per_round, self.identity, round_index)
         public = self._with_pseudo_labels(public, round_index)
-        return distil(self.pair, public, self.settings, self.identity.derive("server", round_index), round_index)
+        seed, size = self.identity.derive("server", round_index), self.evaluation.batch_size
+        trust, said = self.gate.trust(self.pair, public, size) if self.gate else (None, ())
+        return distil(self.pair, public, self.settings, seed, round_index, trust), said
 
     def _with_pseudo_labels(self, public: Sequence[Any], round_index: int) -> Sequence[Any]:
         """Return D_a with labels by `pseudo_labels.teachers`; as it is if none of them has an opinion in this round."""

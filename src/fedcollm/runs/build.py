@@ -19,6 +19,7 @@ from fedcollm.errors import UserError
 from fedcollm.federation.aggregation.base import Aggregator
 from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.cohort import Transport
+from fedcollm.federation.gate import check_gate
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.server import Server
 from fedcollm.modalities.base import Modality
@@ -134,6 +135,8 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     for note in split.notes:
         say(f"data: {note}")
     check_statistics(config, modality, split.test[0])
+    if config.server.epochs:
+        check_gate(config.server.distillation.gate, modality, split.test[0])
     set_backends(config)
     pair = _build_pair(config, modality, split, base)
     identity = RunIdentity(inputs.remote.run if inputs.remote else f"{config.name}/{config.seed}", config.seed)

@@ -29,6 +29,7 @@ from fedcollm.models.adapters import read_adapter, save_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import make_directory, writing
+from fedcollm.training.losses import check_loss_fits
 
 if TYPE_CHECKING:
     import peft
@@ -77,8 +78,11 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
 
     Raises:
         RangeError: the client has more examples than secure aggregation was set up for.
+        UserError: the modality has a loss of its own, and `client.loss` or `client.loss_trim` asks for another one.
     """
     federation = config.federation
+    if config.control is None:
+        check_loss_fits(data.modality, config.client)
     if Limits.of(federation).value_range is not None and federation.weighted:
         check_weight(len(data.examples), federation.secure_aggregation.max_weight)
     return Client(

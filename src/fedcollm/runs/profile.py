@@ -301,6 +301,8 @@ def _seconds_per_unit(
 def _uncovered(config: RunConfig, federation: Federation) -> Iterator[str]:
     """Yield what the measurement does not cover, one sentence each."""
     privacy = config.federation.privacy
+    if federation.server.gate is not None:
+        yield "the gate of the distillation is not covered: in each round, both models label the public examples"
     if not federation.server.transport.clients():
         return
     if privacy and privacy.level == "example":

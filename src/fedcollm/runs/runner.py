@@ -17,6 +17,7 @@ from fedcollm.data.partition import describe
 from fedcollm.data.pool import Pool
 from fedcollm.errors import UserError
 from fedcollm.federation.server import Server
+from fedcollm.federation.standouts import standouts
 from fedcollm.messages import Adapter, RoundRecord, Score
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, save_adapter
@@ -219,6 +220,8 @@ def _rounds(
         with _step_log(config, directory):
             record = server.run_round(index, config.evaluation.scores(*when), config.evaluation.scores_clients(*when))
         record = replace(record, epsilon=epsilon)
+        if index == config.federation.rounds:
+            record = _with_standouts(directory, record)
         for name in (directories.OUTCOMES, directories.EXHIBITS):  # they must never be older than the checkpoint
             (directory / name).unlink(missing_ok=True)
         directories.save_round(directory, record, server.adapters())
@@ -228,6 +231,14 @@ def _rounds(
         with _step_log(config, directory):
             personalized = _personalize(config, directory, server)
         yield personalized or record
+
+
+def _with_standouts(directory: Path, record: RoundRecord) -> RoundRecord:
+    """Return the last record with a sentence for each client that stands out in the run, and say these sentences."""
+    sentences = standouts([*directories.read_records(directory), record])
+    for sentence in sentences:
+        say(sentence)
+    return replace(record, notes=(*record.notes, *sentences))
 
 
 def _restore(server: Server, directory: Path, adapters: Mapping[str, Adapter]) -> None:

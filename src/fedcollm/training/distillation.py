@@ -15,7 +15,7 @@ each direction, with the same λ and the teacher detached (`Rows.values`).
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -31,6 +31,7 @@ from fedcollm.training.batches import step_batches, step_count
 from fedcollm.training.divergences import distance, divergence, uncertainty
 from fedcollm.training.fine_tuning import check_finite, check_finite_weights, check_loss
 from fedcollm.training.optimizers import Stepper
+from fedcollm.training.trust import Trust, TrustedBatch, TrustingCollator
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -85,7 +86,12 @@ def warmup_factor(round_index: int, rounds: int) -> float:
 
 
 def mutual_losses(
-    slm_loss: Tensor, llm_loss: Tensor, rows: Rows, settings: DistillationConfig, factor: float = 1.0
+    slm_loss: Tensor,
+    llm_loss: Tensor,
+    rows: Rows,
+    settings: DistillationConfig,
+    factor: float = 1.0,
+    trust: Mapping[str, Tensor] | None = None,
 ) -> Losses:
     """Return the losses of both models (eq. 4-6).
 
@@ -99,6 +105,7 @@ def mutual_losses(
         settings: λ of both losses, τ, the divergence, and whether a model is taught only on those rows where the other
             model is less uncertain.
         factor: factor of both λ: that of the round's warm-up, times the batch's share of the step's rows.
+        trust: the role of a model that is taught to [P], how much each row counts in what it is taught; None: 1.
     """
     weight, llm_weight = (factor * value for value in settings.weights)
     total, kl = slm_loss + llm_loss, torch.zeros(())
@@ -106,6 +113,11 @@ def mutual_losses(
     if settings.teach_where_better:
         slm_unsure, llm_unsure = uncertainty(rows.slm, rows.slm_targets), uncertainty(rows.llm, rows.llm_targets)
         slm_taught, llm_taught = llm_unsure < slm_unsure, slm_unsure < llm_unsure
+    if trust is not None:
+        slm_taught, llm_taught = (
+            one.to(rows.slm.device) if taught is None else taught * one.to(rows.slm.device)
+            for taught, one in ((slm_taught, trust["slm"]), (llm_taught, trust["llm"]))
+        )
     if weight:
         kl = _taught("llm", rows, settings, slm_taught)
         total = total + weight * kl
@@ -126,7 +138,12 @@ def _taught(teacher: str, rows: Rows, settings: DistillationConfig, taught: Tens
 
 
 def distil(
-    pair: ModelPair, public: Sequence[Any], settings: ServerConfig, seed: int, round_index: int = 1
+    pair: ModelPair,
+    public: Sequence[Any],
+    settings: ServerConfig,
+    seed: int,
+    round_index: int = 1,
+    trust: Trust | None = None,
 ) -> dict[str, float]:
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
@@ -136,6 +153,7 @@ def distil(
         settings: number of epochs, batches, AdamW of both models, and the settings of the distillation.
         seed: seed of the order of examples and of dropout.
         round_index: index of the round, 1 for the first one; λ may depend on it (`warmup_rounds`).
+        trust: how much each model is taught on each example; None: all examples count alike.
 
     Returns:
         The means of `slm`, `llm` and `kl` of `Losses` over the steps of the last epoch.
@@ -148,8 +166,8 @@ def distil(
     models = pair.models()
     per_epoch = step_count(len(public), settings)
     stepper = Stepper(models, settings, settings.epochs * per_epoch, f"distillation, round {round_index}")
-    modality, even = pair.modality, settings.even_labels
-    groups = (g for _ in range(settings.epochs) for g in step_batches(modality, public, settings, generator, even))
+    collator, even = TrustingCollator(pair.modality, public, trust), settings.even_labels
+    groups = (g for _ in range(settings.epochs) for g in step_batches(collator, public, settings, generator, even))
     factor = warmup_factor(round_index, settings.distillation.warmup_rounds)
     history: list[Losses] = []
     for model in models.values():
@@ -171,22 +189,22 @@ def distil(
 
 
 def _accumulate(
-    pair: ModelPair, batches: Sequence[Any], settings: DistillationConfig, factor: float
+    pair: ModelPair, trusted: Sequence[TrustedBatch], settings: DistillationConfig, factor: float
 ) -> tuple[Losses, int]:
     """Accumulate the gradients of a step's batches. Each loss is a mean over all rows of the step that count in it.
 
     Returns:
         The losses of the step, detached, and the number of labelled rows of the SLM.
     """
-    modality, sums = pair.modality, list[Tensor]()
+    modality, sums, batches = pair.modality, list[Tensor](), [one.batch for one in trusted]
     labelled = {
         role: [modality.of(role).labelled(modality.part(batch, role)) for batch in batches] for role in pair.models()
     }
     shares = [_shares(counts) for counts in (*labelled.values(), [modality.rows(batch) for batch in batches])]
-    for batch, slm_share, llm_share, kl_share in zip(batches, *shares, strict=True):
-        slm_logits, llm_logits, slm_loss, llm_loss = _outputs(pair, batch)
-        rows = matched(modality, batch, slm_logits, llm_logits)
-        losses = mutual_losses(slm_loss * slm_share, llm_loss * llm_share, rows, settings, factor * kl_share)
+    for one, slm_share, llm_share, kl_share in zip(trusted, *shares, strict=True):
+        slm_logits, llm_logits, slm_loss, llm_loss = _outputs(pair, one.batch)
+        rows, scale = matched(modality, one.batch, slm_logits, llm_logits), factor * kl_share
+        losses = mutual_losses(slm_loss * slm_share, llm_loss * llm_share, rows, settings, scale, one.trust)
         torch.autograd.backward(losses.total)
         parts = (losses.slm, losses.llm, losses.kl.to(losses.slm.device) * kl_share, losses.total)
         sums.append(torch.stack([part.detach() for part in parts]))

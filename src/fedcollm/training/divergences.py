@@ -77,7 +77,8 @@ def divergence(
         student: [P, V] logits.
         temperature: τ; the factor τ² keeps the scale of the gradient (Hinton et al., arXiv 1503.02531).
         kind: a key of `DIVERGENCES`.
-        taught: [P] bool, the rows that count; all other rows are zeros in the mean. None means that all rows count.
+        taught: [P] bool or weights from 0 to 1, how much each row counts; the mean is over all rows nevertheless. None
+            means that all rows count.
         weights: [P], for a weighted mean. None means that all rows weigh the same.
 
     Returns:

@@ -16,6 +16,7 @@ from fedcollm.messages import Score, all_finite
 from fedcollm.modalities.base import Modality, outputs
 from fedcollm.progress import track
 from fedcollm.training.batches import like_sized, step_batches, step_count
+from fedcollm.training.losses import loss_of_rows
 from fedcollm.training.optimizers import Stepper
 
 
@@ -95,7 +96,7 @@ def fit(
         modality: makes batches, outputs and losses.
         model: its trainable parameters are tuned; the model is left in evaluation mode.
         examples: the private part D_k.
-        settings: number of epochs, batches, AdamW and its schedule, and `proximal`.
+        settings: number of epochs, batches, the loss, AdamW and its schedule, and `proximal`.
         seed: seed of the order of examples and of dropout.
         where: name of the loop, for progress, metrics and error messages.
 
@@ -115,7 +116,7 @@ def fit(
     model.train()
     for group in track(groups, where, total=settings.epochs * per_epoch):
         stepper.zero_grad()
-        loss, rows = _accumulate(modality, model, group)
+        loss, rows = _accumulate(modality, model, group, settings)
         pull_back(anchors, settings.proximal)
         history.append((loss, rows))
         stepper.step({"training": loss}, rows, partial(check_loss, where, training=loss))
@@ -127,7 +128,9 @@ def fit(
     return sum(loss * count for loss, count in last) / max(sum(count for _, count in last), 1)
 
 
-def _accumulate(modality: Modality, model: nn.Module, batches: Sequence[Any]) -> tuple[Tensor, int]:
+def _accumulate(
+    modality: Modality, model: nn.Module, batches: Sequence[Any], settings: ClientConfig
+) -> tuple[Tensor, int]:
     """Accumulate the gradient of the mean loss over all labelled rows of a step's batches.
 
     Returns:
@@ -137,7 +140,10 @@ def _accumulate(modality: Modality, model: nn.Module, batches: Sequence[Any]) ->
     parts: list[Tensor] = []
     for batch, count in zip(batches, rows, strict=True):
         share = count / sum(rows) if sum(rows) else 1 / len(rows)
-        loss = outputs(modality, model, batch)[1] * share
+        logits, loss = outputs(modality, model, batch)
+        if not settings.has_plain_loss:
+            loss = loss_of_rows(logits, modality.targets(batch).to(logits.device), settings)
+        loss = loss * share
         torch.autograd.backward(loss)
         parts.append(loss.detach())
     return torch.stack(parts).sum(), sum(rows)

@@ -18,7 +18,7 @@ NO_UPDATE = "no client's update could be used; the last good state is kept, and 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What the server keeps of the updates of a round: means and sums, and no value of a single client.
+    """What the server keeps of the updates of a round: means and sums and, of plain updates, a few numbers of each.
 
     Attributes:
         adapter: the mean of the clients' adapters, in θ's dtypes.
@@ -31,6 +31,7 @@ class Aggregate:
         bytes_up: bytes that one client sent, averaged over the clients that were asked.
         bytes_down: bytes that one client received.
         examples: the number of examples of the participants; None under privacy.
+        observed: client id to the numbers of its plain update, as `RoundRecord.clients` names them.
         culprits: ids of the clients that have proven to be dishonest, which the rounds to come leave out.
     """
 
@@ -44,6 +45,7 @@ class Aggregate:
     bytes_down: int = 0
     examples: int | None = None
     culprits: tuple[str, ...] = ()
+    observed: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     def added_to(self, record: RoundRecord) -> RoundRecord:
         """Return the server's record of the round with the results of the clients."""
@@ -59,6 +61,7 @@ class Aggregate:
             lost=self.lost,
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
+            clients=self.observed,
         )
 
 

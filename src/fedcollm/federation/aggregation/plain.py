@@ -7,8 +7,10 @@ from fedcollm.config import FederationConfig
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation.base import NO_UPDATE, Aggregate, Ask, Rule
 from fedcollm.federation.aggregation.mean import ComponentMean, WeightedMean
+from fedcollm.federation.aggregation.observations import Observer
 from fedcollm.federation.aggregation.rules import RULES
 from fedcollm.federation.aggregation.validation import Expected, in_order, validate_updates, with_client_failures
+from fedcollm.federation.statistics import asked_for
 from fedcollm.federation.upload_format import WHOLE, UploadFormat
 from fedcollm.messages import Adapter, ClientUpdate, TrainRequest, adapter_bytes
 
@@ -51,7 +53,11 @@ class PlainAggregator:
         Raises:
             RoundFailedError: there are no updates.
         """
-        return combine(updates, self._rule(request.adapter), self.settings.weighted)
+        rule, weighted = self._rule(request.adapter), self.settings.weighted
+        if asked_for(request):
+            return combine(updates, rule, weighted)
+        observer = Observer(request.adapter, self.uploads)
+        return replace(combine(observer.watch(updates), rule, weighted), observed=observer.seen())
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int:
         """Return the size of the update of one of these clients in bytes, on average."""
