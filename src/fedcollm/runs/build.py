@@ -12,6 +12,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedcollm.config import RunConfig
+from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split as split_pool
 from fedcollm.data.pool import Pool, Split
@@ -19,6 +20,7 @@ from fedcollm.errors import UserError
 from fedcollm.federation.aggregation.base import Aggregator
 from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.cohort import Transport
+from fedcollm.federation.public_reference import OwnUpdate
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.server import Server
 from fedcollm.modalities.base import Modality
@@ -139,7 +141,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         transport, aggregator = _connect_local(config, identity, pair, split, inputs)
     else:
         transport = inputs.remote.transport
-        aggregator = _build_aggregator(config, pair, split, inputs.remote.roster, base.with_name(OPENING))
+        aggregator = _build_aggregator(config, identity, pair, split, inputs.remote.roster, base.with_name(OPENING))
     return Federation(
         server=_build_server(config, identity, pair, split, transport, aggregator),
         split=split,
@@ -202,6 +204,7 @@ def _build_server(
 
 def _build_aggregator(
     config: RunConfig,
+    identity: RunIdentity,
     pair: ModelPair,
     split: Split,
     roster: Mapping[str, Ed25519PublicKey],
@@ -211,6 +214,7 @@ def _build_aggregator(
 
     Args:
         config: the run's configuration.
+        identity: the run's identity.
         pair: the models.
         split: the run's data.
         roster: client id to public signing key.
@@ -223,7 +227,20 @@ def _build_aggregator(
     uploads = build_uploads(config, list(roster))
     if config.federation.secure_aggregation.simulate_quantization and roster:
         return SimulatedQuantization(config.federation, uploads, encoding=fixed_point(config, len(roster)))
-    return PlainAggregator(config.federation, uploads)
+    return PlainAggregator(config.federation, uploads, _own_update(config, identity, pair, split))
+
+
+def _own_update(config: RunConfig, identity: RunIdentity, pair: ModelPair, split: Split) -> OwnUpdate | None:
+    """Return what trains the update that the server compares the clients' with; None if the rule needs none."""
+    if not AGGREGATIONS[config.federation.aggregation].reference:
+        return None
+    labelled = [example for example in split.public if example.label is not None]
+    if not labelled:
+        raise UserError(
+            f"federation.aggregation {config.federation.aggregation} compares updates with one that the server trains "
+            "on labelled public examples, and the data has none. Label some, or choose another federation.aggregation."
+        )
+    return OwnUpdate(pair, labelled, config.client, identity)
 
 
 def _connect_local(
@@ -255,7 +272,8 @@ def _connect_local(
         for name, own_examples in examples.items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
-    aggregator = _build_aggregator(config, pair, split, {name: key.public_key() for name, key in keys.items()})
+    roster = {name: key.public_key() for name, key in keys.items()}
+    aggregator = _build_aggregator(config, identity, pair, split, roster)
     if isinstance(aggregator, SecureAggregator):
         settings = aggregator.settings
         members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}

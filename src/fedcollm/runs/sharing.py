@@ -42,6 +42,8 @@ WITHOUT_INFLUENCE_ON_ROUND_1: Mapping[str, Any] = {
         "fraction",
         "participants",
         "aggregation",
+        "faulty",
+        "clip_to_median",
         "server_optimizer",
         "min_clients",
         "deadlines",

@@ -1,0 +1,43 @@
+"""Rules that refuse combinations of keys with aggregation that bears faulty clients, and with bounds on updates."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fedcollm.config.choices import AGGREGATIONS
+from fedcollm.config.federation import FederationConfig
+
+if TYPE_CHECKING:
+    from fedcollm.config.run import RunConfig
+
+
+def faulty_clients(federation: FederationConfig, asked: int) -> Iterator[str]:
+    """Yield a message if the aggregation rule can't bear `faulty` clients among so many.
+
+    Args:
+        federation: the section that names both.
+        asked: the number of clients that a round samples; 0 if it is not known yet.
+    """
+    name, faulty, least = federation.aggregation, federation.faulty, federation.least_updates
+    if not asked or asked >= least:
+        return
+    borne = max((f for f in range(faulty) if AGGREGATIONS[name].least(f) <= asked), default=None)
+    lower = "set federation.aggregation: mean" if borne is None else f"set federation.faulty: {borne}"
+    yield (
+        f"federation.aggregation {name} bears federation.faulty {faulty} only among at least {least} clients, and a "
+        f"round has {asked}. Raise task.clients or federation.fraction, choose another rule, or {lower}"
+    )
+
+
+def bounds(config: "RunConfig") -> Iterator[str]:
+    """Yield what bounds on updates, and the server's own labelled examples, can't be combined with."""
+    federation = config.federation
+    if federation.clip_norm is not None and federation.privacy is not None and federation.privacy.level == "client":
+        yield (
+            f"federation.clip_norm {federation.clip_norm:g} has no effect with federation.privacy of level client, "
+            "which clips each update to federation.privacy.clip. Set federation.clip_norm: null"
+        )
+    if AGGREGATIONS[federation.aggregation].reference and not config.task.public_size:
+        yield (
+            f"federation.aggregation {federation.aggregation} compares updates with one that the server trains on "
+            "labelled public examples, but task.public_size is 0. Raise it, or choose another federation.aggregation"
+        )
