@@ -177,6 +177,7 @@ METHOD = {
     "federation.faulty": Change(0, {"federation.aggregation": "median"}),
     "federation.clip_to_median": Change(2.0),
     "federation.clip_norm": Change(2.0),
+    "federation.max_drop": Change(0.1),
     "federation.upload": Change("float16"),
     "federation.server_optimizer.kind": Change("fedavgm"),
     "federation.server_optimizer.learning_rate": Change(0.5),

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, one_of
+from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, Weight, one_of
 from fedcollm.config.choices import AGGREGATIONS, SERVER_OPTIMIZERS, comment
 from fedcollm.config.yaml_text import as_switch
 
@@ -101,6 +101,8 @@ class FederationConfig(Section):
     """scale longer changes down to this multiple of the round's median L2 norm, such as 1.5; null: no such bound"""
     clip_norm: PositiveFloat | None = None
     """L2 norm to which clients scale longer changes down, and the server too if it sees them; null: no such bound"""
+    max_drop: Weight | None = None
+    """reject a round whose mean lowers the SLM's score on the labelled public examples by more, as 0.05; null: never"""
     upload: Literal["float32", "float16", "bfloat16", "int8", "int4"] = "float32"
     """what clients send of their adapters; int8, int4: the change in 8 or 4 bits per value, rounded at random"""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()

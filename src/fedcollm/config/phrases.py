@@ -90,6 +90,7 @@ PHRASES: Mapping[str, Phrase] = {
     "federation.faulty": "up to {} clients of a round may be faulty",
     "federation.clip_to_median": "longer changes are scaled down to {:g} times the round’s median norm",
     "federation.clip_norm": "changes are scaled down to an L2 norm of {:g}",
+    "federation.max_drop": "a round whose mean scores lower on the labelled public examples by over {:g} is rejected",
     "federation.upload": "clients send their adapters in {}",
     "federation.server_optimizer.kind": _chosen(SERVER_OPTIMIZERS, "{} as the server optimizer"),
     "federation.server_optimizer.learning_rate": "server learning rate of {:g}",

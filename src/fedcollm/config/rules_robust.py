@@ -36,6 +36,11 @@ def bounds(config: "RunConfig") -> Iterator[str]:
             f"federation.clip_norm {federation.clip_norm:g} has no effect with federation.privacy of level client, "
             "which clips each update to federation.privacy.clip. Set federation.clip_norm: null"
         )
+    if federation.max_drop is not None and not config.task.public_size:
+        yield (
+            f"federation.max_drop {federation.max_drop:g} needs labelled public examples to check the clients' mean "
+            "on, but task.public_size is 0. Raise it, or set federation.max_drop: null"
+        )
     if AGGREGATIONS[federation.aggregation].reference and not config.task.public_size:
         yield (
             f"federation.aggregation {federation.aggregation} compares updates with one that the server trains on "

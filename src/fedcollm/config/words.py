@@ -98,6 +98,7 @@ EFFECT: Mapping[str, Predicate] = {
     "federation.faulty": lambda config: AGGREGATIONS[config.federation.aggregation].bears is not None,
     "federation.clip_to_median": _trains,
     "federation.clip_norm": lambda config: _trains(config) and not _is_private(config, "client"),
+    "federation.max_drop": _trains,
     "federation.max_update_norm": lambda config: not _is_private(config, "client"),
     "federation.max_adapter_value": _trains,
     "federation.max_adapter_norm": _trains,

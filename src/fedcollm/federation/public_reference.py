@@ -9,7 +9,7 @@ from fedcollm.messages import Adapter, TrainRequest
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.seeding import RunIdentity
 from fedcollm.training.distillation import ModelPair
-from fedcollm.training.fine_tuning import fit
+from fedcollm.training.fine_tuning import evaluate, fit
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,24 @@ class OwnUpdate:
         finally:
             slm.zero_grad(set_to_none=True)
             write_adapter(slm, request.adapter)
+
+
+@dataclass(frozen=True)
+class PublicScore:
+    """The score of the SLM with some adapter on labelled public examples.
+
+    Attributes:
+        pair: the models; only the SLM is scored.
+        examples: the labelled part of D_a.
+        batch_size: number of examples per batch.
+    """
+
+    pair: ModelPair = field(repr=False)
+    examples: Sequence[Any] = field(repr=False)
+    batch_size: int
+
+    def __call__(self, adapter: Adapter) -> float:
+        """Return the main metric; the SLM holds the adapter afterward."""
+        write_adapter(self.pair.slm, adapter)
+        modality = self.pair.modality.of("slm")
+        return evaluate(modality, self.pair.slm, self.examples, self.batch_size, "checking the clients' mean").value

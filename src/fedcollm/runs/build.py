@@ -12,7 +12,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedcollm.config import RunConfig
-from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split as split_pool
 from fedcollm.data.pool import Pool, Split
@@ -20,13 +19,13 @@ from fedcollm.errors import UserError
 from fedcollm.federation.aggregation.base import Aggregator
 from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.cohort import Transport
-from fedcollm.federation.public_reference import OwnUpdate
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.server import Server
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import parameter_counts, resolve_device
 from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say
+from fedcollm.runs.build_checks import checked, own_update
 from fedcollm.runs.build_clients import (
     ClientData,
     broadcast_form,
@@ -143,7 +142,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         transport = inputs.remote.transport
         aggregator = _build_aggregator(config, identity, pair, split, inputs.remote.roster, base.with_name(OPENING))
     return Federation(
-        server=_build_server(config, identity, pair, split, transport, aggregator),
+        server=_build_server(config, identity, pair, split, transport, checked(config, pair, split, aggregator)),
         split=split,
         parameters=_parameter_counts(pair),
         dtypes=_base_dtypes(pair),
@@ -227,20 +226,7 @@ def _build_aggregator(
     uploads = build_uploads(config, list(roster))
     if config.federation.secure_aggregation.simulate_quantization and roster:
         return SimulatedQuantization(config.federation, uploads, encoding=fixed_point(config, len(roster)))
-    return PlainAggregator(config.federation, uploads, _own_update(config, identity, pair, split))
-
-
-def _own_update(config: RunConfig, identity: RunIdentity, pair: ModelPair, split: Split) -> OwnUpdate | None:
-    """Return what trains the update that the server compares the clients' with; None if the rule needs none."""
-    if not AGGREGATIONS[config.federation.aggregation].reference:
-        return None
-    labelled = [example for example in split.public if example.label is not None]
-    if not labelled:
-        raise UserError(
-            f"federation.aggregation {config.federation.aggregation} compares updates with one that the server trains "
-            "on labelled public examples, and the data has none. Label some, or choose another federation.aggregation."
-        )
-    return OwnUpdate(pair, labelled, config.client, identity)
+    return PlainAggregator(config.federation, uploads, own_update(config, identity, pair, split))
 
 
 def _connect_local(

@@ -44,6 +44,7 @@ WITHOUT_INFLUENCE_ON_ROUND_1: Mapping[str, Any] = {
         "aggregation",
         "faulty",
         "clip_to_median",
+        "max_drop",
         "server_optimizer",
         "min_clients",
         "deadlines",
