@@ -10,8 +10,8 @@ from fedcollm.config.baselines import changed
 from fedcollm.config.choices import TABLES
 from fedcollm.config.methods import CONTROLS, FURTHER, METHODS, PAPER, fits
 
-#: With two clients and some unlabelled public examples, so that every ablation is one.
-BASE = RunConfig.model_validate({"task": {"clients": 2, "unlabelled_size": 10}})
+#: With some unlabelled public examples and clients enough for every robust rule, so that every ablation is one.
+BASE = RunConfig.model_validate({"task": {"clients": 7, "unlabelled_size": 10}})
 
 
 #: The same with an SLM that is healed, which one ablation leaves out.
@@ -100,7 +100,7 @@ def test_description_says_what_a_method_is(method, words):
 def test_every_method_is_a_valid_configuration_and_a_function_of_the_base(method):
     configs = METHODS[method].configure(BASE)
     assert configs == METHODS[method].configure(BASE)
-    assert len(configs) == (2 if method == "standalone" else 1)
+    assert len(configs) == (7 if method == "standalone" else 1)
     for config in configs.values():
         assert RunConfig.model_validate(config.model_dump()) == config
         assert config.model_dump() == RunConfig.model_validate_json(config.model_dump_json()).model_dump()
@@ -163,8 +163,7 @@ def test_method_of_the_paper_differs_in_these_keys(method, values):
 def test_standalone_is_a_run_a_client():
     runs = METHODS["standalone"].configure(BASE)
     assert {name: differing(config) for name, config in runs.items()} == {
-        "client-0": {"server.epochs": 0, "federation.participants": ["0"]},
-        "client-1": {"server.epochs": 0, "federation.participants": ["1"]},
+        f"client-{k}": {"server.epochs": 0, "federation.participants": [f"{k}"]} for k in range(7)
     }
 
 

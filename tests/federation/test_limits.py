@@ -22,12 +22,20 @@ THETA = {"w": torch.tensor([3.0, -4.0])}
         ({}, Limits(1000.0, 10_000.0, 10_000.0, 1000.0, None)),
         ({"secure_aggregation": True, "max_loss": None}, Limits(1000.0, 10_000.0, None, 1000.0, 1.0)),
         ({"secure_aggregation": {"simulate_quantization": True}}, Limits(1000.0, 10_000.0, 10_000.0, 1000.0, 1.0)),
+        ({"clip_norm": 2.0}, Limits(1000.0, 10_000.0, 10_000.0, 1000.0, None, 2.0)),
         ({"privacy": EXAMPLE}, Limits(1000.0, 10_000.0, None, 1000.0, None)),
         ({"privacy": CLIENT, "secure_aggregation": True}, Limits(1000.0, 10_000.0, 10_000.0, None, None)),
     ],
 )
 def test_limits_are_those_of_the_agreed_configuration(values, expected):
     assert Limits.of(FederationConfig.model_validate(values)) == expected
+
+
+def test_longer_change_keeps_its_direction():
+    tuned = {"w": torch.tensor([6.0, 0.0])}  # by 3 and 4, and 5 together
+    assert Limits(clip_norm=5.0).clipped(tuned, THETA) is tuned
+    assert Limits().clipped(tuned, THETA) is tuned
+    assert Limits(clip_norm=2.5).clipped(tuned, THETA)["w"].tolist() == [4.5, -2.0]
 
 
 def test_adapter_at_the_limit_is_trained_and_above_it_refused():

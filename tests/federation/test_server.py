@@ -15,6 +15,7 @@ from tests.parties import add_adapter, agreeing, change, mean_of
 
 from fedcollm.config import DistillationConfig
 from fedcollm.errors import NonFiniteError, RoundFailedError
+from fedcollm.federation.aggregation.checked import CheckedAggregator
 from fedcollm.federation.cohort import of_round, sample
 from fedcollm.federation.operator import Operator
 from fedcollm.federation.server import Server
@@ -108,6 +109,16 @@ def equal(one: Adapter, two: Adapter) -> bool:
 def changed(before: Adapter, after: Adapter) -> bool:
     """Whether every tensor is another one now."""
     return before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_mean_that_is_rejected_changes_nothing_and_is_noted(server):
+    change(server, epochs=0)
+    before, scores = server.adapter, iter([0.5, 0.25])
+    server.aggregator = CheckedAggregator(server.aggregator, lambda adapter: next(scores), 0.1)
+    record = server.run_round(1)
+    assert record.participants == ()
+    assert "the clients' mean is rejected" in record.notes[0]
+    assert all(torch.allclose(server.adapter[name], tensor, atol=1e-9) for name, tensor in before.items())
 
 
 # --- the circle of data ---

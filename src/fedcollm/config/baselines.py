@@ -15,6 +15,8 @@ ALONE: Mapping[str, Any] = {
     "federation.privacy": None,
     "federation.upload": "float32",
     "federation.aggregation": "mean",
+    "federation.clip_to_median": None,
+    "federation.max_drop": None,
     "federation.server_optimizer": {},
     "federation.min_clients": 1,
 }

@@ -22,6 +22,8 @@ class Choice:
         single_updates: whether the server needs each client's own update, which secure aggregation hides.
         plain_lora: whether the option treats LoRA's A and B separately, and so works with no other adapter.
         weighted: whether clients are weighted by their number of examples.
+        bears: (a, b) if the option bears f faulty clients among at least a f + b; None if it bears none.
+        reference: whether the server trains the SLM on labelled public examples, to compare the updates with that.
     """
 
     comment: str
@@ -31,6 +33,12 @@ class Choice:
     single_updates: bool = False
     plain_lora: bool = False
     weighted: bool = False
+    bears: tuple[int, int] | None = None
+    reference: bool = False
+
+    def least(self, faulty: int) -> int:
+        """Return the smallest number of updates with which the option bears so many faulty clients."""
+        return 1 if self.bears is None else self.bears[0] * faulty + self.bears[1]
 
 
 #: Options of `server.distillation.divergence`; the functions are in `training/divergences.py`.
@@ -64,6 +72,49 @@ AGGREGATIONS: Mapping[str, Choice] = {
         "coordinate-wise median",
         "combined by their coordinate-wise median",
         single_updates=True,
+        bears=(2, 1),
+    ),
+    "trimmed_mean": Choice(
+        "mean of each value without its f smallest and f largest",
+        "trimmed mean",
+        "combined by a trimmed mean of each value",
+        single_updates=True,
+        bears=(2, 1),
+    ),
+    "geometric_median": Choice(
+        "the point with the least sum of distances to the updates",
+        "geometric median",
+        "combined by their geometric median",
+        single_updates=True,
+        bears=(2, 1),
+    ),
+    "krum": Choice(
+        "the one update that is closest to its nearest others",
+        "Krum",
+        "replaced by the one that Krum selects",
+        single_updates=True,
+        bears=(2, 3),
+    ),
+    "multi_krum": Choice(
+        "mean of all updates except the f that Krum likes least",
+        "multi-Krum",
+        "averaged over those that multi-Krum selects",
+        single_updates=True,
+        bears=(2, 3),
+    ),
+    "bulyan": Choice(
+        "trimmed mean around the median of the updates that Krum selects",
+        "Bulyan",
+        "combined by Bulyan",
+        single_updates=True,
+        bears=(4, 3),
+    ),
+    "trust": Choice(
+        "weighted by their agreement with an update that the server trains on its labelled public examples (FLTrust)",
+        "FLTrust",
+        "weighted by their agreement with the server’s own update (FLTrust)",
+        single_updates=True,
+        reference=True,
     ),
 }
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedcollm.config.base import Positive, PositiveFloat, Section, Share, one_of
+from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, Weight, one_of
 from fedcollm.config.choices import AGGREGATIONS, SERVER_OPTIMIZERS, comment
 from fedcollm.config.yaml_text import as_switch
 
@@ -95,6 +95,14 @@ class FederationConfig(Section):
     participants: list[str] | None = None
     """ids of the clients that take part; []: no clients, the server works alone; null: all clients"""
     aggregation: Annotated[str, one_of(AGGREGATIONS), Field(description=comment("aggregation"))] = "mean"
+    faulty: NonNegative = 1
+    """f, the clients of a round that may be faulty or hostile, for the rules of aggregation that bear some"""
+    clip_to_median: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """scale longer changes down to this multiple of the round's median L2 norm, such as 1.5; null: no such bound"""
+    clip_norm: PositiveFloat | None = None
+    """L2 norm to which clients scale longer changes down, and the server too if it sees them; null: no such bound"""
+    max_drop: Weight | None = None
+    """reject a round whose mean lowers the SLM's score on the labelled public examples by more, as 0.05; null: never"""
     upload: Literal["float32", "float16", "bfloat16", "int8", "int4"] = "float32"
     """what clients send of their adapters; int8, int4: the change in 8 or 4 bits per value, rounded at random"""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
@@ -122,6 +130,16 @@ class FederationConfig(Section):
             "secure aggregation without federation.privacy hides who contributed what to a sum, not what the sum says: "
             "a dishonest server can choose a global adapter that only one client's data change"
         )
+
+    @property
+    def longest_update(self) -> float:
+        """The largest L2 norm of an honest client's change."""
+        return min(self.max_update_norm, self.clip_norm or self.max_update_norm)
+
+    @property
+    def least_updates(self) -> int:
+        """The smallest number of updates among which the aggregation rule bears `faulty` clients."""
+        return AGGREGATIONS[self.aggregation].least(self.faulty)
 
     @property
     def weighted(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
-from fedcollm.config.rules_robustness import gate, robust_losses
+from fedcollm.config.rules_robust import bounds, faulty_clients, gate, robust_losses
 from fedcollm.config.rules_statistics import control, pseudo_labels
 from fedcollm.config.training import ClientConfig
 
@@ -155,6 +155,10 @@ def _aggregation(config: "RunConfig") -> Iterator[str]:
         yield from needs_single_updates(federation, "federation.aggregation", name, "uniform")
     if choice.plain_lora:
         yield from _not_plain_lora(config.slm.adapter, f"federation.aggregation {name}")
+    if federation.clip_to_median is not None:
+        value = f"{federation.clip_to_median:g}"
+        yield from needs_single_updates(federation, "federation.clip_to_median", value, "null")
+    yield from faulty_clients(federation, clients_per_round(config))
     if name == "product" and not optimizer.is_plain:
         yield (
             f"federation.aggregation product can't be combined with federation.server_optimizer {optimizer.kind}, "
@@ -239,6 +243,7 @@ RULES: tuple[Rule, ...] = (
     _enough_clients,
     _privacy,
     _aggregation,
+    bounds,
     _uploads,
     _layer_transfer,
     _length,

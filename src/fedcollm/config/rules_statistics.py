@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig
 
 if TYPE_CHECKING:
@@ -56,6 +57,12 @@ def _control_sums(federation: FederationConfig) -> Iterator[str]:
         )
 
 
+def _is_robust(federation: FederationConfig) -> bool:
+    """Return whether the aggregation rule gives anything but a mean."""
+    choice = AGGREGATIONS[federation.aggregation]
+    return choice.bears is not None or choice.reference
+
+
 def pseudo_labels(config: "RunConfig") -> Iterator[str]:
     """Yield what labels for the public examples, from the clients' statistics, can't be combined with."""
     key, labels = "server.pseudo_labels", config.server.pseudo_labels
@@ -83,7 +90,7 @@ def _label_sums(config: "RunConfig", key: str) -> Iterator[str]:
         ("federation.privacy", federation.privacy is not None, False, "clients' statistics would need noise too"),
         ("federation.upload", federation.upload, "float32", "statistics would be rounded"),
         ("client.ranks", config.client.ranks, None, "statistics have no rank"),
-        ("federation.aggregation", federation.aggregation == "median", False, "a median of statistics is no sum"),
+        ("federation.aggregation", _is_robust(federation), False, "it gives no sum of statistics"),
     ):
         if value != needed:
             yield f"{key} can't be combined with {other}: {reason}. Set {key}: null"

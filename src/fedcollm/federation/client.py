@@ -194,8 +194,10 @@ class Client:
         if agreement.limits.start_loss is not None:
             agreement.limits.check_start(where, self._start_loss())
         loss = self._fit(request.round_index, where)
-        adapter = agreement.upload.pack(read_adapter(self.slm))
-        agreement.limits.check_end(where, loss, adapter, agreement.upload.part(request.adapter))
+        start = agreement.upload.part(request.adapter)
+        adapter = agreement.limits.clipped(agreement.upload.part(read_adapter(self.slm)), start)
+        adapter = agreement.upload.pack(adapter)
+        agreement.limits.check_end(where, loss, adapter, start)
         return adapter, loss
 
     def _set_back(self, request: TrainRequest, where: str, error: Exception) -> None:

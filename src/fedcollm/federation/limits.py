@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedcollm.config import FederationConfig
 from fedcollm.errors import NonFiniteError, RefusalError, UserError
+from fedcollm.federation.aggregation.clipping import clipped
 from fedcollm.federation.secagg.fixed_point import check_range
 from fedcollm.messages import LARGEST_LOSS, Adapter, TrainRequest, distance
 
@@ -23,6 +24,7 @@ class Limits:
         start_loss: largest loss of θ on examples of the client, before it trains.
         update_norm: largest L2 norm of θ_k − θ.
         value_range: largest absolute value of θ_k − θ.
+        clip_norm: L2 norm that a longer θ_k − θ is scaled down to, before it is compared with the limits above.
     """
 
     adapter_value: float | None = None
@@ -30,6 +32,7 @@ class Limits:
     start_loss: float | None = None
     update_norm: float | None = None
     value_range: float | None = None
+    clip_norm: float | None = None
 
     @classmethod
     def of(cls, federation: FederationConfig) -> "Limits":
@@ -43,6 +46,7 @@ class Limits:
             None if level == "example" else federation.max_loss,  # DP-SGD hides no decision that depends on the data
             None if level == "client" else federation.max_update_norm,  # level client clips instead
             secure.value_range if quantizes and level != "client" else None,
+            federation.clip_norm,
         )
 
     def check_request(self, request: TrainRequest) -> None:
@@ -78,6 +82,15 @@ class Limits:
                 f"{where}: the loss before training is {loss:.4g}, more than federation.max_loss {self.start_loss:g}. "
                 "Look for broken examples, or raise that key at every party."
             )
+
+    def clipped(self, adapter: Adapter, theta: Adapter) -> Adapter:
+        """Return θ_k, with a change that is no longer than agreed.
+
+        Args:
+            adapter: θ_k, of finite values.
+            theta: θ, of the same shapes.
+        """
+        return adapter if self.clip_norm is None else clipped(adapter, theta, self.clip_norm)
 
     def check_end(self, where: str, loss: float | None, adapter: Adapter, theta: Adapter) -> None:
         """Check the loss of a training, and its change of θ.

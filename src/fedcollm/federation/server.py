@@ -217,12 +217,13 @@ class Server:
         return aggregate, aggregate.lost, notes
 
     def _leave_out(self, aggregate: Aggregate, round_index: int) -> tuple[str, ...]:
-        """Ask clients that have proven to be dishonest no more. Return, and say, a sentence about each."""
+        """Ask clients that have proven to be dishonest no more. Return, and say, a sentence about each, and notes."""
         self.left_out |= {client: torch.tensor([round_index]) for client in aggregate.culprits}
         notes = tuple(
             readable(f"client {client} is left out from now on: {aggregate.lost[client]}")
             for client in aggregate.culprits
         )
+        notes += aggregate.notes
         for note in notes:
             say(note)
         return notes

@@ -26,6 +26,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import parameter_counts, resolve_device
 from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say
+from fedcollm.runs.build_checks import checked, own_update
 from fedcollm.runs.build_clients import (
     ClientData,
     broadcast_form,
@@ -144,9 +145,9 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         transport, aggregator = _connect_local(config, identity, pair, split, inputs)
     else:
         transport = inputs.remote.transport
-        aggregator = _build_aggregator(config, pair, split, inputs.remote.roster, base.with_name(OPENING))
+        aggregator = _build_aggregator(config, identity, pair, split, inputs.remote.roster, base.with_name(OPENING))
     return Federation(
-        server=_build_server(config, identity, pair, split, transport, aggregator),
+        server=_build_server(config, identity, pair, split, transport, checked(config, pair, split, aggregator)),
         split=split,
         parameters=_parameter_counts(pair),
         dtypes=_base_dtypes(pair),
@@ -207,6 +208,7 @@ def _build_server(
 
 def _build_aggregator(
     config: RunConfig,
+    identity: RunIdentity,
     pair: ModelPair,
     split: Split,
     roster: Mapping[str, Ed25519PublicKey],
@@ -216,6 +218,7 @@ def _build_aggregator(
 
     Args:
         config: the run's configuration.
+        identity: the run's identity.
         pair: the models.
         split: the run's data.
         roster: client id to public signing key.
@@ -228,7 +231,7 @@ def _build_aggregator(
     uploads = build_uploads(config, list(roster))
     if config.federation.secure_aggregation.simulate_quantization and roster:
         return SimulatedQuantization(config.federation, uploads, encoding=fixed_point(config, len(roster)))
-    return PlainAggregator(config.federation, uploads)
+    return PlainAggregator(config.federation, uploads, own_update(config, identity, pair, split))
 
 
 def _connect_local(
@@ -260,7 +263,8 @@ def _connect_local(
         for name, own_examples in examples.items()
     }
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
-    aggregator = _build_aggregator(config, pair, split, {name: key.public_key() for name, key in keys.items()})
+    roster = {name: key.public_key() for name, key in keys.items()}
+    aggregator = _build_aggregator(config, identity, pair, split, roster)
     if isinstance(aggregator, SecureAggregator):
         settings = aggregator.settings
         members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}

@@ -223,7 +223,7 @@ def secured(config: RunConfig, roster: Mapping[str, Ed25519PublicKey], parameter
     encoding, privacy = fixed_point(config, len(roster)), build_privacy(config)
     if isinstance(privacy, ClientPrivacy) and parameters:
         check_grid(encoding, privacy, asked, threshold, parameters)
-    uniform, norm = not config.federation.weighted, config.federation.max_update_norm
+    uniform, norm = not config.federation.weighted, config.federation.longest_update
     return SecureSettings(encoding, roster, agreed, uniform, privacy, norm, promised)
 
 

@@ -58,9 +58,10 @@ def test_sketch_keeps_cosines():
     assert float(cosine) == pytest.approx(0.6, abs=0.05)
 
 
-def test_aggregate_of_plain_updates_has_their_numbers_and_that_of_statistics_has_none():
-    aggregator, clients = PlainAggregator(FederationConfig()), ["a", "b"]
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.5}])
+def test_aggregate_of_plain_updates_has_their_numbers_as_they_were_sent(settings):
+    aggregator, clients = PlainAggregator(FederationConfig(**settings)), ["a", "b"]
     updates = [update("a", 1.0, 0.0), update("b", 2.0, 0.0)]
-    seen = aggregator.combine(updates, TrainRequest(1, THETA)).observed
+    seen = aggregator.aggregate(lambda _requests: iter(updates), TrainRequest(1, THETA), clients).observed
     assert {client: seen[client]["norm"] for client in clients} == {"a": 1.0, "b": 2.0}
     assert {client: seen[client]["cosine"] for client in clients} == pytest.approx({"a": 1.0, "b": 1.0})

@@ -252,7 +252,7 @@ def test_sum_that_honest_clients_cannot_have_is_not_used(clients, monkeypatch, l
 
 @pytest.mark.parametrize(
     ("limits", "change", "said"),
-    [({}, 2.0, "outside the fixed-point range of ±1"), ({"max_update_norm": 0.5}, 0.9, "max_update_norm 0.5")],
+    [({}, 2.0, "outside the fixed-point range of ±1"), ({"max_update_norm": 0.5}, 0.9, "at most 0.5")],
 )
 def test_mean_that_is_larger_than_any_clients_change_is_not_used(clients, monkeypatch, limits, change, said):
     def unbounded(self, update, theta, uniform):

@@ -33,6 +33,7 @@ class Aggregate:
         examples: the number of examples of the participants; None under privacy.
         observed: client id to the numbers of its plain update, as `RoundRecord.clients` names them.
         culprits: ids of the clients that have proven to be dishonest, which the rounds to come leave out.
+        notes: sentences about how the updates were combined that a reader of the results should know.
     """
 
     adapter: Adapter
@@ -46,6 +47,7 @@ class Aggregate:
     examples: int | None = None
     culprits: tuple[str, ...] = ()
     observed: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    notes: tuple[str, ...] = ()
 
     def added_to(self, record: RoundRecord) -> RoundRecord:
         """Return the server's record of the round with the results of the clients."""
@@ -85,6 +87,21 @@ class Aggregator(Protocol):
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int | None:
         """Return the bytes that one of these clients sends, on average; None if they are only known afterward."""
         ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an aggregation rule knows before the first update of a round.
+
+    Attributes:
+        theta: θ, as it was broadcast.
+        faulty: f, the number of clients that may be faulty or hostile.
+        reference: θ after the server's own training on labelled public examples; None unless the rule needs it.
+    """
+
+    theta: Adapter
+    faulty: int = 0
+    reference: Adapter | None = None
 
 
 class Rule(Protocol):

@@ -1,18 +1,20 @@
 """Aggregation of plain updates, which the server sees one by one (Algorithm 1, server side)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedcollm.config import FederationConfig
 from fedcollm.errors import RoundFailedError
-from fedcollm.federation.aggregation.base import NO_UPDATE, Aggregate, Ask, Rule
+from fedcollm.federation.aggregation.base import NO_UPDATE, Aggregate, Ask, Rule, Start
+from fedcollm.federation.aggregation.clipping import bounded
 from fedcollm.federation.aggregation.mean import ComponentMean, WeightedMean
 from fedcollm.federation.aggregation.observations import Observer
+from fedcollm.federation.aggregation.robust import RobustRule
 from fedcollm.federation.aggregation.rules import RULES
 from fedcollm.federation.aggregation.validation import Expected, in_order, validate_updates, with_client_failures
 from fedcollm.federation.statistics import asked_for
 from fedcollm.federation.upload_format import WHOLE, UploadFormat
-from fedcollm.messages import Adapter, ClientUpdate, TrainRequest, adapter_bytes
+from fedcollm.messages import Adapter, ClientUpdate, TrainRequest, adapter_bytes, readable
 
 
 @dataclass(frozen=True)
@@ -22,26 +24,28 @@ class PlainAggregator:
     Attributes:
         settings: the rule, the smallest number of clients, and the limits of a valid update.
         uploads: the upload format of each client, by id; a client without an entry sends the whole adapter.
+        reference: returns θ after the server's own training for a request, for a rule that compares updates with it.
     """
 
     settings: FederationConfig = field(default_factory=FederationConfig)
     uploads: Mapping[str, UploadFormat] = field(default_factory=dict[str, UploadFormat])
+    reference: Callable[[TrainRequest], Adapter] | None = field(default=None, repr=False)
 
     def aggregate(self, ask: Ask, request: TrainRequest, clients: Sequence[str]) -> Aggregate:
         """Ask clients to train, and return the mean of their updates; see `Aggregator`."""
-        private, lost = self.settings.privacy is not None, dict[str, str]()
+        private, lost, notes = self.settings.privacy is not None, dict[str, str](), list[str]()
         expected = Expected(request, clients, self.settings.max_update_norm, private, self.uploads)
-        updates = validate_updates(ask(dict.fromkeys(clients, request)), expected, lost)
+        updates = in_order(validate_updates(ask(dict.fromkeys(clients, request)), expected, lost), clients)
+        observer = Observer(request.adapter, self.uploads)
+        if not asked_for(request):
+            theta = request.adapter
+            updates = bounded(observer.watch(updates), lambda one: expected.form(one.client).part(theta), self.settings, notes)
         with with_client_failures(lost):
-            mean = self.combine(in_order(updates, clients), request)
-            if len(mean.participants) < self.settings.min_clients:
-                raise RoundFailedError(
-                    f"round {request.round_index}: {len(mean.participants)} of {len(clients)} clients gave an update, "
-                    f"and {self.settings.min_clients} are needed. The last good state is kept: bring the clients back "
-                    "and run again with --resume."
-                )
-        down = adapter_bytes(request.adapter)
-        return replace(mean, lost=lost, bytes_up=self.bytes_up(request.adapter, clients), bytes_down=down)
+            mean = self.combine(updates, request)
+            self._check_number(len(mean.participants), len(clients), request.round_index)
+        down, notes = adapter_bytes(request.adapter), (*notes, *mean.notes)
+        up = self.bytes_up(request.adapter, clients)
+        return replace(mean, lost=lost, bytes_up=up, bytes_down=down, notes=notes, observed=observer.seen())
 
     def combine(self, updates: Iterable[ClientUpdate], request: TrainRequest) -> Aggregate:
         """Return the mean of valid updates.
@@ -53,22 +57,36 @@ class PlainAggregator:
         Raises:
             RoundFailedError: there are no updates.
         """
-        rule, weighted = self._rule(request.adapter), self.settings.weighted
-        if asked_for(request):
-            return combine(updates, rule, weighted)
-        observer = Observer(request.adapter, self.uploads)
-        return replace(combine(observer.watch(updates), rule, weighted), observed=observer.seen())
+        return combine(updates, self._rule(request), self.settings.weighted)
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int:
         """Return the size of the update of one of these clients in bytes, on average."""
         forms = (self.uploads.get(client, WHOLE).expected(theta) for client in clients)
         return sum(map(adapter_bytes, forms)) // max(len(clients), 1)
 
-    def _rule(self, theta: Adapter) -> Rule:
+    def _check_number(self, count: int, asked: int, round_index: int) -> None:
+        """Check that there are as many updates as were agreed on, and as the rule needs.
+
+        Raises:
+            RoundFailedError: there are fewer.
+        """
+        settings, least = self.settings, self.settings.least_updates
+        if count >= max(settings.min_clients, least):
+            return
+        why = ""
+        if least > settings.min_clients:
+            why = f" for federation.aggregation {settings.aggregation} to bear federation.faulty {settings.faulty}"
+        raise RoundFailedError(
+            f"round {round_index}: {count} of {asked} clients gave an update, and {max(settings.min_clients, least)} "
+            f"are needed{why}. The last good state is kept: bring the clients back and run again with --resume."
+        )
+
+    def _rule(self, request: TrainRequest) -> Rule:
         """Return the rule of the settings; if clients have different ranks, a mean becomes a mean per component."""
-        rule = RULES[self.settings.aggregation](theta)
+        reference = self.reference(request) if self.reference is not None else None
+        rule = RULES[self.settings.aggregation](Start(request.adapter, self.settings.faulty, reference))
         if isinstance(rule, WeightedMean) and any(upload.rank is not None for upload in self.uploads.values()):
-            return ComponentMean(theta)
+            return ComponentMean(request.adapter)
         return rule
 
 
@@ -97,8 +115,23 @@ def combine(updates: Iterable[ClientUpdate], rule: Rule, weighted: bool = True) 
         participants.append(update.client)
     if not participants:
         raise RoundFailedError(NO_UPDATE)
-    mean_score = sum(scores) / len(scores) if scores else None
-    mean_loss = loss / examples if examples else None
     return Aggregate(
-        rule.value(), mean_loss, mean_score, seconds, tuple(participants), examples=round(examples) or None
+        rule.value(),
+        loss=loss / examples if examples else None,
+        clients_score=sum(scores) / len(scores) if scores else None,
+        seconds=seconds,
+        participants=tuple(participants),
+        examples=round(examples) or None,
+        notes=_left_out(rule, participants),
     )
+
+
+def _left_out(rule: Rule, participants: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence about the clients to which a rule gave no weight; none if it has weighed all or none."""
+    weights = rule.weights if isinstance(rule, RobustRule) else None
+    zero = [client for client, weight in zip(participants, weights or (), strict=False) if not weight]
+    if not zero:
+        return ()
+    if len(zero) == len(participants):
+        return ("no client's change agrees with the server's own: the global adapter stays as it was",)
+    return (readable(f"the aggregation rule gave no weight to the change of client {', '.join(zero)}"),)

@@ -119,7 +119,7 @@ class SimulatedQuantization(PlainAggregator):
             clients.append(update.client)
         if not clients:
             raise RoundFailedError(NO_UPDATE)
-        bounds = _Bounds(encoding, uniform, None, self.settings.max_update_norm)
+        bounds = _Bounds(encoding, uniform, None, self.settings.longest_update)
         return _Sum(bounds, STATISTICS).mean(total, tuple(clients), request)
 
 
@@ -170,8 +170,10 @@ class _Bounds:
                 mean, most = largest / weight, self.encoding.value_range
                 return f"a mean change of {mean:.4g} in {name}, outside the fixed-point range of ±{most:g}"
         total = math.sqrt(sum(norm(tensor) ** 2 for tensor in changes.values())) / weight
-        if trained and total > self.max_update_norm * _NORM_ROOM:
-            return f"a mean change with an L2 norm of {total:.4g} (federation.max_update_norm {self.max_update_norm:g})"
+        rounded = rounding / weight * math.sqrt(sum(tensor.numel() for tensor in changes.values()))
+        if trained and total > self.max_update_norm * _NORM_ROOM + rounded:
+            most = f"{self.max_update_norm:g}, from federation.max_update_norm or clip_norm"
+            return f"a mean change with an L2 norm of {total:.4g} (at most {most})"
         return None
 
 

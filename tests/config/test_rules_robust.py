@@ -5,7 +5,7 @@ import pytest
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.config.rules import refusals
-from fedcollm.config.rules_robustness import robust_losses
+from fedcollm.config.rules_robust import robust_losses
 
 BOXES = {"task.name": "shapes"}
 DP_SGD = {
