@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedcollm.config.augmentation import AugmentationConfig
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, Weight, one_of
 from fedcollm.config.choices import DIVERGENCES, SCHEDULES, comment
 from fedcollm.config.control import PseudoLabelConfig
@@ -42,6 +43,8 @@ class ClientConfig(TrainingConfig):
     """LoRA ranks assigned to the clients in turn; a client trains and sends only that many components; null: all"""
     personal: bool = False
     """personalization: after the last round, each client fine-tunes the final adapter once more and keeps the result"""
+    augmentation: AugmentationConfig | None = None
+    """change the training examples anew in every epoch, without changing their labels; null: no, {}: as below"""
 
     def rank(self, position: int) -> int | None:
         """Return the LoRA rank of a client, or None for the full rank of the adapter.
