@@ -106,6 +106,7 @@ INPUTS = {
     "task.name": Change("arc_easy"),  # which data
     "task.path": Change(Path("/data")),
     "task.format.prompt": Change("{b}", FORMAT),
+    "task.format.paraphrases": Change(["About {a}:"], FORMAT | {"client.augmentation": {}}),
     "task.format.image": Change("b", {"task.format": {"image": "a", "answer": "c"}}),
     "task.format.audio": Change("b", {"task.format": {"audio": "a", "answer": "c"}}),
     "task.format.transcript": Change("b", SPEECH),
@@ -161,6 +162,8 @@ METHOD = {
     "client.proximal": Change(0.5),
     "client.ranks": Change([2, 4]),
     "client.personal": Change(True),
+    "client.augmentation.kinds": Change({"word_dropout": 0.25}, {"client.augmentation": {}}),
+    "client.augmentation.strength": Change(2.0, {"client.augmentation": {}}),
     "server.unlabelled_per_round": Change(4, {"task.unlabelled_size": 8}),
     "server.even_labels": Change(True),
     "server.pseudo_labels.features": Change("slm", LABELS),
@@ -234,6 +237,7 @@ SWITCHES = {
     "llm.heal": Change({}),
     "slm.heal": Change({}),
     "task.format": Change({}),
+    "client.augmentation": Change({}),
     "server.pseudo_labels": Change({}, {"task.unlabelled_size": 8}),
 }
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -302,3 +303,43 @@ def test_an_unlabelled_file_without_choices_is_refused(tmp_path):
     write(tmp_path / "unlabelled.jsonl", [{"text": "c"}])
     with pytest.raises(UserError, match=r"unlabelled\.jsonl.*nothing to distill"):
         load_custom(tmp_path, FREE)
+
+
+def test_paraphrases_are_filled_in_with_the_same_row(tmp_path):
+    path = write(tmp_path / "train.jsonl", ROWS)
+    others = {"paraphrases": ["At {age}, {text}?", "{text} ({age}):"]}
+    first, second = load_custom(path, LABELS.model_copy(update=others)).train
+    assert first.paraphrases == ("At 7, fever?", "fever (7):")
+    assert second.paraphrases == ("At 8, cough, dry?", "cough, dry (8):")
+    assert (first.prompt, first.content) == (EXPECTED[0].prompt, EXPECTED[0].content)
+    assert "paraphrases" in first.to_wire()
+    assert EXPECTED[0].to_wire().keys() == dataclasses.asdict(EXPECTED[0]).keys() - {
+        "paraphrases"
+    }  # as digests have it
+
+
+@pytest.mark.parametrize(
+    ("paraphrases", "words"),
+    [
+        (["{text} ({age})", "{text}?"], r"paraphrases\[1\].*the columns text, and .*prompt has text, age"),
+        (["{text} {age} {ward}"], r"paraphrases\[0\].*ward"),
+        (["{text} {age"], r"paraphrases\[0\].*not a valid template"),
+        (["{text} {age:d}"], r"paraphrases\[0\] can't format 'old'"),
+    ],
+)
+def test_paraphrases_need_the_columns_of_the_prompt(tmp_path, paraphrases, words):
+    path = write(tmp_path / "train.jsonl", [ROWS[0], ROWS[1] | {"age": "old"}])
+    with pytest.raises(UserError, match=words):
+        load_custom(path, LABELS.model_copy(update={"paraphrases": paraphrases}))
+
+
+def test_paraphrases_list_the_same_choices_as_the_prompt(tmp_path):
+    row = {"q": "Which?", "a": "red", "b": "blue", "answer": "A"}
+    path = write(tmp_path / "train.jsonl", [row, row | {"answer": "B", "q": "Who?"}])
+    values = {"prompt": "{q}\nA. {a}\nB. {b}", "answer": "answer", "choices": ["A", "B"]}
+    same, other = ("Say: {q}\nA. {a}\nB. {b}", "{q}\nA. {b}\nB. {a}")
+    assert load_custom(path, FormatConfig(**values, paraphrases=[same])).train[0].paraphrases == (
+        "Say: Which?\nA. red\nB. blue",
+    )
+    with pytest.raises(UserError, match="other choices"):
+        load_custom(path, FormatConfig(**values, paraphrases=[other]))

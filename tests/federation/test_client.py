@@ -11,6 +11,7 @@ from tests import parties
 from tests.conftest import tiny_llama
 from tests.parties import add_adapter
 
+from fedcollm.config.augmentation import AugmentationConfig
 from fedcollm.errors import RefusalError
 from fedcollm.federation import client as client_module
 from fedcollm.federation.client import Client
@@ -116,6 +117,24 @@ def test_update_does_not_depend_on_what_was_trained_before(task, slm):
     one.train(TrainRequest(3, first.adapter))
     torch.manual_seed(123)
     assert same(one.train(request), first)
+
+
+def test_augmentation_is_a_function_of_client_round_and_example(task, slm):
+    start, words = read_adapter(slm), "the good bad dog is a :"
+    examples = [dataclasses.replace(one, prompt=f"{words} {one.prompt}") for one in ANIMALS]
+    section = AugmentationConfig(kinds={"word_dropout": 1}, strength=3)
+
+    def updates(rounds: list[int], **more) -> list[ClientUpdate]:
+        one = client(task, slm, examples=examples, epochs=2, **more)
+        return [one.train(TrainRequest(index, start)) for index in rounds]
+
+    before = len(task.encoder._known)
+    (first,) = updates([1], augmentation=section)
+    again = updates([2, 1], augmentation=section)  # as after a restart, whatever was trained before
+    assert same(again[1], first)
+    assert not same(again[0], first)
+    assert not same(updates([1])[0], first)
+    assert len(task.encoder._known) - before <= 2 * len(ANIMALS + COLOURS) + len(examples)  # no changed prompts
 
 
 def test_update_starts_from_the_request_and_not_from_the_model(task, slm):

@@ -12,7 +12,7 @@ from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
 _INPUTS: Mapping[str, str] = {"prompt": "text", "messages": "conversations", "image": "images", "audio": "audio"}
 
 #: Keys of `FormatConfig` that only text has, with their defaults.
-_TEXT_KEYS: Mapping[str, object] = {"chat": False, "joiner": " ", "max_new_tokens": 64}
+_TEXT_KEYS: Mapping[str, object] = {"chat": False, "joiner": " ", "max_new_tokens": 64, "paraphrases": None}
 
 #: Keys of `FormatConfig` that only tables have, with their defaults.
 _TABLE_KEYS: Mapping[str, object] = {
@@ -64,6 +64,8 @@ class FormatConfig(Section):
 
     prompt: str | None = None
     """text: template of the prompt, with column names in braces, such as "{diagnosis}:" """
+    paraphrases: list[str] | None = None
+    """text: other templates with the same columns, for client.augmentation; scores and predictions use prompt"""
     messages: str | None = None
     """text: column with a conversation in place of prompt and answer; its last message is the answer"""
     chat: bool = False
@@ -162,6 +164,8 @@ class FormatConfig(Section):
         return self
 
     def _check_text(self) -> None:
+        if self.paraphrases is not None and (self.messages is not None or not self.paraphrases):
+            raise ValueError("paraphrases are other templates of prompt. Give at least one, or remove paraphrases")
         if self.messages is not None and (self.answer is not None or self.choices is not None):
             raise ValueError("the answer to messages is their last one. Remove answer and choices")
         odd = next((name for name, default in _TEXT_KEYS.items() if getattr(self, name) != default), None)

@@ -21,6 +21,11 @@ def _names(value: list[Any] | str) -> str:
     return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
+def _probabilities(kinds: Mapping[str, float]) -> str:
+    """Return the names of augmentations with their probabilities."""
+    return ", ".join(f"{name} ({_percent(share)} of the examples)" for name, share in kinds.items())
+
+
 def _chosen(table: Mapping[str, Choice], phrase: str) -> Callable[[str], str]:
     """Return a phrase that inserts the words of an option into `phrase`, or returns "" for an option without words."""
     return lambda name: phrase.format(table[name].phrase) if table[name].phrase else ""
@@ -73,6 +78,9 @@ PHRASES: Mapping[str, Phrase] = {
     "client.proximal": "FedProx at the clients, μ = {:g}",
     "client.ranks": lambda ranks: f"the clients train adapters of rank {_names(ranks)}, in turn",
     "client.personal": "each client keeps a copy of the final adapter, tuned to its own data",
+    "client.augmentation": "the clients change their training examples anew in every epoch",
+    "client.augmentation.kinds": lambda kinds: f"by {_probabilities(kinds)}",
+    "client.augmentation.strength": "by {:g} times the usual amount",
     **_of_training("server", "on the server"),
     "server.unlabelled_per_round": "each round uses the next {} unlabelled public examples",
     "server.even_labels": "every batch has the same share of labelled public examples",

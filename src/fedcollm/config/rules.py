@@ -6,6 +6,7 @@ A check that needs only one section is in that section's class. The rules here c
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from fedcollm.config.augmentation import refused
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
@@ -110,6 +111,15 @@ def _example_privacy(adapter: AdapterConfig, client: ClientConfig) -> Iterator[s
             f"federation.privacy: client.gradient_accumulation {client.gradient_accumulation} has no effect at level "
             "example, whose batches are drawn at sampling_rate. Set client.gradient_accumulation: 1"
         )
+    if client.augmentation is not None:
+        yield (
+            "federation.privacy: client.augmentation is not part of a DP-SGD step, which level example takes. Set "
+            "client.augmentation: null, or level: client"
+        )
+
+
+def _augmentation(config: "RunConfig") -> Iterator[str]:
+    yield from refused(config.client.augmentation, config.task)
 
 
 def needs_single_updates(federation: FederationConfig, key: str, value: object, instead: str) -> Iterator[str]:
@@ -245,6 +255,7 @@ RULES: tuple[Rule, ...] = (
     _aggregation,
     bounds,
     _uploads,
+    _augmentation,
     _layer_transfer,
     _length,
     _something_to_train,

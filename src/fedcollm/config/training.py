@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedcollm.config.augmentation import AugmentationConfig
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, Weight, one_of
 from fedcollm.config.choices import DIVERGENCES, GATES, LOSSES, SCHEDULES, comment
 from fedcollm.config.control import PseudoLabelConfig
@@ -66,6 +67,8 @@ class ClientConfig(RoundConfig):
     """LoRA ranks assigned to the clients in turn; a client trains and sends only that many components; null: all"""
     personal: bool = False
     """personalization: after the last round, each client fine-tunes the final adapter once more and keeps the result"""
+    augmentation: AugmentationConfig | None = None
+    """change the training examples anew in every epoch, without changing their labels; null: no, {}: as below"""
 
     @property
     def has_plain_loss(self) -> bool:

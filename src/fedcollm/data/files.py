@@ -23,8 +23,8 @@ from fedcollm.data.templates import Template
 from fedcollm.errors import UserError
 from fedcollm.modalities.text.examples import SOME_ANSWER, TextExample, listed_choices
 
-_PROMPT, _ANSWER, _CHOICES, _GROUP, _MESSAGES = (
-    f"task.format.{name}" for name in ("prompt", "answer", "choices", "group", "messages")
+_PROMPT, _ANSWER, _CHOICES, _GROUP, _MESSAGES, _PARAPHRASES = (
+    f"task.format.{name}" for name in ("prompt", "answer", "choices", "group", "messages", "paraphrases")
 )
 
 
@@ -36,6 +36,7 @@ class _Form(NamedTuple):
         template: the template of the prompt; None for conversations.
         listed: the choices that all rows share, if any.
         own_choices: whether choices are an example's own: from a column, or letters whose texts the template lists.
+        paraphrases: the other templates, for augmentation.
         needs_group: whether every row needs a group, as in the clients' data; elsewhere it may be empty.
     """
 
@@ -43,6 +44,7 @@ class _Form(NamedTuple):
     template: Template | None
     listed: Choices | None
     own_choices: bool
+    paraphrases: Sequence[Template] = ()
     needs_group: bool = True
 
     def asked(self, labelled: bool) -> list[tuple[str, str]]:
@@ -136,7 +138,30 @@ def _form(format: FormatConfig) -> _Form:
     own = format.choices is not None and (
         shared is None or listed_choices(format.prompt or "", format.choices) is not None
     )
-    return _Form(format, Template(format.prompt or "") if format.messages is None else None, shared, own)
+    template = Template(format.prompt or "") if format.messages is None else None
+    return _Form(format, template, shared, own, _paraphrases(format, template))
+
+
+def _paraphrases(format: FormatConfig, template: Template | None) -> list[Template]:
+    """Return the other templates; raise UserError if one has other columns than the prompt, or lists other choices."""
+    found: list[Template] = []
+    for number, text in enumerate(format.paraphrases or ()):
+        key = f"{_PARAPHRASES}[{number}]"
+        other, columns = Template(text, key), template.columns if template else []
+        if set(other.columns) != set(columns):
+            raise UserError(
+                f"{key}: {text!r:.200} has the columns {', '.join(other.columns)}, and {_PROMPT} has "
+                f"{', '.join(columns)}. Use the same columns."
+            )
+        if isinstance(format.choices, list):
+            listed = [listed_choices(one, format.choices) for one in (text, format.prompt or "")]
+            if listed[0] != listed[1]:
+                raise UserError(
+                    f"{key}: {text!r:.200} lists other choices than {_PROMPT}, so that answers would mean something "
+                    "else. List the same ones."
+                )
+        found.append(other)
+    return found
 
 
 def _drafts(files: Sequence[Path], form: _Form, labelled: bool) -> tuple[list[_Draft], list[str]]:
@@ -168,13 +193,17 @@ def _of_row(row: Row, form: _Form, labelled: bool) -> _Draft:
     """Return the example of a row with a prompt."""
     format, place, cells = form.format, row.place, row.cells
     prompt, empty = form.template.fill(cells, place) if form.template else ("", [])
+    others = tuple(dict.fromkeys(other.fill(cells, place)[0] for other in form.paraphrases))
     value = filled(cells, str(format.answer), place, _ANSWER) if labelled else None
     answer = label_text(value, f"{place}: column {format.answer!r} ({_ANSWER})") if labelled else ""
     if format.choices is None:
-        return _Draft(TextExample(row.id, prompt, (answer,), 0, (answer,), _group(row, form)), place, None, empty)
+        free = TextExample(row.id, prompt, (answer,), 0, (answer,), _group(row, form), paraphrases=others)
+        return _Draft(free, place, None, empty)
     choices = form.listed or _own(row, str(format.choices))
     labels = choices.texts if form.listed else tuple(LETTERS[: len(choices.texts)])
-    example = TextExample(row.id, prompt, choices.texts, None, labels, _group(row, form), form.own_choices)
+    example = TextExample(
+        row.id, prompt, choices.texts, None, labels, _group(row, form), form.own_choices, paraphrases=others
+    )
     asked = Asked(place, value, answer, choices, form.listed is not None) if labelled else None
     return _Draft(example, place, asked, empty)
 

@@ -45,23 +45,25 @@ class Template:
 
     Args:
         prompt: the template.
+        key: the key of the configuration that gives it, for messages.
 
     Raises:
         UserError: it is no template, or has no column.
     """
 
-    def __init__(self, prompt: str):
+    def __init__(self, prompt: str, key: str = _KEY):
         try:
             fields = list(itertools.islice(_fields(prompt), _MOST + 1))
             if len(fields) > _MOST:
                 raise ValueError(f"more than {_MOST} columns")
         except ValueError as error:
             raise UserError(
-                f"{_KEY}: {prompt!r:.200} is not a valid template ({error}). Write a column as {{column}}."
+                f"{key}: {prompt!r:.200} is not a valid template ({error}). Write a column as {{column}}."
             ) from None
         self.columns: list[str] = list(dict.fromkeys(field.column for field in fields if field.column))
         if not self.columns:
-            raise UserError(f"{_KEY}: {prompt!r:.200} contains no column. Write a column as {{column}}.")
+            raise UserError(f"{key}: {prompt!r:.200} contains no column. Write a column as {{column}}.")
+        self._key = key
         self._lines = _lines(fields)
 
     def fill(self, row: dict[str, Any], place: str) -> tuple[str, list[str]]:
@@ -74,15 +76,15 @@ class Template:
         Raises:
             UserError: all columns of the template are empty, or one holds what is no text.
         """
-        values = {column: cell_value(row, column, place, _KEY) for column in self.columns}
+        values = {column: cell_value(row, column, place, self._key) for column in self.columns}
         empty = [column for column, value in values.items() if value is None]
         if len(empty) == len(values):
             names = " and ".join(map(repr, empty))
             raise UserError(
-                f"{place}: column{'s' * (len(empty) > 1)} {names} ({_KEY}) "
+                f"{place}: column{'s' * (len(empty) > 1)} {names} ({self._key}) "
                 f"{'are empty. Fill in at least one' if len(empty) > 1 else 'is empty. Fill it in'}, or remove the row."
             )
-        lines = [_line(fields, values, place) for fields in self._lines]
+        lines = [_line(fields, values, place, self._key) for fields in self._lines]
         return "\n".join(line for line in lines if line is not None), empty
 
 
@@ -110,33 +112,30 @@ def _lines(fields: Sequence[_Field]) -> list[list[_Field]]:
     return lines
 
 
-def _line(fields: Sequence[_Field], values: dict[str, Any], place: str) -> str | None:
+def _line(fields: Sequence[_Field], values: dict[str, Any], place: str, key: str) -> str | None:
     """Return a line of a prompt; None if it has columns and all are empty."""
     columns = [field.column for field in fields if field.column]
     if columns and all(values[column] is None for column in columns):
         return None
     return "".join(
-        text + (_formatted(values[column], column, (conversion, spec), place) if column else "")
+        text + (_formatted(values[column], (conversion, spec), f"column {column!r}", place, key) if column else "")
         for text, column, conversion, spec in fields
     )
 
 
-def _formatted(value: Any, column: str, how: tuple[Literal["r", "s", "a"] | None, str], place: str) -> str:
+def _formatted(value: Any, how: tuple[Literal["r", "s", "a"] | None, str], column: str, place: str, key: str) -> str:
     if value is None:
         return ""
     text, (conversion, spec) = plain_text(value), how
     if text is None:
-        raise UserError(
-            f"{place}: column {column!r} ({_KEY}) holds {shorten(value)}. A prompt needs text, a number or a date."
-        )
+        raise UserError(f"{place}: {column} ({key}) holds {shorten(value)}. A prompt needs text, a number or a date.")
     if conversion is None and not spec:
         return text
     try:
         return _in_format(value, text, conversion, spec)
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise UserError(
-            f"{place}: {_KEY} can't format {shorten(value)} in column {column!r} ({error}). Correct the row or the "
-            "template."
+            f"{place}: {key} can't format {shorten(value)} in {column} ({error}). Correct the row or the template."
         ) from None
 
 

@@ -5,13 +5,14 @@ the sections that they need.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedcollm.config import RunConfig
+from fedcollm.data.augmentation.batches import notes as augmentation_notes
 from fedcollm.data.catalogue import build_modality, load_pool
 from fedcollm.data.partition import split as split_pool
 from fedcollm.data.pool import Pool, Split
@@ -131,6 +132,8 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     simulated = inputs.remote is None and bool(pool.train or config.federation.participants != [])
     split = split_pool(pool, config.task, config.seed, private=simulated)
     across = config.server.distillation.across_tokenizers
+    private = [example for part in split.private.values() for example in part]
+    split = replace(split, notes=[*split.notes, *augmentation_notes(config.client.augmentation, private)])
     say("loading the models")  # and the libraries that they need
     modality = inputs.modality or build_modality(config.task, config.slm, config.llm, across)
     for note in split.notes:

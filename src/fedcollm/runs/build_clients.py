@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from torch import nn
 
 from fedcollm.config import RunConfig, asked_clients
+from fedcollm.config.augmentation import with_kinds
+from fedcollm.data.augmentation.batches import check as check_augmentation
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation import statistics
 from fedcollm.federation.answered import LastAnswer
@@ -78,11 +80,13 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
 
     Raises:
         RangeError: the client has more examples than secure aggregation was set up for.
-        UserError: the modality has a loss of its own, and `client.loss` or `client.loss_trim` asks for another one.
+        UserError: the modality can't be augmented, or has a loss of its own while `client.loss` or `client.loss_trim`
+            asks for another one.
     """
-    federation = config.federation
+    federation, augmentation = config.federation, with_kinds(config.client.augmentation, config.task)
     if config.control is None:
         check_loss_fits(data.modality, config.client)
+    check_augmentation(data.modality, augmentation)
     if Limits.of(federation).value_range is not None and federation.weighted:
         check_weight(len(data.examples), federation.secure_aggregation.max_weight)
     return Client(
@@ -91,7 +95,7 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
         slm=data.slm,
         examples=data.examples,
         test=data.test,
-        settings=config.client,
+        settings=config.client.model_copy(update={"augmentation": augmentation}),
         evaluation=config.evaluation,
         agreement=Agreement(
             identity=identity,

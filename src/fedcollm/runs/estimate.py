@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from fedcollm.config import ModelConfig, RunConfig
+from fedcollm.config.augmentation import with_kinds
 from fedcollm.config.baselines import changed
+from fedcollm.data.augmentation.batches import notes as augmentation_notes
 from fedcollm.data.catalogue import BaseModels, base_models, build_modality, load_pool
 from fedcollm.data.partition import describe, split
 from fedcollm.data.pool import Pool, Split
@@ -215,7 +217,9 @@ def _described(
     Raises:
         UserError: an example can't be used with these models, or the two models don't fit together.
     """
-    data = describe(parts)
+    private = [example for part in parts.private.values() for example in part]
+    section = with_kinds(config.client.augmentation, config.task)
+    data = describe(replace(parts, notes=[*parts.notes, *augmentation_notes(section, private)]))
     without = config.control is not None and not config.control.needs_model
     if without or (config.task.path is None and not isinstance(modality, Modality)):
         return data, {}

@@ -84,12 +84,19 @@ def with_cache(config: RunConfig, clients: Mapping[str, Client], transport: Tran
             "client": name,
             "rank": client.agreement.upload.rank,
             "limits": asdict(client.agreement.limits),
+            "augmentation": _plain_augmentation(client),
             "examples": digest_of(client.examples),
             "test": digest_of(client.test),
         }
         for name, client in clients.items()
     }
     return CachingTransport(transport, shared / "round-1", settings)
+
+
+def _plain_augmentation(client: Client) -> dict[str, Any] | None:
+    """Return a client's augmentations with their kinds named, which can depend on the task."""
+    section = client.settings.augmentation
+    return None if section is None else section.model_dump(mode="json")
 
 
 def round_1_settings(config: RunConfig) -> dict[str, Any]:

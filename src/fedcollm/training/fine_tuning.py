@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcollm.config import ClientConfig
+from fedcollm.data.augmentation.batches import epoch_batches
 from fedcollm.errors import NonFiniteError
 from fedcollm.memory import give_back
 from fedcollm.messages import Score, all_finite
@@ -96,8 +97,9 @@ def fit(
         modality: makes batches, outputs and losses.
         model: its trainable parameters are tuned; the model is left in evaluation mode.
         examples: the private part D_k.
-        settings: number of epochs, batches, the loss, AdamW and its schedule, and `proximal`.
-        seed: seed of the order of examples and of dropout.
+        settings: number of epochs, batches, the loss, AdamW and its schedule, `proximal`, and augmentations, with their
+            kinds named.
+        seed: seed of the order of examples, of dropout and of augmentations.
         where: name of the loop, for progress, metrics and error messages.
 
     Returns:
@@ -112,7 +114,13 @@ def fit(
     stepper = Stepper({"model": model}, settings, settings.epochs * per_epoch, where)
     anchors = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad] if settings.proximal else []
     history: list[tuple[Tensor, int]] = []
-    groups = (group for _ in range(settings.epochs) for group in step_batches(modality, examples, settings, generator))
+    groups = (
+        group
+        for epoch in range(settings.epochs)
+        for group in step_batches(
+            epoch_batches(modality, settings.augmentation, seed, epoch), examples, settings, generator
+        )
+    )
     model.train()
     for group in track(groups, where, total=settings.epochs * per_epoch):
         stepper.zero_grad()

@@ -46,6 +46,9 @@ LONGEST_CODE, LONGEST_TEXT = 6, 60
 #: Version of the way in which texts are read out of the package, part of the key of the cache.
 _VERSION = 1
 
+#: The same for the inclusion terms.
+_TERMS_VERSION = 1
+
 
 def load_icd10(per_class: int, seed: int) -> Pool:
     """Return diagnosis texts with their chapters, equally many per chapter, one chapter after the other in turn.
@@ -76,6 +79,32 @@ def _example(code: str, description: str, chapter: int) -> TextExample:
 def other_descriptions() -> list[str]:
     """Return the descriptions that the task never uses, because the description or its code is too long, sorted."""
     return cached_json("icd10-other", _made_of(), _other_descriptions)
+
+
+@functools.cache
+def inclusion_terms() -> dict[str, tuple[str, ...]]:
+    """Return other names of the diagnoses, by code: the inclusion terms of the classification.
+
+    A term that is the description of any code of the task is left out, so that none gives away a test example. A
+    diagnosis without terms is left out too.
+    """
+    found: dict[str, list[str]] = cached_json("icd10-terms", [_made_of(), _TERMS_VERSION], _read_terms)
+    return {code: tuple(terms) for code, terms in found.items()}
+
+
+def _read_terms() -> dict[str, list[str]]:
+    import simple_icd_10_cm as cm  # pyright: ignore[reportMissingTypeStubs]
+
+    codes = [code for texts in _texts_by_chapter() for code, _ in texts]
+    described = {_folded(text) for texts in _texts_by_chapter() for _, text in texts}
+    found = {code: [term for term in cm.get_inclusion_term(code) if len(term) <= LONGEST_TEXT] for code in codes}
+    kept = {code: [term for term in terms if _folded(term) not in described] for code, terms in found.items()}
+    return {code: terms for code, terms in kept.items() if terms}
+
+
+def _folded(text: str) -> str:
+    """Return a text without differences in case and white space."""
+    return " ".join(text.casefold().split())
 
 
 @functools.cache
@@ -113,7 +142,7 @@ def _read_chapters() -> list[list[tuple[str, str]]]:
         if len(code.replace(".", "")) > LONGEST_CODE or not cm.is_category_or_subcategory(code):
             continue
         chapter, description = int(cm.get_ancestors(code)[-1]) - 1, cm.get_description(code)
-        folded = " ".join(description.casefold().split())
+        folded = _folded(description)
         if chapter < len(CHAPTERS) and len(description) <= LONGEST_TEXT and folded not in seen:
             seen.add(folded)
             chapters[chapter].append((code, description))

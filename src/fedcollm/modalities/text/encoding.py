@@ -104,6 +104,10 @@ class Encoder:
             self._plain(prompt, new, free)
         return [self._known[prompt, turns, free, answer] for answer in answers]
 
+    def emptied(self) -> "Encoder":
+        """Return the same encoder without any results, for prompts that are needed only for a while."""
+        return Encoder(self.tokenizer, self.vocabulary_size, self.context_length, self.start, self.style)
+
     def asked(self, one: Encoded) -> tuple[Tokens, int]:
         """Return the prompt that a model continues freely, and the largest number of new tokens.
 

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,6 +33,7 @@ class TextExample:
         own_choices: whether the choices are this example's own although they are its labels, as letters whose texts the
             prompt lists. The loader knows it: letters can as well be labels that all examples share, such as grades.
         turns: the conversation before the answer, as pairs of a role and what it says; empty if the prompt is not one.
+        paraphrases: other prompts with the same meaning, for augmentation.
     """
 
     id: str
@@ -42,6 +44,7 @@ class TextExample:
     group: str | None = None
     own_choices: bool = False
     turns: tuple[tuple[str, str], ...] = ()
+    paraphrases: tuple[str, ...] = ()
 
     @property
     def label(self) -> str | None:
@@ -86,6 +89,11 @@ class TextExample:
         """Return the same example with the choice of this index as its answer."""
         return replace(self, answer=answer)
 
+    def to_wire(self) -> dict[str, Any]:
+        """Return the fields as plain values, without paraphrases if there are none: digests are older than these."""
+        values = asdict(self)
+        return values if self.paraphrases else {name: v for name, v in values.items() if name != "paraphrases"}
+
 
 def listed_choices(prompt: str, labels: Sequence[str]) -> tuple[str, ...] | None:
     r"""Return the texts of choices that are letters, if a prompt lists all of them on lines of their own; else None.
@@ -103,7 +111,7 @@ _EXAMPLE = TypeAdapter(TextExample)
 
 def example_lines(examples: Iterable[TextExample]) -> str:
     """Return examples as text with one JSON object per line."""
-    return "".join(json.dumps(asdict(example)) + "\n" for example in examples)
+    return "".join(json.dumps(example.to_wire()) + "\n" for example in examples)
 
 
 def read_examples(path: Path) -> list[TextExample]:

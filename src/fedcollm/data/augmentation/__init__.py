@@ -1,0 +1,1 @@
+"""Augmentation: a client changes its own training examples anew in every epoch, without changing their labels."""
