@@ -7,6 +7,7 @@ from typing import Annotated, Any, NoReturn, cast
 import typer
 
 from fedcollm import __version__
+from fedcollm.cli.audit import audit
 from fedcollm.cli.compare import compare
 from fedcollm.cli.configure import init, presets
 from fedcollm.cli.deploy import deploy
@@ -37,6 +38,7 @@ for _command in (
     predict,
     chat,
     export,
+    audit,
     shrink,
     presets,
     init,

@@ -71,11 +71,11 @@ def _load(task: TaskConfig, path: Path, modality: Modality) -> Pool:
     if written or kind not in _KINDS:
         train, test = written.get("train", path), written.get("test")
         return Pool(modality.read_examples(train), modality.read_examples(test) if test else None)
-    pool = OWN_FILES[_KINDS[kind]].load_private(path, _form(task), modality)
+    pool = OWN_FILES[_KINDS[kind]].load_private(path, client_form(task), modality)
     return pool if task.name not in LETTERED else _lettered(pool)
 
 
-def _form(task: TaskConfig) -> FormatConfig:
+def client_form(task: TaskConfig) -> FormatConfig:
     """Return the format of a client's files."""
     boxes = task.format is None and modality_kind(task) == "shapes"
     return FormatConfig(boxes="coco") if boxes else asked_form(task)
@@ -104,7 +104,7 @@ def data_in_words(task: TaskConfig) -> str:
     Raises:
         UserError: the task is unknown.
     """
-    form = _form(task)
+    form = client_form(task)
     if form.boxes is not None:
         return _BOXES[form.boxes]
     if form.is_folders:

@@ -59,6 +59,26 @@ def propose(path: Path, preset: str | None = None, wishes: Wishes = Wishes()) ->
         UserError: the data can't be read, is too small, or its columns don't tell what to learn.
     """
     path = path.expanduser().resolve()
+    form, said, groups = proposed_format(path, wishes)
+    base = preset or _PRESETS[FormatConfig.model_validate(form).kind]
+    start = load_config(base)
+    task, sizes, fewer = _sized({"path": str(path), "format": form}, groups, start.server.pseudo_labels is not None)
+    values = start.model_dump(mode="json") | {"name": path.stem or "mine", "task": task | sizes}
+    if fewer and groups:  # the last finding is that there are groups
+        said = said[:-1]
+    return Proposal(load_config(values), [*said, *fewer, f"models and training are those of the preset {base}"])
+
+
+def proposed_format(path: Path, wishes: Wishes = Wishes()) -> tuple[dict[str, Any], list[str], int]:
+    """Look at a table, and return the section `task.format` for it, what was found and guessed, and how many groups.
+
+    Args:
+        path: a file, or a directory with a training file and possibly others.
+        wishes: the columns that the person names.
+
+    Raises:
+        UserError: the data can't be read, or its columns don't tell what to learn.
+    """
     files = labelled_part(find_parts(path).files)
     encoding, told = _encoding(files[0])
     rows = [row for file in files for _, row in file_rows(file, Reading(encoding))]
@@ -74,15 +94,7 @@ def propose(path: Path, preset: str | None = None, wishes: Wishes = Wishes()) ->
     if any(column.name == form.get("answer") and column.filled < len(rows) for column in columns):
         form["skip_unanswered"] = True
     groups = next((len(column.values) for column in columns if column.name == form.get("group")), 0)
-    base = preset or _PRESETS[FormatConfig.model_validate(form).kind]
-    start = load_config(base)
-    task, sizes, fewer = _sized({"path": str(path), "format": form}, groups, start.server.pseudo_labels is not None)
-    values = start.model_dump(mode="json") | {"name": path.stem or "mine", "task": task | sizes}
-    found = f"{len(rows)} rows in {', '.join(file.name for file in files)}"
-    if fewer and groups:  # the last finding is that there are groups
-        findings = findings[:-1]
-    said = [found, *told, *findings, *fewer, f"models and training are those of the preset {base}"]
-    return Proposal(load_config(values), said)
+    return form, [f"{len(rows)} rows in {', '.join(file.name for file in files)}", *told, *findings], groups
 
 
 def _encoding(file: Path) -> tuple[str, list[str]]:

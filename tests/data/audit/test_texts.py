@@ -1,0 +1,92 @@
+import pytest
+
+from fedcollm.data.audit.duplicates import duplicate_texts, near_texts
+from fedcollm.data.audit.findings import Fix, Record, Subject
+from fedcollm.data.audit.texts import empty, garbled, language, language_of, long, spelling
+
+
+def subject(*texts, labels=None, **more):
+    records = [
+        Record(None, i, f"row {i}", text, None if labels is None else labels[i - 1], {"note": text})
+        for i, text in enumerate(texts, start=1)
+    ]
+    return Subject("text", records, **{"answer": "kind", **more})
+
+
+def found(finder, *texts, **more):
+    return [(one.kind, one.record, one.fix) for one in finder(subject(*texts, **more))]
+
+
+def test_inputs_without_letters_and_missing_labels():
+    assert found(empty, "pain", " ...", "fever", labels=["a", "a", None]) == [
+        ("empty", 1, Fix("drop")),
+        ("unlabelled", 2, Fix("drop")),
+    ]
+
+
+def test_a_class_in_several_spellings_becomes_the_most_frequent_one():
+    labels = ["Heart", "heart ", "Heart", "lung"]
+    assert found(spelling, *"abcd", labels=labels) == [("spelling", 1, Fix("set", "kind", "Heart"))]
+    assert found(spelling, *"abcd", labels=labels, free=True) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("the patientâ€™s knee", Fix("set", "note", "the patient’s knee")),
+        ("MÃ¼nchen", Fix("set", "note", "München")),
+        ("lost \ufffd\ufffd signs", None),
+        ("a bell \x07 rings", None),
+        ("a null \0 stands here", None),
+        ("$$$ ### @@@ !!! %%% ab", None),
+    ],
+)
+def test_garbled(text, fix):
+    assert found(garbled, text, "pain in the knee") == [("garbled", 0, fix)]
+
+
+@pytest.mark.parametrize(
+    "text", ["Größe: 1,80 m (5′11″)", "膝の痛み、発熱なし。", "боль в колене", "a\tb\r\nc", "120/80 mmHg"]
+)
+def test_not_garbled(text):
+    assert found(garbled, text) == []
+
+
+def test_text_of_random_letters_among_like_texts():
+    known = [f"the patient has pain in the {part} since the fall" for part in ("knee", "foot", "hand", "back")]
+    assert found(garbled, *known, "xqzwv kjhgf pplmo bnvcx zxqwj") == [("garbled", 4, None)]
+    assert found(garbled, "xqzwv kjhgf pplmo bnvcx zxqwj", "another text that is alone here") == []
+
+
+def test_texts_that_are_cut_off():
+    assert found(long, "one two three", "one", longest=2, count_tokens=lambda text: len(text.split())) == [
+        ("long", 0, None)
+    ]
+    assert found(long, "one two three") == []
+
+
+def test_language():
+    english = [f"The patient has had severe pain in the {part} since yesterday" for part in ("knee", "arm", "back")]
+    german = "Der Patient klagt seit gestern über starke Schmerzen im linken Knie"
+    assert found(language, *english, german) == [("language", 3, None)]
+    assert found(language, english[0], german) == []  # no language is that of most texts
+    assert (language_of(german)[0], language_of("Knie")) == ("de", None)
+    assert language_of("患者は昨日から膝の痛みを訴えている")[0] == "ja"
+
+
+def test_near_texts_by_hand():
+    fall = "Pain in the left knee after a fall from a horse, cannot bend the leg"
+    texts = [fall, fall.upper(), f"{fall}!", "", "", f"{fall} 2", "short text", "short test"]
+    pairs = [(i, j, round(similarity, 2)) for i, j, similarity in near_texts(texts)]
+    # 68 signs have 65 different groups of four; one more sign adds one: 65 / 66
+    assert pairs == [(1, 0, 1.0), (2, 0, 0.98)]
+
+
+def test_duplicates_with_another_label_are_not_dropped():
+    fall = "Pain in the left knee after a fall from a horse"
+    labels = ["a", "a", "b", "A"]
+    assert found(duplicate_texts, fall, fall, fall, f"{fall}.", labels=labels) == [
+        ("duplicate", 1, Fix("drop")),
+        ("conflict", 2, None),
+        ("near_duplicate", 3, Fix("drop")),
+    ]
