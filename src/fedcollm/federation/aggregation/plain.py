@@ -38,8 +38,8 @@ class PlainAggregator:
         updates = in_order(validate_updates(ask(dict.fromkeys(clients, request)), expected, lost), clients)
         observer = Observer(request.adapter, self.uploads)
         if not asked_for(request):
-            theta = request.adapter
-            updates = bounded(observer.watch(updates), lambda one: expected.form(one.client).part(theta), self.settings, notes)
+            theta, seen = request.adapter, observer.watch(updates)
+            updates = bounded(seen, lambda one: expected.form(one.client).part(theta), self.settings, notes)
         with with_client_failures(lost):
             mean = self.combine(updates, request)
             self._check_number(len(mean.participants), len(clients), request.round_index)
