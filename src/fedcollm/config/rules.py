@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
+from fedcollm.config.rules_cleaning import cleaning
 from fedcollm.config.rules_statistics import control, pseudo_labels
 from fedcollm.config.training import ClientConfig
 
@@ -238,4 +239,5 @@ RULES: tuple[Rule, ...] = (
     _something_to_train,
     control,
     pseudo_labels,
+    cleaning,
 )

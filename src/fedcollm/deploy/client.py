@@ -29,7 +29,14 @@ from fedcollm.messages import FinishRequest, adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device
 from fedcollm.progress import say
-from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
+from fedcollm.runs.build_clients import (
+    ClientData,
+    broadcast_form,
+    build_client,
+    clean_examples,
+    secure_client,
+    secured,
+)
 from fedcollm.runs.build_models import build_slm, set_backends
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import append_to, locked, make_directory, write_atomically, writing
@@ -85,6 +92,9 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     set_backends(config)
     check_slm(config, membership.base)
     slm = build_slm(config, modality, [], state / "base")
+    examples, note = clean_examples(config, membership.client, examples, modality, slm)
+    if note:
+        say(note)
     spent: Remembered[int | str] = Remembered(state / SPENT)
     journal = functools.partial(_append, state / "failures.log")
     update, vector = LastAnswer(state / "update"), LastAnswer(state / "vector")
