@@ -227,6 +227,10 @@ CONFIGURATION = [
     ("pseudo-labels of medians", LABELS, UNLABELLED, "federation.aggregation=median", "federation.faulty=0"),
     ("pseudo-labels under privacy", LABELS, UNLABELLED, LEVEL_EXAMPLE, UNIFORM),
     ("pseudo-labels for free answers", LABELS, UNLABELLED, "task.format.choices=null"),
+    ("cleaning under privacy of examples", "task.cleaning={}", LEVEL_EXAMPLE, UNIFORM),
+    ("cleaning of labels that are free answers", "task.cleaning={}", "task.format.choices=null"),
+    ("cleaning of images from personal data", "task.name=digits", "task.format=null",
+     "task.cleaning={personal: mask}"),
     ("misspelt key of a section that is null", "llm.heal.siz=10"),
     ("layers that are neither a number nor indices", "slm.layers=some"),
     ("layers that are measured without a text", "slm.layers=1", "slm.layer_choice=block"),
@@ -356,6 +360,14 @@ EXPORTING = [
     Case("into a full directory", "export ROOT/run --out ROOT/run --format merged", with_run),
 ]  # fmt: skip
 
+AUDITING = [
+    Case("of nothing", "audit ROOT/none.csv"),
+    Case("for something unknown", "audit DATA --only labels,luck"),
+    Case("by an unknown rule", "audit DATA --rule luck"),
+    Case("with fixes that are none", "audit DATA --apply DATA"),
+    Case("by a run that is none", "audit DATA --run ROOT"),
+]  # fmt: skip
+
 CASES = [
     *(Case(f"configuration: {name}", settings(*(f"'{pair}'" for pair in pairs))) for name, *pairs in CONFIGURATION),
     *(Case(f"model: {name}", settings(*(f"'{pair}'" for pair in pairs))) for name, *pairs in MODELS),
@@ -365,6 +377,7 @@ CASES = [
     *(Case(f"deployment: {case.name}", case.command, case.prepare) for case in DEPLOYMENT),
     *(Case(f"shrink: {case.name}", case.command, case.prepare) for case in SHRINKING),
     *(Case(f"export: {case.name}", case.command, case.prepare) for case in EXPORTING),
+    *(Case(f"audit: {case.name}", case.command, case.prepare) for case in AUDITING),
 ]
 
 

@@ -94,6 +94,7 @@ HEALING = {
     "objective": "next_token",
     "seed": 1,
 }
+CLEANING = {"task.cleaning": {}}
 LABELS = {"server.pseudo_labels": {}, "task.unlabelled_size": 8}
 
 #: Which data and models a run has, and when it scores them: no part of the method. Instead of in the method's words
@@ -134,6 +135,10 @@ INPUTS = {
     "task.public_size": Change(7),
     "task.unlabelled_size": Change(7),
     "task.test_size": Change(7),
+    "task.cleaning.duplicates": Change("exact", CLEANING),  # what each client does to it
+    "task.cleaning.labels": Change("relabel", CLEANING),
+    "task.cleaning.judge": Change("slm", CLEANING),
+    "task.cleaning.personal": Change("mask", CLEANING),
     **{  # which models
         f"{role}.{key}": Change(value, {f"{role}.heal": {}} if key == "mlp_share" else {})
         for role in ("llm", "slm")
@@ -238,6 +243,7 @@ SWITCHES = {
     "slm.heal": Change({}),
     "task.format": Change({}),
     "client.augmentation": Change({}),
+    "task.cleaning": Change({}),
     "server.pseudo_labels": Change({}, {"task.unlabelled_size": 8}),
 }
 
@@ -274,7 +280,7 @@ def test_report_says_every_key_of_the_method(key):
     assert before != after
 
 
-@pytest.mark.parametrize("key", [*INPUTS, "llm.heal", "slm.heal"])
+@pytest.mark.parametrize("key", [*INPUTS, "llm.heal", "slm.heal", "task.cleaning"])
 def test_report_shows_every_key_of_data_and_models(key):
     _, config = before_and_after(key)
     run = Run(Path("run"), config, [RoundRecord(0, {"slm": 0.5})])

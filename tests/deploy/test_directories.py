@@ -393,6 +393,16 @@ def test_client_needs_no_file_that_the_slm_starts_from_and_knows_the_style_of_th
     assert (client.modality.style.joiner, client.modality.context_length) == (" : ", 8)
 
 
+def test_client_cleans_its_own_examples_as_a_simulated_one_does(out, config):
+    place = out / "clients" / "1"
+    (place / "state").mkdir()
+    lines = (place / "data.jsonl").read_text().splitlines()
+    (place / "data.jsonl").write_text("\n".join([*lines, *lines]) + "\n")
+    (place / CONFIG).write_text(config_text(changed(config, {"task.cleaning": {"labels": "keep"}})))
+    client = build_answering(place, place / "data.jsonl").client.inner.client  # pyright: ignore[reportAttributeAccessIssue]
+    assert [int(example.id) for example in client.examples] == list(range(1, len(lines) + 1))
+
+
 def test_client_that_would_heal_its_own_slm_does_not_start(out, config):
     place = out / "clients" / "1"
     (place / CONFIG).write_text(config_text(changed(config, {"slm.layers": 1, "slm.heal": {"size": 100}})))

@@ -6,6 +6,7 @@ import torch
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import base_models
+from fedcollm.data.partition import describe
 from fedcollm.models.adapters import read_adapter
 from fedcollm.runs.build import build_federation
 from fedcollm.runs.build_models import build_model, set_backends
@@ -109,3 +110,31 @@ def test_gradients_of_padded_attention_are_finite_on_a_gpu(tiny_config, columns)
     torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).float().sum().backward()
     assert query.grad is not None
     assert query.grad.isfinite().all()
+
+
+CLEANING = {"task.cleaning": {"labels": "keep", "duplicates": "near"}}
+
+
+def test_simulated_clients_train_on_what_cleaning_leaves(tiny_config, tmp_path, monkeypatch):
+    """Each client loses its last example, as it would on a machine of its own; the record counts it."""
+    from fedcollm.data import cleaning
+
+    def without_last(examples, settings, modality, slm, seed):
+        return cleaning.Cleaned(list(examples)[:-1], {"near duplicates dropped": 1})
+
+    plain = build_federation(tiny_config, tmp_path).split
+    monkeypatch.setattr(cleaning, "cleaned", without_last)
+    federation = build_federation(changed(tiny_config, CLEANING), tmp_path)
+    clients = federation.server.transport._clients
+    assert {name: client.examples for name, client in clients.items()} == federation.split.private
+    assert federation.split.private == {name: some[:-1] for name, some in plain.private.items()}
+    assert (federation.split.test, federation.split.public) == (plain.test, plain.public)
+    left = len(plain.private["0"]) - 1
+    note = f"client 0: cleaning left {left} examples (1 near duplicates dropped)"
+    assert note in describe(federation.split)["notes"]
+
+
+def test_cleaning_is_the_same_again(tiny_config, tmp_path):
+    config = changed(tiny_config, {"task.cleaning": {"duplicates": "near", "labels": "relabel"}})
+    splits = [build_federation(config, tmp_path).split for _ in range(2)]
+    assert splits[0] == splits[1]

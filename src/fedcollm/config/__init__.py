@@ -1,6 +1,7 @@
 """The configuration of a run, as frozen pydantic models that are read from YAML and sent as JSON."""
 
 from fedcollm.config.base import Section
+from fedcollm.config.cleaning import CleaningConfig
 from fedcollm.config.control import ControlConfig, PseudoLabelConfig, StatisticsConfig
 from fedcollm.config.data import FormatConfig, PartitionConfig, TaskConfig
 from fedcollm.config.federation import (
@@ -18,6 +19,7 @@ from fedcollm.config.training import ClientConfig, DistillationConfig, Evaluatio
 __all__ = [
     "SCHEMA_VERSION",
     "AdapterConfig",
+    "CleaningConfig",
     "ClientConfig",
     "ControlConfig",
     "DeadlinesConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section
+from fedcollm.config.cleaning import CleaningConfig
 
 #: Key of `FormatConfig` that names an example's input to what it is for, for messages.
 _INPUTS: Mapping[str, str] = {"prompt": "text", "messages": "conversations", "image": "images", "audio": "audio"}
@@ -260,6 +261,8 @@ class TaskConfig(Section):
     """examples for evaluation, which nobody trains on"""
     max_length: Positive | None = None
     """text: longest sequence in tokens; longer prompts lose their oldest; null: the models' context"""
+    cleaning: CleaningConfig | None = None
+    """how each client cleans its own training examples before anything is trained on them; null: not at all"""
 
     @model_validator(mode="before")
     @classmethod

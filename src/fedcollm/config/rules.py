@@ -10,6 +10,7 @@ from fedcollm.config.augmentation import refused
 from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
+from fedcollm.config.rules_cleaning import cleaning
 from fedcollm.config.rules_robust import bounds, faulty_clients, gate, robust_losses
 from fedcollm.config.rules_statistics import control, pseudo_labels
 from fedcollm.config.training import ClientConfig
@@ -263,4 +264,5 @@ RULES: tuple[Rule, ...] = (
     pseudo_labels,
     robust_losses,
     gate,
+    cleaning,
 )

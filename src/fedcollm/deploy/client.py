@@ -30,7 +30,14 @@ from fedcollm.messages import FinishRequest, adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device
 from fedcollm.progress import say
-from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
+from fedcollm.runs.build_clients import (
+    ClientData,
+    broadcast_form,
+    build_client,
+    clean_examples,
+    secure_client,
+    secured,
+)
 from fedcollm.runs.build_models import build_slm, set_backends
 from fedcollm.runs.estimate import fit_client
 from fedcollm.runs.memory_limit import limit_in_words
@@ -104,6 +111,9 @@ def build_answering(
     set_backends(config)
     check_slm(config, membership.base)
     slm = build_slm(config, modality, [], state / "base")
+    examples, note = clean_examples(config, membership.client, examples, modality, slm)
+    if note:
+        say(note)
     spent: Remembered[int | str] = Remembered(state / SPENT)
     journal = functools.partial(_append, state / "failures.log")
     update, vector = LastAnswer(state / "update"), LastAnswer(state / "vector")

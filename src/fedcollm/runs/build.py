@@ -35,6 +35,7 @@ from fedcollm.runs.build_clients import (
     build_privacy,
     build_uploads,
     check_statistics,
+    clean_examples,
     fixed_point,
     secure_client,
     secured,
@@ -143,6 +144,7 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         check_gate(config.server.distillation.gate, modality, split.test[0])
     set_backends(config)
     pair = _build_pair(config, modality, split, base)
+    split = _cleaned(config, split, pair)
     identity = RunIdentity(inputs.remote.run if inputs.remote else f"{config.name}/{config.seed}", config.seed)
     if inputs.remote is None:
         transport, aggregator = _connect_local(config, identity, pair, split, inputs)
@@ -158,6 +160,19 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
         healed=_healed(given, config),
         shipped=inputs.modality is None,
     )
+
+
+def _cleaned(config: RunConfig, split: Split, pair: ModelPair) -> Split:
+    """Return a split in which each client has cleaned its own examples, as it would on a machine of its own."""
+    if config.task.cleaning is None or not split.private:
+        return split
+    slm = pair.modality.of("slm")
+    found = {name: clean_examples(config, name, some, slm, pair.slm) for name, some in split.private.items()}
+    notes = [note for _, note in found.values() if note]
+    for note in notes:
+        say(f"data: {note}")
+    private = {name: examples for name, (examples, _) in found.items()}
+    return replace(split, private=private, notes=[*split.notes, *notes])
 
 
 def _healed(given: RunConfig, made: RunConfig) -> dict[str, str]:

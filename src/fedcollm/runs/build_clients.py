@@ -29,6 +29,7 @@ from fedcollm.messages import Adapter, Session, default_threshold
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import read_adapter, save_adapter
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
+from fedcollm.progress import say
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import make_directory, writing
 from fedcollm.training.losses import check_loss_fits
@@ -128,6 +129,34 @@ def _store(slm: "peft.PeftModel", directory: Path, replaces: bool, adapter: Adap
     with writing(directory):
         make_directory(directory.parent)
         save_adapter(slm, adapter, directory)
+
+
+def clean_examples(
+    config: RunConfig, name: str, examples: Sequence[Any], modality: Modality, slm: nn.Module
+) -> tuple[list[Any], str | None]:
+    """Return a client's training examples as `task.cleaning` leaves them, and what was done in a sentence, if anything.
+
+    Args:
+        config: the run's configuration.
+        name: the client's id.
+        examples: the client's training examples.
+        modality: the modality of the SLM.
+        slm: the SLM, which may judge labels.
+
+    Raises:
+        UserError: names the client; the examples can't be cleaned, or none would be left.
+    """
+    settings = config.task.cleaning
+    if settings is None:
+        return list(examples), None
+    from fedcollm.data.cleaning import cleaned
+
+    say(f"cleaning the data of client {name}")
+    try:
+        found = cleaned(examples, settings, modality, slm, config.seed)
+    except UserError as error:
+        raise UserError(f"client {name}: {error}") from error
+    return found.examples, found.note(name)
 
 
 def check_statistics(config: RunConfig, modality: Modality, example: Any) -> None:

@@ -22,7 +22,7 @@ def features(subject: Subject, which: Sequence[int]) -> NDArray[np.float64]:
         subject: the data.
         which: positions of the records.
     """
-    rows: Any = _FEATURES[subject.kind]([subject.records[i] for i in which])
+    rows: Any = FEATURES[subject.kind]([subject.records[i] for i in which])
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(norms, 1e-12), dtype=np.float64)
 
@@ -75,7 +75,7 @@ def _sounds(records: Sequence[Record]) -> Any:
 
 
 #: Kind of data to what computes features; other kinds have no classes.
-_FEATURES: Mapping[str, Callable[[Sequence[Record]], Any]] = {
+FEATURES: Mapping[str, Callable[[Sequence[Record]], Any]] = {
     "text": _texts,
     "image_files": _images,
     "audio_files": _sounds,
