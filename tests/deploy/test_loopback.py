@@ -42,7 +42,7 @@ def last_state(out: Path) -> tuple[RoundRecord, dict[str, Adapter]]:
 
 
 def test_plain_run_equals_the_simulation_bit_for_bit(deploy: Deploy, tmp_path: Path):
-    deployed = deploy()
+    deployed = deploy(**{"client.augmentation": {"kinds": {"word_dropout": 0.9}}})
     for client in ("0", "1"):
         deployed.start_client(client)
     deployed.start_server()

@@ -95,7 +95,7 @@ def test_same_seed_gives_the_same_bits(tiny_config, tmp_path):
 
 
 def test_resume_gives_bit_for_bit_what_an_uninterrupted_run_gives(tiny_config, tmp_path):
-    config = with_rounds(tiny_config, 3)
+    config = changed(with_rounds(tiny_config, 3), {"client.augmentation": {"kinds": {"word_dropout": 0.9}}})
     fedcollm.run(config, tmp_path / "whole")
     interrupted = rounds(config, tmp_path / "parts")
     assert next(interrupted).round == 0
@@ -103,6 +103,8 @@ def test_resume_gives_bit_for_bit_what_an_uninterrupted_run_gives(tiny_config, t
     interrupted.close()
     assert [record.round for record in rounds(None, tmp_path / "parts", resume=True)] == [0, 1, 2, 3]
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    notes = json.loads((tmp_path / "parts" / "data.json").read_text())["notes"]
+    assert [note for note in notes if "augmentation" in note and note.endswith("word_dropout (0.9)")]
 
 
 STEPS = {

@@ -75,3 +75,14 @@ def test_texts_come_from_the_cache_without_the_package(tmp_path: Path, monkeypat
     assert load_icd10(30, seed=1) == first
     assert icd10.other_descriptions() == others
     assert sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()) == ["icd10-chapters", "icd10-other"]
+
+
+def test_inclusion_terms_are_other_names_and_give_no_description_away() -> None:
+    terms = icd10.inclusion_terms()
+    examples = load_icd10(10_000, seed=0).train
+    assert terms["A00.0"] == ("Classical cholera",)
+    assert "I10" not in terms
+    assert len(terms) > 4_000
+    assert terms.keys() <= {example.id for example in examples}
+    descriptions = {example.prompt.removesuffix(":").casefold() for example in examples}
+    assert not descriptions & {term.casefold() for own in terms.values() for term in own}
