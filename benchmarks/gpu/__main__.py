@@ -20,6 +20,7 @@ PARTS = {
     "variants": "variants",
     "profile": "profile",
     "professions": "professions",
+    "spread": "spread",
 }
 
 #: The last one: that importing torch does not start CUDA in the process that others are copies of.

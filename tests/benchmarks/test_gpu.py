@@ -9,6 +9,7 @@ from benchmarks.gpu import networks, paths, records, sides, variants
 from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.professions import _fails_in_cudnn
 from benchmarks.gpu.profile import kind_of
+from benchmarks.gpu.spread import ways
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,14 @@ def test_cases_say_what_a_case_needs(part):
             assert callable(records.resolve(case["run"]))
     titles = [case["title"] for case in module.cases(False)]
     assert len(set(titles)) == len(titles)
+
+
+def test_ways_to_spread_a_model_depend_on_the_number_of_gpus():
+    assert [list(ways(gpus)) for gpus in (0, 1, 4)] == [
+        ["one device", "2 processes"],
+        ["one device"],
+        ["one device", "device_map over 4 GPUs", "4 processes"],
+    ]
 
 
 def test_machine_tells_its_rate_to_later_cases(tmp_path):

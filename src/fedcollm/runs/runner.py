@@ -21,6 +21,7 @@ from fedcollm.federation.standouts import standouts
 from fedcollm.messages import Adapter, RoundRecord, Score
 from fedcollm.modalities.base import Modality
 from fedcollm.models.adapters import resolve_device, save_adapter
+from fedcollm.models.processes import current
 from fedcollm.progress import say, track
 from fedcollm.runs import directory as directories
 from fedcollm.runs import privacy_budget
@@ -146,6 +147,7 @@ def rounds(
     Raises:
         UserError: the configuration, the data or the directory is not usable, or a round failed.
     """
+    current()  # refuses processes that would all do the same run
     if config is not None:
         config = with_absolute_paths(config)
         resolve_device(config.device)
