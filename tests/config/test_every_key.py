@@ -153,6 +153,7 @@ METHOD = {
     **{f"{side}.{key}": Change(value) for side in ("client", "server") for key, value in TRAINING.items()},
     "client.proximal": Change(0.5),
     "client.ranks": Change([2, 4]),
+    "client.held_out": Change(0.5, {"client.held_out": 0.2, "federation.aggregation": "held_out"}),
     "client.personal": Change(True),
     "server.unlabelled_per_round": Change(4, {"task.unlabelled_size": 8}),
     "server.even_labels": Change(True),

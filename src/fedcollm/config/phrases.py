@@ -65,6 +65,7 @@ PHRASES: Mapping[str, Phrase] = {
     **_of_training("client", "at the clients"),
     "client.proximal": "FedProx at the clients, μ = {:g}",
     "client.ranks": lambda ranks: f"the clients train adapters of rank {_names(ranks)}, in turn",
+    "client.held_out": lambda share: f"each client scores its adapter on {_percent(share)} of its examples, held out",
     "client.personal": "each client keeps a copy of the final adapter, tuned to its own data",
     **_of_training("server", "on the server"),
     "server.unlabelled_per_round": "each round uses the next {} unlabelled public examples",
