@@ -18,7 +18,7 @@ from fedcollm.config import (
 )
 from fedcollm.federation.aggregation.base import Aggregate, Rule
 from fedcollm.federation.aggregation.mean import WeightedMean
-from fedcollm.federation.aggregation.plain import PlainAggregator, combine
+from fedcollm.federation.aggregation.plain import PlainAggregator, by_examples, combine, equally
 from fedcollm.federation.client import Agreement, Client
 from fedcollm.federation.operator import Operator
 from fedcollm.federation.server import Server
@@ -63,7 +63,7 @@ def mutual_losses(slm: Tensor, llm: Tensor, targets: Tensor, **settings) -> Loss
 
 def mean_of(updates, weighted: bool = True, rule: Rule | None = None) -> Aggregate:
     """Updates in their own order, by number of examples unless all weigh the same."""
-    return combine(updates, rule or WeightedMean(), weighted)
+    return combine(updates, rule or WeightedMean(), by_examples if weighted else equally)
 
 
 def client(name: str, modality: Modality, slm: nn.Module, examples: Sequence[Any], test: Sequence[Any], **settings):

@@ -189,6 +189,8 @@ CONFIGURATION = [
     ("Krum among too few clients", "federation.aggregation=krum", *FOUR),
     ("Bulyan among too few for one", "federation.aggregation=bulyan"),
     ("trust without labelled public examples", "federation.aggregation=trust", "task.public_size=0", UNLABELLED),
+    ("held-out scores of nothing", "federation.aggregation=held_out"),
+    ("held-out examples that nobody weighs", "client.held_out=0.2"),
     ("check without labelled public examples", "federation.max_drop=0.1", "task.public_size=0", UNLABELLED),
     ("robust rule on sums", SECURE, *FOUR, "federation.aggregation=multi_krum", "federation.faulty=0"),
     ("median norm of sums", SECURE, *FOUR, "federation.clip_to_median=2"),

@@ -166,6 +166,7 @@ METHOD = {
     "client.loss_trim": Change(0.25),
     "client.proximal": Change(0.5),
     "client.ranks": Change([2, 4]),
+    "client.held_out": Change(0.5, {"client.held_out": 0.2, "federation.aggregation": "held_out"}),
     "client.personal": Change(True),
     "client.augmentation.kinds": Change({"word_dropout": 0.25}, {"client.augmentation": {}}),
     "client.augmentation.strength": Change(2.0, {"client.augmentation": {}}),

@@ -165,6 +165,16 @@ def test_client_scores_its_tuned_model_only_if_asked(task, slm):
     assert client(task, slm).train(TrainRequest(1, start, evaluate=False)).score is None
 
 
+def test_client_sends_its_score_on_what_it_holds_out_in_every_round(task, slm):
+    request = TrainRequest(1, read_adapter(slm), evaluate=False)
+    one = dataclasses.replace(client(task, slm), held_out=COLOURS)
+    update = one.train(request)
+    assert (update.examples, update.score.count, list(update.score.sums)) == (3, 5, ["held_out"])
+    update = one.train(dataclasses.replace(request, evaluate=True))
+    assert list(update.score.sums) == ["acc", "held_out"]
+    assert update.score.counts == {"held_out": 5}
+
+
 def test_client_learns_its_own_data(task, llama):
     slm = add_adapter(llama, rank=4, seed=1)
     animals = client(task, slm, epochs=15, learning_rate=2e-2).train(TrainRequest(1, read_adapter(slm)))

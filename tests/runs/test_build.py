@@ -1,5 +1,7 @@
 """What a configuration says of the options of a method reaches the parts that obey it."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,10 +9,14 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.data.catalogue import base_models
 from fedcollm.data.partition import describe
+from fedcollm.federation.aggregation.checked import CheckedAggregator
+from fedcollm.federation.aggregation.plain import PlainAggregator
+from fedcollm.federation.client import Client
 from fedcollm.models.adapters import read_adapter
-from fedcollm.runs.build import build_federation
+from fedcollm.runs.build import Inputs, build_federation
 from fedcollm.runs.build_models import build_model, set_backends
 
+SECURE = "federation.secure_aggregation.enabled"
 CHANGES = {
     "client.proximal": 0.25,
     "client.max_grad_norm": 0.5,
@@ -138,3 +144,30 @@ def test_cleaning_is_the_same_again(tiny_config, tmp_path):
     config = changed(tiny_config, {"task.cleaning": {"duplicates": "near", "labels": "relabel"}})
     splits = [build_federation(config, tmp_path).split for _ in range(2)]
     assert splits[0] == splits[1]
+
+
+def test_another_client_stands_in_for_the_products_own(tiny_config, tmp_path):
+    given = []
+
+    def stand_in(client: Client) -> Client:
+        given.append(client.id)
+        return dataclasses.replace(client, examples=client.examples[:1]) if client.id == "1" else client
+
+    for secure in (False, True):
+        config = changed(tiny_config, {"task.clients": 3, "task.private_size": 2} | ({SECURE: True} if secure else {}))
+        server = build_federation(config, tmp_path, Inputs(stand_in=stand_in)).server
+        clients = server.transport._clients
+        assert [len((one.client if secure else one).examples) for one in clients.values()] == [2, 1, 2]
+    assert given == ["0", "1", "2"] * 2
+
+
+@pytest.mark.parametrize(("values", "kind"), [({"federation.max_drop": 0.1}, CheckedAggregator), ({}, PlainAggregator)])
+def test_check_and_trust_get_the_labelled_public_examples(tiny_config, tmp_path, values, kind):
+    config = changed(tiny_config, {"federation.aggregation": "trust", "task.unlabelled_size": 1, **values})
+    server = build_federation(config, tmp_path).server
+    assert type(server.aggregator) is kind
+    own = (server.aggregator.inner if values else server.aggregator).reference
+    labelled = [example for example in server.public if example.label is not None]
+    assert list(own.examples) == labelled
+    assert len(labelled) < len(server.public)
+    assert not values or list(server.aggregator.score.examples) == labelled

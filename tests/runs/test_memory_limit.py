@@ -8,7 +8,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.data.pool import Split
 from fedcollm.errors import UserError
-from fedcollm.memory import save_memory, parse_bytes
+from fedcollm.memory import parse_bytes, save_memory
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.runs.estimate import check, fit_client
 from fedcollm.runs.memory_limit import LIBRARY_BYTES, fit_memory

@@ -15,6 +15,7 @@ ALONE: Mapping[str, Any] = {
     "federation.privacy": None,
     "federation.upload": "float32",
     "federation.aggregation": "mean",
+    "client.held_out": 0.0,
     "federation.clip_to_median": None,
     "federation.max_drop": None,
     "federation.server_optimizer": {},
@@ -146,6 +147,7 @@ def _control(config: RunConfig, features: str, ridge: float = 0.3) -> RunConfig:
     }
     values = {f"federation.{key}": value for key, value in values.items()}
     values |= {"server.epochs": 0, "server.pseudo_labels": None, "client.ranks": None, "client.personal": False}
+    values |= {"client.held_out": 0.0}
     return changed(config, values | {"control": {"features": features, "ridge": ridge}})
 
 

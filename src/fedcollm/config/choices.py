@@ -116,6 +116,11 @@ AGGREGATIONS: Mapping[str, Choice] = {
         single_updates=True,
         reference=True,
     ),
+    "held_out": Choice(
+        "weighted by each client's score on examples that it holds out of its training (client.held_out)",
+        phrase="weighted by each client’s score on examples that it holds out",
+        single_updates=True,
+    ),
 }
 
 #: Options of `federation.server_optimizer.kind`; the functions are in `federation/server_optimizers.py`.

@@ -77,6 +77,7 @@ PHRASES: Mapping[str, Phrase] = {
     ),
     "client.proximal": "FedProx at the clients, μ = {:g}",
     "client.ranks": lambda ranks: f"the clients train adapters of rank {_names(ranks)}, in turn",
+    "client.held_out": lambda share: f"each client scores its adapter on {_percent(share)} of its examples, held out",
     "client.personal": "each client keeps a copy of the final adapter, tuned to its own data",
     "client.augmentation": "the clients change their training examples anew in every epoch",
     "client.augmentation.kinds": lambda kinds: f"by {_probabilities(kinds)}",

@@ -36,6 +36,12 @@ def bounds(config: "RunConfig") -> Iterator[str]:
             f"federation.clip_norm {federation.clip_norm:g} has no effect with federation.privacy of level client, "
             "which clips each update to federation.privacy.clip. Set federation.clip_norm: null"
         )
+    if (federation.aggregation == "held_out") != (config.client.held_out > 0):
+        yield (
+            f"client.held_out {config.client.held_out:g} does not go with federation.aggregation "
+            f"{federation.aggregation}: clients hold examples out exactly if they are weighted by their scores on "
+            "them. Set client.held_out: 0.2 with federation.aggregation: held_out, or client.held_out: 0 without it"
+        )
     if federation.max_drop is not None and not config.task.public_size:
         yield (
             f"federation.max_drop {federation.max_drop:g} needs labelled public examples to check the clients' mean "

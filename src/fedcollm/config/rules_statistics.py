@@ -60,7 +60,7 @@ def _control_sums(federation: FederationConfig) -> Iterator[str]:
 def _is_robust(federation: FederationConfig) -> bool:
     """Return whether the aggregation rule gives anything but a mean."""
     choice = AGGREGATIONS[federation.aggregation]
-    return choice.bears is not None or choice.reference
+    return choice.bears is not None or choice.reference or federation.aggregation == "held_out"
 
 
 def pseudo_labels(config: "RunConfig") -> Iterator[str]:

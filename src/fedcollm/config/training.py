@@ -65,6 +65,8 @@ class ClientConfig(RoundConfig):
     """μ of FedProx, which adds μ/2 ‖θ_k − θ‖² to the loss to keep a client near the global adapter; 0: off"""
     ranks: Annotated[list[Positive], Field(min_length=1)] | None = None
     """LoRA ranks assigned to the clients in turn; a client trains and sends only that many components; null: all"""
+    held_out: Share = 0.0
+    """share of its examples that a client scores its adapter on and never trains on, for aggregation held_out"""
     personal: bool = False
     """personalization: after the last round, each client fine-tunes the final adapter once more and keeps the result"""
     augmentation: AugmentationConfig | None = None

@@ -76,7 +76,7 @@ def _leaves(config: RunConfig) -> Iterator[str]:
     if config.statistics is not None:
         yield f"statistics of your examples (counts of words and labels), once{', in a sum' if secure.enabled else ''}"
     if config.federation.privacy is None:
-        scored = config.evaluation.clients != "never"
+        scored = config.evaluation.clients != "never" or config.client.held_out > 0
         numbers = "the number of your examples, the training loss" + (" and a score" if scored else "")
         yield numbers + (", in sums" if secure.enabled else "")
 

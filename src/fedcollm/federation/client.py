@@ -15,7 +15,7 @@ from torch import nn
 
 from fedcollm.config import ClientConfig, EvaluationConfig, StatisticsConfig
 from fedcollm.errors import RefusalError, UserError
-from fedcollm.federation import statistics
+from fedcollm.federation import held_out, statistics
 from fedcollm.federation.answered import PlainRounds, check_round
 from fedcollm.federation.limits import Limits
 from fedcollm.federation.operator import Operator
@@ -73,6 +73,7 @@ class Client:
         slm: base SLM with an adapter, whose values every request overwrites.
         examples: D_k; they never leave this object.
         test: examples on which the tuned SLM is scored; it is not scored if there are none.
+        held_out: private examples that it does not train on, and scores its SLM on in every round.
         settings: settings of local fine-tuning.
         evaluation: settings of scoring.
         agreement: what the client agreed to with the federation.
@@ -94,6 +95,7 @@ class Client:
     agreement: Agreement = Agreement()
     spent: MutableMapping[str, int | str] = field(repr=False, default_factory=dict[str, int | str])
     operator: Operator = field(repr=False, default_factory=Operator)
+    held_out: Sequence[Any] = field(repr=False, default=())
 
     @property
     def run(self) -> str:
@@ -275,6 +277,9 @@ class Client:
             return ClientUpdate(self.id, request.round_index, adapter)
         tuned = time.perf_counter()
         score = self._score(where) if request.evaluate and self.test else None
+        if self.held_out and not statistics.asked_for(request):
+            own = self.modality, self.slm, self.held_out, self.evaluation.batch_size, where, self.operator
+            score = held_out.joined(score, score_quietly(*own))
         seconds = {"clients": tuned - start, "evaluation": time.perf_counter() - tuned}
         return ClientUpdate(self.id, request.round_index, adapter, len(self.examples), loss, score, seconds)
 

@@ -4,7 +4,7 @@ This module, `build_clients` and `build_models` take the whole configuration apa
 the sections that they need.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError
 from fedcollm.federation.aggregation.base import Aggregator
 from fedcollm.federation.aggregation.plain import PlainAggregator
+from fedcollm.federation.client import Client
 from fedcollm.federation.cohort import Transport
 from fedcollm.federation.gate import check_gate
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
@@ -102,6 +103,8 @@ class Inputs:
         personal: directory for the adapters that clients in this process keep for themselves.
         accept_changed_data: whether a resumed run goes on although its data or base models are not those of before.
         memory: the memory limit that the configuration was fitted to, for the record: see `Cost.limited`.
+        stand_in: returns what takes the place of a client in this process, such as a client of your own class that
+            misbehaves in an experiment; by default the client itself.
     """
 
     modality: Modality | None = None
@@ -111,6 +114,7 @@ class Inputs:
     personal: Path | None = None
     accept_changed_data: bool = False
     memory: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    stand_in: Callable[[Client], Client] | None = None
 
 
 def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -> Federation:
@@ -280,6 +284,8 @@ def _connect_local(
         )
         for name, own_examples in examples.items()
     }
+    if inputs.stand_in is not None:
+        clients = {name: inputs.stand_in(client) for name, client in clients.items()}
     keys = {name: Ed25519PrivateKey.generate() for name in clients}
     roster = {name: key.public_key() for name, key in keys.items()}
     aggregator = _build_aggregator(config, identity, pair, split, roster)
@@ -288,7 +294,8 @@ def _connect_local(
         members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
         return LocalTransport(members), aggregator
     transport = LocalTransport(clients)
-    if inputs.shared is None or config.federation.privacy or config.control:  # fresh noise; statistics are quick
+    fresh = inputs.stand_in or config.federation.privacy or config.control  # fresh noise; statistics are quick
+    if inputs.shared is None or fresh:
         return transport, aggregator
     return with_cache(config, clients, transport, inputs.shared), aggregator
 

@@ -14,7 +14,7 @@ from fedcollm.config import RunConfig, asked_clients
 from fedcollm.config.augmentation import with_kinds
 from fedcollm.data.augmentation.batches import check as check_augmentation
 from fedcollm.errors import RefusalError, UserError
-from fedcollm.federation import statistics
+from fedcollm.federation import held_out, statistics
 from fedcollm.federation.answered import LastAnswer
 from fedcollm.federation.client import Agreement, Client
 from fedcollm.federation.limits import Limits
@@ -90,11 +90,12 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
     check_augmentation(data.modality, augmentation)
     if Limits.of(federation).value_range is not None and federation.weighted:
         check_weight(len(data.examples), federation.secure_aggregation.max_weight)
+    examples, apart = held_out.split(data.examples, config.client.held_out, name)
     return Client(
         id=name,
         modality=data.modality,
         slm=data.slm,
-        examples=data.examples,
+        examples=examples,
         test=data.test,
         settings=config.client.model_copy(update={"augmentation": augmentation}),
         evaluation=config.evaluation,
@@ -109,6 +110,7 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
         ),
         spent=data.spent,
         operator=_operator(config, data),
+        held_out=apart,
     )
 
 

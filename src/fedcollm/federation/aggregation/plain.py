@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedcollm.config import FederationConfig
+from fedcollm.config.choices import AGGREGATIONS
 from fedcollm.errors import RoundFailedError
+from fedcollm.federation import held_out
 from fedcollm.federation.aggregation.base import NO_UPDATE, Aggregate, Ask, Rule, Start
 from fedcollm.federation.aggregation.clipping import bounded
 from fedcollm.federation.aggregation.mean import ComponentMean, WeightedMean
@@ -57,7 +59,7 @@ class PlainAggregator:
         Raises:
             RoundFailedError: there are no updates.
         """
-        return combine(updates, self._rule(request), self.settings.weighted)
+        return combine(updates, self._rule(request), _WEIGHTS.get(self.settings.aggregation, equally))
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int:
         """Return the size of the update of one of these clients in bytes, on average."""
@@ -90,14 +92,33 @@ class PlainAggregator:
         return rule
 
 
-def combine(updates: Iterable[ClientUpdate], rule: Rule, weighted: bool = True) -> Aggregate:
+def by_examples(update: ClientUpdate) -> float:
+    """Return a client's number of examples n_k, its weight in FedAvg (McMahan et al., arXiv 1602.05629)."""
+    return float(update.examples or 0)
+
+
+def equally(update: ClientUpdate) -> float:
+    """Return 1, so that each of K clients counts 1/K, as in the paper's Algorithm 1."""
+    return 1.0
+
+
+#: The rules that weigh clients, with the function that does; all others weigh them equally or by themselves.
+_WEIGHTS: Mapping[str, Callable[[ClientUpdate], float]] = {
+    **{name: by_examples for name, choice in AGGREGATIONS.items() if choice.weighted},
+    "held_out": held_out.weight,
+}
+
+
+def combine(
+    updates: Iterable[ClientUpdate], rule: Rule, weigh: Callable[[ClientUpdate], float] = by_examples
+) -> Aggregate:
     """Combine updates, one after the other.
 
     Args:
         updates: the updates in a fixed order.
         rule: a new rule, to which nothing was added yet.
-        weighted: whether to weight clients by their number of examples, n_k / n (FedAvg, McMahan et al. 2017), instead
-            of equally, 1/K (the paper's Algorithm 1). Updates without a number of examples need equal weights.
+        weigh: returns the weight of an update, relative to the others. Updates without a number of examples need equal
+            weights.
 
     Raises:
         RoundFailedError: there are no updates.
@@ -107,10 +128,10 @@ def combine(updates: Iterable[ClientUpdate], rule: Rule, weighted: bool = True) 
     seconds: dict[str, float] = {}
     participants: list[str] = []
     for update in updates:
-        rule.add(update.adapter, float(update.examples or 0) if weighted else 1.0)
+        rule.add(update.adapter, weigh(update))
         examples += update.examples or 0
         loss += (update.loss or 0.0) * (update.examples or 0)
-        scores += [update.score.value] if update.score else []
+        scores += [update.score.value] if update.score and not held_out.only_held_out(update.score) else []
         seconds = {part: seconds.get(part, 0.0) + value for part, value in update.seconds.items()}
         participants.append(update.client)
     if not participants:

@@ -16,6 +16,7 @@ from fedcollm.federation.aggregation.robust import ROBUST, RobustRule
 RULES: Mapping[str, Callable[[Start], Rule]] = {
     "mean": lambda start: WeightedMean(),
     "uniform": lambda start: WeightedMean(),
+    "held_out": lambda start: WeightedMean(),
     "product": lambda start: ProductMean(start.theta),
     **{name: partial(RobustRule, combine) for name, combine in ROBUST.items()},
 }

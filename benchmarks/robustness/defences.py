@@ -1,0 +1,39 @@
+"""The defences: keys of the configuration that a run sets, as `--set` takes them. A new one is a new line here.
+
+`{faulty}` is 1 of 4 clients and 3 of 10, whatever the row: a defender does not know how many are bad. A defence that a
+row's number of clients does not allow is recorded as refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.robustness.rows import Row
+
+_FAULTY = "federation.faulty"
+_RULE = "federation.aggregation"
+_DROP: dict[str, Any] = {"federation.max_drop": 0.05}
+_CLIP: dict[str, Any] = {"federation.clip_to_median": 1.5}
+_SECURE: dict[str, Any] = {"federation.secure_aggregation.enabled": True}
+
+DEFENCES: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "median": {_RULE: "median"},
+    "trimmed_mean": {_RULE: "trimmed_mean"},
+    "geometric_median": {_RULE: "geometric_median"},
+    "krum": {_RULE: "krum"},
+    "multi_krum": {_RULE: "multi_krum"},
+    "bulyan": {_RULE: "bulyan"},
+    "trust": {_RULE: "trust"},
+    "clip": _CLIP,
+    "drop": _DROP,
+    "clip_drop": _CLIP | _DROP,
+    "median_drop": {_RULE: "median"} | _DROP,
+    "secure": _SECURE,
+    "secure_drop": _SECURE | _DROP,
+    "secure_clip_drop": _SECURE | _DROP | {"federation.clip_norm": 4.0},
+}
+
+
+def settings(defence: str, row: Row) -> dict[str, Any]:
+    """The keys of a defence in a row."""
+    return {_FAULTY: 1 if row.clients < 10 else 3, **DEFENCES[defence]}
