@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from importlib import resources
 
 import numpy as np
 import psutil
@@ -12,6 +13,7 @@ from gguf.quants import dequantize
 from tests.exports.conftest import byte_pairs, sentence_pieces
 from tokenizers import Regex, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma3ForCausalLM,
@@ -20,9 +22,9 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    Qwen2Config,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -30,6 +32,7 @@ from transformers import (
 
 import fedcollm
 from fedcollm import ExportOptions
+from fedcollm.config.loading import load_config, preset_names
 from fedcollm.errors import UserError
 from fedcollm.exports.footprint import Footprint, measure
 from fedcollm.exports.formats import FORMATS
@@ -37,6 +40,8 @@ from fedcollm.exports.gguf_file import write_model
 from fedcollm.exports.gguf_tensors import interleaved
 from fedcollm.exports.gguf_tokenizer import vocabulary_of
 from fedcollm.exports.runtime import TokenRuntime
+from fedcollm.models.pruning import prune_layers
+from fedcollm.training.shrinking import LAYER_CHOICES
 
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python (extra export) is not installed"
@@ -270,3 +275,18 @@ def test_runtime_reads_only_what_it_did_not_read_before():
     assert rows(5, 6, 7, 8, keep=4) == [[5, 0], [6, 1], [7, 2], [8, 3]]  # the rows of 5 and 6 were not kept
     assert rows(4, keep=1) == [[4, 0]]
     assert model.asked == [(0, (5, 6, 7, 8)), (3, (9,)), (1, (6,)), (2, (7,)), (0, (5, 6, 7, 8)), (0, (4,))]
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("_shrunk")])
+def test_slm_of_a_shrunk_preset_can_be_written(tmp_path, pairs, name):
+    section = load_config(name).slm
+    known = json.loads((resources.files("fedcollm.config") / "presets" / "architectures.json").read_text())
+    small = {key: value for key, value in SIZES.items() if key != "num_hidden_layers"}
+    shape = AutoConfig.for_model(**known[section.source] | small)
+    model = AutoModelForCausalLM.from_config(shape)
+    layers = section.layers
+    if isinstance(layers, int):
+        layers = LAYER_CHOICES[section.layer_choice](None, model, [], layers)
+    assert (layers[0], layers[-1]) == (0, shape.num_hidden_layers - 1)
+    fields, _ = values(written(tmp_path, prune_layers(model, layers), pairs, "q8_0"))
+    assert fields[f"{fields['general.architecture']}.block_count"] == len(layers)
