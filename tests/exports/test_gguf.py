@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import math
+import re
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from tests.exports.conftest import byte_pairs, sentence_pieces
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,6 +37,7 @@ import fedcollm
 from fedcollm import ExportOptions
 from fedcollm.config.loading import load_config, preset_names
 from fedcollm.errors import UserError
+from fedcollm.exports.check import Check, Measured
 from fedcollm.exports.footprint import Footprint, measure
 from fedcollm.exports.formats import FORMATS
 from fedcollm.exports.gguf_file import write_model
@@ -122,6 +126,33 @@ def test_llama_cpp_splits_texts_as_sentencepiece(tmp_path, gemma):
     runtime = LlamaCpp(written(tmp_path, model, tokenizer, "f16"), 64)
     for text in ("the red cat 12", "a  bird's\n\tcafé 日本 😀", "if x: y = 3  # é", "</s>"):
         assert runtime.tokens(text) == tokenizer(text).input_ids
+
+
+@needs_llama_cpp
+def test_prompts_that_llama_cpp_splits_otherwise_are_counted(tmp_path, pairs):
+    from fedcollm.exports.llama_cpp import LlamaCpp, split_otherwise
+
+    model = made("llama")
+    runtime = LlamaCpp(written(tmp_path, model, pairs), 64)
+    assert split_otherwise(runtime, pairs, ["the red cat 12", "a bird"]) == 0
+    lower = byte_pairs()
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()  # which no GGUF file can say
+    assert split_otherwise(runtime, lower, ["The RED cat", "a bird"]) == 1
+    assert split_otherwise(model, pairs, ["red 12"]) is None
+
+
+def test_export_fails_by_its_score_its_numbers_or_its_tokens():
+    one = Check("acc", 100, Measured(0.5, 1, 1), Measured(0.49, 1, 1), 1.0, "logits", 0.1, 64, 0.02, split_otherwise=2)
+    assert one.passed
+    assert one.failures == []
+    for change, words in (
+        ({"export": Measured(0.47, 1, 1)}, r"lost 0\.0300 of acc, more than --margin 0\.02"),
+        ({"largest_difference": math.nan}, "logits are not all finite"),
+        ({"split_otherwise": 3}, "prompts of 3 of 100"),
+    ):
+        (failure,) = replace(one, **change).failures
+        assert re.search(words, failure)
+    assert replace(one, export=Measured(0.1, 1, 1), margin=None).passed
 
 
 def test_frequencies_of_llama_3_are_divided(tmp_path, pairs):
@@ -229,6 +260,7 @@ def test_run_is_exported_and_scores_alike(finished, tmp_path, name):
     assert done.check.passed
     assert FORMATS["gguf"].quantizations[name] == {"f16": 0.02, "q8_0": 0.02, "q4_0": None}[name]
     assert 0 < done.check.largest_difference < {"f16": 0.05, "q8_0": 0.2, "q4_0": 4}[name]
+    assert done.check.split_otherwise == (0 if importlib.util.find_spec("llama_cpp") else None)
     assert done.check.export.bytes == done.file.stat().st_size
     fields, tensors = values(done.file)
     assert fields["llama.block_count"] == 2  # of three layers, the SLM has two
