@@ -160,7 +160,7 @@ def test_what_was_cut_is_not_scored_if_neurons_went(command, tiny_config, tmp_pa
         (["--layers", "all"], "nothing is cut from"),
         (["--set", "adapter.rank=2"], "shrink has no such setting"),
         (["--set", "mlp_share=2"], "mlp_share: 2 is not allowed"),
-        (["--set", "layer_choice=best"], "choose one of even, block, influence"),
+        (["--set", "layer_choice=best"], "choose one of even, edges, block, influence"),
         (["--set", "layer_choice=block", "--layers", "0,1"], "needs layers to be the number of layers to keep"),
         (["--set", "heal.text=/no/such.txt"], "/no/such.txt can't be read"),
         (["--set", "heal.text=/no/such"], "/no/such is not a text"),

@@ -36,7 +36,8 @@ def test_presets_are_those_that_the_design_names():
         "spoken_words",
     }
     own_files = {"coco", "photos", "speech_commands", "wav2vec2", "whisper"}
-    assert set(preset_names()) == tasks | own_files | {"fedcollm_plus", "qwen", "smollm2"} | PAPER
+    shrunk = {"gemma_shrunk", "llama_shrunk", "qwen_shrunk", "smollm2_shrunk"}
+    assert set(preset_names()) == tasks | own_files | {"fedcollm_plus", "qwen", "smollm2"} | shrunk | PAPER
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import math
+import re
+from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import psutil
@@ -10,8 +14,9 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from tests.exports.conftest import byte_pairs, sentence_pieces
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma3ForCausalLM,
@@ -20,9 +25,9 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    Qwen2Config,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -30,13 +35,17 @@ from transformers import (
 
 import fedcollm
 from fedcollm import ExportOptions
+from fedcollm.config.loading import load_config, preset_names
 from fedcollm.errors import UserError
+from fedcollm.exports.check import Check, Measured
 from fedcollm.exports.footprint import Footprint, measure
 from fedcollm.exports.formats import FORMATS
 from fedcollm.exports.gguf_file import write_model
 from fedcollm.exports.gguf_tensors import interleaved
 from fedcollm.exports.gguf_tokenizer import vocabulary_of
 from fedcollm.exports.runtime import TokenRuntime
+from fedcollm.models.pruning import prune_layers
+from fedcollm.training.shrinking import LAYER_CHOICES
 
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python (extra export) is not installed"
@@ -117,6 +126,33 @@ def test_llama_cpp_splits_texts_as_sentencepiece(tmp_path, gemma):
     runtime = LlamaCpp(written(tmp_path, model, tokenizer, "f16"), 64)
     for text in ("the red cat 12", "a  bird's\n\tcafé 日本 😀", "if x: y = 3  # é", "</s>"):
         assert runtime.tokens(text) == tokenizer(text).input_ids
+
+
+@needs_llama_cpp
+def test_prompts_that_llama_cpp_splits_otherwise_are_counted(tmp_path, pairs):
+    from fedcollm.exports.llama_cpp import LlamaCpp, split_otherwise
+
+    model = made("llama")
+    runtime = LlamaCpp(written(tmp_path, model, pairs), 64)
+    assert split_otherwise(runtime, pairs, ["the red cat 12", "a bird"]) == 0
+    lower = byte_pairs()
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()  # which no GGUF file can say
+    assert split_otherwise(runtime, lower, ["The RED cat", "a bird"]) == 1
+    assert split_otherwise(model, pairs, ["red 12"]) is None
+
+
+def test_export_fails_by_its_score_its_numbers_or_its_tokens():
+    one = Check("acc", 100, Measured(0.5, 1, 1), Measured(0.49, 1, 1), 1.0, "logits", 0.1, 64, 0.02, split_otherwise=2)
+    assert one.passed
+    assert one.failures == []
+    for change, words in (
+        ({"export": Measured(0.47, 1, 1)}, r"lost 0\.0300 of acc, more than --margin 0\.02"),
+        ({"largest_difference": math.nan}, "logits are not all finite"),
+        ({"split_otherwise": 3}, "prompts of 3 of 100"),
+    ):
+        (failure,) = replace(one, **change).failures
+        assert re.search(words, failure)
+    assert replace(one, export=Measured(0.1, 1, 1), margin=None).passed
 
 
 def test_frequencies_of_llama_3_are_divided(tmp_path, pairs):
@@ -224,6 +260,7 @@ def test_run_is_exported_and_scores_alike(finished, tmp_path, name):
     assert done.check.passed
     assert FORMATS["gguf"].quantizations[name] == {"f16": 0.02, "q8_0": 0.02, "q4_0": None}[name]
     assert 0 < done.check.largest_difference < {"f16": 0.05, "q8_0": 0.2, "q4_0": 4}[name]
+    assert done.check.split_otherwise == (0 if importlib.util.find_spec("llama_cpp") else None)
     assert done.check.export.bytes == done.file.stat().st_size
     fields, tensors = values(done.file)
     assert fields["llama.block_count"] == 2  # of three layers, the SLM has two
@@ -270,3 +307,18 @@ def test_runtime_reads_only_what_it_did_not_read_before():
     assert rows(5, 6, 7, 8, keep=4) == [[5, 0], [6, 1], [7, 2], [8, 3]]  # the rows of 5 and 6 were not kept
     assert rows(4, keep=1) == [[4, 0]]
     assert model.asked == [(0, (5, 6, 7, 8)), (3, (9,)), (1, (6,)), (2, (7,)), (0, (5, 6, 7, 8)), (0, (4,))]
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("_shrunk")])
+def test_slm_of_a_shrunk_preset_can_be_written(tmp_path, pairs, name):
+    section = load_config(name).slm
+    known = json.loads((resources.files("fedcollm.config") / "presets" / "architectures.json").read_text())
+    small = {key: value for key, value in SIZES.items() if key != "num_hidden_layers"}
+    shape = AutoConfig.for_model(**known[section.source] | small)
+    model = AutoModelForCausalLM.from_config(shape)
+    layers = section.layers
+    if isinstance(layers, int):
+        layers = LAYER_CHOICES[section.layer_choice](None, model, [], layers)
+    assert (layers[0], layers[-1]) == (0, shape.num_hidden_layers - 1)
+    fields, _ = values(written(tmp_path, prune_layers(model, layers), pairs, "q8_0"))
+    assert fields[f"{fields['general.architecture']}.block_count"] == len(layers)

@@ -32,6 +32,9 @@ def idle(model: LlamaForCausalLM, layers: list[int]) -> LlamaForCausalLM:
 
 def test_even_layers_do_not_depend_on_the_text(tokenizer):
     assert LAYER_CHOICES["even"](task(tokenizer), tiny_llama(5), [], 3) == [0, 2, 4]
+    assert LAYER_CHOICES["edges"](task(tokenizer), tiny_llama(5), [], 3) == [0, 3, 4]  # round(0.9) = 1 first layer
+    assert LAYER_CHOICES["edges"](task(tokenizer), tiny_llama(9), [], 6) == [0, 1, 5, 6, 7, 8]  # round(1.8) = 2
+    assert LAYER_CHOICES["edges"](task(tokenizer), tiny_llama(3), [], 3) == [0, 1, 2]
 
 
 def test_a_block_of_layers_that_do_nothing_is_left_out(tokenizer):

@@ -173,6 +173,7 @@ LOSSES: Mapping[str, Choice] = {
 #: Options of `slm.layer_choice`; the functions are in `training/shrinking.py`.
 LAYER_CHOICES: Mapping[str, Choice] = {
     "even": Choice("evenly spaced, including the first and the last"),
+    "edges": Choice("three tenths of them the first ones, the others the last ones"),
     "block": Choice("without the one contiguous block that the next-token distributions need least"),
     "influence": Choice("those that change their input most (ShortGPT)"),
 }

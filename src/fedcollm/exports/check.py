@@ -19,6 +19,8 @@ from fedcollm.training.fine_tuning import evaluate
 
 #: Examples on which outputs are compared number by number.
 COMPARED = 64
+#: Share of the examples whose prompts an export may split into other tokens.
+MOST_SPLIT_OTHERWISE = 0.02
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Check:
         largest_difference: the largest difference of these.
         compared: number of examples of which they were compared.
         margin: largest loss of the main metric that is allowed; None for any.
+        split_otherwise: prompts of these examples that the export's own tokenizer splits into other tokens, which the
+            score does not show since it is computed from the source's; None if it has none that was compared.
     """
 
     metric: str
@@ -67,13 +71,32 @@ class Check:
     largest_difference: float
     compared: int
     margin: float | None
+    split_otherwise: int | None = None
+
+    @property
+    def within_margin(self) -> bool:
+        """Whether the export lost no more of the main metric than the margin."""
+        return self.margin is None or self.source.score - self.export.score <= self.margin + 1e-9
+
+    @property
+    def failures(self) -> list[str]:
+        """Return in words why the export can't stand for its source; nothing if it can."""
+        lost = self.source.score - self.export.score
+        found: list[str] = []
+        if not self.within_margin:
+            found.append(f"the export lost {lost:.4f} of {self.metric}, more than --margin {self.margin} allows")
+        if not math.isfinite(self.largest_difference):
+            found.append(f"the export's {self.difference_of} are not all finite numbers")
+        if (self.split_otherwise or 0) > MOST_SPLIT_OTHERWISE * self.examples:
+            found.append(
+                f"the export splits the prompts of {self.split_otherwise} of {self.examples} examples into other tokens"
+            )
+        return found
 
     @property
     def passed(self) -> bool:
-        """Whether the export lost no more of the main metric than the margin, and gave numbers."""
-        lost = self.source.score - self.export.score
-        within = self.margin is None or lost <= self.margin + 1e-9
-        return within and math.isfinite(self.largest_difference)
+        """Whether the export can stand for its source."""
+        return not self.failures
 
     def to_json(self) -> dict[str, Any]:
         """Return the check as plain values."""
@@ -90,6 +113,7 @@ class Readings:
         outputs: log-likelihoods or logits of the first `COMPARED` examples.
         kind: which of these.
         footprint: what the model takes.
+        split_otherwise: see `Check`.
     """
 
     score: Score
@@ -97,6 +121,7 @@ class Readings:
     outputs: list[Tensor]
     kind: str
     footprint: Footprint = Footprint(0)
+    split_otherwise: int | None = None
 
 
 def read(modality: Modality, model: nn.Module, examples: Sequence[Any], batch_size: int, what: str) -> Readings:
@@ -152,6 +177,7 @@ def compared(pair: tuple[Readings, Readings], count: int, margin: float | None) 
         largest_difference=math.nan if any(map(math.isnan, gaps)) else max(gaps, default=0.0),
         compared=min(count, COMPARED),
         margin=margin,
+        split_otherwise=two.split_otherwise,
     )
 
 
@@ -184,7 +210,12 @@ def in_words(check: Check | None) -> list[str]:
         for name, one in (("source", check.source), ("this export", check.export))
     ]
     limit = "no margin was set" if check.margin is None else f"the margin is a loss of {check.margin:g}"
-    verdict = "within it" if check.passed else "**which it exceeds**"
+    verdict = "within it" if check.within_margin else "**which it exceeds**"
+    tokens = (
+        []
+        if check.split_otherwise is None
+        else [f"Its own tokenizer splits the prompts of {check.split_otherwise} of these examples into other tokens."]
+    )
     return [
         "## Compared with its source",
         "\n".join(
@@ -194,6 +225,7 @@ def in_words(check: Check | None) -> list[str]:
         f"{limit}{'' if check.margin is None else ', ' + verdict}. The largest difference of {check.difference_of} on "
         f"{check.compared} examples is {check.largest_difference:.3g}. Memory and speed are those of one process "
         "on one machine, which may have been busy.",
+        *tokens,
     ]
 
 

@@ -160,11 +160,20 @@ def _export_readings(source: Source, form: Format, file: Path, examples: Sequenc
     """Return what an export says of the test examples."""
     modality, model = form.load(source, file)
     found = read(modality, model, examples, source.portable.batch_size, "scoring the export")
+    split = _split_otherwise(modality, model, examples)
     del model
     place = file if form.lone else file.parent
     size = size_of(*file.parent.glob(f"{file.name}*")) if form.lone else size_of(place)
     prompt = _prompt(modality, examples) if measured else []
-    return replace(found, footprint=_footprint(form.runner, place, prompt, size))
+    return replace(found, footprint=_footprint(form.runner, place, prompt, size), split_otherwise=split)
+
+
+def _split_otherwise(modality: Modality, model: Any, examples: Sequence[Any]) -> int | None:
+    if not isinstance(modality, TextTask):
+        return None
+    from fedcollm.exports.llama_cpp import split_otherwise
+
+    return split_otherwise(model, modality.tokenizer, [example.prompt for example in examples])
 
 
 def _prompt(modality: Modality, examples: Sequence[Any]) -> list[int]:

@@ -138,7 +138,7 @@ RUNNERS: Mapping[str, Callable[[Path, list[int]], Speed]] = {
 
 
 def main(kind: str, place: str, tokens: str) -> None:
-    """Print the peak memory in bytes and the new tokens per second of a model, by the clock and by the processor, as JSON."""
+    """Print peak memory in bytes, and new tokens per second by the clock and by the processor, as JSON."""
     speed = RUNNERS[kind](Path(place), json.loads(tokens))
     print(json.dumps([_peak_bytes(), *speed]))
 

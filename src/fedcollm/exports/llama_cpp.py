@@ -18,6 +18,19 @@ from fedcollm.runs.predictor import Predictor
 #: Longest sequence that a file is compared on, in tokens: llama.cpp reserves memory for it.
 _MOST_TOKENS = 4096
 
+#: Texts that a tokenizer may split in its own way: digits, accents, emoji, other scripts, white space, code.
+SAMPLES = (
+    "The year 2024 had 366 days; 1234567 and 3.14159, 12%.",
+    " leading,  two spaces\tand a tab\n\n  indented",
+    "café naïve Łódź Straße",
+    "cafe\u0301",
+    "😀👍🏽 🇩🇪",
+    "日本語のテキスト 中文，测试。한국어",
+    "العربية हिन्दी ไทย русский",
+    "def f(x):\n    return x**2  # if (a==b){c+=1;}",
+    "don't I'm WE'RE “quotes” – dash",
+)
+
 
 class LlamaCpp(TokenRuntime):
     """A language model in a GGUF file, computed by llama.cpp.
@@ -44,6 +57,24 @@ class LlamaCpp(TokenRuntime):
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text, without any that begin every text."""
         return self._model.tokenize(text.encode(), add_bos=False, special=True)
+
+
+def split_otherwise(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> int | None:
+    """Return how many texts llama.cpp turns into other tokens than the source's tokenizer; None for another runtime.
+
+    The samples that it does so with are said on the screen: some rules, such as composing accents before a text is
+    split, have no place in a GGUF file.
+    """
+    if not isinstance(model, LlamaCpp):
+        return None
+    others = [text for text in (*SAMPLES, *texts) if model.tokens(text) != _tokens(tokenizer, text)]
+    if said := [text for text in others if text in SAMPLES]:
+        say(f"llama.cpp splits texts such as {said[0]!r} into other tokens than the tokenizer in training did")
+    return len(others) - len(said)
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def load_gguf(source: Source, file: Path) -> tuple[Modality, nn.Module]:
