@@ -173,7 +173,7 @@ def together() -> Generator[Processes, None, None]:
             raise SystemExit(1) from None
         if _is_lost(error):
             raise UserError(
-                f"process {processes.rank} of {processes.count} has lost another one ({str(error).partition('. ')[0]}). "
+                f"process {processes.rank} of {processes.count} has lost another ({str(error).partition('. ')[0]}). "
                 "Every finished round is saved: see why the other one ended, and go on with --resume."
             ) from error
         raise
