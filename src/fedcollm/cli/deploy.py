@@ -228,7 +228,7 @@ def client(
 ) -> None:
     """Connect to the server, and train on your own data when it asks, until the run is finished. Data stay here."""
     from fedcollm.cli.terminal import interruptible, screen
-    from fedcollm.memory import save_memory, parse_bytes
+    from fedcollm.memory import parse_bytes, save_memory
 
     limit = None if memory_limit is None else parse_bytes(memory_limit)
     if limit is not None:

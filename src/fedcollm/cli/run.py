@@ -67,7 +67,7 @@ def _fitted(config: "RunConfig", memory_limit: str) -> "tuple[RunConfig, Cost]":
         UserError: the limit is no size, the configuration is not usable, or not even one example at a time fits.
     """
     from fedcollm.config.baselines import changed
-    from fedcollm.memory import save_memory, parse_bytes
+    from fedcollm.memory import parse_bytes, save_memory
 
     limit = parse_bytes(memory_limit)
     save_memory()
