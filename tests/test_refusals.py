@@ -176,6 +176,8 @@ CONFIGURATION = [
     ("privacy of examples with means by size", LEVEL_EXAMPLE),
     ("privacy of examples with a proximal term", LEVEL_EXAMPLE, "client.proximal=0.1", UNIFORM),
     ("privacy of examples with another adapter", LEVEL_EXAMPLE, "slm.adapter.kind=ia3", UNIFORM),
+    ("privacy of examples with layers computed again", LEVEL_EXAMPLE, "slm.gradient_checkpointing=true", UNIFORM),
+    ("cores of packed weights", "slm.quantization=int8", "slm.adapter.core=true"),
     ("products with a server optimizer", "federation.aggregation=product", "federation.server_optimizer.kind=fedadam"),
     ("products of DoRA", "federation.aggregation=product", "slm.adapter.kind=dora"),
     ("products with a half that stays", "federation.aggregation=product", "slm.adapter.freeze_a=true"),
@@ -250,6 +252,7 @@ OWN_DATA = [
 
 DIRECTORIES = [
     Case("directory of another run", "run CONFIG --out ROOT/run", with_run),
+    Case("memory limit that is no size", "run CONFIG --out ROOT/run --memory-limit lots"),
     Case("resumed with another configuration", "run CONFIG --set seed=7 --out ROOT/run --resume",
          with_run),
     Case("resumed where nothing is", "run --out ROOT/run --resume"),

@@ -82,6 +82,7 @@ MODEL = {
     "dtype": "float32",
     "attention": "eager",
     "gradient_checkpointing": True,
+    "quantization": "int8",
     "pretrain_epochs": 1,
 }
 HEALING = {

@@ -21,6 +21,7 @@ from fedcollm.models.checkpointing import recompute_layers
 from fedcollm.models.fused.patch import fuse
 from fedcollm.models.made import WEIGHTS, network_name, write_network_name
 from fedcollm.models.peft_config import with_layers
+from fedcollm.models.quantized import quantize
 from fedcollm.models.warm_start import warm_start
 from fedcollm.progress import say
 from fedcollm.runs.portable import copy_input_files
@@ -132,6 +133,9 @@ def load_base(
     network = _load(modality, section, role, device, seed)
     if (saved / WEIGHTS).is_file():
         cast(Any, safetensors.torch).load_model(network, saved / WEIGHTS)
+    if section.quantization != "none":
+        with in_section(role):
+            quantize(network, section.quantization)
     return network
 
 
