@@ -195,6 +195,8 @@ CONFIGURATION = [
     ("robust rule on sums", SECURE, *FOUR, "federation.aggregation=multi_krum", "federation.faulty=0"),
     ("median norm of sums", SECURE, *FOUR, "federation.clip_to_median=2"),
     ("two clippings", LEVEL_CLIENT, SECURE, UNIFORM, *FOUR, "federation.clip_norm=2"),
+    ("privacy of examples with layers computed again", LEVEL_EXAMPLE, "slm.gradient_checkpointing=true", UNIFORM),
+    ("cores of packed weights", "slm.quantization=int8", "slm.adapter.core=true"),
     ("products with a server optimizer", "federation.aggregation=product", "federation.server_optimizer.kind=fedadam"),
     ("products of DoRA", "federation.aggregation=product", "slm.adapter.kind=dora"),
     ("products with a half that stays", "federation.aggregation=product", "slm.adapter.freeze_a=true"),
@@ -273,6 +275,7 @@ OWN_DATA = [
 
 DIRECTORIES = [
     Case("directory of another run", "run CONFIG --out ROOT/run", with_run),
+    Case("memory limit that is no size", "run CONFIG --out ROOT/run --memory-limit lots"),
     Case("resumed with another configuration", "run CONFIG --set seed=7 --out ROOT/run --resume",
          with_run),
     Case("resumed where nothing is", "run --out ROOT/run --resume"),

@@ -83,6 +83,7 @@ MODEL = {
     "attention": "eager",
     "gradient_checkpointing": True,
     "device_map": "balanced",
+    "quantization": "int8",
     "pretrain_epochs": 1,
 }
 HEALING = {

@@ -138,6 +138,8 @@ def test_what_cannot_be_spread_is_refused(processes, tiny_config):
         to_spread(ModelConfig(device_map="auto"), TextModels(), CPU, processes)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"llm\.gradient_checkpointing is for one process"):
         to_spread(ModelConfig(gradient_checkpointing=True), TextModels(), CPU, processes)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"llm\.quantization is for one process.* Set it to none"):
+        to_spread(ModelConfig(quantization="int8"), TextModels(), CPU, processes)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="device: meta"):
         to_spread(ModelConfig(), TextModels(), torch.device("meta"), processes)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="causal language model"):

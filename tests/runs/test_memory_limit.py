@@ -1,14 +1,16 @@
 """What a memory limit changes, by hand: libraries take 450 MB, and an example 10 MB in this file."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
+from fedcollm import memory
 from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.data.pool import Split
 from fedcollm.errors import UserError
-from fedcollm.memory import parse_bytes, save_memory
+from fedcollm.memory import parse_bytes
 from fedcollm.modalities.text.examples import TextExample
 from fedcollm.runs.estimate import check, fit_client
 from fedcollm.runs.memory_limit import LIBRARY_BYTES, fit_memory
@@ -58,10 +60,19 @@ def test_what_is_no_size_is_refused(text):
         parse_bytes(text)
 
 
-def test_a_capacity_that_the_user_chose_stays(monkeypatch):
+def test_memory_is_saved_by_small_caches_and_one_arena(monkeypatch):
+    calls = []
+    library = SimpleNamespace(mallopt=lambda option, value: calls.append((option, value)))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
-    save_memory()
-    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    memory.save_memory()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"  # what the user chose stays
+    assert calls == [(-3, 1048576), (-8, 1)]  # M_MMAP_THRESHOLD and M_ARENA_MAX
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace())  # a C library without mallopt
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    memory.save_memory()
+    assert os.environ.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY") == "32"
+    assert os.environ.pop("LRU_CACHE_CAPACITY") == "1"
 
 
 def test_a_run_and_a_client_are_estimated_with_the_changes(tiny_config):

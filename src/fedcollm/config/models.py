@@ -111,6 +111,8 @@ class ModelConfig(Section):
     """healing of the cut base on public text, done once and cached; null: none, {}: as below"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """dtype of the frozen weights; auto: bfloat16 if the hardware multiplies it fast, otherwise float32"""
+    quantization: Literal["none", "int8"] = "none"
+    """int8: pack the frozen linear layers in 8 bits, for less memory and more time; it needs fedcollm[quantized]"""
     attention: Literal["auto", "grouped", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """attention implementation; auto: our own grouped attention on a CPU if possible, else transformers' default"""
     gradient_checkpointing: bool = False
@@ -120,6 +122,15 @@ class ModelConfig(Section):
     pretrain_epochs: NonNegative = 0
     """epochs of full training on the public set before the adapter is added, for models with random weights"""
     adapter: AdapterConfig = AdapterConfig()
+
+    @model_validator(mode="after")
+    def _cores_need_whole_weights(self) -> "ModelConfig":
+        if self.quantization != "none" and self.adapter.core:
+            raise ValueError(
+                f"quantization {self.quantization} hides the weights that adapter.core takes its directions from. Set "
+                "quantization: none, or adapter.core: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _measurements_need_text(self) -> "ModelConfig":

@@ -34,7 +34,7 @@ def write_merged(source: Source, out: Path, quantization: str) -> Path:
     network.to(resolve_dtype(named, torch.device(DEVICE)))
     save_network(network, out, source.portable.model.source)
     source.copy_input_files(modality, out)
-    section = source.portable.model.model_copy(update={"dtype": named})
+    section = source.portable.model.model_copy(update={"dtype": named, "quantization": "none"})
     portable = source.portable.model_copy(update={"merged": True, "digests": {}, "model": section})
     write_portable(out, portable)
     loaded = Predictor.load(out, DEVICE)

@@ -11,6 +11,7 @@ from fedcollm.data.catalogue import load_pool
 from fedcollm.data.partition import split
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
+from fedcollm.models.quantized import round_trip
 from fedcollm.runs import directory as directories
 from fedcollm.runs.identity import check, digest_of
 from fedcollm.runs.portable import Portable, copy_input_files, read_portable
@@ -65,7 +66,10 @@ class Source:
             UserError: the method of the adapter has no merged form.
         """
         model = Predictor.load(self.directory, DEVICE, fused=False)
-        adapted: Any = model.model.float()
+        adapted: Any = model.model
+        if self.portable.model.quantization != "none":  # the weights that the adapter was trained on
+            round_trip(adapted, self.portable.model.quantization)
+        adapted = adapted.float()
         merge: Callable[[], nn.Module] | None = getattr(adapted, "merge_and_unload", None)
         try:
             if merge is None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedcollm.config import AdapterConfig, ClientConfig, ModelConfig, RunConfig
 from fedcollm.data.modality_builders import BaseModels
-from fedcollm.errors import UserError, in_section
+from fedcollm.errors import SECTION, UserError, in_section
 from fedcollm.modalities.audio.models import AUDIO_MODELS
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.vision.detectors import DETECTORS
@@ -23,6 +23,7 @@ from fedcollm.models.fused.patch import fuse
 from fedcollm.models.made import WEIGHTS, network_name, write_network_name
 from fedcollm.models.peft_config import with_layers
 from fedcollm.models.processes import current
+from fedcollm.models.quantized import quantize
 from fedcollm.models.warm_start import warm_start
 from fedcollm.progress import say
 from fedcollm.runs.followers import spread_over, to_spread
@@ -151,6 +152,11 @@ def load_base(
     network = _load(modality, section, role, device, seed)
     if (saved / WEIGHTS).is_file():
         cast(Any, safetensors.torch).load_model(network, saved / WEIGHTS)
+    if section.quantization != "none":
+        with in_section(role):
+            if hasattr(network, "hf_device_map"):  # its hooks sit on the layers that would be replaced
+                raise UserError(f"{SECTION}quantization can't be combined with device_map. Set quantization: none, or device_map: null.")
+            quantize(network, section.quantization)
     return network
 
 

@@ -10,6 +10,7 @@ import torch
 
 from fedcollm.config import RunConfig
 from fedcollm.models.adapters import resolve_device
+from fedcollm.models.quantized import quantization_of
 from fedcollm.models.sharded import base_bytes
 from fedcollm.runs import directory as directories
 from fedcollm.runs.build import Federation
@@ -27,6 +28,8 @@ def environment(config: RunConfig, federation: Federation, memory: Mapping[str, 
         memory: the memory limit and what was changed for it; empty without a limit.
     """
     packages = ("fedcollm", "torch", "transformers", "peft", "tokenizers", "numpy")
+    found = {role: quantization_of(model) for role, model in federation.server.pair.models().items()}
+    packed = {role: kind for role, kind in found.items() if kind is not None}
     return {
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
         "device": str(resolve_device(config.device)),
@@ -36,6 +39,7 @@ def environment(config: RunConfig, federation: Federation, memory: Mapping[str, 
         "parameters": federation.parameters,
         "base_bytes": {role: base_bytes(model) for role, model in federation.server.pair.models().items()},
         "healed": dict(federation.healed),
+        **({"quantization": packed} if packed else {}),
         **({"memory": dict(memory)} if memory else {}),
     }
 

@@ -21,6 +21,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.style import style_of
 from fedcollm.modalities.text.vocabulary import check_tokenizer_files
 from fedcollm.models.adapters import resolve_device, resolve_dtype
+from fedcollm.models.quantized import BYTES
 from fedcollm.models.warm_start import check_start, other_base
 from fedcollm.runs.activations import Activations
 from fedcollm.runs.batch_memory import activation_bytes, number_of
@@ -281,5 +282,6 @@ def role_cost(model: ModelConfig, known: Outline, dtype: torch.dtype, uploads: M
     count = sum(tensor.numel() for tensor in known.adapter.values())
     sent = [adapter_bytes(upload.expected(known.adapter)) for upload in uploads.values()] or [0]
     mean = sum(sent) // len(sent)
-    base_bytes = known.frozen * dtype.itemsize
+    packed = round(known.linear * BYTES[model.quantization]) if model.quantization != "none" else 0
+    base_bytes = packed + (known.frozen - (known.linear if packed else 0)) * dtype.itemsize
     return RoleCost(model.source, known.frozen, count, adapter_bytes(known.adapter), base_bytes, mean)

@@ -47,11 +47,12 @@ def to_spread(section: ModelConfig, modality: Modality, device: torch.device, pr
             f"llm.device_map {section.device_map} spreads the LLM within one process, and torchrun started "
             f"{processes.count}. Set llm.device_map: null, or start without torchrun."
         )
-    if section.gradient_checkpointing:
-        raise UserError(
-            f"llm.gradient_checkpointing is for one process, and torchrun started {processes.count}. Set it to false; "
-            "server.micro_batch_size saves memory too."
-        )
+    for key, value in (("gradient_checkpointing", False), ("quantization", "none")):
+        if getattr(section, key) != value:
+            raise UserError(
+                f"llm.{key} is for one process, and torchrun started {processes.count}. Set it to "
+                f"{str(value).lower()}; server.micro_batch_size saves memory too."
+            )
     if device.type != processes.device.type or device.index not in (None, processes.device.index):
         raise UserError(
             f"device: {device} can't be used with torchrun, where each process takes its own {processes.device.type} "

@@ -20,6 +20,7 @@ from fedcollm.data.parts import data_files
 from fedcollm.data.pool import Split
 from fedcollm.errors import UserError
 from fedcollm.models.made import NETWORK
+from fedcollm.models.quantized import quantization_of
 from fedcollm.models.warm_start import WEIGHTS
 from fedcollm.runs import directory as directories
 from fedcollm.training.distillation import ModelPair
@@ -177,7 +178,7 @@ def base_digests(role: str, model: nn.Module) -> Iterator[tuple[str, str]]:
         kept = {name: value for name, value in shape.to_dict().items() if name not in _INCIDENTAL and name[:1] != "_"}
         yield f"configuration of {role}", _plain_digest(json.loads(json.dumps(kept, default=str)))
     if frozen:
-        dtype = str(next(iter(frozen.values())).dtype).removeprefix("torch.")
+        dtype = quantization_of(model) or str(next(iter(frozen.values())).dtype).removeprefix("torch.")
         yield f"weights of {role} in {dtype}", _plain_digest(frozen)
 
 

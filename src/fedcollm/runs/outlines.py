@@ -15,6 +15,7 @@ from fedcollm.messages import Adapter
 from fedcollm.modalities.text.models import TextModels, shape_text
 from fedcollm.models.adapters import parameter_counts, trainable
 from fedcollm.models.pretrained import text_sizes
+from fedcollm.models.quantized import frozen_linear
 from fedcollm.runs.activations import Activations, Measurable, measure
 from fedcollm.runs.build_models import adapted
 from fedcollm.storage import cached_json
@@ -27,7 +28,7 @@ _NUMBERS = ("hidden_size", "max_position_embeddings", "num_hidden_layers", "num_
 #: What an outline depends on besides the configuration of the model.
 _PACKAGES = ("fedcollm", "peft", "torch", "transformers")
 #: Version of the way in which outlines are made, part of the key of the cache.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Outline:
         adapter: the trainable tensors, which may be on torch's `meta` device.
         shape: the configuration of the base, or an object with the numbers in it; None if the base has none.
         activations: what is kept of an example, if that is measured.
+        linear: number of those frozen parameters that `quantization` packs.
     """
 
     frozen: int
     adapter: Adapter
     shape: Any
     activations: Activations | None = None
+    linear: int = 0
 
     @classmethod
     def of(cls, network: nn.Module, inputs: Mapping[str, torch.Tensor] | None = None) -> "Outline":
@@ -54,13 +57,14 @@ class Outline:
         if not hasattr(shape, "hidden_size"):  # a language model that reads more than text nests its sizes
             shape = text_sizes(shape)
         activations = measure(network, inputs) if inputs is not None else None
-        return cls(parameter_counts(network)[1], adapter, shape, activations)
+        linear = sum(layer.weight.numel() for _, layer in frozen_linear(network))
+        return cls(parameter_counts(network)[1], adapter, shape, activations, linear)
 
     def to_json(self) -> dict[str, Any]:
         """Return the outline of a language model as a JSON value."""
         tensors = {name: [*tensor.shape, str(tensor.dtype)] for name, tensor in self.adapter.items()}
         numbers = {name: getattr(self.shape, name) for name in _NUMBERS if hasattr(self.shape, name)}
-        return {"frozen": self.frozen, "adapter": tensors, "shape": numbers}
+        return {"frozen": self.frozen, "adapter": tensors, "shape": numbers, "linear": self.linear}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Outline":
@@ -69,7 +73,7 @@ class Outline:
             name: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device="meta")
             for name, (*shape, dtype) in value["adapter"].items()
         }
-        return cls(value["frozen"], adapter, SimpleNamespace(**value["shape"]))
+        return cls(value["frozen"], adapter, SimpleNamespace(**value["shape"]), linear=value["linear"])
 
 
 def network_outline(model: ModelConfig, known: BaseModels) -> "peft.PeftModel":

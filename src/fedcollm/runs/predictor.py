@@ -58,7 +58,8 @@ class Predictor:
         Args:
             directory: an adapter's directory, such as `adapters/slm` of a run directory.
             device: where it will run, as in the configuration.
-            fused: whether it is made fast by `fuse`, after which the adapter can't be merged into its base.
+            fused: whether it is made fast by `fuse`, after which the adapter can't be merged into its base. If not,
+                the base is not quantized either.
 
         Raises:
             UserError: the directory holds no adapter that fedcollm wrote, or its base can't be found or made again.
@@ -67,6 +68,8 @@ class Predictor:
         portable = read_portable(place)
         saved = _saved_base(place, portable)
         section = _section(portable, saved, where)
+        if not fused:
+            section = section.model_copy(update={"quantization": "none"})
         reads = section if has_input_files(saved) else portable.model  # a base alone does not say what it reads
         modality = build_client_modality(portable.task, reads, portable.facts)
         set_precision([section], where)

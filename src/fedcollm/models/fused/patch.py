@@ -97,7 +97,8 @@ def _copy_unstacked(model: nn.Module, stacked: Iterable[nn.Parameter]) -> None:
     """Copy the frozen weights that are in no stack, so that the file that they were mapped from leaves memory."""
     done = {id(weight) for weight in stacked}
     for parameter in model.parameters():
-        if not parameter.requires_grad and parameter.device.type == "cpu" and id(parameter) not in done:
+        kept = parameter.requires_grad or not parameter.is_floating_point()  # the latter are quantized, not mapped
+        if not kept and parameter.device.type == "cpu" and id(parameter) not in done:
             parameter.data = parameter.data.clone()
 
 
