@@ -171,7 +171,7 @@ def test_client_sends_its_score_on_what_it_holds_out_in_every_round(task, slm):
     update = one.train(request)
     assert (update.examples, update.score.count, list(update.score.sums)) == (3, 5, ["held_out"])
     update = one.train(dataclasses.replace(request, evaluate=True))
-    assert list(update.score.sums) == ["acc", "held_out"]
+    assert list(update.score.sums) == ["acc", "acc_norm", "held_out"]
     assert update.score.counts == {"held_out": 5}
 
 
