@@ -25,6 +25,15 @@ def test_labels_judged_by_the_slm_of_a_run(tiny_config, word_data, tmp_path):
         audit(odd, Options(run=tmp_path / "run", finders=("labels",)))
 
 
+def test_only_the_training_part_is_looked_at(tmp_path):
+    rows = "note,kind\n" + "".join(f"pain in part {i},{'ab'[i % 2]}\n" for i in range(8))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text(rows)
+    found = audit(tmp_path, Options(finders=("duplicates",)))
+    assert (len(found.subject.records), found.counts) == (8, {})
+    assert "only the training data is looked at, not test" in found.notes
+
+
 def test_class_folders_and_what_is_not_looked_for(tmp_path):
     for i, kind in enumerate("aab"):
         (tmp_path / "train" / kind).mkdir(parents=True, exist_ok=True)
