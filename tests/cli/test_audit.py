@@ -1,6 +1,7 @@
 """The command `audit`, from a table with one thing wrong of each kind to its cleaned copy."""
 
 import json
+import socket
 
 import pytest
 
@@ -34,10 +35,21 @@ def audit(monkeypatch, capsys, *arguments):
     return stop.value.code or 0, capsys.readouterr()
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """Nothing connects to anything, by whatever library."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError(f"connects to {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
 FOUND = {"empty": 1, "conflict": 1, "duplicate": 1, "garbled": 1, "personal": 1}
 
 
-def test_audit_shows_reports_and_applies(data, tmp_path, monkeypatch, capsys):
+def test_audit_shows_reports_and_applies_and_sends_nothing(data, offline, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     code, said = audit(monkeypatch, capsys, data, "--out", out, "--json")
     assert (code, json.loads(said.out)["findings"], json.loads(said.out)["records"]) == (0, FOUND, 13)

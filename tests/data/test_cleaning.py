@@ -39,8 +39,8 @@ def test_duplicates_keep_the_usual_label():
     near = clean(some, duplicates="near", labels="keep")
     assert kept(near) == [1, 4, 5]  # the near duplicate with another label stays: who knows which one is right
     assert near.note("a") == (
-        "client a: cleaning left 3 examples (1 contradicting duplicates dropped, 1 duplicates dropped, 1 near "
-        "duplicates dropped)"
+        "client a: cleaning left 3 examples (contradicting duplicates dropped: 1, duplicates dropped: 1, near "
+        "duplicates dropped: 1)"
     )
     assert (kept(clean(some, **KEEP)), clean(some, **KEEP).note("a")) == ([0, 1, 2, 3, 4, 5], None)
 
@@ -75,7 +75,9 @@ def test_personal_data_is_masked_before_duplicates_are_looked_for(monkeypatch):
     some = [example(0, f"Anna: {FALL}", "cat"), example(1, f"[NAME]: {FALL}", "cat")]
     found = clean(some, personal="mask", labels="keep")
     assert [one.prompt for one in found.examples] == [f"[NAME]: {FALL}"]
-    assert found.counts["with masked personal data"] == 1
+    assert found.counts["personal data masked"] == 1
+    free = TextExample("0", "who?", ("Anna B",), 0, ("Anna B",))
+    assert clean([free], personal="mask", labels="keep").examples[0].label == "[NAME] B"
 
 
 def test_images_that_are_almost_the_same():

@@ -136,7 +136,7 @@ def test_simulated_clients_train_on_what_cleaning_leaves(tiny_config, tmp_path, 
     assert federation.split.private == {name: some[:-1] for name, some in plain.private.items()}
     assert (federation.split.test, federation.split.public) == (plain.test, plain.public)
     left = len(plain.private["0"]) - 1
-    note = f"client 0: cleaning left {left} examples (1 near duplicates dropped)"
+    note = f"client 0: cleaning left {left} examples (near duplicates dropped: 1)"
     assert note in describe(federation.split)["notes"]
 
 

@@ -46,7 +46,7 @@ class Cleaned:
 
     def note(self, client: str) -> str | None:
         """Return what was done, in a sentence; None if nothing was."""
-        done = ", ".join(f"{count} {what}" for what, count in self.counts.items() if count)
+        done = ", ".join(f"{what}: {count}" for what, count in self.counts.items() if count)
         return f"client {client}: cleaning left {len(self.examples)} examples ({done})" if done else None
 
 
@@ -78,15 +78,19 @@ def cleaned(
 
 
 def _masked(example: Any, counts: Counter[str]) -> Any:
-    """Return an example without personal data in its prompt and its conversation."""
+    """Return an example without personal data in its prompt, its conversation and its answer, if that is free text."""
     if not isinstance(example, TextExample):
         return example
     prompt = masked(example.prompt, spans(example.prompt))
     turns = tuple((role, masked(text, spans(text))) for role, text in example.turns)
-    if (prompt, turns) == (example.prompt, example.turns):
+    choices = example.choices
+    if example.has_free_label:  # the answer is a text that the model learns to write
+        choices = tuple(masked(text, spans(text)) for text in choices)
+    if (prompt, turns, choices) == (example.prompt, example.turns, example.choices):
         return example
-    counts["with masked personal data"] += 1
-    return replace(example, prompt=prompt, turns=turns)
+    counts["personal data masked"] += 1
+    labels = choices if example.has_free_label else example.labels
+    return replace(example, prompt=prompt, turns=turns, choices=choices, labels=labels)
 
 
 def _subject(examples: Sequence[Any]) -> Subject:

@@ -14,7 +14,7 @@ from fedcollm.data.audit.finders import FINDERS, find
 from fedcollm.data.audit.findings import KINDS, Finding, Subject
 from fedcollm.data.audit.reading import read_subject
 from fedcollm.data.client_files import client_form
-from fedcollm.data.parts import PARTS
+from fedcollm.data.parts import PARTS, find_parts
 from fedcollm.errors import UserError
 from fedcollm.progress import say, track
 from fedcollm.runs.proposal import proposed_format
@@ -105,9 +105,12 @@ def audit(path: Path, options: Options = Options()) -> Audit:
         subject = _judged_by(options.run, subject, path)
     if options.config is not None and subject.kind == "text" and "long" in options.finders:
         subject = _with_tokens(options.config, subject)
+    others = [part for part in _parts(path, form) if part != "train"]
     if not subject.records:
         raise UserError(f"{path} has no records. Give a table with rows, or a folder of images.")
-    return Audit(path, form, subject, find(subject, options.finders), [*notes, *_not_looked_for(subject, options)])
+    return Audit(
+        path, form, subject, find(subject, options.finders), [*notes, *_not_looked_for(subject, options, others)]
+    )
 
 
 def form_of(path: Path, options: Options) -> tuple[FormatConfig, list[str]]:
@@ -132,9 +135,14 @@ def form_of(path: Path, options: Options) -> tuple[FormatConfig, list[str]]:
         raise UserError(f"{path}: {error.errors()[0]['msg']}. Give a configuration with --config.") from None
 
 
-def _not_looked_for(subject: Subject, options: Options) -> list[str]:
+def _parts(path: Path, form: FormatConfig) -> list[str]:
+    """Return the parts of the data."""
+    return [] if form.is_folders or form.boxes is not None else list(find_parts(path).files)
+
+
+def _not_looked_for(subject: Subject, options: Options, others: Sequence[str]) -> list[str]:
     """Return sentences about what an audit of this data could not look for."""
-    notes: list[str] = []
+    notes = [f"only the training data is looked at, not {' and '.join(others)}"] if others else list[str]()
     judged = subject.kind in FINDERS["labels"].kinds and "labels" in options.finders
     if judged and subject.free:
         notes.append("wrong labels are not looked for, since answers are free or each row has choices of its own")

@@ -83,6 +83,8 @@ def test_fixes_of_a_folder_of_images(tmp_path):
         "train/a/3.png",
     ]
     assert [(one.action, one.before, one.after) for one in changes] == [("drop", "a", ""), ("set", "b", "a")]
+    with pytest.raises(UserError, match="class folder"):
+        apply(data.rename(tmp_path / "again"), FormatConfig(), [changes[1]._replace(after="../../out")])
 
 
 def test_fixes_of_a_directory_of_tables(tmp_path):

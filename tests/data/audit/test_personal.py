@@ -33,6 +33,13 @@ def patterns_alone(monkeypatch):
         ("Tel. 030/1234567", "Tel. [PHONE]"),
         ("電話 03-1234-5678", "電話 [PHONE]"),
         ("SSN 123-45-6789", "SSN [SOCIAL_SECURITY_NUMBER]"),
+        ("Herr Dr. Weber klagt über Schmerzen", "Herr Dr. [NAME] klagt über Schmerzen"),
+        ("seen by Dr. Anna Bell today", "seen by Dr. [NAME] today"),
+        ("Name: Bell, Anna; pain", "Name: [NAME]; pain"),
+        ("氏名: 山田 太郎 膝の痛み", "氏名: [NAME] 膝の痛み"),
+        ("山田様は発熱", "[NAME]様は発熱"),
+        ("lives at 12 Elm Tree Road since 2001", "lives at [ADDRESS] since 2001"),
+        ("wohnt Lindenallee 7b", "wohnt [ADDRESS]"),
         ("blood pressure 120/80, 5.5 mmol/l on 2024-03-12", "blood pressure 120/80, 5.5 mmol/l on 2024-03-12"),
         ("stage 2 of 4, 0.05 mg, ICD I25.10, 1,234,567 cells", "stage 2 of 4, 0.05 mg, ICD I25.10, 1,234,567 cells"),
     ],
@@ -54,7 +61,9 @@ def test_each_column_has_its_own_finding(patterns_alone):
 
 @needs_presidio
 @pytest.mark.slow
-def test_presidio_finds_names_and_checked_numbers_offline():
+def test_presidio_finds_names_and_checked_numbers_and_sends_nothing(monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("connects"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("looks up a name"))
     text = "John Miller pays from DE89 3704 0044 0532 0130 00 for a disease of the heart."
     assert masked(text, spans(text)) == "[NAME] pays from [IBAN] for a disease of the heart."
     german = "Der Patient klagt seit gestern über starke Schmerzen im Bauch und hat hohes Fieber"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from fedcollm.config import FormatConfig
 from fedcollm.data.audit.findings import Finding, Subject
+from fedcollm.data.audit.reading import needed_columns
 from fedcollm.data.cells import composed, is_empty, plain_text
 from fedcollm.data.tables import Reading, ending_of, file_rows
 from fedcollm.errors import UserError
@@ -145,7 +146,9 @@ def apply(path: Path, form: FormatConfig, fixes: Sequence[Change]) -> tuple[Path
         content, changes = _changed_table(path, path.name, form, by_file.get(path.name, []))
         _write(out, content)
         return out, changes
-    names = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+    root = path.resolve()
+    files = (one for one in sorted(path.rglob("*")) if one.is_file() and one.resolve().is_relative_to(root))
+    names = {file.relative_to(path).as_posix(): file for file in files}
     _check_known(by_file, names.keys(), path)
     for name, file in names.items():
         own = by_file.get(name, [])
@@ -160,11 +163,19 @@ def apply(path: Path, form: FormatConfig, fixes: Sequence[Change]) -> tuple[Path
             changes += [one for one in own if one.action == "drop"]
         else:
             if own:
+                _check_folder(own[0].after, path)
                 target = target.parent.with_name(own[0].after) / target.name
                 changes.append(own[0])
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, target)
     return out, changes
+
+
+def _check_folder(name: str, path: Path) -> None:
+    if not name or Path(name).name != name or name == "..":
+        raise UserError(
+            f"{path}: {name!r} can't be the name of a class folder. Correct the column after of the finding."
+        )
 
 
 def _check_known(by_file: Mapping[str, Any], names: Any, path: Path) -> None:
@@ -182,7 +193,8 @@ def _changed_table(
     kept: list[dict[str, Any]] = []
     changes: list[Change] = []
     number = 0
-    for number, (place, row) in enumerate(file_rows(file, Reading(form.encoding, form.delimiter)), start=1):
+    needed = tuple(column for column, _ in needed_columns(form))
+    for number, (place, row) in enumerate(file_rows(file, Reading(form.encoding, form.delimiter, needed)), start=1):
         if number in dropped:
             whole = json.dumps(row, ensure_ascii=False, default=str)
             changes.append(Change(name, number, "drop", "", whole, ""))

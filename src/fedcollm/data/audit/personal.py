@@ -28,6 +28,9 @@ _DAY = r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/. ]\s?(?:\d{1,2}|[A-Za-zäé
     r"[A-Z][a-z]{2,8} \d{1,2},? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
 )
 
+#: One to three words with a capital letter.
+_NAMED = r"[A-ZÄÖÜ][\w'’-]+(?:\s[A-ZÄÖÜ][\w'’-]+){0,2}"
+
 #: Kind of personal data to patterns, of which the last group, or else all, is the data itself.
 PATTERNS: Mapping[str, tuple[str, ...]] = {
     "EMAIL": (r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",),
@@ -47,6 +50,17 @@ PATTERNS: Mapping[str, tuple[str, ...]] = {
         r"(?<![\d-])(0\d{1,4}[-/ ]\d{2,5}[- ]\d{3,5})(?![\d-])",  # Japan, Germany
         r"(?<![\d-])(0\d{2,5}[/ -]\s?\d{5,9})(?![\d-])",  # Germany
     ),
+    "NAME": (
+        rf"\b(?:Mr|Mrs|Ms|Miss|Herr|Herrn|Frau|Hr)\.?\s+(?:(?:Dr|Prof)\.?\s+)*({_NAMED})",
+        rf"\b(?:Dr|Prof)\.\s+(?:med\.\s+)?({_NAMED})",
+        rf"\b(?:[Nn]ame|Vorname|Nachname|Patient(?:in)?(?: name)?|Versicherter)\s*[:=]\s*({_NAMED}(?:,\s{_NAMED})?)",
+        r"(?:氏名|患者名|名前|患者)\s*[::]\s*([一-龯々]{1,4}[\s ]?[一-龯々ぁ-んァ-ヶー]{1,5})",
+        r"([一-龯々]{2,4})(?=様|さん|氏は)",
+    ),
+    "ADDRESS": (
+        r"\b\d{1,5} (?:[A-Z][a-z]+ ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Lane|Ln|Drive|Dr|Boulevard|Blvd)\b",
+        r"\b[A-ZÄÖÜ][\w-]*(?:straße|strasse|str\.|weg|platz|allee|gasse) \d{1,4}[a-z]?\b",
+    ),
     "SOCIAL_SECURITY_NUMBER": (r"(?<![\d-])(?!000|666|9)(\d{3}-\d{2}-\d{4})(?![\d-])",),
 }
 
@@ -58,6 +72,10 @@ _ENTITIES: Mapping[str, str] = {
     "CREDIT_CARD": "CARD",
     "IP_ADDRESS": "IP_ADDRESS",
 }
+
+
+#: Words of names that begin with a small letter.
+_PARTICLES = ("von", "van", "de", "der", "den", "del", "da", "la", "di", "zu", "al", "bin", "ibn", "and")
 
 
 @dataclass(frozen=True)
@@ -145,10 +163,22 @@ def _compiled() -> dict[str, list[re.Pattern[str]]]:
 
 def _by_presidio(text: str) -> Iterator[Span]:
     known = language_of(text)
-    english = known is None or known[0] == "en" or known[1] < 0.9
+    english = known is None or known[0] == "en" or known[1] < 0.5
     entities = None if english else [name for name in _ENTITIES if name != "PERSON"]
     for one in _analyzer().analyze(text=text, language="en", score_threshold=_SURE, entities=entities):
+        if one.entity_type == "PERSON" and not _is_name(text[one.start : one.end]):
+            continue
         yield Span(one.start, one.end, _ENTITIES.get(one.entity_type, one.entity_type), float(one.score))
+
+
+def _is_name(text: str) -> bool:
+    """Return whether all words of what spaCy takes for a name begin as names do.
+
+    >>> _is_name("Anna van Bell"), _is_name("klagt über"), _is_name("Tel")
+    (True, False, False)
+    """
+    words = [word for word in text.split() if word not in _PARTICLES]
+    return len(text) > 3 and bool(words) and all(word[0].isupper() for word in words)
 
 
 def masked(text: str, found: list[Span]) -> str:

@@ -39,14 +39,14 @@ def read_subject(path: Path, form: FormatConfig) -> Subject:
         if not found:
             raise UserError(f"{path} has no images. Give the folder with train/CLASS/, or with {_BOXES['coco']}/.")
         return Subject(form.kind, found)
-    rows = part_rows(labelled_part(find_parts(path).files), form, _asked(form))
+    rows = part_rows(labelled_part(find_parts(path).files), form, needed_columns(form))
     make = _READERS["text" if form.kind == "text" else "media"](form)
     records = [make(row, number) for row, number in _numbered(rows)]
     answer = form.answer or form.transcript or ""
     return Subject(form.kind, records, answer, form.is_free or isinstance(form.choices, str))
 
 
-def _asked(form: FormatConfig) -> list[tuple[str, str]]:
+def needed_columns(form: FormatConfig) -> list[tuple[str, str]]:
     """Return the columns that a table must have, each with the key that names it."""
     if form.kind == "text":
         named = asked_columns(form)
