@@ -155,7 +155,10 @@ def load_base(
     if section.quantization != "none":
         with in_section(role):
             if hasattr(network, "hf_device_map"):  # its hooks sit on the layers that would be replaced
-                raise UserError(f"{SECTION}quantization can't be combined with device_map. Set quantization: none, or device_map: null.")
+                raise UserError(
+                    f"{SECTION}quantization can't be combined with device_map. Set quantization: none, or device_map: "
+                    "null."
+                )
             quantize(network, section.quantization)
     return network
 
