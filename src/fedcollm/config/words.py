@@ -96,6 +96,7 @@ EFFECT: Mapping[str, Predicate] = {
     "server.pseudo_labels.columns": lambda config: _hashes(config.statistics),
     "federation.min_clients": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.max_update_norm": lambda config: not _is_private(config, "client"),
+    "federation.download": _trains,
     "federation.max_adapter_value": _trains,
     "federation.max_adapter_norm": _trains,
     "federation.max_loss": lambda config: _trains(config) and not _is_private(config, "example"),

@@ -27,7 +27,7 @@ from fedcollm.errors import UserError
 from fedcollm.federation.answered import LastAnswer
 from fedcollm.messages import FinishRequest, adapter_bytes
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import resolve_device
+from fedcollm.models.adapters import read_adapter, resolve_device
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import ClientData, broadcast_form, build_client, secure_client, secured
 from fedcollm.runs.build_models import build_slm, set_backends
@@ -89,7 +89,8 @@ def build_answering(directory: Path, data: Path, answer_after: float = 0.0) -> C
     journal = functools.partial(_append, state / "failures.log")
     update, vector = LastAnswer(state / "update"), LastAnswer(state / "vector")
     opened: Remembered[list[str]] = Remembered(state / OPENED)
-    part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
+    own, start = directory / "adapter", read_adapter(slm)
+    part = ClientData(modality, slm, examples, test, own, spent, journal=journal, start=start)
     form = broadcast_form(config, modality, slm, examples)
 
     def build(roster: Roster) -> Answers:

@@ -22,7 +22,7 @@ from fedcollm.federation.cohort import Transport
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.server import Server
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import parameter_counts, resolve_device
+from fedcollm.models.adapters import parameter_counts, read_adapter, resolve_device
 from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import (
@@ -237,6 +237,7 @@ def _connect_local(
         The transport to the clients, and the aggregator of their updates.
     """
     examples = _participating(split.private, config.federation.participants)
+    start = read_adapter(pair.slm)
     clients = {
         name: build_client(
             config,
@@ -249,6 +250,7 @@ def _connect_local(
                 test=split.test,
                 own=inputs.personal and inputs.personal / name,
                 replaces=True,
+                start=start,
             ),
             list(examples),
         )

@@ -32,6 +32,7 @@ class Aggregate:
         bytes_down: bytes that one client received.
         examples: the number of examples of the participants; None under privacy.
         culprits: ids of the clients that have proven to be dishonest, which the rounds to come leave out.
+        notes: sentences for the record of the round.
     """
 
     adapter: Adapter
@@ -44,6 +45,7 @@ class Aggregate:
     bytes_down: int = 0
     examples: int | None = None
     culprits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def added_to(self, record: RoundRecord) -> RoundRecord:
         """Return the server's record of the round with the results of the clients."""
