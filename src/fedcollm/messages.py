@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # functions that need torch import it, so that reading records does not wait for it
 
 #: Version of the messages between parties. Parties with different versions refuse each other.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 4
 
 #: What no honest client exceeds: a larger number would outweigh all others. Nothing shows that a smaller one is true.
 MOST_EXAMPLES, LARGEST_LOSS, MOST_SECONDS = 2**20, 1e6, 1e9

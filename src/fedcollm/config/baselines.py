@@ -141,7 +141,7 @@ def _control(config: RunConfig, features: str, ridge: float = 0.3) -> RunConfig:
         "server_optimizer": {},
         "max_update_norm": FederationConfig().max_update_norm,
         "secure_aggregation.threshold": secure.threshold if federation.fraction == 1 else None,
-        "secure_aggregation.value_range": max(secure.largest_value, 1.0),
+        "secure_aggregation.value_range": secure.value_range and max(secure.value_range, 1.0),
     }
     values = {f"federation.{key}": value for key, value in values.items()}
     values |= {"server.epochs": 0, "server.pseudo_labels": None, "client.ranks": None, "client.personal": False}

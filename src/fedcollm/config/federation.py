@@ -105,10 +105,10 @@ class FederationConfig(Section):
     participants: list[str] | None = None
     """ids of the clients that take part; []: no clients, the server works alone; null: all clients"""
     aggregation: Annotated[str, one_of(AGGREGATIONS), Field(description=comment("aggregation"))] = "mean"
-    upload: Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"] = "float32"
-    """what clients send of their adapters; int8 to int2: the change in 8 to 2 bits per value, rounded at random"""
-    download: Literal["float32", "bfloat16", "int8", "int4", "int3", "int2"] = "float32"
-    """what the server sends of the adapter; int8 to int2: how it differs from the untrained one, rounded at random"""
+    upload: Literal["float32", "float16", "bfloat16", "int8", "int4", "int3"] = "float32"
+    """what clients send of their adapters; int8 to int3: the change in 8 to 3 bits per value, rounded at random"""
+    download: Literal["float32", "bfloat16", "int8", "int4", "int3"] = "float32"
+    """what the server sends of the adapter; int8 to int3: how it differs from the untrained one, in so many bits"""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     min_clients: Positive = 1
     """quorum: a round with fewer updates fails; with secure aggregation, secure_aggregation.threshold is the quorum"""

@@ -12,7 +12,7 @@ import torch
 
 from fedcollm.errors import RefusalError
 from fedcollm.federation.aggregation.base import Ask
-from fedcollm.federation.quantization import BITS, VALUES, lanes, quantized, quantized_form, restored
+from fedcollm.federation.quantization import BITS, VALUES, lanes, most_of, quantized, quantized_form, restored
 from fedcollm.federation.statistics import asked_for
 from fedcollm.federation.upload_format import widened
 from fedcollm.messages import (
@@ -36,7 +36,7 @@ class DownloadFormat:
 
     Attributes:
         dtype: dtype that the values are rounded to; None for θ itself.
-        bits: 8, 4, 3 or 2 if only the difference from θ₀ is sent, in so many bits per value; None otherwise.
+        bits: 8, 4 or 3 if only the difference from θ₀ is sent, in so many bits per value; None otherwise.
         start: θ₀; empty if θ itself is sent.
     """
 
@@ -117,7 +117,7 @@ def download_format(name: str, start: Adapter) -> DownloadFormat:
 def most_answered(sent: Adapter) -> int:
     """Return the most bytes that a client's adapter can take in its answer, 4 per value, given what it was sent."""
     if VALUES in sent:
-        return 4 * lanes(3) * sent[VALUES].numel()
+        return 4 * lanes(2 * most_of(min(BITS.values())) + 1) * sent[VALUES].numel()
     return max(adapter_bytes(sent), 4 * sum(tensor.numel() for tensor in sent.values()))
 
 

@@ -19,7 +19,7 @@ from fedcollm.seeding import derive_seed
 WORD = 32
 
 #: Name of each form in few bits to the number of bits.
-BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
+BITS = {"int8": 8, "int4": 4, "int3": 3}
 
 #: Names of the two tensors of a quantized change; no tensor of an adapter is called so.
 VALUES, SCALES = "quantized values", "quantized scales"
@@ -91,8 +91,8 @@ def from_words(words: np.ndarray, base: int, count: int) -> np.ndarray:
 def most_of(bits: int) -> int:
     """Return the largest integer M that a value becomes in so many bits; the others are −M to M.
 
-    >>> [most_of(bits) for bits in (8, 4, 3, 2)]
-    [127, 7, 3, 1]
+    >>> [most_of(bits) for bits in (8, 4, 3)]
+    [127, 7, 3]
     """
     return 2 ** (bits - 1) - 1
 
@@ -131,13 +131,13 @@ def quantized(adapter: Adapter, theta: Adapter, bits: int, seed: int | None) -> 
     """Return the change of an adapter in a few bits per value: [m] int32 words, and a float32 scale for each tensor.
 
     The values of a tensor are multiples of its scale, from −M to M with M = 2^(bits − 1) − 1. A word holds 4 of them in
-    8 bits, 8 in 4, 11 in 3 and 20 in 2. Rounded at random, the largest one is M; rounded to the nearest, the scale is
+    8 bits, 8 in 4 and 11 in 3. Rounded at random, the largest one is M; rounded to the nearest, the scale is
     that of the least squared error.
 
     Args:
         adapter: θ_k.
         theta: θ, with the same names and shapes.
-        bits: 8, 4, 3 or 2.
+        bits: 8, 4 or 3.
         seed: seed of the rounding; None to round to the nearest.
     """
     most, parts, scales = most_of(bits), [torch.empty(0, dtype=torch.int64)], list[float]()

@@ -55,7 +55,7 @@ class ClientData:
         spent: what the client has answered and spent, as in `Client`.
         replaces: whether an adapter in `own` is replaced, as in a simulation that goes on for more rounds.
         journal: writes one line about a failure, for the client's operator only.
-        start: θ₀, the adapter that the SLM was built with.
+        start: θ₀, the adapter that the SLM was built with; empty if the SLM still has it.
     """
 
     modality: Modality
@@ -99,7 +99,7 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
             rounds=config.federation.rounds,
             privacy=build_privacy(config),
             upload=build_uploads(config, ids)[name],
-            download=download_format(federation.download, data.start),
+            download=download_format(federation.download, data.start or read_adapter(data.slm)),
             statistics=config.statistics,
             trains=config.control is None,
             limits=Limits.of(config.federation),
