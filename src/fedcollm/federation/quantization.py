@@ -91,10 +91,12 @@ def from_words(words: np.ndarray, base: int, count: int) -> np.ndarray:
 def most_of(bits: int) -> int:
     """Return the largest integer M that a value becomes in so many bits; the others are −M to M.
 
+    In 4 bits it is not 7 but 5, so that a word holds 9 values instead of 8.
+
     >>> [most_of(bits) for bits in (8, 4, 3)]
-    [127, 7, 3]
+    [127, 5, 3]
     """
-    return 2 ** (bits - 1) - 1
+    return {8: 127, 4: 5, 3: 3}[bits]
 
 
 #: Shares of a tensor's largest value that the largest integer may stand for; larger values are then cut to it.
@@ -130,9 +132,9 @@ def _largest(change: Tensor) -> float:
 def quantized(adapter: Adapter, theta: Adapter, bits: int, seed: int | None) -> Adapter:
     """Return the change of an adapter in a few bits per value: [m] int32 words, and a float32 scale for each tensor.
 
-    The values of a tensor are multiples of its scale, from −M to M with M = 2^(bits − 1) − 1. A word holds 4 of them in
-    8 bits, 8 in 4 and 11 in 3. Rounded at random, the largest one is M; rounded to the nearest, the scale is
-    that of the least squared error.
+    The values of a tensor are multiples of its scale, from −M to M; see `most_of`. A word holds 4 of them in 8 bits, 9
+    in 4 and 11 in 3. Rounded at random, the largest one is M; rounded to the nearest, the scale is that of the least
+    squared error.
 
     Args:
         adapter: θ_k.

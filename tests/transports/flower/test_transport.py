@@ -81,7 +81,7 @@ def test_run_with_few_bits_both_ways_equals_the_one_in_this_process_bit_for_bit(
     assert told(here[0]) == told(there[0])
     assert 0 < difference(here[1], baseline[1]) < 0.05
     tensors, values = len(here[1]), sum(tensor.numel() for tensor in here[1].values())
-    assert here[0].bytes_up == 4 * (-(-values // 8) + tensors)  # 8 values to a word, and a scale for each tensor
+    assert here[0].bytes_up == 4 * (-(-values // 9) + tensors)  # 9 values to a word, and a scale for each tensor
     assert here[0].bytes_down == 4 * (-(-values // 11) + tensors) + 32
 
 
