@@ -3,8 +3,8 @@
     python -m benchmarks.bytes OUT [--tasks icd10,digits] [--ways base,bits,secure] [--seeds 0,1,2]
 
 Each run is `fedcollm run` of a preset with the keys of a way, in its own directory under OUT; those that are there are
-not repeated. Secure aggregation is simulated: same bits, and a real session adds its keys, shares and signatures. Writes
-OUT/bytes.json: the runs, and the mean difference to `base` over the seeds that both have, in points.
+not repeated. Secure aggregation is simulated: same bits, and a real session adds its keys, shares and signatures.
+Writes OUT/bytes.json: the runs, and the mean difference to `base` over the seeds that both have, in points.
 """
 
 import argparse
