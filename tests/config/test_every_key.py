@@ -202,6 +202,7 @@ METHOD = {
     "federation.server_optimizer.momentum": Change(0.5, ADAM),
     "federation.server_optimizer.decay": Change(0.5, ADAM),
     "federation.server_optimizer.tau": Change(0.5, ADAM),
+    "federation.download": Change("int4"),
     "federation.min_clients": Change(2),
     "federation.deadlines.training": Change(5.0),
     "federation.deadlines.phase": Change(5.0, SECURE),

@@ -510,6 +510,19 @@ def test_sixteen_bit_uploads_of_hidden_updates_are_refused(upload, hidden, why):
     assert "Set federation.upload: float32" in message
 
 
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"slm.adapter.start": "somewhere"}, "slm.adapter.start: null"),
+        ({"federation.aggregation": "product"}, "federation.aggregation: mean"),
+    ],
+)
+def test_differences_from_the_untrained_adapter_need_one_that_all_know(changes, remedy):
+    message = refused(**changes, **{"federation.download": "int3"})
+    assert "federation.download int3 sends how the adapter differs from the untrained one" in message
+    assert f"Set federation.download: bfloat16, or {remedy}" in message
+
+
 def test_unknown_upload_dtype_is_refused():
     assert "federation.upload: 'int2' is not allowed" in refused(**{"federation.upload": "int2"})
 

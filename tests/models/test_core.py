@@ -67,7 +67,7 @@ def test_layer_computes_b_r_a_and_learns_r(fused):
         if isinstance(module, nn.Linear) and name != "lm_head":
             b, a = directions(module.weight, 2)
             wanted[name] = torch.full((2, 2), 0.1, requires_grad=True)
-            change = 4 / 2 * b @ wanted[name] @ a
+            change = 4 / 2 * len(b) / (3**0.5 * 2) * b @ wanted[name] @ a
             weight = module.weight.detach()
             del module.weight
             module.weight = weight + change

@@ -63,10 +63,40 @@ def test_an_image_is_its_patches():
     assert activation_bytes(CONFIG, ImageModels(), {"slm": shape}, {"slm": 4}, image) == 3600 + 180 + 2400
 
 
+OWN_SIZES = {
+    **{f"{role}.adapter.targets": ["first"] for role in ("slm", "llm")},
+    **{f"task.{key}": 2 for key in ("clients", "private_size", "public_size", "test_size")},
+    "slm.dtype": "float32",
+}
+SIMULATED = {
+    "federation.secure_aggregation.simulate_quantization": True,
+    "federation.secure_aggregation.max_weight": 2,
+}
+
+
+def own_pool() -> Pool:
+    return Pool([TextExample(str(i), str(i), ("a", "b"), i % 2, ("a", "b")) for i in range(8)])
+
+
 @pytest.mark.parametrize("key", ["server", "evaluation"])
 def test_check_says_that_larger_batches_take_more(tiny_config, key):
     small, large = (changed(tiny_config, {f"{key}.batch_size": size}) for size in (1, 8))
     assert check(small).memory_bytes < check(large).memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "up", "down"),
+    [
+        # 80 values: 9 words of 9 and two scales; 8 words of 11, two scales and the name of what they differ from
+        ({"federation.upload": "int4", "federation.download": "int3"}, 4 * 11, 4 * 10 + 32),
+        # sums of 2 clients, up to 84⁵ < 2³²: 5 values in a word, and 8 statistics of 4 words each
+        ({"federation.secure_aggregation.bits": 6, **SIMULATED}, 4 * (16 + 32), 320),
+        ({**SIMULATED, "federation.download": "bfloat16"}, 4 * (80 + 32), 160),
+    ],
+)
+def test_check_says_what_travels_in_each_direction(tiny_config, changes, up, down):
+    cost = check(changed(tiny_config, OWN_SIZES | changes), OwnModality(), own_pool()).roles["slm"]
+    assert (cost.upload_bytes, cost.adapter_bytes) == (up, down)
 
 
 class Halves(nn.Module):
@@ -89,10 +119,7 @@ class OwnModality(Modality):
 
 
 def test_own_modality_is_estimated_by_its_outline_and_its_examples(tiny_config):
-    adapter = {f"{role}.adapter.targets": ["first"] for role in ("slm", "llm")}
-    sizes = {"task.clients": 2, "task.private_size": 2, "task.public_size": 2, "task.test_size": 2}
-    pool = Pool([TextExample(str(i), str(i), ("a", "b"), i % 2, ("a", "b")) for i in range(8)])
-    cost = check(changed(tiny_config, adapter | sizes | {"slm.dtype": "float32"}), OwnModality(), pool)
+    cost = check(changed(tiny_config, OWN_SIZES), OwnModality(), own_pool())
     assert (cost.roles["slm"].base_parameters, cost.roles["slm"].adapter_parameters) == (44, 8 * (4 + 6))
     assert cost.roles["slm"].base_bytes == 176
     assert cost.data["test"] == 2

@@ -451,7 +451,7 @@ def test_inputs_of_another_type_are_refused(tiny_config, tmp_path, given):
 # --- few bits ---
 
 
-@pytest.mark.parametrize(("upload", "most"), [("int8", 1 / 4), ("int4", 1 / 8)])
+@pytest.mark.parametrize(("upload", "most"), [("int8", 1 / 4), ("int4", 1 / 9)])
 def test_quantized_uploads_are_smaller_and_train_as_well(tiny_config, tmp_path, upload, most):
     whole = fedcollm.run(tiny_config, tmp_path / "whole").records[-1]
     few = fedcollm.run(changed(tiny_config, {"federation.upload": upload}), tmp_path / "few").records[-1]

@@ -14,6 +14,7 @@ ALONE: Mapping[str, Any] = {
     "federation.secure_aggregation": {},
     "federation.privacy": None,
     "federation.upload": "float32",
+    "federation.download": "float32",
     "federation.aggregation": "mean",
     "client.held_out": 0.0,
     "federation.clip_to_median": None,
@@ -143,7 +144,7 @@ def _control(config: RunConfig, features: str, ridge: float = 0.3) -> RunConfig:
         "server_optimizer": {},
         "max_update_norm": FederationConfig().max_update_norm,
         "secure_aggregation.threshold": secure.threshold if federation.fraction == 1 else None,
-        "secure_aggregation.value_range": max(secure.value_range, 1.0),
+        "secure_aggregation.value_range": secure.value_range and max(secure.value_range, 1.0),
     }
     values = {f"federation.{key}": value for key, value in values.items()}
     values |= {"server.epochs": 0, "server.pseudo_labels": None, "client.ranks": None, "client.personal": False}

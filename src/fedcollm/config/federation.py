@@ -25,14 +25,24 @@ class SecureAggregationConfig(Section):
     """true: the server learns only the sum of the clients' updates, never a single client's update"""
     threshold: Positive | None = None
     """number of clients needed to open a sum, more than 2/3 of a round's clients; null: the smallest such number"""
-    value_range: PositiveFloat = 1.0
-    """largest change of a parameter in a round; a larger one is an error; unused with privacy level client"""
+    value_range: PositiveFloat | None = None
+    """largest change of a parameter; a larger one is an error, with few bits clipped; null: 1, or what few bits need"""
     max_weight: Positive = 4096
     """largest number of examples that a client may have"""
-    bits: Literal[4, 8, 16, 32] = 32
-    """bits per value; with fewer than 32, values are rounded at random: set a small value_range and max_weight"""
+    bits: Literal[3, 4, 5, 6, 8, 10, 16, 32] = 32
+    """most bits per value; with fewer than 32, values are rounded at random: set max_weight to the largest client's"""
     simulate_quantization: bool = False
     """without secure aggregation: round updates in the same way, to get bit-identical results at less cost"""
+
+    @property
+    def largest_value(self) -> float:
+        """The largest number that statistics or, with 32 bits, changes may have."""
+        return 1.0 if self.value_range is None else self.value_range
+
+    @property
+    def excludes_statistics(self) -> bool:
+        """Whether the range of whole words is too small for statistics, which reach 1 and never have few bits."""
+        return (self.enabled or self.simulate_quantization) and self.bits == 32 and self.largest_value < 1
 
     @model_validator(mode="before")
     @classmethod
@@ -103,8 +113,10 @@ class FederationConfig(Section):
     """L2 norm to which clients scale longer changes down, and the server too if it sees them; null: no such bound"""
     max_drop: Weight | None = None
     """reject a round whose mean lowers the SLM's score on the labelled public examples by more, as 0.05; null: never"""
-    upload: Literal["float32", "float16", "bfloat16", "int8", "int4"] = "float32"
-    """what clients send of their adapters; int8, int4: the change in 8 or 4 bits per value, rounded at random"""
+    upload: Literal["float32", "float16", "bfloat16", "int8", "int4", "int3"] = "float32"
+    """what clients send of their adapters; int8 to int3: the change in 8 to 3 bits per value, rounded at random"""
+    download: Literal["float32", "bfloat16", "int8", "int4", "int3"] = "float32"
+    """what the server sends of the adapter; int8 to int3: how it differs from the untrained one, in so many bits"""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     min_clients: Positive = 1
     """quorum: a round with fewer updates fails; with secure aggregation, secure_aggregation.threshold is the quorum"""

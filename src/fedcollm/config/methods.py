@@ -100,7 +100,7 @@ _PLUS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "plus_without_kl": ("FedCoLLM+ without distillation (λ = 0)", _CLIPPED | _LABELS | _TRANSFER | _NO_KL),
 }
 
-_CORE: dict[str, Any] = {"slm.adapter.core": True, "slm.adapter.rank": 32, "slm.adapter.alpha": 512.0}
+_CORE: dict[str, Any] = {"slm.adapter.core": True, "slm.adapter.rank": 32}
 
 #: Ablations that are not an option in `choices.py`: name to label and changed keys.
 _ABLATIONS: Mapping[str, tuple[str, Mapping[str, Any]]] = {

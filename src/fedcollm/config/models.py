@@ -30,7 +30,7 @@ class AdapterConfig(Section):
     freeze_a: bool = False
     """lora only: keep the random A frozen, train and send only B (FFA-LoRA); averaging is then exact"""
     core: bool = False
-    """lora only: train and send only r x r values per layer, between frozen directions of the base (LoRA-XS, Fed-SB)"""
+    """lora only: train and send only r x r values per layer (LoRA-XS, Fed-SB); take rank 16 to 32, alpha as for lora"""
     start: Path | None = None
     """directory of a trained PEFT adapter to start from, such as adapters/slm of a run directory; null: a fresh one"""
 

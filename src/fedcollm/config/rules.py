@@ -189,6 +189,8 @@ def _uploads(config: "RunConfig") -> Iterator[str]:
     federation, ranks, adapter = config.federation, config.client.ranks, config.slm.adapter
     if federation.upload != "float32":
         yield from needs_single_updates(federation, "federation.upload", federation.upload, "float32")
+    if federation.download.startswith("int"):
+        yield from _differences(config)
     if ranks is None:
         return
     yield from needs_single_updates(federation, "client.ranks", ranks, "null")
@@ -202,6 +204,22 @@ def _uploads(config: "RunConfig") -> Iterator[str]:
         yield (
             f"client.ranks {ranks} exceed the rank of the whole adapter, slm.adapter.rank {adapter.rank}. "
             "Raise slm.adapter.rank, or lower client.ranks"
+        )
+
+
+def _differences(config: "RunConfig") -> Iterator[str]:
+    """Yield what a broadcast of differences from the untrained adapter can't be combined with."""
+    start, name = config.slm.adapter.start, config.federation.download
+    if start is not None:
+        yield (
+            f"federation.download {name} sends how the adapter differs from the untrained one, which slm.adapter.start "
+            f"{start} is not: clients never receive it. Set federation.download: bfloat16, or slm.adapter.start: null"
+        )
+    if config.federation.aggregation == "product":
+        yield (
+            f"federation.download {name} sends how the adapter differs from the untrained one, and "
+            "federation.aggregation product factorizes it anew in every round. Set federation.download: bfloat16, or "
+            "federation.aggregation: mean"
         )
 
 

@@ -50,10 +50,10 @@ def _control_sums(federation: FederationConfig) -> Iterator[str]:
             "control can't be combined with federation.privacy of level example, whose noise is part of DP-SGD, and a "
             "control has no training steps. Set federation.privacy.level: client, or federation.privacy: null"
         )
-    if (secure.enabled or secure.simulate_quantization) and privacy is None and secure.value_range < 1:
+    if secure.excludes_statistics and privacy is None:
         yield (
             f"control sends numbers from -1 to 1, which federation.secure_aggregation.value_range "
-            f"{secure.value_range:g} excludes. Set federation.secure_aggregation.value_range: 1"
+            f"{secure.largest_value:g} excludes. Set federation.secure_aggregation.value_range: 1"
         )
 
 
@@ -108,8 +108,8 @@ def _label_sums(config: "RunConfig", key: str) -> Iterator[str]:
             f"{federation.fraction:g}, and federation.secure_aggregation.threshold {threshold} is not more than 2/3 of "
             "them. Set federation.secure_aggregation.threshold: null"
         )
-    if (secure.enabled or secure.simulate_quantization) and secure.value_range < 1:
+    if secure.excludes_statistics:
         yield (
             f"{key} sends numbers from -1 to 1, which federation.secure_aggregation.value_range "
-            f"{secure.value_range:g} excludes. Set federation.secure_aggregation.value_range: 1"
+            f"{secure.largest_value:g} excludes. Set federation.secure_aggregation.value_range: 1"
         )

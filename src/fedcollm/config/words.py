@@ -102,6 +102,7 @@ EFFECT: Mapping[str, Predicate] = {
     "federation.clip_norm": lambda config: _trains(config) and not _is_private(config, "client"),
     "federation.max_drop": _trains,
     "federation.max_update_norm": lambda config: not _is_private(config, "client"),
+    "federation.download": _trains,
     "federation.max_adapter_value": _trains,
     "federation.max_adapter_norm": _trains,
     "federation.max_loss": lambda config: _trains(config) and not _is_private(config, "example"),

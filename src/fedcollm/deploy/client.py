@@ -28,7 +28,7 @@ from fedcollm.errors import UserError
 from fedcollm.federation.answered import LastAnswer
 from fedcollm.messages import FinishRequest, adapter_bytes
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import resolve_device
+from fedcollm.models.adapters import read_adapter, resolve_device
 from fedcollm.progress import say
 from fedcollm.runs.build_clients import (
     ClientData,
@@ -118,7 +118,8 @@ def build_answering(
     journal = functools.partial(_append, state / "failures.log")
     update, vector = LastAnswer(state / "update"), LastAnswer(state / "vector")
     opened: Remembered[list[str]] = Remembered(state / OPENED)
-    part = ClientData(modality, slm, examples, test, directory / "adapter", spent, journal=journal)
+    own, start = directory / "adapter", read_adapter(slm)
+    part = ClientData(modality, slm, examples, test, own, spent, journal=journal, start=start)
     form = broadcast_form(config, modality, slm, examples)
 
     def build(roster: Roster) -> Answers:

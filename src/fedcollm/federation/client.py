@@ -17,6 +17,7 @@ from fedcollm.config import ClientConfig, EvaluationConfig, StatisticsConfig
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation import held_out, statistics
 from fedcollm.federation.answered import PlainRounds, check_round
+from fedcollm.federation.download_format import EXACT, DownloadFormat
 from fedcollm.federation.limits import Limits
 from fedcollm.federation.operator import Operator
 from fedcollm.federation.quantization import rounding_seed
@@ -49,6 +50,7 @@ class Agreement:
             number of the client.
         upload: the form in which the client sends its adapter. If it has a lower rank, the client trains only those
             components.
+        download: the form in which it receives θ.
         statistics: the statistics of its examples that the client sends if it is asked for them; None if it sends none.
         trains: whether the client trains at all.
         limits: what the client trains, and what it lets out of a training.
@@ -58,6 +60,7 @@ class Agreement:
     rounds: int | None = None
     privacy: Privacy | None = None
     upload: UploadFormat = WHOLE
+    download: DownloadFormat = EXACT
     statistics: StatisticsConfig | None = None
     trains: bool = True
     limits: Limits = field(default_factory=Limits)
@@ -113,6 +116,7 @@ class Client:
             raise RefusalError(f"client {self.id} was not set up for secure aggregation")
         if request.keep:
             return self.keep(request)
+        request = self.agreement.download.received(request)
         if isinstance(self.agreement.privacy, ClientPrivacy):
             raise RefusalError(
                 f"client {self.id} adds a share of the noise only, too little to hide a plain update; "

@@ -1,7 +1,7 @@
 """Who is asked in a round: the transport to the clients, the sample of a round, and who is left out."""
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -111,14 +111,20 @@ def failures_of(transport: Transport, participants: Sequence[str], when: str) ->
     return tuple(readable(f"{when}: client {client} changed nothing: {failures[client]}") for client in failed)
 
 
-def another(adapter: Adapter, before: Adapter) -> Adapter:
-    """Return an adapter, or one that differs in the last bit of a value if it is exactly that of before.
+def another(adapter: Adapter, before: Adapter, seen: Callable[[Adapter], Adapter] = lambda theta: theta) -> Adapter:
+    """Return an adapter, or one that differs in a value, as little as possible, if clients would see that of before.
 
     Clients help to open the sum of a θ for one list of survivors only, so that the next round needs another θ.
+
+    Args:
+        adapter: θ of the next round.
+        before: θ as clients have seen it.
+        seen: returns θ of the next round as clients will see it.
     """
-    if any(not torch.equal(tensor, before[name]) for name, tensor in adapter.items()):
-        return adapter
-    changed = {name: tensor.clone() for name, tensor in adapter.items()}
-    first = changed[min(changed)].view(-1)[:1]
-    first.copy_(torch.nextafter(first, torch.full_like(first, torch.inf)))
+    first = adapter[min(adapter)].flatten()[:1]
+    step, changed = torch.nextafter(first, torch.full_like(first, torch.inf)) - first, adapter
+    while all(torch.equal(tensor, before[name]) for name, tensor in seen(changed).items()):
+        changed = {name: tensor.clone() for name, tensor in adapter.items()}
+        changed[min(changed)].view(-1)[:1].add_(step)
+        step = 2 * step
     return changed

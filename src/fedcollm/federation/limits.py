@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fedcollm.config import FederationConfig
 from fedcollm.errors import NonFiniteError, RefusalError, UserError
 from fedcollm.federation.aggregation.clipping import clipped
+from fedcollm.federation.quantization import WORD
 from fedcollm.federation.secagg.fixed_point import check_range
 from fedcollm.messages import LARGEST_LOSS, Adapter, TrainRequest, distance
 
@@ -45,7 +46,7 @@ class Limits:
             federation.max_adapter_norm,
             None if level == "example" else federation.max_loss,  # DP-SGD hides no decision that depends on the data
             None if level == "client" else federation.max_update_norm,  # level client clips instead
-            secure.value_range if quantizes and level != "client" else None,
+            secure.largest_value if quantizes and level != "client" and secure.bits == WORD else None,
             federation.clip_norm,
         )
 

@@ -19,12 +19,13 @@ from fedcollm.errors import SpoiledRoundError
 from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
 from fedcollm.federation.cohort import Simulation, Transport, another, failures_of, of_round, sample, without
+from fedcollm.federation.download_format import EXACT, DownloadFormat, applied, download_format, sending
 from fedcollm.federation.gate import Gate, build_gate
 from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
 from fedcollm.federation.personalization import lost_clients, with_personal
 from fedcollm.federation.pseudo_labels import ACCURACY, build_teacher, teach, verdict, with_pseudo_labels
 from fedcollm.federation.server_optimizers import OptimizerState, apply_server_optimizer
-from fedcollm.messages import Adapter, RoundRecord, Score, TrainRequest, readable
+from fedcollm.messages import Adapter, RoundRecord, Score, TrainRequest, adapter_bytes, readable
 from fedcollm.metrics import peak_memory_bytes
 from fedcollm.models.adapters import read_adapter, write_adapter
 from fedcollm.progress import say
@@ -51,7 +52,8 @@ class Server:
         evaluation: settings of scoring.
         identity: the name of the run, which its clients know, and its seed.
         slm_layers: the index in the LLM of every layer of the SLM, for layer transfer.
-        adapter: θ, the global adapter, as the next round broadcasts it.
+        adapter: θ, the global adapter, which the next round broadcasts.
+        download: the form in which it is broadcast.
         state: the state of the server optimizer.
         teacher: what labels the unlabelled part of D_a; empty if nothing does.
         scored: the latest score of each role.
@@ -70,6 +72,7 @@ class Server:
     identity: RunIdentity = RunIdentity()
     slm_layers: Sequence[int] = ()
     adapter: Adapter = field(init=False, repr=False)
+    download: DownloadFormat = field(init=False, repr=False, default=EXACT)
     state: OptimizerState = field(init=False, repr=False, default_factory=dict[str, Adapter])
     teacher: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict[str, Score])
@@ -80,6 +83,7 @@ class Server:
         self.adapter = read_adapter(self.pair.slm)
         if self.pair.llm is not None:
             self.public, self.gate = build_gate(self.settings.distillation.gate, self.public, self.identity)
+        self.download = download_format(self.federation.download, self.adapter)
         if self.pair.llm is not None and self.settings.layer_transfer:
             write_adapter(self.pair.llm, init_from_slm(read_adapter(self.pair.llm), self.adapter, self.slm_layers))
 
@@ -175,17 +179,20 @@ class Server:
         """
         # 1. Sample the clients of the round, and broadcast θ to them.
         clients = sample(self.transport.clients(), self.federation.fraction, self.identity.seed, round_index)
-        request = TrainRequest(round_index, self.adapter, score and score_clients, run=self.identity.run)
+        sent = self.download.packed(self.adapter)
+        theta = self.download.opened(sent)  # as the clients will have it
+        request = TrainRequest(round_index, theta, score and score_clients, run=self.identity.run)
         # 2. Each client k fine-tunes θ on its private data D_k, and the aggregator averages the results.
-        aggregate, lost, notes = self._aggregate(request, clients)
+        aggregate, lost, notes = self._aggregate(request, clients, sent)
         # 3. The server optimizer applies the average to θ, and layer transfer carries the change of θ over to ω.
-        state = self._apply_server_optimizer(aggregate.adapter) if aggregate else self.state
+        mean = applied(self.adapter, theta, aggregate.adapter) if aggregate else self.adapter
+        state = self._apply_server_optimizer(mean) if aggregate else self.state
         # 4. Mutual distillation on the public data D_a tunes θ and ω.
         start = time.perf_counter()
         losses, said = self._distil(round_index)
         distilled, adapter = time.perf_counter(), read_adapter(self.pair.slm)
         if clients and (aggregate is None or self.federation.secure_aggregation.enabled):
-            adapter = another(adapter, self.adapter)
+            adapter = another(adapter, theta, lambda new: self.download.opened(self.download.packed(new)))
             write_adapter(self.pair.slm, adapter)
         # 5. Score both models, and commit the round: the next one broadcasts the new θ.
         scores = self.scores() if score else {}
@@ -196,11 +203,16 @@ class Server:
         return aggregate.added_to(record) if aggregate else replace(record, seconds={"clients": 0.0, **seconds})
 
     def _aggregate(
-        self, request: TrainRequest, clients: Sequence[str]
+        self, request: TrainRequest, clients: Sequence[str], sent: Adapter
     ) -> tuple[Aggregate | None, Mapping[str, str], tuple[str, ...]]:
         """Return what comes of the clients' updates, who was lost, and notes for the record.
 
         Nothing comes of a round that is spoiled; who spoiled it is left out of the rounds to come.
+
+        Args:
+            request: the request, with θ as the clients will have it.
+            clients: ids of the clients to ask.
+            sent: the form in which θ travels.
 
         Raises:
             Exception: as in `run_round`.
@@ -208,13 +220,15 @@ class Server:
         if not clients:
             return None, {}, ()
         try:
-            aggregate = self.aggregator.aggregate(without(self.transport.ask, self.left_out), request, clients)
+            ask = sending(without(self.transport.ask, self.left_out), sent)
+            aggregate = self.aggregator.aggregate(ask, request, clients)
         except SpoiledRoundError as error:
             record = self._spoiled(request.round_index, error, readable(str(error)))
             return None, record.lost, record.notes
         notes = self._leave_out(aggregate, request.round_index)
         notes += failures_of(self.transport, aggregate.participants, f"round {request.round_index}")
-        return aggregate, aggregate.lost, notes
+        saved = adapter_bytes(request.adapter) - adapter_bytes(sent)
+        return replace(aggregate, bytes_down=aggregate.bytes_down - saved), aggregate.lost, notes
 
     def _leave_out(self, aggregate: Aggregate, round_index: int) -> tuple[str, ...]:
         """Ask clients that have proven to be dishonest no more. Return, and say, a sentence about each, and notes."""

@@ -1,11 +1,13 @@
 """LoRA of which only a core of r x r values per layer is trained and sent, between two frozen matrices.
 
-The change of a weight W, [N, K], is s B R A with orthonormal A, [r, K], and B, [N, r], along the largest singular
-values of W (LoRA-XS, Bałazy et al., arXiv 2405.17604). The change is linear in R, so that the mean of the clients'
+The change of a weight W, [N, K], is s c B R A with orthonormal A, [r, K], and B, [N, r], along the largest singular
+values of W (LoRA-XS, Bałazy et al., arXiv 2405.17604), and s = α / r. The factor c is such that α means what it means
+for LoRA; see `factor`. The change is linear in R, so that the mean of the clients'
 cores is the mean of their changes exactly, as in Fed-SB (Singhal et al., arXiv 2502.15436), and needs neither products
 nor more noise under privacy. Every party computes A and B from the base, and nobody sends them.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -63,9 +65,28 @@ def add_cores(model: "peft.PeftModel") -> None:
         reads, writes = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]
         matrix = weight.T if getattr(layer, "fan_in_fan_out", False) else weight
         b, a = directions(matrix, rank)
-        writes.weight.data.copy_(b)
+        writes.weight.data.copy_(b * factor(*b.shape))
         writes.weight.requires_grad_(False)
         parametrize.register_parametrization(reads, "weight", Core(a.to(reads.weight)))
+
+
+def factor(outputs: int, rank: int) -> float:
+    """Return c = N / (√3 r), with which a step of AdamW changes the loss by as much as with LoRA of the same α.
+
+    AdamW's first step moves each trained value by the learning rate η. So, to first order, the loss falls by η times
+    the sum of the gradient's absolute values. Let G, [N, K], be the gradient of W, with independent entries of standard
+    deviation g. LoRA trains N r values of B, whose gradients s G Aᵀ have a standard deviation of s g / √3, because PEFT
+    draws A from ±1 / √K: a sum in proportion to s N r g / √3. A core has r² values, with gradients s c Bᵀ G Aᵀ of
+    s c g: a sum in proportion to s c r² g. LoRA's sum, α N g / √3, does not depend on its rank.
+
+    Args:
+        outputs: N, the rows of W.
+        rank: r.
+
+    >>> round(factor(576, 32), 2)
+    10.39
+    """
+    return outputs / (math.sqrt(3) * rank)
 
 
 def directions(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from fedcollm.federation.gate import check_gate
 from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.server import Server
 from fedcollm.modalities.base import Modality
-from fedcollm.models.adapters import parameter_counts, resolve_device
+from fedcollm.models.adapters import parameter_counts, read_adapter, resolve_device
 from fedcollm.privacy.accounting import Privacy
 from fedcollm.progress import say
 from fedcollm.runs.build_checks import checked, own_update
@@ -267,6 +267,7 @@ def _connect_local(
         The transport to the clients, and the aggregator of their updates.
     """
     examples = _participating(split.private, config.federation.participants)
+    start = read_adapter(pair.slm)
     clients = {
         name: build_client(
             config,
@@ -279,6 +280,7 @@ def _connect_local(
                 test=split.test,
                 own=inputs.personal and inputs.personal / name,
                 replaces=True,
+                start=start,
             ),
             list(examples),
         )

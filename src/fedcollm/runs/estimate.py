@@ -15,8 +15,10 @@ from fedcollm.data.catalogue import BaseModels, base_models, build_modality, loa
 from fedcollm.data.partition import describe, split
 from fedcollm.data.pool import Pool, Split
 from fedcollm.errors import UserError, in_section
+from fedcollm.federation.download_format import download_format
+from fedcollm.federation.secagg.fixed_point import STATISTICS
 from fedcollm.federation.upload_format import UploadFormat
-from fedcollm.messages import adapter_bytes
+from fedcollm.messages import Adapter, adapter_bytes
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.text.style import style_of
 from fedcollm.modalities.text.vocabulary import check_tokenizer_files
@@ -25,7 +27,7 @@ from fedcollm.models.quantized import BYTES
 from fedcollm.models.warm_start import check_start, other_base
 from fedcollm.runs.activations import Activations
 from fedcollm.runs.batch_memory import activation_bytes, number_of
-from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics
+from fedcollm.runs.build_clients import build_privacy, build_uploads, check_statistics, fixed_point
 from fedcollm.runs.lengths import measured_lengths
 from fedcollm.runs.memory_limit import LIBRARY_BYTES, fit_memory
 from fedcollm.runs.outlines import Outline, outline
@@ -156,6 +158,8 @@ def check(
                 check_tokenizer_files(model.source, network.shape.vocab_size, style_of(config.task).chat)
         shapes[role], itemsizes[role], measured[role] = network.shape, dtype.itemsize, network.activations
         roles[role] = role_cost(model, network, dtype, uploads)
+        if role == "slm" and uploads and config.control is None:
+            roles[role] = _as_sent(config, roles[role], network.adapter, len(uploads))
     healed = {role: plan.entry.is_dir() for role, plan in plan_bases(config, modality).items()}
     features, labels = _statistics_size(config, modality, parts, shapes["slm"])
     once = 4 * (features * (features + 1) // 2 + features * labels)
@@ -285,3 +289,14 @@ def role_cost(model: ModelConfig, known: Outline, dtype: torch.dtype, uploads: M
     packed = round(known.linear * BYTES[model.quantization]) if model.quantization != "none" else 0
     base_bytes = packed + (known.frozen - (known.linear if packed else 0)) * dtype.itemsize
     return RoleCost(model.source, known.frozen, count, adapter_bytes(known.adapter), base_bytes, mean)
+
+
+def _as_sent(config: RunConfig, cost: RoleCost, theta: Adapter, clients: int) -> RoleCost:
+    """Return the sizes of the SLM with the bytes in the forms in which its adapter travels; see `check`."""
+    federation, secure = config.federation, config.federation.secure_aggregation
+    down = adapter_bytes(download_format(federation.download, theta).form(theta))
+    if not (secure.enabled or secure.simulate_quantization):
+        return replace(cost, adapter_bytes=down)
+    shapes = {name: tuple(tensor.shape) for name, tensor in theta.items()}
+    words = fixed_point(config, clients).words(shapes, 1 if federation.privacy else len(STATISTICS))
+    return replace(cost, adapter_bytes=down, upload_bytes=4 * words)

@@ -207,12 +207,12 @@ def _bytes(
     up = [server.aggregator.bytes_up(server.adapter, ids) for ids in (clients, *asked)]
     if None in up:
         return None, None, None
-    down = adapter_bytes(server.adapter)
+    whole, down = adapter_bytes(server.adapter), adapter_bytes(server.download.form(server.adapter))
     rounds = sum(len(ids) * ((bytes_up or 0) + down) for ids, bytes_up in zip(asked, up[1:], strict=True))
     settings, once = server.settings.pseudo_labels, 0
     if settings is not None:
         once = adapter_bytes(statistics.blank(server.pair.modality.of("slm"), server.test, settings, server.pair.slm))
-    return up[0], down, rounds + personal * down + 2 * once * len(asked[0])
+    return up[0], down, rounds + personal * whole + 2 * once * len(asked[0])
 
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:

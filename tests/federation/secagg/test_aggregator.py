@@ -12,9 +12,10 @@ from tests.parties import add_adapter
 
 from fedcollm.errors import RefusalError, RoundFailedError
 from fedcollm.federation.client import Client
+from fedcollm.federation.download_format import download_format
 from fedcollm.federation.limits import Limits
 from fedcollm.federation.operator import Operator
-from fedcollm.federation.secagg.aggregator import SecureAggregator
+from fedcollm.federation.secagg.aggregator import SecureAggregator, SimulatedQuantization
 from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import STATISTICS, FixedPoint, RangeError, pack, statistics
 from fedcollm.federation.secagg.settings import SecureSettings
@@ -24,6 +25,7 @@ from fedcollm.messages import (
     Failure,
     PhaseAnswer,
     PhaseRequest,
+    RoundRecord,
     Score,
     Session,
     TrainRequest,
@@ -120,6 +122,36 @@ def test_two_rounds_end_as_without_secure_aggregation(clients, uniform):
         assert record.scores == pytest.approx(other.scores)
         assert record.losses == pytest.approx(other.losses, abs=1e-4)
         assert record.seconds["clients"] > 0
+
+
+def test_few_bits_both_ways_end_as_their_simulation_and_say_what_was_clipped(clients):
+    start = read_adapter(clients["a"].slm)
+    encoding, download = FixedPoint(4, 3, 0.003, bits=4), download_format("int3", start)
+    ends: list[tuple[dict[str, torch.Tensor], RoundRecord]] = []
+    for on in (False, True):
+        one = server({name: parties.agreeing(client, download=download) for name, client in clients.items()})
+        if on:
+            one.transport, settings = secured(clients)
+            settings = dataclasses.replace(settings, encoding=encoding, download=download)
+            for member in one.transport._clients.values():
+                member.settings = settings
+                member.client = parties.agreeing(member.client, limits=Limits())
+            one.aggregator = SecureAggregator(settings)
+        else:
+            one.aggregator = SimulatedQuantization(one.federation, encoding=encoding)
+        one.adapter, one.download = start, download
+        records = [one.run_round(index) for index in (1, 2)]
+        ends.append((one.adapter, records[-1]))
+    (simulated, record), (masked, other) = ends
+    assert largest_difference(simulated, start) > 1e-3
+    assert all(torch.equal(masked[name], tensor) for name, tensor in simulated.items())
+    assert record.notes == other.notes
+    assert "% of the changes were clipped to ±0.003" in record.notes[0]
+    values = sum(tensor.numel() for tensor in start.values())
+    words = -(-values // 10)  # 10 values to a word: base 9
+    assert record.bytes_up == 4 * (words + 4 * len(STATISTICS))
+    assert record.bytes_up < other.bytes_up < record.bytes_up + 1500
+    assert record.bytes_down == 4 * (-(-values // 11) + len(start)) + 32 < other.bytes_down
 
 
 def test_bytes_are_one_word_a_parameter_and_little_more(clients):
@@ -389,7 +421,7 @@ def test_client_without_secure_aggregation_refuses_a_session(clients):
 def test_statistics_are_sums_by_hand():
     update = ClientUpdate("a", 1, {}, 5, 0.5, Score({"accuracy": 3.0}, 4), {"clients": 2.0, "evaluation": 1.0})
     assert list(statistics(update)) == list(STATISTICS)
-    assert list(statistics(update).values()) == [1.0, 5.0, 2.5, 1.0, 0.75, 2.0, 1.0]
+    assert list(statistics(update).values()) == [1.0, 5.0, 2.5, 1.0, 0.75, 2.0, 1.0, 0.0]
     assert statistics(dataclasses.replace(update, score=None))["scored"] == 0.0
 
 

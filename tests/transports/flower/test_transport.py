@@ -72,6 +72,19 @@ def test_run_with_distillation_equals_the_one_in_this_process_bit_for_bit(tiny_c
     assert [told(r) for r in records] == [told(r) for r in run_directory.read_records(tmp_path / "local")]
 
 
+def test_run_with_few_bits_both_ways_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path):
+    small = make(**{"federation.upload": "int4", "federation.download": "int3"})
+    small.run(tmp_path / "network")
+    run(small.config, tmp_path / "local")
+    here, there = last(tmp_path / "network"), last(tmp_path / "local")
+    assert identical(here[1], there[1])
+    assert told(here[0]) == told(there[0])
+    assert 0 < difference(here[1], baseline[1]) < 0.05
+    tensors, values = len(here[1]), sum(tensor.numel() for tensor in here[1].values())
+    assert here[0].bytes_up == 4 * (-(-values // 9) + tensors)  # 9 values to a word, and a scale for each tensor
+    assert here[0].bytes_down == 4 * (-(-values // 11) + tensors) + 32
+
+
 @pytest.mark.parametrize("upload", ["float16", "bfloat16"])
 def test_run_with_sixteen_bit_uploads_equals_the_one_in_this_process_bit_for_bit(make, baseline, tmp_path, upload):
     small = make(**{"federation.upload": upload})

@@ -104,6 +104,10 @@ class SimulatedQuantization(PlainAggregator):
 
     encoding: FixedPoint = field(kw_only=True)
 
+    def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int:
+        """Return the size of a client's vector in bytes; masking adds the keys and shares of secure aggregation."""
+        return 4 * self.encoding.words(_shapes(theta), len(STATISTICS))
+
     def combine(self, updates: Iterable[ClientUpdate], request: TrainRequest) -> Aggregate:
         """Return the mean of valid updates.
 
@@ -139,8 +143,14 @@ class _Bounds:
     privacy: Privacy | None
     max_update_norm: float
 
-    def objection(self, sums: Mapping[str, float], count: int) -> str | None:
-        """Return what is wrong with the statistics of a number of clients; None if they can be those of honest ones."""
+    def objection(self, sums: Mapping[str, float], count: int, parameters: int) -> str | None:
+        """Return what is wrong with the statistics of a number of clients; None if they can be those of honest ones.
+
+        Args:
+            sums: the statistics by name.
+            count: the number of clients.
+            parameters: the number of values that each of them sent.
+        """
         examples, most = sums.get("examples", count), MOST_EXAMPLES if self.uniform else self.encoding.max_weight
         if sums["clients"] != count or not count <= examples <= count * most or examples % 1:
             return f"{sums['clients']:g} clients and {examples:g} examples (at most {most} each)"
@@ -148,6 +158,8 @@ class _Bounds:
             return None
         if not sums["loss"] <= LARGEST_LOSS * examples:
             return f"a mean loss of {sums['loss'] / examples:g}"
+        if sums["clipped"] > count * parameters or sums["clipped"] % 1:
+            return f"{sums['clipped']:g} values that were clipped"
         if sums["scored"] > count or sums["scored"] % 1 or sums["score"] > sums["scored"]:
             return f"{sums['scored']:g} scores with a sum of {sums['score']:g}"
         return "seconds that no round can take" if max(sums[name] for name in _SECONDS) > count * MOST_SECONDS else None
@@ -204,7 +216,9 @@ class _Sum:
         changes, sums = bounds.encoding.decode(total, _shapes(request.adapter), self.names)
         examples = sums.get("examples", count)
         weight, trained = count if bounds.uniform else examples, not asked_for(request)
-        reason = bounds.objection(sums, count) or bounds.objection_to_changes(changes, count, weight, trained)
+        parameters = sum(tensor.numel() for tensor in request.adapter.values())
+        reason = bounds.objection(sums, count, parameters)
+        reason = reason or bounds.objection_to_changes(changes, count, weight, trained)
         if reason:
             raise SpoiledRoundError(
                 f"round {request.round_index}: the sums of {count} clients speak of {reason}, so one of them is "
@@ -220,7 +234,14 @@ class _Sum:
             seconds={n.removeprefix("seconds_"): value for n, value in sums.items() if n.startswith("seconds_")},
             participants=clients,
             examples=round(sums["examples"]) if "examples" in sums else None,
+            notes=self._clipped(request, sums.get("clipped", 0.0) / (count * parameters)),
         )
+
+    def _clipped(self, request: TrainRequest, share: float) -> tuple[str, ...]:
+        """Return a sentence about the share of values that were clipped, unless there are none."""
+        most = f"±{self.bounds.encoding.value_range:.3g}, weighted as the largest client"
+        note = f"round {request.round_index}: {share:.2%} of the changes were clipped to {most}"
+        return (f"{note} (federation.secure_aggregation.value_range)",) if share else ()
 
 
 def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:

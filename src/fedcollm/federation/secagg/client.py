@@ -64,7 +64,7 @@ class SecureClient:
         if isinstance(request, TrainRequest) and request.keep and request.session is None:
             return self.client.keep(request)
         if isinstance(request, TrainRequest):
-            items = self._advertise(request)
+            items = self._advertise(self.settings.download.received(request))
         else:
             if self._participant is None or request.nonce != self._nonce:
                 raise RefusalError("this is not the session that the client is in")

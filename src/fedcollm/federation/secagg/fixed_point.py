@@ -5,11 +5,13 @@ fraction bits f is the largest for which the sum of K such integers can't overfl
 is an error; it is never clipped or wrapped. Counts and sums of metrics travel as four 16-bit limbs each, and are exact
 to 2⁻²⁰.
 
-With fewer bits per value, a word holds several values: integers from 0 to 2M, where M is the largest for which K 2M is
-below 2^bits, so that no sum reaches the next value. The words are masked, added and opened like any other.
+With fewer bits per value, a word holds several values, the integers from 0 to 2M, as the digits of a number whose base
+is K 2M + 1, so that no sum reaches the next digit. The words are masked, added and opened like any other. A change that
+is outside the range is then clipped to it, and the sum says how many values were.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +27,7 @@ _LARGEST_STATISTIC = 2.0**40
 
 #: Names of the statistics that are summed with the updates, in their order. Under privacy, only the first one is
 #: summed: it is the number of clients, which is public.
-STATISTICS = ("clients", "examples", "loss", "scored", "score", "seconds_clients", "seconds_evaluation")
+STATISTICS = ("clients", "examples", "loss", "scored", "score", "seconds_clients", "seconds_evaluation", "clipped")
 
 
 def statistics(update: ClientUpdate) -> dict[str, float]:
@@ -43,6 +45,7 @@ def statistics(update: ClientUpdate) -> dict[str, float]:
         "score": min(max(update.score.value, 0.0), 1.0) if update.score else 0.0,
         "seconds_clients": update.seconds.get("clients", 0.0),
         "seconds_evaluation": update.seconds.get("evaluation", 0.0),
+        "clipped": 0.0,
     }
 
 
@@ -91,7 +94,7 @@ class FixedPoint:
         clients: K, the largest number of vectors in a sum; below 2¹⁶.
         max_weight: the largest weight of one client (its number of examples, or 1).
         value_range: R; every |θ_k − θ| must be at most R.
-        bits: bits per value: 32, or 16, 8 or 4, for which values are rounded at random.
+        bits: at most so many bits per value: 32, or fewer, for which values are rounded at random and clipped.
     """
 
     clients: int
@@ -106,8 +109,8 @@ class FixedPoint:
 
     @property
     def whole(self) -> "FixedPoint":
-        """The same encoding with all bits of a word for each value, as sums of statistics need it."""
-        return replace(self, bits=WORD)
+        """The encoding with all bits of a word for each value, and room for values up to 1, as statistics need it."""
+        return self if self.bits == WORD else replace(self, bits=WORD, value_range=max(1.0, self.value_range))
 
     @property
     def most(self) -> int:
@@ -115,8 +118,21 @@ class FixedPoint:
 
         >>> FixedPoint(clients=4, max_weight=1, value_range=0.5, bits=8).most  # 4 · 2 · 31 < 2⁸
         31
+        >>> FixedPoint(clients=4, max_weight=1, value_range=0.5, bits=5).most  # (4 · 2 · 4 + 1)⁶ < 2³²
+        4
         """
-        return (2**self.bits - 1) // (2 * self.clients)
+        count = WORD // self.bits
+        room = math.floor(2 ** (WORD / count) + 1e-9)
+        return (room - 1) // (2 * self.clients)
+
+    @property
+    def base(self) -> int:
+        """The base of the digits that a word holds: one more than the largest sum, K 2M.
+
+        >>> FixedPoint(clients=4, max_weight=1, value_range=0.5, bits=4).base  # so that a word holds 10 values
+        9
+        """
+        return 2**WORD if self.bits == WORD else 2 * self.clients * self.most + 1
 
     @property
     def scale(self) -> float:
@@ -143,10 +159,10 @@ class FixedPoint:
             shapes: tensor name to shape.
             statistics: number of statistics.
         """
-        return _LIMBS * statistics + word_count(sum(math.prod(shape) for shape in shapes.values()), self.bits)
+        return _LIMBS * statistics + word_count(sum(math.prod(shape) for shape in shapes.values()), self.base)
 
     def encode_update(self, update: ClientUpdate, theta: Adapter, uniform: bool) -> np.ndarray:
-        """Return a client's vector, [m] uint32: its change of θ and its statistics.
+        """Return a client's vector, [m] uint32: its statistics and its change of θ.
 
         Args:
             update: θ_k, n_k and the statistics that the client reports.
@@ -157,8 +173,17 @@ class FixedPoint:
             RangeError: as in `encode`.
         """
         weight = 1 if uniform or update.examples is None else update.examples
-        seed = rounding_seed(update.client, update.round_index)
-        return self.encode(change(update, theta), weight, statistics(update), seed)
+        delta, numbers = change(update, theta), statistics(update)
+        if "examples" in numbers:
+            numbers["clipped"] = float(self.clipped(delta, weight))
+        return self.encode(delta, weight, numbers, rounding_seed(update.client, update.round_index))
+
+    def clipped(self, delta: Adapter, weight: int) -> int:
+        """Return how many values n_k (θ_k − θ) are clipped to W R; with all bits of a word, none is."""
+        if self.bits == WORD:
+            return 0
+        most = self.max_weight * self.value_range * (1 + 1e-6)  # a value at the edge may exceed it by its rounding
+        return sum(int((tensor.double().abs() * weight > most).sum()) for tensor in delta.values())
 
     def encode(self, delta: Adapter, weight: int, statistics: Mapping[str, float], seed: int = 0) -> np.ndarray:
         """Return a client's vector.
@@ -174,17 +199,16 @@ class FixedPoint:
 
         Raises:
             RangeError: a tensor, a statistic or the weight is outside its range. The message names the value and the
-                key of the configuration to change.
+                key of the configuration to change. With fewer than 32 bits, only what is not finite is outside.
         """
         check_weight(weight, self.max_weight)
-        check_range(delta, self.value_range)
+        check_range(delta, self.value_range if self.bits == WORD else sys.float_info.max)
         scale, none = weight * self.scale, torch.empty(0, dtype=torch.float64)
-        scaled = torch.cat([none, *(delta[name].detach().cpu().double().flatten() * scale for name in sorted(delta))])
+        values = torch.cat([none, *(delta[name].detach().cpu().double().flatten() for name in sorted(delta))])
         if self.bits == WORD:
-            return pack(scaled.round().to(torch.int64).numpy(), statistics)
-        inside = scaled.clamp(-self.most, self.most)  # a product may exceed the largest value by its rounding
-        integers = randomly_rounded(inside, seed).numpy() + self.most
-        return np.concatenate([pack(np.empty(0, np.int64), statistics), to_words(integers, self.bits)])
+            return pack((values * scale).round().to(torch.int64).numpy(), statistics)
+        integers = randomly_rounded((values * scale).clamp(-self.most, self.most), seed).numpy() + self.most
+        return np.concatenate([pack(np.empty(0, np.int64), statistics), to_words(integers, self.base)])
 
     def decode(
         self, total: np.ndarray, shapes: Mapping[str, Sequence[int]], names: Sequence[str]
@@ -207,7 +231,7 @@ class FixedPoint:
         if self.bits == WORD:
             signed = words.view(np.int32)
         else:
-            signed = from_words(words, self.bits, sum(sizes)) - self.most * round(sums["clients"])
+            signed = from_words(words, self.base, sum(sizes)) - self.most * round(sums["clients"])
         parts = torch.split(torch.as_tensor(signed.astype(np.float64)) / self.scale, sizes)
         return {name: part.reshape(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)}, sums
 

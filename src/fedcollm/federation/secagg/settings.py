@@ -8,6 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedcollm.config import RunConfig, asked_clients
+from fedcollm.federation.download_format import EXACT, DownloadFormat
 from fedcollm.federation.secagg.fixed_point import FixedPoint
 from fedcollm.federation.statistics import asked_for
 from fedcollm.messages import TrainRequest, default_threshold
@@ -26,6 +27,7 @@ class SecureSettings:
         privacy: differential privacy of the clients; None without it.
         least: t is no smaller than this, however few clients are invited; see `smallest_sum`.
         max_update_norm: largest L2 norm of one client's change, which the server checks of the mean.
+        download: the form in which a client receives θ.
     """
 
     encoding: FixedPoint
@@ -35,6 +37,7 @@ class SecureSettings:
     privacy: Privacy | None = None
     max_update_norm: float = math.inf
     least: int = 0
+    download: DownloadFormat = field(repr=False, default=EXACT)
 
     def encoding_of(self, request: TrainRequest) -> FixedPoint:
         """Return the encoding of the answers to a request; statistics always have all bits of a word."""

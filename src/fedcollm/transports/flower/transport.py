@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedcollm.errors import RefusalError, UserError
+from fedcollm.federation.download_format import most_answered
 from fedcollm.messages import (
     Answer,
     ClientUpdate,
@@ -17,7 +18,6 @@ from fedcollm.messages import (
     PhaseAnswer,
     Request,
     TrainRequest,
-    adapter_bytes,
 )
 from fedcollm.transports.wire import decode, encode, longest_message
 
@@ -99,7 +99,7 @@ class FlowerTransport:
 
     def ask(self, requests: Mapping[str, Request | FinishRequest]) -> Iterator[Answer]:
         """Send each client its request. Yield the answers as they arrive, and a Failure for each client without one."""
-        sizes = [adapter_bytes(request.adapter) for request in requests.values() if isinstance(request, TrainRequest)]
+        sizes = [most_answered(request.adapter) for request in requests.values() if isinstance(request, TrainRequest)]
         self._limit_bytes = longest_message(max(sizes)) if sizes else self._limit_bytes
         stopped, pending = threading.Event(), set(requests)
         with ThreadPoolExecutor(max_workers=max(1, len(requests))) as pool:
