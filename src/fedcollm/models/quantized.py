@@ -86,7 +86,7 @@ def _bitsandbytes(kind: str) -> Any:
 
 
 def _eight_bits(library: Any, layer: nn.Linear) -> nn.Module:
-    options = {"bias": layer.bias is not None, "has_fp16_weights": False, "device": "meta"}
+    options = {"bias": cast(Any, layer).bias is not None, "has_fp16_weights": False, "device": "meta"}
     packed = library.nn.Linear8bitLt(layer.in_features, layer.out_features, **options)
     weight = library.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
     return _filled(packed, weight, layer)
@@ -95,7 +95,7 @@ def _eight_bits(library: Any, layer: nn.Linear) -> nn.Module:
 def _filled(packed: Any, weight: Any, layer: nn.Linear) -> nn.Module:
     """Put a weight, which is packed by the move to its device, and the bias into a new layer."""
     packed.weight = weight.to(layer.weight.device)
-    if layer.bias is not None:
+    if cast(Any, layer).bias is not None:
         packed.bias = nn.Parameter(layer.bias.data, requires_grad=False)
     return packed
 
