@@ -235,7 +235,8 @@ def test_options_of_distillation_reach_it(server, monkeypatch):
     options = {"weight": 0.5, "llm_weight": 0.25, "temperature": 2.0, "divergence": "reverse_kl"}
     change(server, epochs=2, batch_size=3, teach_where_better=True, max_grad_norm=0.5, **options)
     server.run_round(4, score=False)
-    ((pair, public, settings, seed, round_index),) = seen
+    ((pair, public, settings, seed, round_index, trust),) = seen
+    assert trust is None
     assert (pair, public, seed, round_index) == (server.pair, PUBLIC, derive_seed(0, "server", 4), 4)
     assert settings.distillation == DistillationConfig(**options, teach_where_better=True)
     assert (settings.epochs, settings.batch_size, settings.max_grad_norm) == (2, 3, 0.5)

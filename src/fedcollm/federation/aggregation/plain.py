@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from fedcollm.config import FederationConfig
 from fedcollm.config.choices import AGGREGATIONS
@@ -33,6 +34,9 @@ class PlainAggregator:
     uploads: Mapping[str, UploadFormat] = field(default_factory=dict[str, UploadFormat])
     reference: Callable[[TrainRequest], Adapter] | None = field(default=None, repr=False)
 
+    #: Whether numbers of single updates may be looked at and recorded.
+    looks: ClassVar[bool] = True
+
     def aggregate(self, ask: Ask, request: TrainRequest, clients: Sequence[str]) -> Aggregate:
         """Ask clients to train, and return the mean of their updates; see `Aggregator`."""
         private, lost, notes = self.settings.privacy is not None, dict[str, str](), list[str]()
@@ -40,7 +44,7 @@ class PlainAggregator:
         updates = in_order(validate_updates(ask(dict.fromkeys(clients, request)), expected, lost), clients)
         observer = Observer(request.adapter, self.uploads)
         if not asked_for(request):
-            theta, seen = request.adapter, observer.watch(updates)
+            theta, seen = request.adapter, observer.watch(updates) if self.looks else updates
             updates = bounded(seen, lambda one: expected.form(one.client).part(theta), self.settings, notes)
         with with_client_failures(lost):
             mean = self.combine(updates, request)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -103,6 +104,8 @@ class SimulatedQuantization(PlainAggregator):
     """
 
     encoding: FixedPoint = field(kw_only=True)
+
+    looks: ClassVar[bool] = False  # secure aggregation could not
 
     def bytes_up(self, theta: Adapter, clients: Sequence[str]) -> int:
         """Return the size of a client's vector in bytes; masking adds the keys and shares of secure aggregation."""
