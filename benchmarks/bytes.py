@@ -22,16 +22,17 @@ WAYS: dict[str, dict[str, Any]] = {
     "base": {},
     "bits": {"federation.upload": "int4", "federation.download": "int4"},
     "fewer_bits": {"federation.upload": "int3", "federation.download": "int3"},
-    "secure": {
+    "secure": {"federation.download": "int4", f"{_SECURE}simulate_quantization": "true", f"{_SECURE}bits": 4},
+    "secure_3_bits_down": {
+        "federation.download": "int3",
+        f"{_SECURE}simulate_quantization": "true",
+        f"{_SECURE}bits": 4,
+    },
+    "secure_rank_4": {
         "slm.adapter.rank": 4,
         "federation.download": "int4",
         f"{_SECURE}simulate_quantization": "true",
         f"{_SECURE}bits": 6,
-    },
-    "secure_rank_8": {
-        "federation.download": "int3",
-        f"{_SECURE}simulate_quantization": "true",
-        f"{_SECURE}bits": 4,
     },
     "rank_4": {"slm.adapter.rank": 4},
     "core": {"slm.adapter.core": "true", "slm.adapter.rank": 32},

@@ -473,7 +473,7 @@ def test_secure_sums_of_few_bits_equal_their_simulation(tiny_config, tmp_path, b
     masked, plain = (load_file(r.directory / "checkpoint.safetensors") for r in (one, two))
     assert all(torch.equal(masked[name], plain[name]) for name in masked)
     assert one.records[-1].participants == two.records[-1].participants == ("0", "1", "2")
-    assert one.records[-1].bytes_up < two.records[-1].bytes_up
+    assert two.records[-1].bytes_up < one.records[-1].bytes_up < two.records[-1].bytes_up + 1500  # keys and shares
 
 
 def test_bits_that_hold_nothing_are_refused(tiny_config, tmp_path):
