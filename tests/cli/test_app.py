@@ -123,6 +123,7 @@ def test_presets_lists_all(command):
     assert code == 0
     names = {line.split()[0] for line in out.splitlines()}
     expected = "icd10 arc_easy arc_challenge openbookqa commonsense_qa professions digits shapes spoken_words "
+    expected += "gemma_shrunk llama_shrunk qwen_shrunk smollm2_shrunk "
     expected += "gpt2 opt llama2 smollm2 qwen fedcollm_plus photos coco whisper wav2vec2 speech_commands"
     assert names == set(expected.split())
 

@@ -273,7 +273,7 @@ def test_healing_that_did_harm_is_said_plainly(section):
         ({"layer_choice": "block", "layers": 2}, "layer_choice block is measured on text"),
         ({"mlp_share": 0.5}, "mlp_share 0.5 is measured on text"),
         ({"layer_choice": "block", "heal": {}}, "layer_choice block needs layers"),
-        ({"layer_choice": "best"}, "choose one of even, block, influence"),
+        ({"layer_choice": "best"}, "choose one of even, edges, block, influence"),
     ],
 )
 def test_measured_choices_need_a_text(change, message):

@@ -29,7 +29,8 @@ class Draws:
         What one augmentation draws does not depend on which others are on.
 
         Args:
-            example: id of the example, or whatever tells it apart.
+            example: the content of the example, or a digest of it. An id would not do: a client that reads its own file
+                numbers its examples anew.
             names: the names of the modality's table, in whose order augmentations are applied.
         """
         for name in names:

@@ -4,6 +4,7 @@ They are applied to the pixels that a model reads, after scaling and normalizing
 of each image stay as they are.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch.nn import functional
 from fedcollm.data.augmentation.draws import Draws
 from fedcollm.modalities.vision.detection import DetectionBatch, DetectionTask
 from fedcollm.modalities.vision.set_prediction import Objects, to_corners
-from fedcollm.modalities.vision.task import ImageBatch, ImageTask
+from fedcollm.modalities.vision.task import ImageBatch, ImageExample, ImageTask
 
 #: Largest change of the side of `crop`'s window, and of its place, in units of the image.
 _ZOOM, _MOVE = 0.2, 0.1
@@ -121,8 +122,15 @@ def _cropped(objects: Objects | None, left: float, top: float, side: float) -> O
     return Objects(objects.classes[kept], boxes[kept])
 
 
+def _content(example: Any) -> str:
+    """Return a digest of an example's pixels, which is the same wherever the example is read from."""
+    if isinstance(example, ImageExample):
+        return hashlib.sha256(example.pixels.contiguous().numpy().tobytes()).hexdigest()
+    return example.content
+
+
 def changed(picture: Picture, example: str, draws: Draws) -> Picture:
-    """Return an image as it is in one epoch, given the id of its example."""
+    """Return an image as it is in one epoch, given what tells its example apart."""
     for name, draw in draws.of(example, IMAGES):
         picture = IMAGES[name](picture, draws.strength, draw)
     return picture
@@ -149,7 +157,7 @@ class ImageBatches:
         batch = self._task.collate(examples)
         known = batch.objects if isinstance(batch, DetectionBatch) else [None] * len(examples)
         made = [
-            changed(Picture(pixels, objects), example.id, self._draws)
+            changed(Picture(pixels, objects), _content(example), self._draws)
             for example, pixels, objects in zip(examples, batch.pixels, known, strict=True)
         ]
         pixels = torch.stack([one.pixels for one in made])

@@ -103,7 +103,7 @@ def _with_question(example: TextExample, text: str) -> TextExample:
 
 def changed(example: TextExample, draws: Draws) -> TextExample:
     """Return an example as it is in one epoch."""
-    for name, draw in draws.of(example.id, TEXT):
+    for name, draw in draws.of(example.content, TEXT):
         example = TEXT[name](example, draws.strength, draw)
     return example
 
