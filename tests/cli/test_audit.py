@@ -88,6 +88,8 @@ def test_audit_refuses(data, tmp_path, monkeypatch, capsys):
         ((data, "--only", "labels,luck"), "luck"),
         ((data, "--rule", "luck"), "luck"),
         ((data, "--apply", data), "findings"),
+        ((data, "--apply", data, "--out", tmp_path / "copy"), "--out"),
+        ((data, "--only", "labels", "--without", "labels, empty"), "nothing to look for"),
     ):
         code, said = audit(monkeypatch, capsys, *arguments)
         assert (code, word in said.err) == (2, True), said.err

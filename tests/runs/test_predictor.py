@@ -188,3 +188,4 @@ def test_what_can_not_be_predicted_is_refused_before_anything_is_computed(done, 
         model_directory(run, "clients/a")
     with pytest.raises(UserError, match="no encoding"):
         predict_table(run, table, tmp_path / "out.csv", Options(encoding="klingon"))
+    assert not list(tmp_path.glob(".*.predictions"))

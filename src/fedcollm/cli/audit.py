@@ -39,7 +39,9 @@ def audit(
     from fedcollm.progress import shown
 
     if not data.exists():
-        raise UserError(f"{data}: no such file or directory. Give a client's own data.")
+        raise UserError(f"{data}: no such file or directory. Give a table or a directory of your own data.")
+    if fixes is not None and out is not None:
+        raise UserError(f"--out {out} has no effect with --apply: the copy is written beside {data}. Leave it out.")
     with shown(screen(quiet or as_json)):
         options = _options(config, run, (only, without), rule)
         if fixes is not None:
@@ -63,16 +65,28 @@ def _options(config: Path | None, run: Path | None, names: tuple[str | None, str
     from fedcollm.data.audit.labels import RULES
     from fedcollm.runs.audit import Options
 
-    only, without = names
-    for key, given in (("--only", only), ("--without", without)):
-        for name in (given or "").split(",") if given else ():
-            if name not in FINDERS:
-                raise UserError(f"{key} {name!r} is nothing that an audit looks for. There are {', '.join(FINDERS)}.")
     if rule not in RULES:
         raise UserError(f"--rule {rule!r} is unknown. Choose one of {', '.join(RULES)}.")
-    wanted = only.split(",") if only else list(FINDERS)
-    finders = tuple(name for name in wanted if name not in (without or "").split(","))
+    only, without = _names("--only", names[0]), _names("--without", names[1])
+    finders = tuple(name for name in only or FINDERS if name not in without)
+    if not finders:
+        raise UserError("--only and --without leave nothing to look for. Leave one of them out.")
     return Options(None if config is None else load_config(config), run, finders, rule)
+
+
+def _names(key: str, given: str | None) -> list[str]:
+    """Return the names of finders in an option.
+
+    Raises:
+        UserError: a name is none of a finder.
+    """
+    from fedcollm.data.audit.finders import FINDERS
+
+    names = [name.strip() for name in given.split(",")] if given else []
+    for name in names:
+        if name not in FINDERS:
+            raise UserError(f"{key} {name!r} is nothing that an audit looks for. Choose among {', '.join(FINDERS)}.")
+    return names
 
 
 def _find(data: Path, options: "Options", out: Path | None, silent: bool) -> tuple[dict[str, object], str]:

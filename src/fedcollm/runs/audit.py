@@ -98,7 +98,7 @@ def audit(path: Path, options: Options = Options()) -> Audit:
         UserError: the data as a whole can't be read, or a library or a trained model is missing.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file or directory. Give a client's own data.")
+        raise UserError(f"{path}: no such file or directory. Give a table or a directory of your own data.")
     form, notes = form_of(path, options)
     subject = replace(read_subject(path, form), rule=options.rule)
     if options.run is not None and "labels" in options.finders:
@@ -147,7 +147,9 @@ def _not_looked_for(subject: Subject, options: Options, others: Sequence[str]) -
     if judged and subject.free:
         notes.append("wrong labels are not looked for, since answers are free or each row has choices of its own")
     if subject.kind == "text" and "long" in options.finders and subject.longest is None:
-        notes.append("texts that are too long are looked for only with --config, whose small model says what fits")
+        notes.append(
+            "texts that are too long were not looked for: only with --config is it known how much the SLM reads"
+        )
     if subject.kind == "object_files":
         notes.append("boxes are not judged, only the images")
     return notes

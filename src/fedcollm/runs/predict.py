@@ -73,7 +73,8 @@ def predict_table(place: Path, source: Path, out: Path, options: Options = Optio
         UserError: a file or a row is invalid, or answers that are free are to be averaged.
     """
     check_output(out)
-    kept = _Kept(out.with_name(f".{out.name}.predictions"), _key(place, source, options))
+    key = _key(place, source, options)
+    kept: _Kept | None = None
     by_role: list[list[Prediction]] = []
     inputs, shared = None, ()
     for role in options.roles:
@@ -83,8 +84,10 @@ def predict_table(place: Path, source: Path, out: Path, options: Options = Optio
         if len(options.roles) > 1 and not model.has_choices:
             raise UserError("--ensemble averages probabilities, but the answers of this task are free. Leave it out.")
         shared = model.shared_choices
+        kept = kept or _Kept(out.with_name(f".{out.name}.predictions"), key)  # only now: a refused table leaves no file
         by_role.append(_predicted(role, model, inputs, options.batch_size, kept))
     assert inputs is not None
+    assert kept is not None
     rows = with_predictions(inputs.rows, averaged(by_role), shared, options.prefix)
     with writing(out.parent):
         write_table(out, rows)

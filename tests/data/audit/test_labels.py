@@ -70,3 +70,12 @@ def test_label_errors_of_texts():
     assert [(one.record, one.fix) for one in found] == [(5, Fix("set", "kind", "cat"))]
     assert list(label_errors(Subject("text", records, "kind", free=True))) == []
     assert list(label_errors(Subject("text", records[:9], "kind"))) == []  # too few to judge
+
+
+def test_another_spelling_of_the_likelier_class_is_no_wrong_label():
+    labels = ["heart"] * 20 + ["knee"] * 20 + ["Heart", "knee"]
+    records = [Record(None, i, f"row {i}", f"text {i}", label) for i, label in enumerate(labels, start=1)]
+    probabilities = sure(3, [1] * 20 + [2] * 20 + [1, 1], 0.02)
+    classes = ("Heart", "heart", "knee")
+    found = label_errors(Subject("text", records, "kind", probabilities=probabilities, classes=classes))
+    assert [one.record for one in found] == [41]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedcollm.data.audit.extra import audit_library
 from fedcollm.data.audit.findings import Finding, Fix, Subject
+from fedcollm.data.audit.texts import folded
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -156,7 +157,7 @@ def suspects(labels: Codes, probabilities: Floats, rule: str = "noise_model") ->
 
 
 def label_errors(subject: Subject) -> Iterator[Finding]:
-    """Yield labels that are probably wrong."""
+    """Yield labels that are probably wrong; another spelling of the likelier class is not, and `spelling` finds it."""
     known = [i for i, record in enumerate(subject.records) if record.label and not record.fault]
     judged = _judged(subject, known)
     if judged is None:
@@ -165,6 +166,8 @@ def label_errors(subject: Subject) -> Iterator[Finding]:
     for one in suspects(codes, probabilities, subject.rule):
         i = known[one.position]
         label, better = str(subject.records[i].label), classes[one.better]
+        if folded(label) == folded(better):
+            continue
         detail = f"{label!r}; the model says {better!r} ({100 * probabilities[one.position, one.better]:.0f} %)"
         yield Finding("label", i, detail, one.score, Fix("set", subject.answer, better))
 
