@@ -72,7 +72,8 @@ class PlainAggregator:
     def _enough(self, updates: Iterable[ClientUpdate], asked: int, round_index: int) -> Iterator[ClientUpdate]:
         """Yield updates, and then check their number, before a rule that needs more of them computes anything."""
         count = 0
-        for count, update in enumerate(updates, start=1):
+        for update in updates:
+            count += 1
             yield update
         if count:  # a round without any fails by itself
             self._check_number(count, asked, round_index)
