@@ -1,4 +1,7 @@
 import importlib.util
+import re
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,3 +71,39 @@ def test_presidio_finds_names_and_checked_numbers_and_sends_nothing(monkeypatch)
     assert masked(text, spans(text)) == "[NAME] pays from [IBAN] for a disease of the heart."
     german = "Der Patient klagt seit gestern über starke Schmerzen im Bauch und hat hohes Fieber"
     assert spans(german) == []  # a model of English names would take some of these words for names
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "A-", "0", ".", "-", "a.", "a@", "a@a.", "Aa", "Aa ", " ", "mrn ", "born ", "name: ", "1 Aa ", "患", "Dr. "],
+)
+def test_no_text_takes_long(patterns_alone, piece):
+    for text in (piece * (40_000 // len(piece)), "MRN" + piece * (40_000 // len(piece)) + "!", piece * 20_000 + "@"):
+        start = time.process_time()
+        spans(text)
+        assert time.process_time() - start < 2
+
+
+def test_many_findings_in_one_text_take_no_long(patterns_alone):
+    start = time.process_time()
+    assert len(spans("a@b.de " * 10_000)) == 10_000
+    assert time.process_time() - start < 2
+
+
+def test_long_texts_are_searched_in_pieces_that_overlap(monkeypatch):
+    class Analyzer:
+        def analyze(self, text, **options):
+            assert len(text) <= 60_000
+            return [
+                SimpleNamespace(entity_type="IBAN_CODE", start=m.start(), end=m.end(), score=1.0)
+                for m in re.finditer(r"X{10}", text)
+            ]
+
+    monkeypatch.setattr(personal, "_analyzer", Analyzer)
+    monkeypatch.setattr(personal, "language_of", lambda text: None)
+    places = range(5, 1_200_000, 24_991)
+    text = list("." * 1_200_000)
+    for place in places:
+        text[place : place + 10] = "X" * 10
+    found = spans("".join(text))
+    assert [(one.start, one.end) for one in found] == [(place, place + 10) for place in places]

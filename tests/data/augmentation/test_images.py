@@ -1,5 +1,7 @@
 """Augmentations of images, by hand; boxes follow."""
 
+import random
+
 import pytest
 import torch
 from tests.data.augmentation.fixed import Fixed
@@ -89,3 +91,11 @@ def test_batches_of_classes_and_of_boxes_leave_kept_pixels_alone():
     assert flipped.objects[0].boxes.tolist() == [[0.75, 0.25, 0.5, 0.5]]
     assert flipped.objects[1] is None
     assert torch.equal(cells.collate(scenes).pixels, before.pixels)
+
+
+@pytest.mark.parametrize("change", [crop, flip, vertical_flip, color, cutout])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_pixel_stays_a_number(change, channels):
+    made = change(Picture(torch.ones(channels, 1, 1)), 10.0, random.Random(0))
+    assert made.pixels.shape == (channels, 1, 1)
+    assert made.pixels.isfinite().all()

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedcollm.config import FederationConfig
 from fedcollm.config.choices import AGGREGATIONS
+from fedcollm.errors import RoundFailedError
 from fedcollm.federation.aggregation.base import Start
+from fedcollm.federation.aggregation.plain import PlainAggregator
 from fedcollm.federation.aggregation.robust import ROBUST, RobustRule, krum_order
-from fedcollm.messages import Adapter
+from fedcollm.messages import Adapter, ClientUpdate, TrainRequest
 
 THETA = {"w": torch.tensor([10.0, 20.0])}
 
@@ -167,3 +170,13 @@ def test_flower_agrees():
         ("bulyan", 2, flower.aggregate_bulyan(results, 2, flower.aggregate_krum, to_keep=0)),
     ):
         np.testing.assert_allclose(ours(name, faulty), theirs[0], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ROBUST if AGGREGATIONS[name].bears))
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_a_round_that_lost_its_clients_fails_before_a_rule_sees_too_few_updates(name, left):
+    settings = FederationConfig.model_construct(**FederationConfig().model_dump() | {"aggregation": name, "faulty": 3})
+    request = TrainRequest(1, THETA, evaluate=False)
+    updates = [ClientUpdate(str(i), 1, THETA, 1, 0.5) for i in range(left)]
+    with pytest.raises(RoundFailedError, match=f"{left} of 9 clients gave an update"):
+        PlainAggregator(settings).aggregate(lambda asked: iter(updates), request, [str(i) for i in range(9)])

@@ -248,3 +248,11 @@ def test_largest_weight_is_allowed():
 def test_statistic_outside_the_range_names_the_statistic_and_the_value(value, shown):
     with pytest.raises(RangeError, match=f"^loss is {shown}, and can be summed"):
         POINT.encode({}, 1, {"examples": 1.0, "loss": value})
+
+
+def test_sum_of_a_hostile_client_decodes_to_numbers_that_can_be_refused():
+    point = FixedPoint(clients=3, max_weight=1, value_range=0.5, bits=8)
+    total = np.full(point.words({"w": [5]}, 1), 2**32 - 1, np.uint32)
+    changes, sums = point.decode(total, {"w": [5]}, ["clients"])
+    assert sums["clients"] > 3
+    assert changes["w"].shape == (5,)

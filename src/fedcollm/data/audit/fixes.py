@@ -6,9 +6,13 @@ The copy stands beside the data, which is never touched, and `changes.csv` lists
 
 import csv
 import io
+import itertools
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +22,16 @@ from fedcollm.data.audit.reading import needed_columns
 from fedcollm.data.cells import composed, is_empty, plain_text
 from fedcollm.data.tables import Reading, ending_of, file_rows
 from fedcollm.errors import UserError
-from fedcollm.storage import write_atomically
+from fedcollm.storage import make_directory, write_atomically
 
 _COLUMNS = ("kind", "file", "row", "action", "column", "before", "after", "score", "detail")
 _CHANGES = ("file", "row", "action", "column", "before", "after")
 
 #: Signs with which a cell is a formula for a spreadsheet; a quote before them makes it text.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+
+#: The number of a row as an audit writes it.
+_ROW = re.compile("[0-9]{1,12}")
 
 
 class Change(NamedTuple):
@@ -102,10 +109,10 @@ def read_fixes(path: Path) -> list[Change]:
         row = {name: _unquoted(str(raw[name])) for name in _COLUMNS}
         if row["action"] == "":
             continue
-        if row["action"] not in ("drop", "set") or not row["row"].isdecimal():
+        if row["action"] not in ("drop", "set") or not _ROW.fullmatch(row["row"]):
             raise UserError(
-                f"{place}: action {row['action']!r} in row {row['row']!r} is none that an audit proposes. Delete the "
-                "line, or write drop or set, and the number of a row."
+                f"{place}: action {row['action']!r:.100} in row {row['row']!r:.100} is none that an "
+                "audit proposes. Delete the line, or write drop or set, and the number of a row."
             )
         change = Change(row["file"], int(row["row"]), row["action"], row["column"], row["before"], row["after"])
         found.setdefault((change.file, change.row, "" if change.action == "drop" else change.column or "/"), change)
@@ -119,6 +126,8 @@ def copy_of(path: Path) -> Path:
     >>> copy_of(Path("notes.csv.gz")).name, copy_of(Path("photos")).name
     ('notes-clean.csv', 'photos-clean')
     """
+    if path.name in ("", ".."):  # such as the directory that one is in
+        path = Path(os.path.abspath(path))
     ending = ending_of(path) if not path.is_dir() else ""
     return path.with_name(f"{path.name[: len(path.name) - len(ending)]}-clean{_WRITTEN_AS.get(ending, '')}")
 
@@ -150,31 +159,84 @@ def apply(path: Path, form: FormatConfig, fixes: Sequence[Change]) -> tuple[Path
     files = (one for one in sorted(path.rglob("*")) if one.is_file() and one.resolve().is_relative_to(root))
     names = {file.relative_to(path).as_posix(): file for file in files}
     _check_known(by_file, names.keys(), path)
-    for name, file in names.items():
-        own = by_file.get(name, [])
-        target = out / name
-        if own and own[0].row:
-            content, made = _changed_table(file, name, form, own)
-            target = target.with_name(copy_of(file).name.replace("-clean", ""))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write(target, content)
-            changes += made
-        elif any(one.action == "drop" for one in own):
-            changes += [one for one in own if one.action == "drop"]
-        else:
-            if own:
-                _check_folder(own[0].after, path)
-                target = target.parent.with_name(own[0].after) / target.name
-                changes.append(own[0])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
+    targets = _targets(names, by_file, path)
+    try:
+        make_directory(out)
+        for name, file in names.items():
+            target = out / targets[name] if name in targets else None
+            changes += _copied(file, name, form, by_file.get(name, []), target)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)  # half a copy is none
+        raise
     return out, changes
 
 
-def _check_folder(name: str, path: Path) -> None:
-    if not name or Path(name).name != name or name == "..":
+def _copied(file: Path, name: str, form: FormatConfig, fixes: Sequence[Change], target: Path | None) -> list[Change]:
+    """Write one file of a directory with its fixes, and return what was changed.
+
+    Args:
+        file: the file.
+        name: its name within the directory.
+        form: how tables are read.
+        fixes: its fixes.
+        target: where it goes; None if it is left out.
+    """
+    if target is None:
+        return [one for one in fixes if one.action == "drop"]
+    make_directory(target.parent)
+    if fixes and fixes[0].row:
+        content, made = _changed_table(file, name, form, fixes)
+        _write(target, content)
+        return made
+    shutil.copy2(file, target)
+    return list(fixes[:1])
+
+
+def _targets(names: Iterable[str], by_file: Mapping[str, Sequence[Change]], path: Path) -> dict[str, Path]:
+    """Return where each file of a directory goes within the copy; files that are left out have no entry.
+
+    An image that moves to another class, which has one of the same name, gets a number.
+
+    Raises:
+        UserError: two files would have one name, or a folder has a name that it can't have.
+    """
+    targets: dict[str, Path] = {}
+    moved: dict[str, Path] = {}
+    for name in names:
+        own, place = by_file.get(name, ()), Path(name)
+        if own and own[0].row:
+            ending = ending_of(place)
+            targets[name] = place.with_name(
+                place.name[: len(place.name) - len(ending)] + _WRITTEN_AS.get(ending, ending)
+            )
+        elif not own:
+            targets[name] = place
+        elif not any(one.action == "drop" for one in own):
+            _check_folder(own[0].after, place, path)
+            moved[name] = place.parent.with_name(own[0].after) / place.name
+    counts = Counter(targets.values())
+    if twice := next((one for one, count in counts.items() if count > 1), None):
+        raise UserError(f"{path}: two files would be {twice} in the copy. Rename one of them.")
+    return targets | _freed(moved, {str(one).casefold() for one in targets.values()})
+
+
+def _freed(moved: Mapping[str, Path], taken: set[str]) -> dict[str, Path]:
+    """Return where moved images go, each with the first number that makes its name a new one."""
+    found: dict[str, Path] = {}
+    for name, place in moved.items():
+        numbered = (place.with_stem(f"{place.stem}-{i}") for i in itertools.count(2))
+        tried = itertools.chain((place,), numbered)
+        found[name] = next(one for one in tried if str(one).casefold() not in taken)
+        taken.add(str(found[name]).casefold())
+    return found
+
+
+def _check_folder(name: str, place: Path, path: Path) -> None:
+    if not place.parent.name:
+        raise UserError(f"{path}: {place.name} is in no class folder, so that it has no other one. Delete the finding.")
+    if not name or Path(name).name != name or name == ".." or not name.isprintable() or len(os.fsencode(name)) > 255:
         raise UserError(
-            f"{path}: {name!r} can't be the name of a class folder. Correct the column after of the finding."
+            f"{path}: {name!r:.300} can't be the name of a class folder. Correct the column after of the finding."
         )
 
 

@@ -74,7 +74,7 @@ def vertical_flip(picture: Picture, strength: float, draw: random.Random) -> Pic
 def color(picture: Picture, strength: float, draw: random.Random) -> Picture:
     """Return an image of another contrast and brightness, and of another tint if it has several channels."""
     pixels = picture.pixels
-    mean, spread = pixels.mean(), pixels.std()
+    mean, spread = pixels.mean(), pixels.std() if pixels.numel() > 1 else 0.0
     contrast, brightness = (1 + draw.uniform(-_CONTRAST, _CONTRAST) * strength, draw.uniform(-_BRIGHTNESS, _BRIGHTNESS))
     tints = [draw.uniform(-_TINT, _TINT) * (len(pixels) > 1) for _ in range(len(pixels))]
     moved = torch.tensor([(brightness + tint) * strength for tint in tints])[:, None, None]

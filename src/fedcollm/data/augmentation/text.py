@@ -20,7 +20,7 @@ from fedcollm.modalities.text.task import TextBatch, TextTask
 _DROPPED, _MOST_DROPPED = 0.1, 0.5
 
 #: A word that can be left out: not the first of its line, and with a space before it.
-_WORD = re.compile(r"[ \t]+[\w'’-]+(?=[\s.,;:!?)\]]|$)")
+_WORD = re.compile(r"(?<![ \t])[ \t]+[\w'’-]+(?=[\s.,;:!?)\]]|$)")
 
 Change = Callable[[TextExample, float, random.Random], TextExample]
 

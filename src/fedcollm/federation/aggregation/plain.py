@@ -1,6 +1,6 @@
 """Aggregation of plain updates, which the server sees one by one (Algorithm 1, server side)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -47,8 +47,7 @@ class PlainAggregator:
             theta, seen = request.adapter, observer.watch(updates) if self.looks else updates
             updates = bounded(seen, lambda one: expected.form(one.client).part(theta), self.settings, notes)
         with with_client_failures(lost):
-            mean = self.combine(updates, request)
-            self._check_number(len(mean.participants), len(clients), request.round_index)
+            mean = self.combine(self._enough(updates, len(clients), request.round_index), request)
         down, notes = adapter_bytes(request.adapter), (*notes, *mean.notes)
         up = self.bytes_up(request.adapter, clients)
         return replace(mean, lost=lost, bytes_up=up, bytes_down=down, notes=notes, observed=observer.seen())
@@ -69,6 +68,15 @@ class PlainAggregator:
         """Return the size of the update of one of these clients in bytes, on average."""
         forms = (self.uploads.get(client, WHOLE).expected(theta) for client in clients)
         return sum(map(adapter_bytes, forms)) // max(len(clients), 1)
+
+    def _enough(self, updates: Iterable[ClientUpdate], asked: int, round_index: int) -> Iterator[ClientUpdate]:
+        """Yield updates, and then check their number, before a rule that needs more of them computes anything."""
+        count = 0
+        for update in updates:
+            count += 1
+            yield update
+        if count:  # a round without any fails by itself
+            self._check_number(count, asked, round_index)
 
     def _check_number(self, count: int, asked: int, round_index: int) -> None:
         """Check that there are as many updates as were agreed on, and as the rule needs.

@@ -231,7 +231,8 @@ class FixedPoint:
         if self.bits == WORD:
             signed = words.view(np.int32)
         else:
-            signed = from_words(words, self.base, sum(sizes)) - self.most * round(sums["clients"])
+            digits = from_words(words, self.base, sum(sizes)).astype(np.float64)
+            signed = digits - self.most * sums["clients"]  # in floats, since a hostile client can claim any number
         parts = torch.split(torch.as_tensor(signed.astype(np.float64)) / self.scale, sizes)
         return {name: part.reshape(shapes[name]) for name, part in zip(sorted(shapes), parts, strict=True)}, sums
 
