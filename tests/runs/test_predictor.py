@@ -175,6 +175,7 @@ def test_what_can_not_be_predicted_is_refused_before_anything_is_computed(done, 
     (tmp_path / "short.csv").write_text("words\nx\n")
     with pytest.raises(UserError, match="no column 'text'"):
         predict_table(run, tmp_path / "short.csv", tmp_path / "out.csv")
+    assert not list(tmp_path.glob(".*.predictions"))
     (tmp_path / "taken.csv").write_text("text,prediction\nthe cat,x\n")
     with pytest.raises(UserError, match="--prefix"):
         predict_table(run, tmp_path / "taken.csv", tmp_path / "out.csv")
@@ -188,4 +189,3 @@ def test_what_can_not_be_predicted_is_refused_before_anything_is_computed(done, 
         model_directory(run, "clients/a")
     with pytest.raises(UserError, match="no encoding"):
         predict_table(run, table, tmp_path / "out.csv", Options(encoding="klingon"))
-    assert not list(tmp_path.glob(".*.predictions"))

@@ -477,7 +477,7 @@ def test_secure_sums_of_few_bits_equal_their_simulation(tiny_config, tmp_path, b
 
 
 def test_bits_that_hold_nothing_are_refused(tiny_config, tmp_path):
-    changes = {"federation.secure_aggregation.enabled": True, "federation.secure_aggregation.bits": 8}
+    changes = {"federation.secure_aggregation.enabled": True, "federation.secure_aggregation.bits": 4}
     with pytest.raises(UserError, match="max_weight"):
         fedcollm.run(changed(tiny_config, changes | {"task.clients": 3}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -104,12 +104,13 @@ class Small:
         """A client as it is without a network."""
         if self.modality is None:
             task: Modality = TextTask("custom", load_tokenizer(self.config.slm.source), 16, 32)
-            slm, _ = shared_slm(self.config.slm.source)
+            slm, start = shared_slm(self.config.slm.source)  # which another test may have trained
         else:
             task = self.modality()
             slm = build_model(self.config, "slm", task, [], self.disk / "none")
+            start = read_adapter(slm)
         spent: Remembered[int | str] = Remembered(self.disk / f"{name}-spent.json")
-        data = ClientData(task, slm, self.parts[name], self._test, self.own(name), spent)
+        data = ClientData(task, slm, self.parts[name], self._test, self.own(name), spent, start=start)
         return build_client(self.config, RunIdentity(RUN, self.config.seed), name, data, list(self.parts))
 
     def answering(self, name: str) -> ClientEndpoint:

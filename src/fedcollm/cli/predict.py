@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Model = Annotated[Path, argument(metavar="RUN_DIR", help="a run directory, or the directory of an adapter")]
 Role = Annotated[str, option("--role", help="slm, llm, or clients/ID for the adapter that a client keeps")]
+OneRole = Annotated[str | None, option("--role", help="slm (the default), llm, or clients/ID")]
 Device = Annotated[str, option("--device", help="cpu, cuda, cuda:1, ...; auto: CUDA if available")]
 
 #: Choices that `chat` shows.
@@ -25,7 +26,7 @@ def predict(
     run_dir: Model,
     table: Annotated[Path, argument(metavar="TABLE", help="CSV, TSV, JSON lines or Parquet, with the task's columns")],
     out: Annotated[Path, option("--out", help="table to write: .csv, .tsv, .jsonl or .parquet")],
-    role: Role = "slm",
+    role: OneRole = None,
     ensemble: Annotated[bool, option("--ensemble", help="average the probabilities of both models")] = False,
     prefix: Annotated[str, option("--prefix", help="what the names of the added columns begin with")] = "",
     batch_size: Annotated[int | None, option("--batch-size", min=1, help="rows per batch; default: as scored")] = None,
@@ -39,7 +40,9 @@ def predict(
     from fedcollm.progress import shown
     from fedcollm.runs.predict import ROLES, Options, predict_table
 
-    roles = ROLES if ensemble else (role,)
+    if ensemble and role is not None:
+        raise UserError(f"--ensemble averages both models, so --role {role} has no effect. Leave one of the two out.")
+    roles = ROLES if ensemble else (role or "slm",)
     with (
         interruptible(shlex.join(["fedcollm", *sys.argv[1:]]), "Every finished batch is saved"),
         shown(screen(quiet or as_json)),

@@ -134,10 +134,13 @@ def needs_single_updates(federation: FederationConfig, key: str, value: object, 
     """
     secure = federation.secure_aggregation
     hiding = {
-        "secure_aggregation": (secure.enabled, "the server sees only a sum of 32-bit words, equally many per client"),
+        "secure_aggregation": (
+            secure.enabled,
+            "the server sees only a sum, to which each client adds equally many values",
+        ),
         "secure_aggregation.simulate_quantization": (
             secure.simulate_quantization,
-            "it simulates secure aggregation, which sums 32-bit words",
+            "it simulates secure aggregation, whose server sees only a sum",
         ),
         "privacy": (federation.privacy is not None, "its noise is calibrated for a whole update in 32 bits"),
     }
@@ -188,7 +191,8 @@ def _aggregation(config: "RunConfig") -> Iterator[str]:
 def _uploads(config: "RunConfig") -> Iterator[str]:
     federation, ranks, adapter = config.federation, config.client.ranks, config.slm.adapter
     if federation.upload != "float32":
-        yield from needs_single_updates(federation, "federation.upload", federation.upload, "float32")
+        instead = "float32, and federation.secure_aggregation.bits if clients are to send less"
+        yield from needs_single_updates(federation, "federation.upload", federation.upload, instead)
     if federation.download.startswith("int"):
         yield from _differences(config)
     if ranks is None:
