@@ -309,3 +309,9 @@ def test_trained_models_predict_a_table_and_answer_lines(command, config_file, t
     code, out, err = command("chat", tmp_path / "run", "--role", "both")
     assert (code, out) == (2, "")
     assert "no trained model of role both" in err
+
+
+def test_predict_refuses_a_role_beside_an_ensemble(command, tmp_path):
+    code, out, err = command("predict", str(tmp_path), "in.csv", "--out", "out.csv", "--ensemble", "--role", "llm")
+    assert (code, out) == (2, "")
+    assert "--role llm has no effect" in err

@@ -115,7 +115,7 @@ def test_server_waits_for_its_clients_stops_with_130_and_goes_on(deploy: Deploy)
     assert "waiting for clients" in read_written(deployed.server_directory).phase
     stop_all(deployed.server_directory)
     deployed.processes.pop("server")
-    assert server.wait() == 130
+    assert server.wait() == 130, deployed.log("server")
     assert status(deployed.server_directory, deployed.root / "run").now.reason.startswith("it was stopped")
     deployed.start_server()
     deployed.start_client("0")
