@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from fedcollm.config import RunConfig
 from fedcollm.config.baselines import changed
 from fedcollm.deploy.admission import renew
 from fedcollm.deploy.certificates import Authority
-from fedcollm.deploy.status import read_written, status, stop_all
+from fedcollm.deploy.status import read_written, status
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs import directory as run_directory
 from fedcollm.runs.runner import run
@@ -113,7 +115,9 @@ def test_server_waits_for_its_clients_stops_with_130_and_goes_on(deploy: Deploy)
     deployed.start_client("1")
     deployed.wait_for(lambda: "1 of 2 are connected, and 2 are needed. Not connected: 0" in deployed.log("server"))
     assert "waiting for clients" in read_written(deployed.server_directory).phase
-    stop_all(deployed.server_directory)
+    # a process of its own: stop_all looks for children that have ended, and would take the exit code
+    command = [sys.executable, "-m", "fedcollm", "deploy", "stop", deployed.server_directory]
+    subprocess.run(command, check=True, capture_output=True)
     deployed.processes.pop("server")
     assert server.wait() == 130, deployed.log("server")
     assert status(deployed.server_directory, deployed.root / "run").now.reason.startswith("it was stopped")
