@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FEDCOLLM_STATE"] = tempfile.mkdtemp(prefix="fedcollm-state-")  # the list of joined runs
@@ -188,23 +189,28 @@ def healing_text(tmp_path: Path) -> Path:
     return path
 
 
+def word_task(word_data: Path, public_size: int, test_size: int) -> dict[str, Any]:
+    """The section `task` of two clients with 40 words each."""
+    return {
+        "name": "custom",
+        "path": str(word_data),
+        "format": {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"], "group": "site"},
+        "clients": 2,
+        "partition": {"kind": "iid"},
+        "private_size": 40,
+        "public_size": public_size,
+        "unlabelled_size": 0,
+        "test_size": test_size,
+    }
+
+
 @pytest.fixture
 def tiny_config(model_directories: dict[str, str], word_data: Path) -> RunConfig:
     """Two rounds of two clients on the tiny models: under a second."""
     return load_config(
         "icd10",
         name="tiny",
-        task={
-            "name": "custom",
-            "path": str(word_data),
-            "format": {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"], "group": "site"},
-            "clients": 2,
-            "partition": {"kind": "iid"},
-            "private_size": 40,
-            "public_size": 96,
-            "unlabelled_size": 0,
-            "test_size": 48,
-        },
+        task=word_task(word_data, public_size=96, test_size=48),
         llm={"source": model_directories["llm"]},
         slm={"source": model_directories["slm"], "layers": None, "heal": None},
         client={"learning_rate": 1e-2, "max_grad_norm": None},

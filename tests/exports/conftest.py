@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.conftest import ANIMALS, COLOURS, WORDS, tiny_llama
+from tests.conftest import ANIMALS, COLOURS, WORDS, tiny_llama, word_task
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -64,17 +64,7 @@ def finished(tmp_path_factory, word_data, pairs):
     config = load_config(
         "icd10",
         name="tiny",
-        task={
-            "name": "custom",
-            "path": str(word_data),
-            "format": {"prompt": "{text} is a", "answer": "kind", "choices": ["colour", "animal"], "group": "site"},
-            "clients": 2,
-            "partition": {"kind": "iid"},
-            "private_size": 40,
-            "public_size": 32,
-            "unlabelled_size": 0,
-            "test_size": 40,
-        },
+        task=word_task(word_data, public_size=32, test_size=40),
         llm={"source": str(root / "model"), "dtype": "float32"},
         slm={"source": str(root / "model"), "layers": [0, 2], "heal": None, "dtype": "float32"},
         client={"learning_rate": 3e-2, "max_grad_norm": None},
