@@ -13,6 +13,8 @@ _FAULTY = "federation.faulty"
 _RULE = "federation.aggregation"
 _DROP: dict[str, Any] = {"federation.max_drop": 0.05}
 _CLIP: dict[str, Any] = {"federation.clip_to_median": 1.5}
+_CLEAN: dict[str, Any] = {"task.cleaning": {}}
+_HELD_OUT: dict[str, Any] = {_RULE: "held_out", "client.held_out": 0.2}
 _SECURE: dict[str, Any] = {"federation.secure_aggregation.enabled": True}
 
 DEFENCES: Mapping[str, Mapping[str, Any]] = {
@@ -24,6 +26,15 @@ DEFENCES: Mapping[str, Mapping[str, Any]] = {
     "multi_krum": {_RULE: "multi_krum"},
     "bulyan": {_RULE: "bulyan"},
     "trust": {_RULE: "trust"},
+    "held_out": _HELD_OUT,
+    "clean": _CLEAN,
+    "relabel": {"task.cleaning": {"labels": "relabel"}},
+    "clean_slm": {"task.cleaning": {"judge": "ngrams_slm"}},
+    "clean_held_out": _CLEAN | _HELD_OUT,
+    "generalized": {"client.loss": "generalized"},
+    "symmetric": {"client.loss": "symmetric"},
+    "trim": {"client.loss_trim": 0.25},
+    "gate": {"server.distillation.gate": "reliability"},
     "clip": _CLIP,
     "drop": _DROP,
     "clip_drop": _CLIP | _DROP,

@@ -3,12 +3,13 @@
 import itertools
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.robustness import data_attacks, update_attacks
 from benchmarks.robustness.data_attacks import DataAttack
 from benchmarks.robustness.update_attacks import Seen, UpdateAttack
 from fedcollm.federation.client import Client
+from fedcollm.modalities.text.examples import TextExample
 from fedcollm.seeding import derive_seed
 
 
@@ -39,21 +40,30 @@ class Row:
         """The name of the row without bad clients."""
         return f"clean-{self.clients}"
 
-    def stand_in(self, seed: int) -> Callable[[Client], Client]:
-        """What takes the place of each client, if it is called for one client after the other in their order.
+    def private(self, seed: int) -> Callable[[str, list[TextExample]], list[TextExample]]:
+        """What changes the private examples of each client, if it is called for one after the other in their order.
 
         Args:
             seed: seed of the run, on which the bad data depends.
         """
-        seen, positions = Seen(self.bad), itertools.count()
+        positions = itertools.count()
+
+        def made(client: str, examples: list[TextExample]) -> list[TextExample]:
+            if next(positions) < self.clients - self.bad or self.data is None:
+                return examples
+            return self.data(examples, random.Random(derive_seed(seed, "bad data", client)))
+
+        return made
+
+    def stand_in(self) -> Callable[[Client], Client] | None:
+        """What takes the place of each client, if it is called for one after the other; None: nothing does."""
+        attack, seen, positions = self.update, Seen(self.bad), itertools.count()
+        if attack is None:
+            return None
 
         def made(client: Client) -> Client:
-            if next(positions) < self.clients - self.bad:
-                return update_attacks.watched(client, seen) if self.update else client
-            if self.data is not None:
-                draw = random.Random(derive_seed(seed, "bad data", client.id))
-                client = replace(client, examples=self.data(client.examples, draw))
-            return update_attacks.hostile(client, seen, self.update) if self.update else client
+            honest = next(positions) < self.clients - self.bad
+            return update_attacks.watched(client, seen) if honest else update_attacks.hostile(client, seen, attack)
 
         return made
 

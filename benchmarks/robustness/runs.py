@@ -61,7 +61,7 @@ def _outcome(directory: Path, run: tuple[str, str, int], source: str, overrides:
         config = load_config(source, **values)
     except UserError as error:
         return {"refused": str(error)}
-    inputs, resume = Inputs(stand_in=row.stand_in(seed)), (directory / ROUNDS).exists()
+    inputs, resume = Inputs(stand_in=row.stand_in(), private=row.private(seed)), (directory / ROUNDS).exists()
     if not resume:
         shutil.rmtree(directory, ignore_errors=True)
     try:

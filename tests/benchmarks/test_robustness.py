@@ -89,13 +89,18 @@ class Steady(Client):
 def test_the_last_clients_are_hostile_and_see_the_honest_updates_of_their_round(monkeypatch):
     monkeypatch.setattr(Client, "train", Steady.train)
     honest = Client("a", None, None, EXAMPLES, [])  # pyright: ignore[reportArgumentType]
-    make = Row("", 3, 1, update=lambda one: one.honest.sum(0) * 10).stand_in(0)
+    make = Row("", 3, 1, update=lambda one: one.honest.sum(0) * 10).stand_in()
     clients = [make(honest) for _ in range(3)]
     for index in (1, 2):
         sent = [one.train(TrainRequest(index, {"w": torch.tensor([5.0])})).adapter["w"].item() for one in clients]
         assert sent == [6.0, 6.0, 25.0]
-    data = Row("", 2, 1, data=data_attacks.few).stand_in(0)
-    assert [len(data(Client("a", None, None, EXAMPLES * 2, [])).examples) for _ in range(2)] == [20, 10]  # pyright: ignore
+
+
+def test_only_the_data_of_the_last_clients_is_bad():
+    row = Row("", 2, 1, data=data_attacks.few)
+    change = row.private(0)
+    assert [len(change(client, EXAMPLES * 2)) for client in "ab"] == [20, 10]
+    assert row.stand_in() is None
 
 
 def test_every_row_is_there_and_every_defence_is_a_configuration_with_ten_clients():

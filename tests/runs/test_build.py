@@ -161,6 +161,20 @@ def test_another_client_stands_in_for_the_products_own(tiny_config, tmp_path):
     assert given == ["0", "1", "2"] * 2
 
 
+def test_private_examples_are_changed_before_clients_clean_them(tiny_config, tmp_path):
+    def repeat(client, examples):
+        return examples * 3 if client == "1" else examples
+
+    values = {"task.clients": 2, "task.private_size": 2, "task.cleaning": {"duplicates": "exact", "labels": "keep"}}
+    split = build_federation(changed(tiny_config, values), tmp_path, Inputs(private=repeat)).split
+    assert [len(own) for own in split.private.values()] == [2, 2]
+    (note,) = [note for note in split.notes if "cleaning" in note]
+    assert note == "client 1: cleaning left 2 examples (duplicates dropped: 4)"
+    values["task.cleaning"] = None
+    split = build_federation(changed(tiny_config, values), tmp_path, Inputs(private=repeat)).split
+    assert [len(own) for own in split.private.values()] == [2, 6]
+
+
 @pytest.mark.parametrize(("values", "kind"), [({"federation.max_drop": 0.1}, CheckedAggregator), ({}, PlainAggregator)])
 def test_check_and_trust_get_the_labelled_public_examples(tiny_config, tmp_path, values, kind):
     config = changed(tiny_config, {"federation.aggregation": "trust", "task.unlabelled_size": 1, **values})

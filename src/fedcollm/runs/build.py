@@ -105,6 +105,8 @@ class Inputs:
         memory: the memory limit that the configuration was fitted to, for the record: see `Cost.limited`.
         stand_in: returns what takes the place of a client in this process, such as a client of your own class that
             misbehaves in an experiment; by default the client itself.
+        private: changes the private examples of each client in this process, by its id, as they are before the client
+            cleans them, such as for an experiment with wrong labels; by default they stay as they are.
     """
 
     modality: Modality | None = None
@@ -115,6 +117,7 @@ class Inputs:
     accept_changed_data: bool = False
     memory: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stand_in: Callable[[Client], Client] | None = None
+    private: Callable[[str, list[Any]], list[Any]] | None = None
 
 
 def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -> Federation:
@@ -136,6 +139,8 @@ def build_federation(config: RunConfig, base: Path, inputs: Inputs = Inputs()) -
     config, _ = resolved(config, pool)
     simulated = inputs.remote is None and bool(pool.train or config.federation.participants != [])
     split = split_pool(pool, config.task, config.seed, private=simulated)
+    if inputs.private is not None:
+        split = replace(split, private={name: inputs.private(name, own) for name, own in split.private.items()})
     across = config.server.distillation.across_tokenizers
     private = [example for part in split.private.values() for example in part]
     split = replace(split, notes=[*split.notes, *augmentation_notes(config.client.augmentation, private)])
@@ -296,7 +301,8 @@ def _connect_local(
         members = {name: secure_client(config, client, settings, keys[name], {}) for name, client in clients.items()}
         return LocalTransport(members), aggregator
     transport = LocalTransport(clients)
-    fresh = inputs.stand_in or config.federation.privacy or config.control  # fresh noise; statistics are quick
+    changed = inputs.stand_in or inputs.private
+    fresh = changed or config.federation.privacy or config.control  # fresh noise; statistics are quick
     if inputs.shared is None or fresh:
         return transport, aggregator
     return with_cache(config, clients, transport, inputs.shared), aggregator
