@@ -94,6 +94,21 @@ def test_shorter_gradients_move_the_update_less(task, slm):
     assert 0 < moved(1e-9) < 0.5 * moved(None)  # AdamW minds the scale near its ε only
 
 
+def test_client_trains_on_what_its_screen_leaves_and_tells_nobody_how_much_that_is(task, slm):
+    class Half:
+        def screened(self, modality, model, examples, where):
+            seen.append((read_adapter(model), where))
+            return examples[:2]
+
+    seen, start = [], read_adapter(slm)
+    screened = dataclasses.replace(client(task, slm, examples=COLOURS), screen=Half()).train(TrainRequest(1, start))
+    assert equal(seen[0][0], start)  # the judge is the adapter that was sent
+    assert seen[0][1] == "client a, round 1"
+    whole = client(task, slm, examples=COLOURS[:2]).train(TrainRequest(1, start))
+    assert equal(screened.adapter, whole.adapter)
+    assert (screened.examples, whole.examples) == (5, 2)
+
+
 def test_request_is_not_changed(task, slm):
     before = read_adapter(slm)
     kept = copy.deepcopy(before)

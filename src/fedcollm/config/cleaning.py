@@ -12,10 +12,16 @@ class CleaningConfig(Section):
     """drop examples that are there twice with the same label; near: also those that are almost the same"""
     labels: Literal["keep", "drop", "relabel"] = "drop"
     """labels that are probably wrong: drop their examples, or give them the class that is likelier; needs classes"""
-    judge: Literal["ngrams", "slm", "ngrams_slm"] = "ngrams"
-    """what labels are judged by, out of fold: features without a model, the SLM's last hidden state, or both"""
+    judge: Literal["ngrams", "slm", "ngrams_slm", "ngrams_global"] = "ngrams"
+    """what labels are judged by, out of fold: features without a model, the SLM's last hidden state, or both; or, in
+    every round anew, features without a model together with the SLM that the server sent"""
     personal: Literal["keep", "mask"] = "keep"
     """text: mask names, phone numbers, dates of birth and the like in prompts; needs pip install 'fedcollm[audit]'"""
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether labels are judged in every round, and not when the examples are loaded."""
+        return self.labels != "keep" and self.judge == "ngrams_global"
 
     @property
     def compares(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from fedcollm.config import CleaningConfig, StatisticsConfig
@@ -70,8 +71,8 @@ def cleaned(
         left = [_masked(example, counts) for example in left]
     if settings.duplicates != "keep":
         left = _without_repeated(left, near=settings.duplicates == "near", counts=counts)
-    if settings.labels != "keep":
-        left = _with_better_labels(left, settings, modality, slm, derive_seed(seed, "cleaning"), counts)
+    if settings.labels != "keep" and not settings.in_rounds:
+        left = _with_better_labels(left, settings, modality, slm, seed, counts)
     if not left:
         raise UserError("task.cleaning left no example of a client. Set task.cleaning.labels: keep, or mend its data.")
     return Cleaned(left, dict(counts))
@@ -134,6 +135,68 @@ def _without_repeated(examples: Sequence[Any], near: bool, counts: Counter[str])
     return [example for i, example in enumerate(kept) if i not in drop]
 
 
+@dataclass(frozen=True)
+class Known:
+    """The examples of a client whose labels can be judged.
+
+    Attributes:
+        places: their indices among all of its examples.
+        codes: [N] int64, the index of each label among `classes`.
+        classes: the labels that occur, sorted.
+        donors: one example of each class, in the order of `classes`.
+    """
+
+    places: Sequence[int]
+    codes: NDArray[np.int64] = field(repr=False)
+    classes: Sequence[str]
+    donors: Sequence[Any] = field(repr=False)
+
+    def relabelled(self, example: Any, code: int) -> Any:
+        """Return an example with another one of the classes as its label."""
+        donor = self.donors[code]
+        for name in ("answer", "target"):
+            if hasattr(donor, name):
+                return example.with_answer(getattr(donor, name))
+        return example.with_answer(donor.classes.index(donor.label))
+
+
+def known_labels(examples: Sequence[Any]) -> Known | None:
+    """Return the examples whose labels can be judged; None if there are too few of them, or only one class.
+
+    Args:
+        examples: all training examples of a client.
+
+    Raises:
+        UserError: labels are no classes that the examples share.
+    """
+    places = [i for i, example in enumerate(examples) if example.label is not None]
+    some = [examples[i] for i in places]
+    classes = sorted({str(example.label) for example in some})
+    if len(some) < FEWEST_EXAMPLES or len(classes) < 2:
+        return None
+    _check_classes(some)
+    donors = {str(example.label): example for example in some}
+    codes = np.array([classes.index(str(example.label)) for example in some], dtype=np.int64)
+    return Known(places, codes, classes, [donors[name] for name in classes])
+
+
+def own_beliefs(
+    known: Known, examples: Sequence[Any], modality: Modality, seed: int, judge: str = "ngrams", slm: Any = None
+) -> NDArray[np.float64]:
+    """Return how likely each class is for each example whose label is known, [N, C], out of fold.
+
+    Args:
+        known: the examples that are judged.
+        examples: all training examples of the client.
+        modality: the modality of the SLM.
+        seed: the run's seed.
+        judge: the kind of features.
+        slm: the SLM, for features that need it.
+    """
+    rows = _rows([examples[i] for i in known.places], judge, modality, slm)
+    return out_of_fold(rows, known.codes, len(known.classes), derive_seed(seed, "cleaning"))
+
+
 def _with_better_labels(
     examples: Sequence[Any],
     settings: CleaningConfig,
@@ -143,20 +206,15 @@ def _with_better_labels(
     counts: Counter[str],
 ) -> list[Any]:
     """Return examples without those whose label is probably wrong, or with the likelier label."""
-    known = [i for i, example in enumerate(examples) if example.label is not None]
-    classes = sorted({str(examples[i].label) for i in known})
-    if len(known) < FEWEST_EXAMPLES or len(classes) < 2:
+    known = known_labels(examples)
+    if known is None:
         return list(examples)
-    some = [examples[i] for i in known]
-    _check_classes(some)
-    codes = np.array([classes.index(str(example.label)) for example in some], dtype=np.int64)
-    rows = _rows(some, settings.judge, modality, slm)
-    wrong = {known[one.position]: one.better for one in suspects(codes, out_of_fold(rows, codes, len(classes), seed))}
+    beliefs = own_beliefs(known, examples, modality, seed, settings.judge, slm)
+    wrong = {known.places[one.position]: one.better for one in suspects(known.codes, beliefs)}
     counts[f"probably wrong labels {'dropped' if settings.labels == 'drop' else 'changed'}"] += len(wrong)
     if settings.labels == "drop":
         return [example for i, example in enumerate(examples) if i not in wrong]
-    donors = {str(example.label): example for example in some}
-    return [_relabelled(one, donors[classes[wrong[i]]]) if i in wrong else one for i, one in enumerate(examples)]
+    return [known.relabelled(one, wrong[i]) if i in wrong else one for i, one in enumerate(examples)]
 
 
 def _check_classes(examples: Sequence[Any]) -> None:
@@ -185,11 +243,3 @@ def _rows(examples: Sequence[Any], judge: str, modality: Modality, slm: nn.Modul
         return features(subject, range(len(examples)))
     found = modality.evidence(examples, StatisticsConfig(features=judge), slm)
     return found.rows.numpy().astype(np.float64)
-
-
-def _relabelled(example: Any, donor: Any) -> Any:
-    """Return an example with the label of another one."""
-    for name in ("answer", "target"):
-        if hasattr(donor, name):
-            return example.with_answer(getattr(donor, name))
-    return example.with_answer(donor.classes.index(donor.label))

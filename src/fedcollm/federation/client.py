@@ -31,6 +31,7 @@ from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy, Privacy
 from fedcollm.seeding import RunIdentity
 from fedcollm.training.dp_sgd import fit_privately
 from fedcollm.training.fine_tuning import fit
+from fedcollm.training.screening import Screen
 
 _CHANGED = (
     "the examples or the SLM are not those that statistics were sent of in this run. The same statistics as before are "
@@ -77,6 +78,7 @@ class Client:
         examples: D_k; they never leave this object.
         test: examples on which the tuned SLM is scored; it is not scored if there are none.
         held_out: private examples that it does not train on, and scores its SLM on in every round.
+        screen: leaves out examples whose labels are probably wrong, in every round; None trains on all of them.
         settings: settings of local fine-tuning.
         evaluation: settings of scoring.
         agreement: what the client agreed to with the federation.
@@ -99,6 +101,7 @@ class Client:
     spent: MutableMapping[str, int | str] = field(repr=False, default_factory=dict[str, int | str])
     operator: Operator = field(repr=False, default_factory=Operator)
     held_out: Sequence[Any] = field(repr=False, default=())
+    screen: Screen | None = field(repr=False, default=None)
 
     @property
     def run(self) -> str:
@@ -310,4 +313,5 @@ class Client:
         if private and isinstance(self.agreement.privacy, ExamplePrivacy):
             return fit_privately(self.modality, self.slm, self.examples, self.settings, self.agreement.privacy, where)
         seed = self.agreement.identity.derive("client", self.id, round_index)
-        return fit(self.modality, self.slm, self.examples, self.settings, seed, where)
+        examples = self.screen.screened(self.modality, self.slm, self.examples, where) if self.screen else self.examples
+        return fit(self.modality, self.slm, examples, self.settings, seed, where)

@@ -35,6 +35,7 @@ from fedcollm.progress import say
 from fedcollm.seeding import RunIdentity
 from fedcollm.storage import make_directory, writing
 from fedcollm.training.losses import check_loss_fits
+from fedcollm.training.screening import build_screen
 
 if TYPE_CHECKING:
     import peft
@@ -117,6 +118,7 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
         spent=data.spent,
         operator=_operator(config, data),
         held_out=apart,
+        screen=build_screen(config.task.cleaning, examples, data.modality, config.evaluation.batch_size, config.seed),
     )
 
 
