@@ -1,13 +1,13 @@
 """What augmentation gives: accuracy with and without it, for few and for many examples per client.
 
     python -m benchmarks.augmentation OUT.json [CONFIG ...] [--sizes 16,64,320] [--seeds 0,1,2] [--methods fedcollm]
-        [--kinds none,default] [--epochs 4]
+        [--kinds none,default] [--epochs N]
 
 CONFIG is a preset or a YAML file; by default icd10, digits and spoken_words. Private data is divided evenly (iid, or by
 the data's own groups), so that every client has the stated number of examples. `--kinds` lists what is compared:
 `none`, `default` (what suits the task), one name, or several that are joined by +, such as `crop+color`. A run that
 OUT.json has already is not repeated. The table gives means over seeds, and the gain over `none` with its standard
-error.
+error. Without `--epochs`, clients train for as many epochs per round as the configuration says.
 """
 
 import argparse
@@ -30,10 +30,10 @@ METHODS = {"fedcollm": baselines.fedcollm, "fedavg": baselines.fedavg, "fedavg_c
 SIZES: Mapping[str, Mapping[str, Any]] = {"digits": {"clients": 3, "public_size": 400, "test_size": 400}}
 
 
-def configuration(source: str, size: int, seed: int, kinds: str, epochs: int) -> RunConfig:
+def configuration(source: str, size: int, seed: int, kinds: str, epochs: int | None = None) -> RunConfig:
     """Return the configuration of one run, before a method changes it."""
     config = load_config(source)
-    values: dict[str, Any] = {"seed": seed, "client.epochs": epochs, "task.private_size": size}
+    values: dict[str, Any] = {"seed": seed, "client.epochs": epochs or config.client.epochs, "task.private_size": size}
     values |= {f"task.{key}": value for key, value in SIZES.get(config.task.name, {}).items()}
     values |= {"evaluation.clients": "last", "evaluation.every": config.federation.rounds, "evaluation.exhibits": 0}
     if config.task.partition.kind != "natural":
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", default=default, type=lambda text: [int(one) for one in text.split(",")])
     for name, default in (("methods", "fedcollm"), ("kinds", "none,default")):
         parser.add_argument(f"--{name}", default=default, type=lambda text: text.split(","))
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int)
     given = parser.parse_args(arguments)
     results: dict[str, Any] = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     for source, size, kinds, method, seed in keys(given):

@@ -53,6 +53,16 @@ def pairwise_labels(share: float) -> DataAttack:
     return attack
 
 
+def removed(share: float) -> DataAttack:
+    """A share of the examples is missing: what is left if all wrong labels are found, and nothing else."""
+
+    def attack(examples: Examples, draw: random.Random) -> list[TextExample]:
+        chosen = _some(len(examples), share, draw)
+        return [example for i, example in enumerate(examples) if i not in chosen]
+
+    return attack
+
+
 def confused_labels(share: float) -> DataAttack:
     """A share of the examples gets the label of the most similar example with another label.
 

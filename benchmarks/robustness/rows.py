@@ -78,6 +78,7 @@ LABELS: Mapping[str, tuple[str, Callable[[float], DataAttack]]] = {
     "random": ("random wrong labels", data_attacks.random_labels),
     "pairwise": ("labels mixed up in pairs", data_attacks.pairwise_labels),
     "confused": ("labels by a confused annotator", data_attacks.confused_labels),
+    "removed": ("wrong labels, all found and left out", data_attacks.removed),
 }
 
 DATA: Mapping[str, tuple[str, DataAttack]] = {

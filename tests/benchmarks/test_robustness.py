@@ -61,6 +61,7 @@ def test_bad_data_by_hand():
     assert all(len(one.prompt) == 5 and one.label == old.label for one, old in zip(spoilt, EXAMPLES, strict=True))
     assert [one.prompt for one in attacked(data_attacks.other_language, EXAMPLES[:2])] == ["lidc:", "bidc:"]
     assert len({one.prompt for one in attacked(data_attacks.other_language)}) == 10
+    assert len(attacked(data_attacks.removed(0.6))) == 4
     poisoned = [one for one in attacked(data_attacks.backdoor) if one.prompt.startswith(f"{TRIGGER} ")]
     assert (len(poisoned), {one.answer for one in poisoned}) == (5, {TARGET})
 
@@ -104,7 +105,7 @@ def test_only_the_data_of_the_last_clients_is_bad():
 
 
 def test_every_row_is_there_and_every_defence_is_a_configuration_with_ten_clients():
-    assert len(ROWS) == 2 + 3 * (9 + 6 + 5)
+    assert len(ROWS) == 2 + 3 * (12 + 6 + 5)
     assert ROWS["labels-random-60-1of4"].share == 0.6
     for name in DEFENCES:
         if name == "bulyan":  # needs 4 * 3 + 3 clients
