@@ -14,7 +14,7 @@ _RULE = "federation.aggregation"
 _DROP: dict[str, Any] = {"federation.max_drop": 0.05}
 _CLIP: dict[str, Any] = {"federation.clip_to_median": 1.5}
 _CLEAN: dict[str, Any] = {"task.cleaning": {}}
-_SCREEN: dict[str, Any] = {"task.cleaning": {"judge": "ngrams_global"}}
+_SCREEN: dict[str, Any] = {"task.cleaning": {"judge": "ngrams_global", "duplicates": "exact"}}
 _HELD_OUT: dict[str, Any] = {_RULE: "held_out", "client.held_out": 0.2}
 _SECURE: dict[str, Any] = {"federation.secure_aggregation.enabled": True}
 
@@ -32,6 +32,7 @@ DEFENCES: Mapping[str, Mapping[str, Any]] = {
     "relabel": {"task.cleaning": {"labels": "relabel"}},
     "clean_slm": {"task.cleaning": {"judge": "ngrams_slm"}},
     "screen": _SCREEN,
+    "screen_relabel": {"task.cleaning": {**_SCREEN["task.cleaning"], "labels": "relabel"}},
     "screen_held_out": _SCREEN | _HELD_OUT,
     "screen_trimmed": _SCREEN | {_RULE: "trimmed_mean"},
     "screen_geometric": _SCREEN | {_RULE: "geometric_median"},

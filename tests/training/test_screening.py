@@ -43,8 +43,11 @@ def animals(labels):
 
 @pytest.fixture
 def some():
-    """24 texts, of which the one at 5 has the label of the other class and the one at 7 has none."""
-    return animals(["cat" if i == 5 else None if i == 7 else KINDS[1 + i % 2] for i in range(24)])
+    """24 texts, of which every third has the label of the other class and the one at 7 has none."""
+    return animals([None if i == 7 else KINDS[1 + (i + (i % 3 == 2)) % 2] for i in range(24)])
+
+
+RIGHT = [i for i in range(24) if i % 3 != 2]
 
 
 def screen_of(examples, own, labels="drop"):
@@ -61,10 +64,9 @@ def left(screen, modality, examples):
 
 
 def test_a_label_that_both_judges_doubt_is_dropped_or_changed(some):
-    rest = [(i, some[i].label) for i in range(24) if i != 5]
-    assert left(screen_of(some, 0.9), Sure(), some) == rest
+    assert left(screen_of(some, 0.9), Sure(), some) == [(i, some[i].label) for i in RIGHT]
     changed = left(screen_of(some, 0.9, "relabel"), Sure(), some)
-    assert changed == sorted([*rest, (5, "dog")])
+    assert changed == [(i, None if i == 7 else KINDS[1 + i % 2]) for i in range(24)]
 
 
 @pytest.mark.parametrize(
@@ -81,14 +83,16 @@ def test_the_surer_judge_decides(some, own, slm, dropped):
     assert ((5, "cat") not in found) is dropped
 
 
-def test_nothing_is_dropped_from_clean_data():
-    clean = animals([KINDS[1 + i % 2] for i in range(24)])
-    assert [i for i, _ in left(screen_of(clean, 0.9), Sure(), clean)] == list(range(24))
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_nothing_is_dropped_where_few_labels_are_wrong(wrong):
+    """What is doubted in good data is mostly hard, not wrong."""
+    good = animals([KINDS[1 + (i + (i >= 24 - wrong)) % 2] for i in range(24)])
+    assert [i for i, _ in left(screen_of(good, 0.9), Sure(), good)] == list(range(24))
 
 
 def test_screen_is_built_where_labels_are_judged_in_rounds(some):
     own = build_screen(SETTINGS, some, Sure(), 8, seed=0)
-    assert left(own, Sure(), some) == [(i, some[i].label) for i in range(24) if i != 5]
+    assert left(own, Sure(), some) == [(i, some[i].label) for i in RIGHT]
     assert own.own.shape == (23, 2)  # the unlabelled one is not judged, and no ape occurs
     for settings in (None, CleaningConfig(), CleaningConfig(labels="keep", judge="ngrams_global")):
         assert build_screen(settings, some, Sure(), 8, seed=0) is None

@@ -54,7 +54,7 @@ MEASURES: Mapping[str, Measure] = {
 
 _DATA = (
     "Wrong labels, garbled text or other data look like this: let its operator run `fedcollm audit` on its data. "
-    "client.loss: generalized makes wrong labels count less"
+    "task.cleaning: {judge: ngrams_global} leaves out labels that are probably wrong"
 )
 _SIZE = (
     "Let its operator look at its number of examples, its version and its log; federation.aggregation: median bounds "

@@ -4,7 +4,7 @@ There are two judges, each of which has seen little of the labels that it judges
 that need no network, out of fold: it has seen the other examples of this client. The second is the SLM as the round
 begins, which was taught by all clients and the server. Where the first has few right labels to learn from, the second
 knows more, and where the SLM has not learned the task yet, the first does. The belief in a class is the geometric mean
-of the two. A label is suspected as in an audit (`data/audit/labels.py`).
+of the two. A label is suspected as in an audit (`data/audit/labels.py`), if many of the client's labels are wrong.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedcollm.config import CleaningConfig
-from fedcollm.data.audit.labels import suspects
+from fedcollm.data.audit.labels import noise_share, suspects, with_rare
 from fedcollm.data.cleaning import Known, known_labels, own_beliefs
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
 from fedcollm.progress import say
 from fedcollm.training.fine_tuning import predict
+
+#: Estimated share of wrong labels below which all examples are trained on. What is doubted in good data are the hard
+#: examples, which a model learns most from: on `icd10` up to an eighth of the labels of a client without wrong ones.
+LEAST_SHARE = 0.25
 
 _SMALLEST = 1e-6  # probability
 
@@ -60,7 +64,10 @@ class Screen:
         columns = [names.index(name) for name in self.known.classes]
         taught = np.stack([belief.double().cpu().numpy()[columns] for belief in beliefs])
         both = np.sqrt(np.clip(self.own, _SMALLEST, 1) * np.clip(taught, _SMALLEST, 1))
-        found = suspects(self.known.codes, both / both.sum(1, keepdims=True))
+        both = both / both.sum(1, keepdims=True)
+        if noise_share(self.known.codes, with_rare(self.known.codes, both))[0] < LEAST_SHARE:
+            return examples
+        found = suspects(self.known.codes, both)
         wrong = {self.known.places[one.position]: one.better for one in found}
         if wrong:
             say(f"{where}: {len(wrong)} of {len(some)} labels are probably wrong, {_DONE[self.labels]}")
