@@ -81,7 +81,7 @@ def _outcome(directory: Path, run: tuple[str, str, int], source: str, overrides:
 
 def _attack_success(directory: Path) -> dict[str, float]:
     """By role, the share of test examples of other labels that get the target label once they have the trigger."""
-    config, federation = restore(directory, "slm")
+    config, federation = restore(directory, "slm", accept_changed_data=True)  # the bad client's data was changed
     pair, size = federation.server.pair, config.evaluation.batch_size
     examples = [triggered(example) for example in federation.split.test if example.answer != TARGET]
     found: dict[str, float] = {}
