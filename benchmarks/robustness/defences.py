@@ -27,6 +27,8 @@ DEFENCES: Mapping[str, Mapping[str, Any]] = {
     "multi_krum": {_RULE: "multi_krum"},
     "bulyan": {_RULE: "bulyan"},
     "trust": {_RULE: "trust"},
+    "agreement": {_RULE: "agreement"},
+    "screen_agreement": _SCREEN | {_RULE: "agreement"},
     "held_out": _HELD_OUT,
     "clean": _CLEAN,
     "relabel": {"task.cleaning": {"labels": "relabel"}},

@@ -116,6 +116,13 @@ AGGREGATIONS: Mapping[str, Choice] = {
         single_updates=True,
         reference=True,
     ),
+    "agreement": Choice(
+        "equal weights for the updates that point the way of the others, none longer than the median one",
+        "agreement",
+        "averaged over those that point the way of the others, none longer than the median one",
+        single_updates=True,
+        bears=(2, 1),
+    ),
     "held_out": Choice(
         "weighted by each client's score on examples that it holds out of its training (client.held_out)",
         phrase="weighted by each client’s score on examples that it holds out",

@@ -112,6 +112,23 @@ def test_trust_weighs_by_agreement_with_the_server():
     assert moved("trust", [(1.0, 0.0)], reference=THETA) == [0.0, 0.0]  # the server's own training changed nothing
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([(2.0, 0.0), (4.0, 0.0), (1.0, 1.0), (-8.0, 0.0)], [1 / 3, 1 / 6, 1 / 3, 0]),  # median length 2 of those left
+        ([(2.0, 0.0), (0.0, 2.0), (2.0, 2.0)], [1 / 3, 1 / 3, 1 / 3 / math.sqrt(2)]),  # at right angles is not against
+        (
+            [(2.0, 0.0), (2.0, 1.0), (-2.0, 0.0), (-1.0, 2.0), (2.0, 0.0)],
+            [0.25, 0.5 / math.sqrt(5), 0, 0.5 / math.sqrt(5), 0.25],
+        ),
+        ([(0.0, 0.0), (0.0, 0.0), (0.0, 0.0)], [0, 0.5, 0.5]),  # nothing agrees with nothing
+        ([(2.0, 0.0), (-2.0, 0.0)], [0, 1]),
+    ],
+)
+def test_agreement_leaves_out_the_f_that_oppose_most_and_shortens_the_longest(values, expected):
+    assert weights("agreement", values) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("name", ROBUST)
 @pytest.mark.parametrize("attack", [1e6, -1e6])
 def test_no_faulty_client_moves_the_result_beyond_the_honest_ones(name, attack):

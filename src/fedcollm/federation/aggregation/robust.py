@@ -22,6 +22,10 @@ from fedcollm.messages import Adapter
 #: The most steps of Weiszfeld's algorithm, and the change of all weights, summed, at which it stops.
 _STEPS, _ENOUGH = 1000, 1e-10
 
+#: Share of the median agreement below which a change disagrees. Between hospitals of `icd10`, the agreements of a round
+#: are from .05 to .11, or from .47 to .52 in the first one; that of noise is about 0.
+_DISAGREES = 0.25
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -56,6 +60,14 @@ class Changes:
         for name in self.start.theta:
             values = self.of(name)
             total += torch.cdist(values, values, **exactly).square().cpu()
+        return total
+
+    def products(self) -> Tensor:
+        """Return the inner products δ_j · δ_k, [K, K] float64."""
+        total = torch.zeros(len(self), len(self), dtype=torch.float64)
+        for name in self.start.theta:
+            values = self.of(name)
+            total += (values @ values.T).cpu()
         return total
 
 
@@ -175,6 +187,39 @@ def trust(changes: Changes) -> Combined:
     return torch.where(cosines > 0, cosines * own / (norms * total), 0.0)
 
 
+def agreement(changes: Changes) -> Combined:
+    """Return equal weights for the changes that point the way of the others, less for those that are too long.
+
+    The agreement of a change is its cosine with the sum of the others' directions. The change that agrees least is left
+    out if its agreement is negative or less than a quarter of the median one, then the next of those that are left,
+    until f are out. A change that is longer than the median one is scaled down to it. Leaving out by cosines is after
+    AFA (Muñoz-González et al., arXiv 1909.05125, algorithm 1), and the bound of lengths after Sun et al. (arXiv
+    1911.07963, section 4). Unlike medians, the rule keeps the mean of clients whose data differ.
+    """
+    products, left = changes.products(), list(range(len(changes)))
+    lengths = products.diagonal().clamp(min=0).sqrt()
+    cosines = torch.where(lengths[:, None] * lengths > 0, products / (lengths[:, None] * lengths), 0.0)
+    for _ in range(changes.start.faulty):
+        agreed = _agreement(cosines[left][:, left])
+        if float(agreed.min()) > max(0.0, _DISAGREES * float(agreed.median())):
+            break
+        left.pop(int(agreed.argmin()))
+    moved = lengths[left][lengths[left] > 0]
+    longest = moved.median() if len(moved) else torch.ones(())
+    return _chosen(left, len(changes)) * torch.where(lengths > longest, longest / lengths, 1.0)
+
+
+def _agreement(cosines: Tensor) -> Tensor:
+    """Return the cosine of each of n directions with the sum of the others, [n], from their cosines, [n, n].
+
+    >>> _agreement(torch.tensor([[1.0, 0, -1], [0, 1, 0], [-1, 0, 1]])).tolist()
+    [-0.7071067690849304, 0.0, -0.7071067690849304]
+    """
+    with_others = cosines.sum(1) - cosines.diagonal()
+    squared = cosines.sum() - 2 * cosines.sum(1) + cosines.diagonal()  # of the sum of the others, without each of them
+    return torch.where(squared > 0, with_others / squared.clamp(min=1e-12).sqrt(), 0.0)
+
+
 #: The rules by name: rows of `AGGREGATIONS` in `config/choices.py`.
 ROBUST: Mapping[str, Combine] = {
     "median": median,
@@ -184,6 +229,7 @@ ROBUST: Mapping[str, Combine] = {
     "multi_krum": multi_krum,
     "bulyan": bulyan,
     "trust": trust,
+    "agreement": agreement,
 }
 
 
