@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
 from fedcollm.config.roles import MODELS
+from fedcollm.data.audit.profiles import Profile, read_profile
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.modalities.exhibits import Answer, Exhibit
@@ -23,6 +24,7 @@ from fedcollm.runs.directory import (
     ENVIRONMENT,
     EXHIBITS_START,
     PERSONAL,
+    PROFILE,
     ROUNDS,
     read_config,
     read_json,
@@ -50,6 +52,7 @@ class Run:
         confusion_start: the same before any training; empty if missing.
         exhibits: test examples with the models' answers; empty if missing.
         first_answers: id of a test example to each role's answer before any training; empty if missing.
+        profile: how the clients' data is distributed, as sums over them; None if missing.
         personal: client id to the score of the adapter that it keeps; empty if missing.
         ended: when the last round was written; None if unknown.
     """
@@ -63,6 +66,7 @@ class Run:
     confusion_start: Confusion = field(default_factory=dict[str, Sequence[tuple[str, str, int]]])
     exhibits: Sequence[Exhibit] = ()
     first_answers: Mapping[str, Mapping[str, Answer]] = field(default_factory=dict[str, Mapping[str, Answer]])
+    profile: Profile | None = None
     personal: Mapping[str, float] = field(default_factory=dict[str, float])
     ended: datetime | None = None
 
@@ -149,6 +153,7 @@ def read_run(directory: Path) -> Run:
         confusion_start={role: [(t, f, number) for t, f, number in part] for role, part in confusion_start.items()},
         exhibits=read_exhibits(directory),
         first_answers={one.id: one.answers for one in read_exhibits(directory, EXHIBITS_START)},
+        profile=read_profile(directory / PROFILE) if (directory / PROFILE).is_file() else None,
         personal=personal.get("scores", {}),
         ended=datetime.fromtimestamp((directory / ROUNDS).stat().st_mtime, UTC) if records else None,
     )

@@ -21,6 +21,8 @@
     outcomes.json           role -> {id of a test example: main metric}, after the last scored round
     exhibits.json           test examples with the models' answers for the report, after the last round
     exhibits_start.json     answers before any training, to more test examples; those of exhibits.json are among them
+    profile.json            with `federation.profile`: how the clients' labels, lengths and contents are distributed, as
+                            sums over all of them
     harness/                test examples and the task file, written by `evaluate --harness`
     report.html             written by `report`
 
@@ -43,6 +45,7 @@ from safetensors import SafetensorError, safe_open
 from fedcollm.config import SCHEMA_VERSION, RunConfig
 from fedcollm.config.loading import explain
 from fedcollm.config.yaml_text import read_yaml, write_yaml
+from fedcollm.data.audit.profiles import Profile
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs.shapes import check_shape
@@ -52,6 +55,7 @@ CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.js
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
 STEPS, IDENTITY, EXHIBITS = "steps.jsonl", "identity.json", "exhibits.json"
+PROFILE = "profile.json"
 CONFUSION_START, EXHIBITS_START = "confusion_start.json", "exhibits_start.json"
 
 _DAMAGES = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -93,6 +97,17 @@ def write_config(directory: Path, config: RunConfig) -> None:
     """
     with writing(directory):
         write_atomically(directory / CONFIG, config_text(config))
+
+
+def write_profile(directory: Path, profile: Profile | None) -> None:
+    """Write the profile of the clients' data, if there is one.
+
+    Raises:
+        UserError: the directory can't be written.
+    """
+    if profile is not None:
+        with writing(directory):
+            write_atomically(directory / PROFILE, profile.text())
 
 
 def config_text(config: RunConfig) -> str:
