@@ -1,12 +1,16 @@
 """The profile of the clients' data: shares by hand, their sums in every way, and what client and server refuse."""
 
 import dataclasses
+import io
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from PIL import Image
 from tests import parties
 from torch import nn
 
@@ -23,6 +27,7 @@ from fedcollm.federation.secagg.client import SecureClient
 from fedcollm.federation.secagg.fixed_point import FixedPoint
 from fedcollm.federation.secagg.settings import SecureSettings
 from fedcollm.messages import ClientUpdate, TrainRequest, adapter_bytes
+from fedcollm.modalities.audio.recordings import Recording
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.evidence import Evidence, with_labels
 from fedcollm.modalities.text.examples import TextExample
@@ -107,6 +112,29 @@ def test_examples_without_labels_and_lengths_have_a_sketch_only():
     assert (found.keys(), float(found[SKETCH].max())) == ({SKETCH}, 1.0)
     made = profile.pooled(found, 1, 2, plain, Thing("x"))
     assert (made.kind, made.labels, made.lengths, sum(made.sketch)) == ("other", {}, [], 2)
+
+
+def test_images_and_recordings_have_lengths_of_their_own():
+    picture, sound = io.BytesIO(), io.BytesIO()
+    Image.linear_gradient("L").resize((200, 100)).save(picture, "PNG")
+    soundfile.write(sound, np.sin(np.arange(3000) / 9), 4000, format="WAV")
+    images = profile.shares(Plain(), [File("1", picture.getvalue())], ASKED)
+    sounds = profile.shares(Plain(), [Heard("1", Recording(sound.getvalue()))] * 2, ASKED)
+    assert int(images[LENGTH].argmax()) == 4  # 128 to under 256 pixels
+    assert int(sounds[LENGTH].argmax()) == 2  # 0.5 to under 1 s
+    assert float(images[SKETCH].max()) == float(sounds[SKETCH].max()) == 1.0
+
+
+@dataclass(frozen=True)
+class File:
+    id: str
+    source: bytes
+
+
+@dataclass(frozen=True)
+class Heard:
+    id: str
+    recording: Recording
 
 
 class Plain(Notes):
