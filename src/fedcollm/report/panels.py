@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fedcollm.config.roles import PARTS, ROLES
-from fedcollm.data.audit.profiles import LENGTHS, bin_names
 from fedcollm.report import compared_plots, content, gains, labels, plots, rounds, score_plots, tables, tasks
 from fedcollm.report.axes import Figure
 from fedcollm.report.compared import REFERENCES, Compared
@@ -237,6 +236,8 @@ def _profile(run: Run) -> Iterator[Panel]:
     profile = run.profile
     if profile is None:
         return
+    from fedcollm.data.audit.profiles import LENGTHS, bin_names  # it loads torch
+
     clients = f"{count(profile.examples)} examples of {amount(profile.clients, 'client')}"
     text = f"{clients}, as sums over the clients; nobody sees a single client’s numbers under secure aggregation."
     lengths = dict(zip(bin_names(profile.kind), profile.lengths, strict=True)) if profile.lengths else dict[str, int]()

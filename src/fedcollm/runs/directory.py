@@ -37,7 +37,7 @@ import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -45,11 +45,13 @@ from safetensors import SafetensorError, safe_open
 from fedcollm.config import SCHEMA_VERSION, RunConfig
 from fedcollm.config.loading import explain
 from fedcollm.config.yaml_text import read_yaml, write_yaml
-from fedcollm.data.audit.profiles import Profile
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs.shapes import check_shape
 from fedcollm.storage import remove_leftovers, replacing, write_atomically, writing
+
+if TYPE_CHECKING:
+    from fedcollm.data.audit.profiles import Profile
 
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
@@ -99,7 +101,7 @@ def write_config(directory: Path, config: RunConfig) -> None:
         write_atomically(directory / CONFIG, config_text(config))
 
 
-def write_profile(directory: Path, profile: Profile | None) -> None:
+def write_profile(directory: Path, profile: "Profile | None") -> None:
     """Write the profile of the clients' data, if there is one.
 
     Raises:
