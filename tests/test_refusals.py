@@ -148,6 +148,7 @@ FOUR = ("task.clients=4", "task.private_size=10")
 UNIFORM = "federation.aggregation=uniform"
 CONTROL = "control.features=ngrams"
 SOLVED = (CONTROL, "server.epochs=0", "federation.rounds=1")
+PROFILE = "federation.profile=true"
 LABELS, UNLABELLED = "server.pseudo_labels={}", "task.unlabelled_size=8"
 LEVEL_CLIENT = "federation.privacy={level: client, clip: 1, noise_multiplier: 1, delta: 1e-5}"
 LEVEL_EXAMPLE = "federation.privacy={level: example, clip: 1, noise_multiplier: 1, delta: 1e-5, sampling_rate: 0.1}"
@@ -230,6 +231,9 @@ CONFIGURATION = [
     ("pseudo-labels of what adapters have", LABELS, UNLABELLED, "client.ranks=[2]", "federation.upload=float16"),
     ("pseudo-labels of medians", LABELS, UNLABELLED, "federation.aggregation=median", "federation.faulty=0"),
     ("pseudo-labels under privacy", LABELS, UNLABELLED, LEVEL_EXAMPLE, UNIFORM),
+    ("a profile without clients", PROFILE, "federation.participants=[]"),
+    ("a profile of clients that weigh alike", PROFILE, UNIFORM),
+    ("a profile under privacy", PROFILE, LEVEL_EXAMPLE, UNIFORM),
     ("pseudo-labels for free answers", LABELS, UNLABELLED, "task.format.choices=null"),
     ("cleaning under privacy of examples", "task.cleaning={}", LEVEL_EXAMPLE, UNIFORM),
     ("cleaning of labels that are free answers", "task.cleaning={}", "task.format.choices=null"),
@@ -371,6 +375,9 @@ AUDITING = [
     Case("by an unknown rule", "audit DATA --rule luck"),
     Case("with fixes that are none", "audit DATA --apply DATA"),
     Case("by a run that is none", "audit DATA --run ROOT"),
+    Case("beside a federation that has no profile", "audit DATA --federation ROOT/profile.json"),
+    Case("beside a profile that is none", "audit DATA --federation DATA"),
+    Case("beside a federation, with fixes", "audit DATA --federation ROOT/profile.json --apply DATA"),
 ]  # fmt: skip
 
 CASES = [

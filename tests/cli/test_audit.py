@@ -2,11 +2,16 @@
 
 import json
 import socket
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedcollm.cli.app import main
 from fedcollm.data.audit import personal
+from fedcollm.data.audit.findings import Record
+from fedcollm.data.audit.fingerprints import SCHEME
+from fedcollm.data.audit.profiles import Item, Profile, item_of_record, length_counts, sketch_counts
 
 FALL = "Pain in the left knee after a fall from a horse, cannot bend the leg"
 ROWS = [
@@ -93,3 +98,49 @@ def test_audit_refuses(data, tmp_path, monkeypatch, capsys):
     ):
         code, said = audit(monkeypatch, capsys, *arguments)
         assert (code, word in said.err) == (2, True), said.err
+
+
+def _item(note: str) -> Item:
+    item = item_of_record(Record(Path(), 1, "", note), "text")
+    assert item is not None
+    return item
+
+
+@pytest.fixture
+def federation(tmp_path):
+    """The profile of a federation in which the client of `ROWS` has 12 of 212 examples, and nobody else its notes."""
+    items = [_item(note) for note, _ in ROWS if note]
+    sketch = sketch_counts(items, 256) + np.repeat([1, 0], [100, 156]) * 2
+    lengths = length_counts(items, "text")
+    lengths[7] += 200
+    labels = {"knee": 6, "heart": 106, "[red]<script>lung": 100}
+    made = Profile(
+        scheme=SCHEME,
+        kind="text",
+        clients=3,
+        examples=212,
+        labels=labels,
+        lengths=lengths.tolist(),
+        sketch=sketch.tolist(),
+    )
+    (tmp_path / "profile.json").write_text(made.text())
+    return tmp_path / "profile.json"
+
+
+def test_data_beside_its_federation(data, federation, tmp_path, monkeypatch, capsys, offline):
+    asked = data, "--only", "empty", "--federation", federation
+    code, said = audit(monkeypatch, capsys, *asked, "--out", tmp_path / "out")
+    assert (code, "12 records beside 212 examples of 3 clients" in said.out) == (0, True)
+    assert "46 % of your records are 'knee', 3 % of the federation's: more than chance explains" in said.out
+    assert "0 % of your records are '[red]<script>lung', 47 % of the federation's" in said.out
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert "Beside the federation" in page
+    assert "<script>lung" not in page
+    _, said = audit(monkeypatch, capsys, *asked, "--json")
+    found = json.loads(said.out)["federation"]
+    assert found["unit"] == "characters"
+    assert [(row["name"], row["own"]) for row in found["labels"][:2]] == [("knee", 6), ("heart", 7)]
+    assert found["copies"]["records"] < 2 * found["copies"]["standard_error"]
+    federation.write_text(federation.read_text().replace('"text"', '"audio_files"'))
+    code, said = audit(monkeypatch, capsys, *asked)
+    assert (code, "of the kind audio_files" in said.err) == (2, True)

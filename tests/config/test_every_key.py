@@ -217,6 +217,7 @@ METHOD = {
     "federation.secure_aggregation.bits": Change(16, SECURE),
     "federation.secure_aggregation.max_weight": Change(8, SECURE),
     "federation.secure_aggregation.simulate_quantization": Change(True),
+    "federation.profile": Change(True),
     "federation.privacy.level": Change("client", SECURE | PRIVATE, {"federation.privacy.sampling_rate": None}),
     "federation.privacy.clip": Change(2.0, PRIVATE),
     "federation.privacy.noise_multiplier": Change(2.0, PRIVATE),

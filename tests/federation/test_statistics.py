@@ -10,7 +10,7 @@ from tests import parties
 from tests.parties import agreeing
 from torch import Tensor, nn
 
-from fedcollm.config import FederationConfig, StatisticsConfig
+from fedcollm.config import AskedStatistics, FederationConfig, StatisticsConfig
 from fedcollm.errors import RefusalError, RoundFailedError, UserError
 from fedcollm.federation import sent_statistics, statistics
 from fedcollm.federation.aggregation.plain import PlainAggregator
@@ -42,6 +42,7 @@ from fedcollm.transports.local import LocalTransport
 from fedcollm.transports.wire import decode, encode
 
 FEATURES = StatisticsConfig(features="ngrams")
+ASKED = AskedStatistics(FEATURES)
 LABELS = ("a", "b")
 
 
@@ -174,7 +175,7 @@ def test_labels_must_be_the_same_in_all_parts(monkeypatch):
 
 
 def test_statistics_are_a_triangle_and_a_target_a_label():
-    found = blank(TASK, TWO, FEATURES, None)
+    found = blank(TASK, TWO, ASKED, None)
     assert {name: list(tensor.shape) for name, tensor in found.items()} == {GRAM: [3], TARGETS: [2, 2]}
     assert all(tensor.dtype == torch.float32 and not tensor.any() for tensor in found.values())
     # 2,048 features and 21 labels: 8.6 MB
@@ -196,14 +197,14 @@ ALL = [example for part in PARTS.values() for example in part]
 
 
 def client(name: str, **agreed) -> Client:
-    return parties.client(name, TASK, nn.Module(), PARTS[name], [], **{"statistics": FEATURES, "run": "run"} | agreed)
+    return parties.client(name, TASK, nn.Module(), PARTS[name], [], **{"statistics": ASKED, "run": "run"} | agreed)
 
 
 CLIENTS = {name: client(name) for name in PARTS}
 
 
 def request(**changes) -> TrainRequest:
-    asked = TrainRequest(ROUND, blank(TASK, ALL, FEATURES, None), evaluate=False, run="run")
+    asked = TrainRequest(ROUND, blank(TASK, ALL, ASKED, None), evaluate=False, run="run")
     return dataclasses.replace(asked, **changes)
 
 
@@ -289,7 +290,7 @@ def changed(**tensors) -> TrainRequest:
 @pytest.mark.parametrize(
     ("agreed", "asked", "reason"),
     [
-        ({"statistics": None}, request(), "neither control nor pseudo_labels"),
+        ({"statistics": AskedStatistics()}, request(), "neither control nor pseudo_labels"),
         ({"privacy": ExamplePrivacy(1.0, 1.0, 1e-4, 0.5, 2)}, request(), "DP-SGD"),
         ({}, request(run="theirs"), "a request of run 'theirs'"),
         ({}, request(round_index=1), "only round 0"),

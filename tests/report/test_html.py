@@ -10,6 +10,8 @@ from tests.conftest import PATIENCE_SECONDS
 from fedcollm import report
 from fedcollm.config import RunConfig
 from fedcollm.config.words import facts_in_words, settings_in_words
+from fedcollm.data.audit.fingerprints import SCHEME
+from fedcollm.data.audit.profiles import Profile
 from fedcollm.errors import UserError
 from fedcollm.messages import RoundRecord
 from fedcollm.report import write_report
@@ -94,7 +96,11 @@ def browse(page: Path) -> tuple[Page, list[str]]:
 def whole(make_run, make_record) -> Path:
     """One run with everything."""
     records = [make_record(0, 0.1, 0.3), make_record(1, 0.6, 0.7), make_record(2, 0.5, 0.8)]
-    return make_run("whole", records, name="tiny", federation={"rounds": 2})
+    run = make_run("whole", records, name="tiny", federation={"rounds": 2})
+    labels, bins, sketch = {"cat": 3, "dog": 1, "bird": 4}, [0, 6, 2, *[0] * 9], [8, *[0] * 63]
+    profile = Profile(scheme=SCHEME, kind="text", clients=2, examples=8, labels=labels, lengths=bins, sketch=sketch)
+    (run / "profile.json").write_text(profile.text())
+    return run
 
 
 def test_public_names():
@@ -140,6 +146,9 @@ def test_page_says_it_all_and_loads_nothing(whole, tmp_path):
         "Client 0, Client 1",
         "Large model smollm2-135m",
         "a note on the data",
+        "8 examples of 2 clients, as sums over the clients",
+        "Lengths of the federation, in characters",
+        "16 to under 32 6 75.0%",
         "arXiv 2411.11707",
         "learning_rate: 0.001",
         "versions.torch 2.13.0",
@@ -221,6 +230,8 @@ def test_browser_draws_every_plot(whole, tmp_path):
         "plot-time": {"point": 9},
         "plot-bytes": {"line": 2, "point": 4},
         "plot-data": {"point": 9},
+        "plot-profile-labels": {"point": 3},
+        "plot-profile-lengths": {"point": 12},
     }
 
 

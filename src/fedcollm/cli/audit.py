@@ -1,6 +1,7 @@
 """The command `fedcollm audit`: what is wrong with a client's own data, found on the client's machine."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +9,7 @@ from fedcollm.cli.options import Json, Quiet, argument, option
 from fedcollm.errors import UserError
 
 if TYPE_CHECKING:
+    from fedcollm.data.audit.comparison import Comparison
     from fedcollm.runs.audit import Audit, Options
 
 Names = Annotated[str | None, option("--only", metavar="a,b", help="look for these only: labels, personal, ...")]
@@ -25,6 +27,9 @@ def audit(
     out: Annotated[Path | None, option("--out", help="directory for audit.html and findings.csv")] = None,
     only: Names = None,
     without: Annotated[str | None, option("--without", metavar="a,b", help="look for all but these")] = None,
+    federation: Annotated[
+        Path | None, option("--federation", help="profile.json of a run: compare labels, lengths and copies with it")
+    ] = None,
     rule: Annotated[str, option("--rule", help="how labels are judged: noise_model or confident_learning")] = (
         "noise_model"
     ),
@@ -40,10 +45,12 @@ def audit(
 
     if not data.exists():
         raise UserError(f"{data}: no such file or directory. Give a table or a directory of your own data.")
+    if fixes is not None and federation is not None:
+        raise UserError(f"--federation {federation} has no effect with --apply, which looks for nothing. Leave it out.")
     if fixes is not None and out is not None:
         raise UserError(f"--out {out} has no effect with --apply: the copy is written beside {data}. Leave it out.")
     with shown(screen(quiet or as_json)):
-        options = _options(config, run, (only, without), rule)
+        options = replace(_options(config, run, (only, without), rule), profile=federation)
         if fixes is not None:
             said, last = _apply(data, options, fixes)
         else:
@@ -106,13 +113,28 @@ def _find(data: Path, options: "Options", out: Path | None, silent: bool) -> tup
 
 
 def _as_json(found: "Audit") -> dict[str, object]:
-    return {
+    said: dict[str, object] = {
         "records": len(found.subject.records),
         "flagged": found.flagged,
         "findings": found.counts,
         "labels": found.labels,
         "lengths": found.lengths,
         "notes": list(found.notes),
+    }
+    return said if found.comparison is None else said | {"federation": _compared(found.comparison)}
+
+
+def _compared(found: "Comparison") -> dict[str, object]:
+    from fedcollm.runs.audit_federation import sentences
+
+    copies = found.copies
+    known = None if copies.crowded else {"records": copies.records, "standard_error": copies.error}
+    return {
+        "summary": sentences(found),
+        "labels": [asdict(row) for row in found.labels],
+        "lengths": [asdict(row) for row in found.lengths],
+        "unit": found.unit,
+        "copies": known,
     }
 
 
@@ -126,6 +148,8 @@ def _show(found: "Audit") -> None:
     for note in found.notes:
         console.print(f"{note}", soft_wrap=True)
     console.print(f"{found.path}: {headline(found)}", soft_wrap=True)
+    if found.comparison is not None:
+        _show_comparison(found.comparison)
     if not found.findings:
         return
     table = new_table("", "", "findings", "with a fix")
@@ -142,6 +166,17 @@ def _show(found: "Audit") -> None:
             console.print(f"  {line if len(line) <= 2 * _SIGNS else line[: 2 * _SIGNS] + ' …'}", soft_wrap=True)
         if len(some) > _EXAMPLES:
             console.print(f"  and {len(some) - _EXAMPLES} more")
+
+
+def _show_comparison(found: "Comparison") -> None:
+    """Print the data beside the federation's: the labels and lengths that differ, and what else is remarkable."""
+    from fedcollm.cli.terminal import output
+    from fedcollm.runs.audit_federation import sentences
+
+    console = output()
+    console.print("beside the federation:")
+    for sentence in sentences(found):
+        console.print(f"  {sentence}", soft_wrap=True)
 
 
 def _apply(data: Path, options: "Options", fixes: Path) -> tuple[dict[str, object], str]:

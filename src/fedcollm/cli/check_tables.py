@@ -41,7 +41,7 @@ def cost_table(cost: "Cost", trained: bool = False) -> Table:
     if cost.limit_bytes is not None:
         lines.append(limit_in_words(cost.limited))
     if cost.statistics_bytes:
-        lines.append(f"pseudo-labels: each client gets and sends {byte_count(cost.statistics_bytes)} once, in round 0")
+        lines.append(f"statistics: each client gets and sends {byte_count(cost.statistics_bytes)} once, in round 0")
     for role, made in cost.healed.items():
         state = "is in the cache already" if made else "is not in the cache: the run heals it first, once"
         lines.append(f"{role}.heal: the healed base {state}")

@@ -2,7 +2,7 @@
 
 from fedcollm.config.base import Section
 from fedcollm.config.cleaning import CleaningConfig
-from fedcollm.config.control import ControlConfig, PseudoLabelConfig, StatisticsConfig
+from fedcollm.config.control import AskedStatistics, ControlConfig, PseudoLabelConfig, StatisticsConfig
 from fedcollm.config.data import FormatConfig, PartitionConfig, TaskConfig
 from fedcollm.config.federation import (
     DeadlinesConfig,
@@ -19,6 +19,7 @@ from fedcollm.config.training import ClientConfig, DistillationConfig, Evaluatio
 __all__ = [
     "SCHEMA_VERSION",
     "AdapterConfig",
+    "AskedStatistics",
     "CleaningConfig",
     "ClientConfig",
     "ControlConfig",

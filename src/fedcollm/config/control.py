@@ -1,5 +1,6 @@
 """The `control` section of the configuration: what a run does instead of training."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -67,3 +68,35 @@ class PseudoLabelConfig(ControlConfig):
     def asks_clients(self) -> bool:
         """Whether a teacher needs the clients' statistics."""
         return "regression" in self.teachers
+
+
+#: Bounds of the number of buckets of a profile's sketch, which is a power of two.
+FEWEST_BUCKETS, MOST_BUCKETS = 64, 2**16
+
+
+@dataclass(frozen=True)
+class AskedStatistics:
+    """What clients send once of their examples, before the first round; nothing if it is false.
+
+    Attributes:
+        ridge: the features whose second moments they send; None for no such sums.
+        buckets: number of buckets of the sketch in the profile of their data; 0 for no profile.
+        literals: what the task's template puts into every text, which the sketch leaves out.
+    """
+
+    ridge: StatisticsConfig | None = None
+    buckets: int = 0
+    literals: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether clients send anything."""
+        return self.ridge is not None or self.buckets > 0
+
+
+def buckets_for(examples: int) -> int:
+    """Return the number of buckets for the sketch of so many examples: the next power of two.
+
+    >>> [buckets_for(examples) for examples in (10, 640, 1024, 10**9)]
+    [64, 1024, 1024, 65536]
+    """
+    return min(max(1 << (examples - 1).bit_length(), FEWEST_BUCKETS), MOST_BUCKETS)

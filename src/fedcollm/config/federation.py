@@ -130,6 +130,8 @@ class FederationConfig(Section):
     max_loss: PositiveFloat | None = 10_000.0
     """largest loss of the global adapter on a client's own data for which the client trains; null: no limit"""
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
+    profile: bool = False
+    """true: clients send once how their labels, lengths and contents are distributed, for profile.json and the audit"""
     privacy: PrivacyConfig | None = None
     """differential privacy: level (client or example), clip, noise_multiplier, delta, sampling_rate; null: none"""
 

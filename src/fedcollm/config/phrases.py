@@ -127,6 +127,9 @@ PHRASES: Mapping[str, Phrase] = {
     "federation.secure_aggregation.value_range": "secure aggregation accepts changes of a parameter up to {:g}",
     "federation.secure_aggregation.max_weight": "secure aggregation accepts clients with up to {} examples",
     "federation.secure_aggregation.simulate_quantization": "updates are rounded as secure aggregation would round them",
+    "federation.profile": (
+        "the clients send once how their labels, lengths and contents are distributed, as shares in buckets"
+    ),
     "federation.privacy.clip": "differential privacy clips to an L2 norm of {:g}",
     "federation.privacy.noise_multiplier": "the noise of differential privacy is {:g} times the clipping norm",
     "federation.privacy.delta": "differential privacy holds with δ = {:g}",

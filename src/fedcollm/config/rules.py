@@ -12,7 +12,7 @@ from fedcollm.config.federation import FederationConfig, asked_clients
 from fedcollm.config.models import AdapterConfig
 from fedcollm.config.rules_cleaning import cleaning
 from fedcollm.config.rules_robust import bounds, faulty_clients, gate, robust_losses
-from fedcollm.config.rules_statistics import control, pseudo_labels
+from fedcollm.config.rules_statistics import control, profile, pseudo_labels
 from fedcollm.config.training import ClientConfig
 
 if TYPE_CHECKING:
@@ -284,6 +284,7 @@ RULES: tuple[Rule, ...] = (
     _something_to_train,
     control,
     pseudo_labels,
+    profile,
     robust_losses,
     gate,
     cleaning,

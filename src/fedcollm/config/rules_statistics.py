@@ -1,4 +1,4 @@
-"""Rules that refuse combinations of keys with `control` and `server.pseudo_labels`, which use clients' statistics."""
+"""Rules that refuse combinations with the keys that ask clients for statistics: `control`, pseudo-labels, `profile`."""
 
 import json
 from collections.abc import Iterator
@@ -78,14 +78,32 @@ def pseudo_labels(config: "RunConfig") -> Iterator[str]:
     if (why := config.task.no_choices) is not None:
         yield f"{key} needs choices, but {why} have none. Set {key}: null"
     if labels.asks_clients:
-        yield from _label_sums(config, key)
+        yield from _sums(config, f"{key}: null")
 
 
-def _label_sums(config: "RunConfig", key: str) -> Iterator[str]:
-    """Yield what keeps the clients' statistics from being summed beside their adapters."""
-    federation = config.federation
+def profile(config: "RunConfig") -> Iterator[str]:
+    """Yield what a profile of the clients' data can't be combined with."""
+    federation, off = config.federation, "federation.profile: false"
+    if not federation.profile:
+        return
+    yield from _sums(config, off)
+    if not federation.weighted and federation.privacy is None and not _is_robust(federation):
+        yield (
+            f"federation.profile counts examples, and federation.aggregation {federation.aggregation} weights all "
+            f"clients alike. Set federation.aggregation: mean, or {off}"
+        )
+
+
+def _sums(config: "RunConfig", off: str) -> Iterator[str]:
+    """Yield what keeps the clients' statistics from being summed beside their adapters.
+
+    Args:
+        config: the configuration.
+        off: the key that asks for statistics, with the value that does not.
+    """
+    federation, key = config.federation, off.partition(":")[0]
     if federation.participants == []:
-        yield f"{key} needs clients for its regression. Set federation.participants: null"
+        yield f"{key} needs statistics of clients, and there are none. Set federation.participants: null, or {off}"
     for other, value, needed, reason in (
         ("federation.privacy", federation.privacy is not None, False, "clients' statistics would need noise too"),
         ("federation.upload", federation.upload, "float32", "statistics would be rounded"),
@@ -93,7 +111,7 @@ def _label_sums(config: "RunConfig", key: str) -> Iterator[str]:
         ("federation.aggregation", _is_robust(federation), False, "it gives no sum of statistics"),
     ):
         if value != needed:
-            yield f"{key} can't be combined with {other}: {reason}. Set {key}: null"
+            yield f"{key} can't be combined with {other}: {reason}. Set {off}"
     secure, threshold = federation.secure_aggregation, federation.secure_aggregation.threshold
     clients = config.task.clients if federation.participants is None else len(federation.participants)
     if (

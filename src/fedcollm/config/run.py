@@ -6,7 +6,7 @@ from pydantic import field_validator, model_validator
 
 from fedcollm.config import rules
 from fedcollm.config.base import NonNegative, Section
-from fedcollm.config.control import ControlConfig, StatisticsConfig
+from fedcollm.config.control import AskedStatistics, ControlConfig, buckets_for
 from fedcollm.config.data import TaskConfig
 from fedcollm.config.federation import FederationConfig
 from fedcollm.config.models import ModelConfig
@@ -40,10 +40,12 @@ class RunConfig(Section):
     """a control solved in closed form, from sums over the clients, instead of training; null: none"""
 
     @property
-    def statistics(self) -> StatisticsConfig | None:
-        """The statistics that clients send once; None if they send none."""
-        labels = self.server.pseudo_labels
-        return self.control or (labels if labels and labels.asks_clients else None)
+    def statistics(self) -> AskedStatistics:
+        """The statistics that clients send once. It depends on the configuration alone, never on a client's data."""
+        labels, named = self.server.pseudo_labels, self.federation.participants
+        clients = (self.task.clients or 3) if named is None else len(named)
+        buckets = buckets_for(clients * self.task.private_size) if self.federation.profile else 0
+        return AskedStatistics(self.control or (labels if labels and labels.asks_clients else None), buckets)
 
     @model_validator(mode="before")
     @classmethod

@@ -95,7 +95,7 @@ EFFECT: Mapping[str, Predicate] = {
     ),
     "evaluation.exhibits": _trains,
     "control.columns": lambda config: _hashes(config.control),
-    "server.pseudo_labels.columns": lambda config: _hashes(config.statistics),
+    "server.pseudo_labels.columns": lambda config: _hashes(config.statistics.ridge),
     "federation.min_clients": lambda config: not config.federation.secure_aggregation.enabled,
     "federation.faulty": lambda config: AGGREGATIONS[config.federation.aggregation].bears is not None,
     "federation.clip_to_median": _trains,

@@ -19,6 +19,7 @@ from fedcollm.data.sources.qa import JSONL, LETTERED, with_letters
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.jsonl import read_jsonl
+from fedcollm.modalities.text.examples import TextExample, read_examples
 
 #: Modality of a task that ships with fedcollm to the kind of files that its clients may have.
 _KINDS: Mapping[str, str] = {"text": "text", "audio": "audio_files", "shapes": "object_files"}
@@ -84,6 +85,16 @@ def client_form(task: TaskConfig) -> FormatConfig:
 def _lettered(pool: Pool) -> Pool:
     train, test = ([with_letters(example) for example in part or ()] for part in (pool.train, pool.test))
     return replace(pool, train=train, test=test)
+
+
+def written_texts(path: Path) -> list[TextExample] | None:
+    """Return the text examples in a file that `Modality.write_examples` wrote; None if the data has another form.
+
+    Raises:
+        UserError: a line is no example.
+    """
+    files = _written("text", path)
+    return read_examples(files["train"]) if files else None
 
 
 def _written(kind: str, path: Path) -> dict[str, Path]:

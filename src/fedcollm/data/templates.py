@@ -66,6 +66,15 @@ class Template:
         self._key = key
         self._lines = _lines(fields)
 
+    @property
+    def literals(self) -> tuple[str, ...]:
+        r"""What stands in the template besides its columns, in order.
+
+        >>> Template("Note: {note}\nKind:").literals
+        ('Note: ', 'Kind:')
+        """
+        return tuple(field.text for fields in self._lines for field in fields if field.text.strip())
+
     def fill(self, row: dict[str, Any], place: str) -> tuple[str, list[str]]:
         """Return the prompt of a row, and the columns that are empty in it.
 

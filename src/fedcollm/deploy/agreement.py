@@ -73,7 +73,13 @@ def _leaves(config: RunConfig) -> Iterator[str]:
         yield f"a masked update in every round; the server learns only the sum over at least {least} clients"
     else:
         yield "YOUR OWN UPDATE IN EVERY ROUND, which the server can read; training data can be reconstructed from it"
-    if config.statistics is not None:
+    if buckets := config.statistics.buckets:
+        yield (
+            f"a profile of your examples, once{', in a sum' if secure.enabled else ''}: the share of each label and of "
+            f"each length, and of each of {buckets} buckets that their contents fall into; whoever guesses a text can "
+            "see whether its bucket is empty"
+        )
+    if config.statistics.ridge is not None:
         yield f"statistics of your examples (counts of words and labels), once{', in a sum' if secure.enabled else ''}"
     if config.federation.privacy is None:
         scored = config.evaluation.clients != "never" or config.client.held_out > 0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedcollm.config import ClientConfig, EvaluationConfig, StatisticsConfig
+from fedcollm.config import AskedStatistics, ClientConfig, EvaluationConfig
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation import held_out, statistics
 from fedcollm.federation.answered import PlainRounds, check_round
@@ -52,7 +52,7 @@ class Agreement:
         upload: the form in which the client sends its adapter. If it has a lower rank, the client trains only those
             components.
         download: the form in which it receives θ.
-        statistics: the statistics of its examples that the client sends if it is asked for them; None if it sends none.
+        statistics: the statistics of its examples that the client sends if it is asked for them.
         trains: whether the client trains at all.
         limits: what the client trains, and what it lets out of a training.
     """
@@ -62,7 +62,7 @@ class Agreement:
     privacy: Privacy | None = None
     upload: UploadFormat = WHOLE
     download: DownloadFormat = EXACT
-    statistics: StatisticsConfig | None = None
+    statistics: AskedStatistics = field(default_factory=AskedStatistics)
     trains: bool = True
     limits: Limits = field(default_factory=Limits)
 
@@ -228,18 +228,13 @@ class Client:
         Examples that have none, or others than were asked for, are answered with zeros. What was sent once in a run is
         sent again, whatever the examples are now.
         """
-        start, settings = time.perf_counter(), self.agreement.statistics
+        start, agreed = time.perf_counter(), self.agreement.statistics
         self._check_run(request)
-        if settings is None:
-            raise RefusalError(
-                f"client {self.id} was asked for statistics, which neither control nor pseudo_labels of its "
-                "configuration names"
-            )
         if isinstance(self.agreement.privacy, ExamplePrivacy):
             raise RefusalError(f"client {self.id} hides each example by the noise of DP-SGD, and statistics have none")
-        statistics.check_request(request)
+        asked = statistics.check_request(request, agreed)
         try:
-            adapter = statistics.moments(self.modality, self.examples, settings, self.slm)
+            adapter = statistics.own(self.modality, self.examples, asked, self.slm)
             statistics.check_fit(request, adapter)
         except Exception as error:
             self.operator.tell(f"client {self.id}, statistics", error)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fedcollm.config import (
+    AskedStatistics,
     EvaluationConfig,
     FederationConfig,
-    PseudoLabelConfig,
     ServerConfig,
-    StatisticsConfig,
 )
+from fedcollm.data.audit.profiles import Profile
 from fedcollm.errors import SpoiledRoundError
-from fedcollm.federation import statistics
+from fedcollm.federation import profile, statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
 from fedcollm.federation.cohort import Simulation, Transport, another, failures_of, of_round, sample, without
 from fedcollm.federation.download_format import EXACT, DownloadFormat, applied, download_format, sending
@@ -58,6 +58,7 @@ class Server:
         teacher: what labels the unlabelled part of D_a; empty if nothing does.
         scored: the latest score of each role.
         left_out: the clients that are not asked any more, with the round, [1], that each of them has spoiled.
+        profile: the profile of the clients' data, once they have sent it.
         gate: what weighs the distillation, whose labelled examples `public` then has without their labels; or None.
     """
 
@@ -77,6 +78,7 @@ class Server:
     teacher: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
     scored: dict[str, Score] = field(init=False, repr=False, default_factory=dict[str, Score])
     left_out: Adapter = field(init=False, repr=False, default_factory=dict[str, Any])
+    profile: Profile | None = field(init=False, repr=False, default=None)
     gate: Gate | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -87,8 +89,10 @@ class Server:
         if self.pair.llm is not None and self.settings.layer_transfer:
             write_adapter(self.pair.llm, init_from_slm(read_adapter(self.pair.llm), self.adapter, self.slm_layers))
 
-    def ask_statistics(self, settings: StatisticsConfig) -> Aggregate | None:
+    def ask_statistics(self, asked: AskedStatistics) -> Aggregate | None:
         """Return the mean of all clients' statistics, whatever fraction a round samples; None if there are no clients.
+
+        If a profile is asked for, it is in `profile` afterward.
 
         Raises:
             RoundFailedError: too few clients sent statistics, or their mean can't be that of honest clients.
@@ -96,50 +100,67 @@ class Server:
         clients = self.transport.clients()
         if not clients:
             return None
-        blank = statistics.blank(self.pair.modality.of("slm"), self.test, settings, self.pair.slm)
+        modality = self.pair.modality.of("slm")
+        blank = statistics.blank(modality, self.test, asked, self.pair.slm)
         request = TrainRequest(statistics.ROUND, blank, evaluate=False, run=self.identity.run)
         aggregate = self.aggregator.aggregate(without(self.transport.ask, self.left_out), request, clients)
         self._leave_out(aggregate, statistics.ROUND)
         failures_of(self.transport, aggregate.participants, "statistics")
         if self.federation.privacy is None:
             statistics.check_mean(aggregate.adapter)
+        if asked.buckets:
+            count, examples = len(aggregate.participants), aggregate.examples or 0
+            self.profile = profile.pooled(aggregate.adapter, count, examples, modality, self.test[0])
         return aggregate
 
-    def prepare(self) -> RoundRecord:
-        """Before the first round, build the teacher of `pseudo_labels`, if there is to be one; return record 0.
+    def prepare(self, asked: AskedStatistics) -> RoundRecord:
+        """Before the first round, ask for statistics, if there is a use for them; return record 0.
 
-        Its notes warn of secure aggregation without differential privacy.
+        They give the teacher of `pseudo_labels`, and the profile of the clients' data. The record's notes warn of
+        secure aggregation without differential privacy.
+
+        Args:
+            asked: the statistics that the clients agreed to send.
 
         Raises:
             RoundFailedError: as in `ask_statistics`.
         """
         warning = self.federation.warning if self.transport.clients() else None
         if warning is None:
-            return self._prepare()
+            return self._prepare(asked)
         say(f"warning: {warning}")
-        record = self._prepare()
+        record = self._prepare(asked)
         return replace(record, notes=(warning, *record.notes))
 
-    def _prepare(self) -> RoundRecord:
-        settings, start = self.settings.pseudo_labels, time.perf_counter()
-        if settings is None or not settings.asks_clients or self.pair.llm is None:
-            return RoundRecord(0)
+    def _prepare(self, asked: AskedStatistics) -> RoundRecord:
+        labels, start = self.settings.pseudo_labels, time.perf_counter()
+        teaches = labels is not None and labels.asks_clients and self.pair.llm is not None
+        asked = replace(asked, ridge=labels if teaches else None)
+        aggregate = note = None
         try:
-            record = self._build_teacher(settings)
+            aggregate = self.ask_statistics(asked) if asked else None
+            note = self._build_teacher(aggregate) if aggregate and teaches else None
         except SpoiledRoundError as error:
-            note = f"pseudo-labels: the statistics that they need were spoiled, so there are none. {error}"
-            record = self._spoiled(statistics.ROUND, error, readable(note))
-        return replace(record, seconds={"clients": time.perf_counter() - start}) if record.notes else record
+            lost = "pseudo-labels: the statistics that they need" if teaches else "profile: the statistics for it"
+            note = readable(f"{lost} were spoiled, so there are none. {error}")
+            record = self._spoiled(statistics.ROUND, error, note)
+            return replace(record, seconds={"clients": time.perf_counter() - start})
+        if aggregate is None:
+            return RoundRecord(0)
+        up, down, who = aggregate.bytes_up, aggregate.bytes_down, aggregate.participants
+        seconds, notes = {"clients": time.perf_counter() - start}, () if note is None else (note,)
+        return RoundRecord(
+            0, participants=who, lost=aggregate.lost, bytes_up=up, bytes_down=down, seconds=seconds, notes=notes
+        )
 
-    def _build_teacher(self, settings: PseudoLabelConfig) -> RoundRecord:
-        """Ask for statistics and solve for the teacher, which is used if it is better than the models.
+    def _build_teacher(self, aggregate: Aggregate) -> str:
+        """Solve for the teacher, which is used if it is better than the models, and return what comes of it.
 
         Raises:
             SpoiledRoundError: a client is faulty.
         """
-        aggregate = self.ask_statistics(settings)
-        if aggregate is None:
-            return RoundRecord(0)
+        settings = self.settings.pseudo_labels
+        assert settings is not None
         labelled = [example for example in self.public if example.label is not None]
         clients = aggregate.adapter, aggregate.examples or 1
         teacher = build_teacher(self.pair.modality.of("slm"), self.pair.slm, labelled, clients, settings)
@@ -150,8 +171,7 @@ class Server:
             note = "pseudo-labels: without labelled examples in D_a, nothing tells how good the regression is: used"
         self.teacher = teacher if used else {}
         say(note)
-        up, down, who = aggregate.bytes_up, aggregate.bytes_down, aggregate.participants
-        return RoundRecord(0, participants=who, lost=aggregate.lost, bytes_up=up, bytes_down=down, notes=(note,))
+        return note
 
     def _spoiled(self, round_index: int, error: SpoiledRoundError, note: str) -> RoundRecord:
         """Leave out who has spoiled a round, and return its record, with who was lost and the note that is said."""

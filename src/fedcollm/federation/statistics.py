@@ -1,24 +1,28 @@
-"""Second moments of the clients' examples, from which ridge regression follows in closed form.
+"""Statistics of the clients' examples, which they send once: second moments, and the profile of their data.
 
-For features X and targets Y of all clients' examples, ridge regression W = (XᵀX + λI)⁻¹ XᵀY (Hoerl and Kennard 1970)
-needs only XᵀX and XᵀY, which are sums over examples, and so over clients. A client sends the means over its examples as
-if they were an adapter. The aggregator's mean, weighted by numbers of examples, is then that of all clients' examples:
-in plain, or under secure aggregation. No entry is larger than 1, because no row is longer than 1.
+From second moments, ridge regression follows in closed form. For features X and targets Y of all clients' examples,
+W = (XᵀX + λI)⁻¹ XᵀY (Hoerl and Kennard 1970) needs only XᵀX and XᵀY, which are sums over examples, and so over clients.
+A client sends the means over its examples as if they were an adapter. The aggregator's mean, weighted by numbers of
+examples, is then that of all clients' examples: in plain, or under secure aggregation. No entry is larger than 1,
+because no row is longer than 1.
 
 If an example has choices of its own, only the differences between its choices tell which one is right. So the mean of
 its rows is subtracted from each of them, and each row weighs 1/C_i, so that every example weighs 1.
 
-A request whose adapter consists of zeros under the names of the statistics asks for them.
+The profile is in `profile.py`. A request whose adapter consists of zeros under the names of one part, or of both, asks
+for them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedcollm.config import StatisticsConfig
+from fedcollm.config import AskedStatistics, StatisticsConfig
 from fedcollm.errors import RefusalError, SpoiledRoundError, UserError
+from fedcollm.federation import profile
 from fedcollm.messages import Adapter, TrainRequest, misfit
 from fedcollm.modalities.base import Modality
 from fedcollm.modalities.evidence import Evidence, checked
@@ -92,31 +96,77 @@ def _weighted(part: Evidence, values: Tensor) -> Tensor:
     return values / counts.repeat_interleave(counts).sqrt()[:, None]
 
 
-def blank(modality: Modality, examples: Sequence[Any], features: StatisticsConfig, model: nn.Module | None) -> Adapter:
-    """Return zeros of the shapes of the statistics, given at least one example; see `evidence`."""
-    return {name: torch.zeros_like(tensor) for name, tensor in moments(modality, examples[:1], features, model).items()}
+def own(modality: Modality, examples: Sequence[Any], asked: AskedStatistics, model: nn.Module | None) -> Adapter:
+    """Return all statistics of at least one example that are asked for, by name, in float32.
+
+    Raises:
+        UserError: the examples have no such statistics.
+    """
+    found = moments(modality, examples, asked.ridge, model) if asked.ridge is not None else {}
+    return found | (profile.shares(modality, examples, asked) if asked.buckets else {})
+
+
+def blank(modality: Modality, examples: Sequence[Any], asked: AskedStatistics, model: nn.Module | None) -> Adapter:
+    """Return zeros of the shapes of the statistics that are asked for, given at least one example; see `own`."""
+    found = {} if asked.ridge is None else moments(modality, examples[:1], asked.ridge, model)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in found.items()}
+    return zeros | (profile.blank(modality, examples, asked) if asked.buckets else {})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of statistics.
+
+    Attributes:
+        names: names of its tensors.
+        optional: those that only some examples have.
+        impossible: returns why no examples have these statistics; None if some may have them.
+        agreed: whether a client agreed to send it.
+        refused: why it does not send it otherwise, in words.
+    """
+
+    names: frozenset[str]
+    optional: frozenset[str]
+    impossible: Callable[[Adapter, float], str | None]
+    agreed: Callable[[AskedStatistics], bool]
+    refused: str
 
 
 def asked_for(request: TrainRequest) -> bool:
     """Return whether a request asks for statistics instead of a tuned adapter."""
-    return not {GRAM, TARGETS}.isdisjoint(request.adapter)
+    return any(not part.names.isdisjoint(request.adapter) for part in PARTS.values())
 
 
-def check_request(request: TrainRequest) -> None:
-    """Refuse a request for statistics that no client should answer, whatever its examples are.
+def check_request(request: TrainRequest, agreed: AskedStatistics) -> AskedStatistics:
+    """Return what a request asks for of the statistics that a client agreed to send.
 
     Args:
         request: the request, from a server that may be hostile.
+        agreed: the statistics that the client agreed to send.
 
     Raises:
-        RefusalError: says what is wrong.
+        RefusalError: no client should answer it, whatever its examples are; says what is wrong.
     """
     if request.round_index != ROUND:
         raise RefusalError(f"statistics are asked for in round {request.round_index}, and only round {ROUND} has any")
-    if request.adapter.keys() != {GRAM, TARGETS} or any(t.dtype != torch.float32 for t in request.adapter.values()):
-        raise RefusalError(f"a request for statistics holds {GRAM} and {TARGETS} in float32, and nothing else")
+    asked = {name: part for name, part in PARTS.items() if not part.names.isdisjoint(request.adapter)}
+    if refused := next((part.refused for part in asked.values() if not part.agreed(agreed)), None):
+        raise RefusalError(f"statistics are asked for, and in this client's configuration, {refused}")
+    names = frozenset[str]().union(*(part.names for part in asked.values()))
+    needed = names.difference(*(part.optional for part in asked.values()))
+    known = needed <= request.adapter.keys() <= names
+    if not known or any(t.dtype != torch.float32 for t in request.adapter.values()):
+        held = " and ".join(sorted(names))
+        raise RefusalError(f"a request for statistics holds {held} in float32, and nothing else")
     if any(tensor.count_nonzero() for tensor in request.adapter.values()):
         raise RefusalError("the request for statistics holds other values than zeros")
+    sketch = request.adapter.get(profile.SKETCH)
+    if sketch is not None and tuple(sketch.shape) != (agreed.buckets,):
+        raise RefusalError(
+            f"a sketch of {list(sketch.shape)} buckets is asked for, and {agreed.buckets} were agreed on"
+        )
+    ridge = agreed.ridge if "ridge" in asked else None
+    return replace(agreed, ridge=ridge, buckets=agreed.buckets if "profile" in asked else 0)
 
 
 def check_fit(request: TrainRequest, own: Adapter) -> None:
@@ -145,6 +195,17 @@ def check_mean(mean: Adapter) -> None:
 def impossible(statistics: Adapter, room: float = _ROUNDING) -> str | None:
     """Return why no examples have these statistics, or None if some may have them.
 
+    Args:
+        statistics: by name, finite and without noise.
+        room: by how much a value may exceed its bound, for rounding.
+    """
+    parts = (part for part in PARTS.values() if not part.names.isdisjoint(statistics))
+    return next((reason for part in parts if (reason := part.impossible(statistics, room))), None)
+
+
+def _impossible_moments(statistics: Adapter, room: float) -> str | None:
+    """Return why no examples have these second moments, or None if some may have them.
+
     A row of X is no longer than 1 and a target is from -1 to 1. So the trace of XᵀX / n is at most 1, and by the
     inequality of Cauchy and Schwarz |XᵀX_ij|² ≤ XᵀX_ii XᵀX_jj and |XᵀY_ic|² ≤ XᵀX_ii, all of them divided by n.
 
@@ -165,6 +226,25 @@ def impossible(statistics: Adapter, room: float = _ROUNDING) -> str | None:
         return f"an entry of XᵀX is {excess:.4g} larger than those on the diagonal allow"
     excess = float((targets.abs() - lengths[:, None]).max())
     return f"an entry of XᵀY is {excess:.4g} larger than XᵀX allows" if excess > room else None
+
+
+#: Name of a kind of statistics to what there is to know of it.
+PARTS: Mapping[str, Part] = {
+    "ridge": Part(
+        frozenset({GRAM, TARGETS}),
+        frozenset(),
+        _impossible_moments,
+        lambda agreed: agreed.ridge is not None,
+        "neither control nor pseudo_labels names them",
+    ),
+    "profile": Part(
+        frozenset({profile.LABELS, profile.LENGTH, profile.SKETCH}),
+        frozenset({profile.LABELS, profile.LENGTH}),
+        profile.impossible,
+        lambda agreed: agreed.buckets > 0,
+        "federation.profile is false",
+    ),
+}
 
 
 def pooled(parts: Sequence[tuple[Adapter, int]]) -> Adapter:

@@ -5,11 +5,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedcollm.data.audit.comparison import Comparison, Row
 from fedcollm.data.audit.findings import KINDS, Finding, Record
 from fedcollm.data.audit.fixes import findings_csv
 from fedcollm.messages import readable
 from fedcollm.report.formats import amount, count, share
 from fedcollm.runs.audit import Audit
+from fedcollm.runs.audit_federation import sentences
 from fedcollm.storage import make_directory, write_atomically, writing
 
 #: The files that an audit writes.
@@ -49,7 +51,22 @@ def render(found: Audit) -> str:
         kinds=[_kind(found, kind, number) for kind, number in found.counts.items()],
         labels=_labels(found),
         lengths={name: count(value) for name, value in found.lengths.items()},
+        federation=None if found.comparison is None else _federation(found.comparison),
     )
+
+
+def _federation(found: Comparison) -> dict[str, Any]:
+    """Return the data beside the federation's: sentences, and a table each of labels and lengths."""
+    tables = [("Label", found.labels), (f"Length in {found.unit}", found.lengths)]
+    return {
+        "sentences": list(map(readable, sentences(found))),
+        "tables": [(title, [_beside(row) for row in rows]) for title, rows in tables if rows],
+    }
+
+
+def _beside(row: Row) -> tuple[str, str, str, str]:
+    differs = "more than chance explains" if row.differs else "–"
+    return readable(row.name), share(row.own_share), share(row.federation_share), differs
 
 
 def headline(found: Audit) -> str:

@@ -65,6 +65,13 @@ def data_table(split: Mapping[str, Mapping[str, int]]) -> Table:
     return Table("Training examples by label and part", ("Label", *split, "Total"), rows)
 
 
+def count_table(counts: Mapping[str, int], what: str) -> Table:
+    """Return the number and the share of examples by name."""
+    total = max(1, sum(counts.values()))
+    rows: list[tuple[str, ...]] = [(name, count(number), percent(number / total)) for name, number in counts.items()]
+    return Table(f"{what} of the clients’ examples", (what, "Examples", "Share"), rows)
+
+
 def confusion_table(rows: Sequence[tuple[str, str, int]], labels: Sequence[str], role: str) -> Table:
     """Return each true label with its examples, the share classified correctly, and its most frequent mistake."""
     body: list[tuple[str, ...]] = []

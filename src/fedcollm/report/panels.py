@@ -57,7 +57,7 @@ def sections(
         ("Paired differences", [panel for index, one in enumerate(compared) for panel in _forests(one, index)]),
         ("Training", [*_rounds(run), *_training(run)]),
         ("Communication and privacy", [*_communication(run), *_privacy(run)] if main.federated else []),
-        ("Data", [*_data(run, labels.parts(run.data))]),
+        ("Data", [*_data(run, labels.parts(run.data)), *_profile(run)]),
     ]
     return [(name, panels) for name, panels in found if panels]
 
@@ -229,6 +229,28 @@ def _communication(run: Run) -> Iterator[Panel]:
     yield Panel(
         "plot-bytes", "Bytes sent so far", text, alt, figure, tables.byte_table(run.records, numbers.full_model_bytes)
     )
+
+
+def _profile(run: Run) -> Iterator[Panel]:
+    """Yield the labels and the lengths of all clients' examples, if the run asked for their profile."""
+    profile = run.profile
+    if profile is None:
+        return
+    from fedcollm.data.audit.profiles import LENGTHS, bin_names  # it loads torch
+
+    clients = f"{count(profile.examples)} examples of {amount(profile.clients, 'client')}"
+    text = f"{clients}, as sums over the clients; nobody sees a single client’s numbers under secure aggregation."
+    lengths = dict(zip(bin_names(profile.kind), profile.lengths, strict=True)) if profile.lengths else dict[str, int]()
+    unit = LENGTHS[profile.kind].unit if lengths else ""
+    for id, what, counts in (
+        ("labels", "Label", labels.folded({"": profile.labels})[""]),
+        ("lengths", "Length", lengths),
+    ):
+        if any(counts.values()):
+            title = "Labels of the federation" if id == "labels" else f"Lengths of the federation, in {unit}"
+            alt = f"Bars of the number of the clients’ examples by {what.lower()}"
+            table = labels.count_table(counts, what)
+            yield Panel(f"plot-profile-{id}", title, text, alt, plots.count_plot(counts), table)
 
 
 def _data(run: Run, split: dict[str, dict[str, int]]) -> Iterator[Panel]:

@@ -53,6 +53,11 @@ def data_plot(split: Mapping[str, Mapping[str, int]]) -> Figure:
     return figure
 
 
+def count_plot(counts: Mapping[str, int]) -> Figure:
+    """Plot one horizontal bar per name, in the order that is given."""
+    return _stacked(list(counts), ["examples"], [list(counts.values())], [BLUE])
+
+
 def _stacked(
     rows: Sequence[str], stack: Sequence[str], counts: Sequence[Sequence[int]], colors: Sequence[str]
 ) -> Figure:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fedcollm.config import RunConfig
 from fedcollm.config.methods import METHODS
@@ -23,12 +23,16 @@ from fedcollm.runs.directory import (
     ENVIRONMENT,
     EXHIBITS_START,
     PERSONAL,
+    PROFILE,
     ROUNDS,
     read_config,
     read_json,
     read_records,
 )
 from fedcollm.runs.exhibit_files import read_exhibits
+
+if TYPE_CHECKING:
+    from fedcollm.data.audit.profiles import Profile
 
 _SEED = re.compile("seed-[0-9]+")
 
@@ -50,6 +54,7 @@ class Run:
         confusion_start: the same before any training; empty if missing.
         exhibits: test examples with the models' answers; empty if missing.
         first_answers: id of a test example to each role's answer before any training; empty if missing.
+        profile: how the clients' data is distributed, as sums over them; None if missing.
         personal: client id to the score of the adapter that it keeps; empty if missing.
         ended: when the last round was written; None if unknown.
     """
@@ -63,6 +68,7 @@ class Run:
     confusion_start: Confusion = field(default_factory=dict[str, Sequence[tuple[str, str, int]]])
     exhibits: Sequence[Exhibit] = ()
     first_answers: Mapping[str, Mapping[str, Answer]] = field(default_factory=dict[str, Mapping[str, Answer]])
+    profile: "Profile | None" = None
     personal: Mapping[str, float] = field(default_factory=dict[str, float])
     ended: datetime | None = None
 
@@ -149,9 +155,18 @@ def read_run(directory: Path) -> Run:
         confusion_start={role: [(t, f, number) for t, f, number in part] for role, part in confusion_start.items()},
         exhibits=read_exhibits(directory),
         first_answers={one.id: one.answers for one in read_exhibits(directory, EXHIBITS_START)},
+        profile=_profile(directory / PROFILE),
         personal=personal.get("scores", {}),
         ended=datetime.fromtimestamp((directory / ROUNDS).stat().st_mtime, UTC) if records else None,
     )
+
+
+def _profile(file: Path) -> "Profile | None":
+    if not file.is_file():
+        return None
+    from fedcollm.data.audit.profiles import read_profile  # it loads torch
+
+    return read_profile(file)
 
 
 def group(runs: Iterable[Run]) -> list[Method]:

@@ -10,13 +10,16 @@ import numpy as np
 from pydantic import ValidationError
 
 from fedcollm.config import FormatConfig, RunConfig
+from fedcollm.data.audit.comparison import Comparison
 from fedcollm.data.audit.finders import FINDERS, find
 from fedcollm.data.audit.findings import KINDS, Finding, Subject
+from fedcollm.data.audit.profiles import read_profile
 from fedcollm.data.audit.reading import read_subject
 from fedcollm.data.client_files import client_form
 from fedcollm.data.parts import PARTS, find_parts
 from fedcollm.errors import UserError
 from fedcollm.progress import say, track
+from fedcollm.runs.audit_federation import compared_with
 from fedcollm.runs.proposal import proposed_format
 
 #: Records per batch of a trained model.
@@ -32,12 +35,14 @@ class Options:
         run: a finished run whose SLM judges the labels; None to judge them by a model trained on the data itself.
         finders: keys of `FINDERS`.
         rule: how labels are judged, a key of `labels.RULES`.
+        profile: the `profile.json` of a federation, to compare the data with; None to compare it with nothing.
     """
 
     config: RunConfig | None = None
     run: Path | None = None
     finders: Collection[str] = tuple(FINDERS)
     rule: str = "noise_model"
+    profile: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Audit:
         subject: what was looked at.
         findings: what was found.
         notes: how the data was read, and what was not looked for, in sentences.
+        comparison: the data beside the federation's; None without a profile.
     """
 
     path: Path
@@ -57,6 +63,7 @@ class Audit:
     subject: Subject = field(repr=False)
     findings: Sequence[Finding] = field(repr=False)
     notes: Sequence[str] = ()
+    comparison: Comparison | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -99,6 +106,7 @@ def audit(path: Path, options: Options = Options()) -> Audit:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or directory. Give a table or a directory of your own data.")
+    profile = None if options.profile is None else read_profile(options.profile)
     form, notes = form_of(path, options)
     subject = replace(read_subject(path, form), rule=options.rule)
     if options.run is not None and "labels" in options.finders:
@@ -108,9 +116,9 @@ def audit(path: Path, options: Options = Options()) -> Audit:
     others = [part for part in _parts(path, form) if part != "train"]
     if not subject.records:
         raise UserError(f"{path} has no records. Give a table with rows, or a folder of images.")
-    return Audit(
-        path, form, subject, find(subject, options.finders), [*notes, *_not_looked_for(subject, options, others)]
-    )
+    compared = None if profile is None else compared_with(profile, path, form, subject)
+    notes = [*notes, *_not_looked_for(subject, options, others)]
+    return Audit(path, form, subject, find(subject, options.finders), notes, compared)
 
 
 def form_of(path: Path, options: Options) -> tuple[FormatConfig, list[str]]:

@@ -11,9 +11,12 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
 
-from fedcollm.config import RunConfig, asked_clients
+from fedcollm.config import AskedStatistics, RunConfig, asked_clients
 from fedcollm.config.augmentation import with_kinds
+from fedcollm.data.audit.profiles import check_library, kind_of
 from fedcollm.data.augmentation.batches import check as check_augmentation
+from fedcollm.data.client_files import client_form
+from fedcollm.data.templates import Template
 from fedcollm.errors import RefusalError, UserError
 from fedcollm.federation import held_out, statistics
 from fedcollm.federation.answered import LastAnswer
@@ -111,7 +114,7 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
             privacy=build_privacy(config),
             upload=build_uploads(config, ids)[name],
             download=download_format(federation.download, data.start or read_adapter(data.slm)),
-            statistics=config.statistics,
+            statistics=_agreed_statistics(config, data.examples),
             trains=config.control is None,
             limits=Limits.of(config.federation),
         ),
@@ -120,6 +123,23 @@ def build_client(config: RunConfig, identity: RunIdentity, name: str, data: Clie
         held_out=apart,
         screen=build_screen(config.task.cleaning, examples, data.modality, config.evaluation.batch_size, config.seed),
     )
+
+
+def _agreed_statistics(config: RunConfig, examples: Sequence[Any]) -> AskedStatistics:
+    """Return the statistics that a client sends, with what the task's template puts into every text.
+
+    Raises:
+        UserError: what the sketch of a profile needs is not installed.
+    """
+    asked = config.statistics
+    if not asked.buckets or not examples:
+        return asked
+    check_library(kind_of(examples[0]))
+    try:
+        prompt = client_form(config.task).prompt
+    except UserError:  # a task of one's own
+        prompt = None
+    return asked if prompt is None else replace(asked, literals=Template(prompt).literals)
 
 
 def _operator(config: RunConfig, data: ClientData) -> Operator:
@@ -206,7 +226,7 @@ def broadcast_form(config: RunConfig, modality: Modality, slm: nn.Module, exampl
         examples: examples of the task, at least one.
     """
     adapter = read_adapter(slm) if config.control is None else {}
-    if config.statistics is None:
+    if not config.statistics:
         return adapter
     return adapter | statistics.blank(modality, examples, config.statistics, slm)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fedcollm.config import ControlConfig, RunConfig
+from fedcollm.config import AskedStatistics, ControlConfig, RunConfig
 from fedcollm.federation import statistics
 from fedcollm.federation.aggregation.base import Aggregate
 from fedcollm.federation.server import Server
@@ -30,11 +30,13 @@ class Control:
     Attributes:
         server: the server, with the public and the test examples and the connection to the clients.
         settings: the features and the ridge.
+        asked: what the clients are asked for.
         private_size: the number of examples of each client, which counts under privacy, where clients do not tell it.
     """
 
     server: Server
     settings: ControlConfig
+    asked: AskedStatistics
     private_size: int
 
     @property
@@ -53,7 +55,7 @@ class Control:
         parts: list[tuple[Adapter, int]] = []
         if labelled:
             parts.append((statistics.moments(self.modality, labelled, self.settings, slm), len(labelled)))
-        aggregate = server.ask_statistics(self.settings)
+        aggregate = server.ask_statistics(self.asked)
         if aggregate is not None:
             examples = aggregate.examples or len(aggregate.participants) * self.private_size
             parts.append((aggregate.adapter, examples))
@@ -87,7 +89,7 @@ def control_rounds(config: RunConfig, directory: Path, federation: Federation) -
         UserError: the round failed, or the examples do not suit a control in closed form.
     """
     assert config.control is not None
-    control = Control(federation.server, config.control, config.task.private_size)
+    control = Control(federation.server, config.control, config.statistics, config.task.private_size)
     state = directories.load_round(directory)
     if state is None:
         directories.save_round(directory, RoundRecord(0, epsilon=0.0 if federation.privacy else None), {})
@@ -106,6 +108,7 @@ def _only_round(directory: Path, federation: Federation, control: Control) -> Ro
         epsilon = privacy_budget.spend(directory, federation.privacy, 1)
     start = time.perf_counter()
     weights, aggregate = control.solve()
+    directories.write_profile(directory, control.server.profile)
     score = control.score(weights)
     seconds = {"clients": aggregate.seconds.get("clients", 0.0) if aggregate else 0.0}
     seconds["evaluation"] = max(time.perf_counter() - start - seconds["clients"], 0.0)

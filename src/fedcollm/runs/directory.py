@@ -21,6 +21,8 @@
     outcomes.json           role -> {id of a test example: main metric}, after the last scored round
     exhibits.json           test examples with the models' answers for the report, after the last round
     exhibits_start.json     answers before any training, to more test examples; those of exhibits.json are among them
+    profile.json            with `federation.profile`: how the clients' labels, lengths and contents are distributed, as
+                            sums over all of them
     harness/                test examples and the task file, written by `evaluate --harness`
     report.html             written by `report`
 
@@ -35,7 +37,7 @@ import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -48,10 +50,14 @@ from fedcollm.messages import Adapter, RoundRecord
 from fedcollm.runs.shapes import check_shape
 from fedcollm.storage import remove_leftovers, replacing, write_atomically, writing
 
+if TYPE_CHECKING:
+    from fedcollm.data.audit.profiles import Profile
+
 CONFIG, ENVIRONMENT, DATA, STARTED = "config.yaml", "environment.json", "data.json", "started.json"
 ROUNDS, CHECKPOINT, REPORT = "rounds.jsonl", "checkpoint.safetensors", "report.html"
 CONFUSION, OUTCOMES, PERSONAL = "confusion.json", "outcomes.json", "personal.json"
 STEPS, IDENTITY, EXHIBITS = "steps.jsonl", "identity.json", "exhibits.json"
+PROFILE = "profile.json"
 CONFUSION_START, EXHIBITS_START = "confusion_start.json", "exhibits_start.json"
 
 _DAMAGES = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -93,6 +99,17 @@ def write_config(directory: Path, config: RunConfig) -> None:
     """
     with writing(directory):
         write_atomically(directory / CONFIG, config_text(config))
+
+
+def write_profile(directory: Path, profile: "Profile | None") -> None:
+    """Write the profile of the clients' data, if there is one.
+
+    Raises:
+        UserError: the directory can't be written.
+    """
+    if profile is not None:
+        with writing(directory):
+            write_atomically(directory / PROFILE, profile.text())
 
 
 def config_text(config: RunConfig) -> str:

@@ -10,6 +10,7 @@ import torch
 from fedcollm.config import ModelConfig, RunConfig
 from fedcollm.config.augmentation import with_kinds
 from fedcollm.config.baselines import changed
+from fedcollm.data.audit.profiles import BINS
 from fedcollm.data.augmentation.batches import notes as augmentation_notes
 from fedcollm.data.catalogue import BaseModels, base_models, build_modality, load_pool
 from fedcollm.data.partition import describe, split
@@ -89,7 +90,7 @@ class Cost:
         data_note: why `data` is None; empty otherwise.
         epsilon: ε that the whole run would spend; None without differential privacy.
         delta: δ of the same guarantee; None without differential privacy.
-        statistics_bytes: size of what each client sends once before round 1, for pseudo-labels; 0 without them.
+        statistics_bytes: size of what each client sends once before round 1, as statistics; 0 without any.
         healed: role to whether the cache holds its healed base already, for bases that the run needs healed.
         lengths: name of a length of an example to its median, its 95th percentile and the longest; empty without data.
         notes: what there is to say of the models.
@@ -166,6 +167,7 @@ def check(
     if config.control is not None:
         roles["slm"] = replace(roles["slm"], adapter_bytes=once, upload_bytes=once if uploads else 0)
         once = 0
+    once += 4 * (config.statistics.buckets + BINS) if uploads and config.statistics.buckets else 0
     data, measures = (None, {}) if parts is None else _described(config, modality, parts)
     weights = sum(r.base_bytes + _ADAM_COPIES * 4 * r.adapter_parameters for r in roles.values())
 
@@ -257,7 +259,7 @@ def _statistics_size(
     config: RunConfig, modality: BaseModels | None, parts: Split | None, shape: Any
 ) -> tuple[int, int]:
     """Return the numbers of features d and of labels C of statistics, 0 without any; C is 1 without data."""
-    settings = config.statistics
+    settings = config.statistics.ridge
     if settings is None:
         return 0, 0
     features, labels = settings.columns, 1

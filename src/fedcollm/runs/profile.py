@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedcollm.config import RunConfig
+from fedcollm.config import AskedStatistics, RunConfig
 from fedcollm.errors import UserError
 from fedcollm.federation import statistics
 from fedcollm.federation.cohort import sample
@@ -110,7 +110,7 @@ def measure(config: RunConfig) -> Measured:
     plan, notes = _plan(config, asked, personal), tuple(_uncovered(config, federation))
     totals = part_seconds(passes, plan)
     first = loading + sum(passes.scoring.values())
-    up, down, both = _bytes(federation, asked, len(personal))
+    up, down, both = _bytes(federation, asked, len(personal), config.statistics)
     return Measured(
         round_seconds={part: seconds / len(asked) for part, seconds in totals.items()},
         start_seconds=first,
@@ -198,7 +198,7 @@ def _asked(config: RunConfig, federation: Federation) -> list[list[str]]:
 
 
 def _bytes(
-    federation: Federation, asked: Sequence[Sequence[str]], personal: int
+    federation: Federation, asked: Sequence[Sequence[str]], personal: int, once: AskedStatistics
 ) -> tuple[int | None, int | None, int | None]:
     """Return the bytes that a client sends and receives per round, and those of the whole run; None if not covered."""
     server, clients = federation.server, federation.server.transport.clients()
@@ -209,10 +209,8 @@ def _bytes(
         return None, None, None
     whole, down = adapter_bytes(server.adapter), adapter_bytes(server.download.form(server.adapter))
     rounds = sum(len(ids) * ((bytes_up or 0) + down) for ids, bytes_up in zip(asked, up[1:], strict=True))
-    settings, once = server.settings.pseudo_labels, 0
-    if settings is not None:
-        once = adapter_bytes(statistics.blank(server.pair.modality.of("slm"), server.test, settings, server.pair.slm))
-    return up[0], down, rounds + personal * whole + 2 * once * len(asked[0])
+    told = adapter_bytes(statistics.blank(server.pair.modality.of("slm"), server.test, once, server.pair.slm))
+    return up[0], down, rounds + personal * whole + 2 * told * len(asked[0])
 
 
 def _plan(config: RunConfig, asked: Sequence[Sequence[str]], personal: Sequence[str]) -> Plan:

@@ -208,7 +208,8 @@ def _rounds(
         _personalize(config, directory, server)
         yield from directories.read_records(directory)
     else:
-        first = server.prepare()
+        first = server.prepare(config.statistics)
+        directories.write_profile(directory, server.profile)
         scores = zero_shot(config, server, shared) if shared else server.scores()
         first = replace(first, scores=scores, epsilon=0.0 if privacy else None)
         _write_confusion(directory, directories.CONFUSION_START, server)

@@ -53,6 +53,7 @@ WITHOUT_INFLUENCE_ON_ROUND_1: Mapping[str, Any] = {
         "max_adapter_norm",
         "max_loss",
         "secure_aggregation",
+        "profile",
         "privacy",
     },
     "client": {"personal", "ranks"},  # the client's own rank is added from its agreement

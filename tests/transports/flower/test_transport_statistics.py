@@ -7,6 +7,7 @@ import torch
 from tests.transports.memory_link import Fault, ServerKilledError
 from tests.transports.small_federation import RUN, Small, garbage, identical, small_config
 
+from fedcollm.data.audit.profiles import read_profile
 from fedcollm.errors import RoundFailedError
 from fedcollm.federation import statistics
 from fedcollm.federation.secagg.aggregator import SecureAggregator
@@ -63,8 +64,8 @@ def times_asked(small: Small) -> dict[str, int]:
 
 
 @either_way
-def test_pseudo_labels_equal_those_in_this_process_bit_for_bit(make, tmp_path, secure):
-    small = make(**LABELS, **secure)
+def test_pseudo_labels_and_profile_equal_those_in_this_process_bit_for_bit(make, tmp_path, secure):
+    small = make(**LABELS, **secure, **{"federation.profile": True})
     first, *_ = small.run(tmp_path / "network")
     run(small.config, tmp_path / "local")
     assert same(tmp_path / "network", tmp_path / "local")
@@ -72,6 +73,9 @@ def test_pseudo_labels_equal_those_in_this_process_bit_for_bit(make, tmp_path, s
     assert first.participants == ALL
     assert first.bytes_up >= adapter_bytes(ZEROS)
     assert times_asked(small) == dict.fromkeys(ALL, 1)
+    profile = read_profile(tmp_path / "network" / run_directory.PROFILE)
+    assert profile == read_profile(tmp_path / "local" / run_directory.PROFILE)
+    assert profile.examples == sum(profile.labels.values()) == sum(profile.lengths) == sum(profile.sketch)
 
 
 def test_features_of_the_slm_are_the_same_at_the_clients_and_on_the_server(make, tmp_path):

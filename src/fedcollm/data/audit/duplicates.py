@@ -12,9 +12,10 @@ from fedcollm.data.audit.texts import folded
 #: Jaccard similarity of the sets of 4-grams from which two texts are near duplicates.
 SIMILAR = 0.85
 
-_GRAM = 4
+#: Characters of a gram, and of the shortest text that is compared: of shorter ones, one word makes all the difference.
+GRAM, SHORTEST = 4, 20
+
 _PERMUTATIONS = 128
-_SHORTEST = 20  # signs of a text that is compared: of shorter ones, one word makes all the difference
 
 #: Words by which texts that are otherwise alike say something else.
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
@@ -40,13 +41,13 @@ def near_texts(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
             yield i, first[text], 1.0
             continue
         first[text] = i
-        if len(text) < _SHORTEST:
+        if len(text) < SHORTEST:
             continue
-        grams = {text[j : j + _GRAM].encode("utf-8", "replace") for j in range(len(text) - _GRAM + 1)}
+        grams = {text[j : j + GRAM].encode("utf-8", "replace") for j in range(len(text) - GRAM + 1)}
         sketch = datasketch.MinHash(num_perm=_PERMUTATIONS, seed=1)
         sketch.update_batch(sorted(grams))
         alike = [(j, _jaccard(grams, sets[j])) for j in sorted(map(int, index.query(sketch)))]
-        best = next(((j, s) for j, s in alike if s >= SIMILAR and _same_numbers(text, normal[j])), None)
+        best = next(((j, s) for j, s in alike if s >= SIMILAR and numbers(text) == numbers(normal[j])), None)
         if best is not None:
             yield i, *best
         else:  # every near duplicate is compared with a text that is kept
@@ -58,8 +59,9 @@ def _jaccard(one: set[bytes], other: set[bytes]) -> float:
     return len(one & other) / len(one | other)
 
 
-def _same_numbers(one: str, other: str) -> bool:
-    return _NUMBERS.findall(one) == _NUMBERS.findall(other)
+def numbers(text: str) -> list[str]:
+    """Return the numbers in a text, in their order: texts with other ones are not alike."""
+    return _NUMBERS.findall(text)
 
 
 def duplicate_texts(subject: Subject) -> Iterator[Finding]:

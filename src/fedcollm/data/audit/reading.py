@@ -46,6 +46,13 @@ def read_subject(path: Path, form: FormatConfig) -> Subject:
     return Subject(form.kind, records, answer, form.is_free or isinstance(form.choices, str))
 
 
+def asked_of(record: Record, form: FormatConfig) -> str:
+    """Return the text of a record without the choices that a column gives it: what an example has as its prompt."""
+    if not isinstance(form.choices, str):
+        return record.text
+    return record.text.removesuffix(f"\n{_text(record.raw.get(composed(form.choices)))}")
+
+
 def needed_columns(form: FormatConfig) -> list[tuple[str, str]]:
     """Return the columns that a table must have, each with the key that names it."""
     if form.kind == "text":
