@@ -201,6 +201,7 @@ CONFIGURATION = [
     ("products with a server optimizer", "federation.aggregation=product", "federation.server_optimizer.kind=fedadam"),
     ("products of DoRA", "federation.aggregation=product", "slm.adapter.kind=dora"),
     ("products with a half that stays", "federation.aggregation=product", "slm.adapter.freeze_a=true"),
+    ("fresh SLM without a teacher", "server.fresh_slm_epochs=1", "server.distillation.weight=0"),
     ("layer transfer without a cut", "server.layer_transfer=1"),
     ("length of images", "task.name=digits", "task.format=null", "task.max_length=64"),
     ("ranks above the adapter's", "client.ranks=[2, 16]", "federation.aggregation=product"),

@@ -28,6 +28,8 @@ DEFENCES: Mapping[str, Mapping[str, Any]] = {
     "bulyan": {_RULE: "bulyan"},
     "trust": {_RULE: "trust"},
     "agreement": {_RULE: "agreement"},
+    "fresh_slm": {"server.fresh_slm_epochs": 4},
+    "agreement_fresh_slm": {_RULE: "agreement", "server.fresh_slm_epochs": 4},
     "screen_agreement": _SCREEN | {_RULE: "agreement"},
     "held_out": _HELD_OUT,
     "clean": _CLEAN,

@@ -187,6 +187,7 @@ METHOD = {
     "server.distillation.gate": Change("reliability"),
     "server.distillation.warmup_rounds": Change(2),
     "server.distillation.across_tokenizers": Change(True),
+    "server.fresh_slm_epochs": Change(2),
     "server.layer_transfer": Change(0.5),
     "federation.rounds": Change(2),
     "federation.fraction": Change(0.5),

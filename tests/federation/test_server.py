@@ -17,6 +17,7 @@ from fedcollm.config import DistillationConfig
 from fedcollm.errors import NonFiniteError, RoundFailedError
 from fedcollm.federation.aggregation.checked import CheckedAggregator
 from fedcollm.federation.cohort import of_round, sample
+from fedcollm.federation.fresh_slm import distil_fresh
 from fedcollm.federation.operator import Operator
 from fedcollm.federation.server import Server
 from fedcollm.federation.upload_format import UploadFormat
@@ -119,6 +120,27 @@ def test_mean_that_is_rejected_changes_nothing_and_is_noted(server):
     assert record.participants == ()
     assert "the clients' mean is rejected" in record.notes[0]
     assert all(torch.allclose(server.adapter[name], tensor, atol=1e-9) for name, tensor in before.items())
+
+
+def test_last_round_leaves_a_fresh_slm_that_depends_on_the_llm_alone(server):
+    """Whatever the mean was, the final SLM is the same one as long as the LLM is; the LLM is trained as without it."""
+    start, finals, notes = server.adapters(), [], []
+    for rounds, epochs in ((2, 0), (2, 1), (1, 1)):
+        server.restore(start)
+        change(server, fresh_slm_epochs=epochs, rounds=rounds)
+        notes.append(server.run_round(1).notes)
+        finals.append(server.adapters())
+    usual, not_last, fresh = finals
+    assert notes == [(), (), ("the SLM was distilled anew from the LLM, on 4 public examples",)]
+    assert equal(usual["slm"], not_last["slm"])  # only after the last round
+    assert equal(usual["llm"], fresh["llm"])
+    assert changed(usual["slm"], fresh["slm"])
+    assert all(p.requires_grad for name, p in server.pair.llm.named_parameters() if "lora" in name)
+
+    seed = server.identity.derive("fresh SLM", 1)
+    server.restore(fresh | {"slm": {name: tensor + 1 for name, tensor in usual["slm"].items()}})  # something planted
+    distil_fresh(server.pair, server.public, start["slm"], server.settings, seed)
+    assert equal(read_adapter(server.pair.slm), fresh["slm"])
 
 
 # --- the circle of data ---

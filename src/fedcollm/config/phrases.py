@@ -97,6 +97,7 @@ PHRASES: Mapping[str, Phrase] = {
     "server.pseudo_labels.labels": lambda how: {"drawn": "these labels are drawn anew in every round"}.get(how, ""),
     "server.pseudo_labels.teachers": lambda names: f"these labels are by {_all(TEACHERS, names)}",
     "server.pseudo_labels.always": "these labels are used even if the untrained models know better",
+    "server.fresh_slm_epochs": "after the last round, a new small model is distilled from the large one (epochs: {})",
     "server.layer_transfer": lambda share: (
         f"layer transfer: the large model starts from the small model’s adapter, and {_percent(share)} of the clients’ "
         "mean change goes into its own layers"

@@ -248,6 +248,15 @@ def _layer_transfer(config: "RunConfig") -> Iterator[str]:
         )
 
 
+def _fresh_slm(config: "RunConfig") -> Iterator[str]:
+    epochs, server = config.server.fresh_slm_epochs, config.server
+    if epochs and not (server.epochs and server.distillation.weight):
+        yield (
+            f"server.fresh_slm_epochs {epochs} needs an LLM that teaches, but server.epochs or "
+            "server.distillation.weight is 0. Raise them, or set server.fresh_slm_epochs: 0"
+        )
+
+
 def _length(config: "RunConfig") -> Iterator[str]:
     if config.task.max_length is not None and not config.task.is_text:
         yield f"task.max_length {config.task.max_length} is for text, and {config.task.name} has none. Remove it"
@@ -280,6 +289,7 @@ RULES: tuple[Rule, ...] = (
     _uploads,
     _augmentation,
     _layer_transfer,
+    _fresh_slm,
     _length,
     _something_to_train,
     control,

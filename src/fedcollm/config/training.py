@@ -129,6 +129,8 @@ class ServerConfig(RoundConfig):
     distillation: DistillationConfig = DistillationConfig()
     pseudo_labels: PseudoLabelConfig | None = None
     """labels for the unlabelled public examples, from sums that clients send once; null: none, {}: as below"""
+    fresh_slm_epochs: NonNegative = 0
+    """after the last round, distil a new SLM from the LLM in so many passes over D_a: no client's backdoor is left"""
     layer_transfer: Annotated[float, Field(ge=0, le=1)] = 0.0
     """fraction of the clients' mean update to add to the LLM's adapter too, if the SLM consists of the LLM's layers"""
 

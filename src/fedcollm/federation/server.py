@@ -20,6 +20,7 @@ from fedcollm.federation import profile, statistics
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator
 from fedcollm.federation.cohort import Simulation, Transport, another, failures_of, of_round, sample, without
 from fedcollm.federation.download_format import EXACT, DownloadFormat, applied, download_format, sending
+from fedcollm.federation.fresh_slm import distil_fresh
 from fedcollm.federation.gate import Gate, build_gate
 from fedcollm.federation.layer_transfer import apply_delta, init_from_slm
 from fedcollm.federation.personalization import lost_clients, with_personal
@@ -82,7 +83,7 @@ class Server:
     gate: Gate | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.adapter = read_adapter(self.pair.slm)
+        self.adapter = self._initial = read_adapter(self.pair.slm)
         if self.pair.llm is not None:
             self.public, self.gate = build_gate(self.settings.distillation.gate, self.public, self.identity)
         self.download = download_format(self.federation.download, self.adapter)
@@ -210,6 +211,7 @@ class Server:
         # 4. Mutual distillation on the public data D_a tunes θ and ω.
         start = time.perf_counter()
         losses, said = self._distil(round_index)
+        said += self._distil_fresh(round_index)
         distilled, adapter = time.perf_counter(), read_adapter(self.pair.slm)
         if clients and (aggregate is None or self.federation.secure_aggregation.enabled):
             adapter = another(adapter, theta, lambda new: self.download.opened(self.download.packed(new)))
@@ -280,6 +282,16 @@ class Server:
         seed, size = self.identity.derive("server", round_index), self.evaluation.batch_size
         trust, said = self.gate.trust(self.pair, public, size) if self.gate else (None, ())
         return distil(self.pair, public, self.settings, seed, round_index, trust), said
+
+    def _distil_fresh(self, round_index: int) -> tuple[str, ...]:
+        """After the last round, distil a fresh SLM from the LLM if the settings say so, and return that it was done."""
+        if self.pair.llm is None or not self.settings.fresh_slm_epochs or round_index != self.federation.rounds:
+            return ()
+        seed = self.identity.derive("fresh SLM", round_index)
+        distil_fresh(self.pair, self.public, self._initial, self.settings, seed)
+        note = f"the SLM was distilled anew from the LLM, on {len(self.public)} public examples"
+        say(note)
+        return (note,)
 
     def _with_pseudo_labels(self, public: Sequence[Any], round_index: int) -> Sequence[Any]:
         """Return D_a with labels by `pseudo_labels.teachers`; as it is if none of them has an opinion in this round."""

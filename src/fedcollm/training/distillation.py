@@ -148,7 +148,8 @@ def distil(
     """Tune θ and ω on the public set D_a by mutual distillation (Algorithm 1, server side).
 
     Args:
-        pair: both models; they are left in evaluation mode.
+        pair: both models, of which at least the SLM has trainable parameters; a model without any teaches only, without
+            dropout. They are left in evaluation mode.
         public: D_a, labelled and unlabelled examples.
         settings: number of epochs, batches, AdamW of both models, and the settings of the distillation.
         seed: seed of the order of examples and of dropout.
@@ -163,15 +164,15 @@ def distil(
     """
     generator = random.Random(seed)
     cast(Any, torch).manual_seed(seed)
-    models = pair.models()
+    models = {role: model for role, model in pair.models().items() if any(p.requires_grad for p in model.parameters())}
     per_epoch = step_count(len(public), settings)
     stepper = Stepper(models, settings, settings.epochs * per_epoch, f"distillation, round {round_index}")
     collator, even = TrustingCollator(pair.modality, public, trust), settings.even_labels
     groups = (g for _ in range(settings.epochs) for g in step_batches(collator, public, settings, generator, even))
     factor = warmup_factor(round_index, settings.distillation.warmup_rounds)
     history: list[Losses] = []
-    for model in models.values():
-        model.train()
+    for role, model in pair.models().items():
+        model.train(role in models)
     for group in track(groups, "distillation", total=settings.epochs * per_epoch):
         stepper.zero_grad()
         losses, rows = _accumulate(pair, group, settings.distillation, factor)
