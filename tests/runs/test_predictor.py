@@ -97,6 +97,21 @@ def test_model_that_gives_no_numbers_predicts_nothing(done, tmp_path):
         model.predict([{"text": "red"}])
 
 
+def test_choice_that_is_a_formula_is_none_in_a_spreadsheet(done, tmp_path):
+    place, table = tmp_path / "run" / "adapters" / "slm", written(tmp_path / "in.csv", questions(done)[:3])
+    values = json.loads((place / PORTABLE).read_text())
+    values["task"]["format"]["choices"] = ["=colour", "+animal"]
+    (place / PORTABLE).write_text(json.dumps(values))
+    for name, start in (("out.csv", ("'=", "'+")), ("out.jsonl", ("=", "+"))):
+        predict_table(tmp_path / "run", table, tmp_path / name)
+        text = (tmp_path / name).read_text()
+        rows = (
+            list(csv.DictReader(text.splitlines())) if name == "out.csv" else list(map(json.loads, text.splitlines()))
+        )
+        assert len(rows) == 3
+        assert all(row["prediction"].startswith(start) for row in rows)
+
+
 def test_interrupted_prediction_goes_on(done, tmp_path, monkeypatch):
     examples = questions(done)
     table, asked, predict = written(tmp_path / "in.csv", examples), [0], Predictor.predict_examples
