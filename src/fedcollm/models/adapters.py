@@ -248,9 +248,9 @@ def check_rank(section: AdapterConfig, directory: Path) -> None:
     if not file.is_file():
         return
     try:
-        with safetensors.safe_open(file, "pt") as opened:
-            tensors = cast(Any, opened)
-            sizes = {size for name in opened.keys() for size in tensors.get_slice(name).get_shape()}  # noqa: SIM118
+        with cast(Any, safetensors).safe_open(file, "pt") as opened:
+            names: list[str] = list(opened.keys())
+            sizes = {int(size) for name in names for size in opened.get_slice(name).get_shape()}
     except SafetensorError:
         return  # `load_adapter` says so
     rank = max([section.rank, *options_of_size(section.options)])

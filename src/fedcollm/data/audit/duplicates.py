@@ -3,7 +3,7 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from fedcollm.data.audit.extra import audit_library
@@ -67,8 +67,9 @@ class _Group:
             i: position of the text.
             grams: its 4-grams.
         """
-        sketch = None if self._index is None else _sketch(grams)
-        near = self._grams if sketch is None else sorted(map(int, self._index.query(sketch)))
+        index = self._index
+        sketch = None if index is None else _sketch(grams)
+        near: Collection[int] = self._grams if index is None else sorted(map(int, index.query(sketch)))
         alike = ((j, _jaccard(grams, self._grams[j])) for j in near)
         if (best := next(((j, s) for j, s in alike if s >= SIMILAR), None)) is not None:
             return best
