@@ -1,5 +1,6 @@
 """Options of PEFT that a configuration must not set, and patterns that take years."""
 
+import math
 import time
 
 import pytest
@@ -55,6 +56,28 @@ def test_pattern_in_place_of_a_name_is_refused_at_once(key, value):
     with pytest.raises(UserError, match=rf"slm\.adapter\.{key}.*(plain name|list of names)"):
         load_config("icd10", **{f"slm.adapter.{key}": value})
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("adapter.rank", 10**9),
+        ("adapter.rank", 2**16 + 1),
+        ("adapter.alpha", 1e7),
+        ("adapter.options", {"r": 10**9}),
+        ("adapter.options", {"rank_pattern": {"q_proj": 10**9}}),
+        ("adapter.options", {"layers_to_transform": [0, 10**9]}),
+        ("adapter.options", {"alpha_pattern": {"q_proj": math.nan}}),
+        ("layers", 10**29),
+        ("layers", [0] * 10_001),
+        ("layers", [10**9]),
+    ],
+    ids=lambda value: f"{value!s:.30}",
+)
+def test_size_that_no_model_has_is_refused_in_a_short_message(key, value):
+    with pytest.raises(UserError, match=rf"slm\.{key}") as refusal:
+        load_config("icd10", **{f"slm.{key}": value})
+    assert len(str(refusal.value)) < 700
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,12 @@ LOSS, TRIM = {"client.loss": "symmetric"}, {"client.loss_trim": 0.25}
         (TRIM | BOXES, "client.loss_trim 0.25 needs a cross-entropy .* Set client.loss_trim: 0"),
         (LOSS | DP_SGD, "DP-SGD, .* client.loss is symmetric. Set client.loss: cross_entropy, or level: client"),
         (TRIM | DP_SGD, "DP-SGD, .* client.loss_trim is 0.25"),
+        (
+            TRIM | {"client.micro_batch_size": 4},
+            "loss_trim 0.25 leaves out .* client.micro_batch_size 4 computes a batch in parts",
+        ),
+        ({"task.name": "digits", "client.loss_trim": 0.05}, "loss_trim 0.05 of the 16 labels .* less than one label"),
+        (LOSS | {"client.loss_weights": [0, 0]}, r"client.loss_weights \[0, 0\] leave no loss"),
         (GATE | BOXES, "server.distillation.gate reliability needs choices, but .* boxes.* Set .*gate: none"),
         (GATE | {"task.public_size": 0, "task.unlabelled_size": 8}, "gate .* task.public_size is 0. Raise it"),
     ],
@@ -34,7 +40,15 @@ def test_what_is_refused(values, said):
 
 @pytest.mark.parametrize(
     "values",
-    [BOXES, DP_SGD, LOSS, GATE, LOSS | BOXES | {"federation.participants": []}, GATE | BOXES | {"server.epochs": 0}],
+    [
+        BOXES,
+        DP_SGD,
+        LOSS,
+        GATE,
+        TRIM | {"client.micro_batch_size": 16},
+        LOSS | BOXES | {"federation.participants": []},
+        GATE | BOXES | {"server.epochs": 0},
+    ],
 )
 def test_what_is_not(values):
     assert refusals(changed(RunConfig(), values)) == []

@@ -11,8 +11,9 @@ from transformers.utils import hub
 
 from fedcollm.errors import UserError
 from fedcollm.models import cache as caches
+from fedcollm.models import pretrained
 from fedcollm.models.cache import cached, entry_stem
-from fedcollm.models.pretrained import load_causal_lm, stem
+from fedcollm.models.pretrained import base_directory, load_causal_lm, stem
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,13 @@ def model(model_directories, tmp_path) -> Path:
 
 
 # --- names ---
+
+
+def test_long_list_of_layers_is_a_digest_in_the_name(model, monkeypatch):
+    monkeypatch.setattr(pretrained, "_LONGEST_NAME", len("layers-0"))  # 255 characters are too many for a file system
+    names = [Path(base_directory(str(model), layers)).name for layers in ([0], [1], [0, 1])]
+    assert [name.rpartition("-layers-")[2] for name in names[:2]] == ["0", "1"]
+    assert len(names[2].rpartition("-layers-")[2]) == 32
 
 
 def test_a_directory_has_its_name_and_a_digest_that_nobody_can_search_for():

@@ -35,6 +35,8 @@ def test_the_first_way_that_fits_is_taken():
     assert fit_memory(CONFIG, needed, 460 * MB) == twice | parts  # 4 + 2 + 3
     alone = fit_memory(changed(CONFIG, {"server.epochs": 0}), lambda c: needed(c) // 2, 500 * MB, ["slm"])
     assert alone == {"client.micro_batch_size": 4, "evaluation.batch_size": 3}
+    trimmed = changed(CONFIG, {"client.loss_trim": 0.25})  # of whole batches: 80 + 20 + 3
+    assert fit_memory(trimmed, needed, 555 * MB) == {"server.micro_batch_size": 2, "evaluation.batch_size": 3}
 
 
 def test_too_little_memory_says_how_much_is_needed():

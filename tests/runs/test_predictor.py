@@ -73,6 +73,45 @@ def test_mean_of_both_models_and_every_format(done, tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist() == lines
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 60_000}, "no rank of 60000: its largest tensor dimension is"),
+        ({"options": {"rank_pattern": {"q_proj": 50_000}}}, "no rank of 50000"),
+    ],
+)
+def test_rank_that_the_adapter_does_not_have_takes_no_memory(done, tmp_path, changes, said):
+    place = tmp_path / "run" / "adapters" / "slm"
+    values = json.loads((place / PORTABLE).read_text())
+    values["model"]["adapter"] |= changes
+    (place / PORTABLE).write_text(json.dumps(values))
+    with pytest.raises(UserError, match=said):
+        Predictor.load(place)
+
+
+def test_model_that_gives_no_numbers_predicts_nothing(done, tmp_path):
+    model = Predictor.load(tmp_path / "run" / "adapters" / "slm")
+    for parameter in model.model.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="not numbers"):
+        model.predict([{"text": "red"}])
+
+
+def test_choice_that_is_a_formula_is_none_in_a_spreadsheet(done, tmp_path):
+    place, table = tmp_path / "run" / "adapters" / "slm", written(tmp_path / "in.csv", questions(done)[:3])
+    values = json.loads((place / PORTABLE).read_text())
+    values["task"]["format"]["choices"] = ["=colour", "+animal"]
+    (place / PORTABLE).write_text(json.dumps(values))
+    for name, start in (("out.csv", ("'=", "'+")), ("out.jsonl", ("=", "+"))):
+        predict_table(tmp_path / "run", table, tmp_path / name)
+        text = (tmp_path / name).read_text()
+        rows = (
+            list(csv.DictReader(text.splitlines())) if name == "out.csv" else list(map(json.loads, text.splitlines()))
+        )
+        assert len(rows) == 3
+        assert all(row["prediction"].startswith(start) for row in rows)
+
+
 def test_interrupted_prediction_goes_on(done, tmp_path, monkeypatch):
     examples = questions(done)
     table, asked, predict = written(tmp_path / "in.csv", examples), [0], Predictor.predict_examples

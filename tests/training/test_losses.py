@@ -33,6 +33,7 @@ def test_every_choice_has_a_loss_of_its_name():
         ({"loss": "generalized", "loss_q": 1.0}, 0.625),  # (1/2 + 3/4) / 2
         ({"loss": "generalized", "loss_q": 0.5}, 0.7928932),  # 2 (1 - √½) = 0.5857864 and 2 (1 - ½) = 1
         ({"loss": "generalized", "loss_q": 1e-6}, 1.0397208),
+        ({"loss": "generalized", "loss_q": 1e-300}, 1.0397208),  # as q = 0, which is the cross-entropy
         ({"loss": "symmetric", "loss_weights": (1.0, 0.0)}, 1.0397208),
         ({"loss": "symmetric", "loss_weights": (0.0, 1.0)}, 2.5),  # 4 · 1/2 and 4 · 3/4
         ({"loss": "symmetric"}, 2.6039721),  # 0.1 · 1.0397208 + 2.5

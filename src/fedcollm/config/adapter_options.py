@@ -7,6 +7,9 @@ from typing import Any, cast
 #: PEFT takes many strings for regular expressions; such a name, taken for one, fits in no time.
 _NAME = re.compile(r"[A-Za-z0-9_. -]{1,200}")
 
+#: Largest number in the options of an adapter, and largest scale α: larger ones overflow, or fill any memory.
+LARGEST_NUMBER = 1e6
+
 _MORE = "trains more than the adapter's own matrices, and what is trained is sent"
 _OTHER = "changes the base model or how fedcollm handles it"
 _OBJECT = "can't be written in a configuration"
@@ -45,9 +48,17 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} {reason}. Remove it")
         if name.endswith("_modules") and isinstance(value, str) and value != "all-linear":
             raise ValueError(f"{name}: {value!r:.60} is a pattern to PEFT. Give a list of names")
+        if large := next((one for one in _numbers(value) if not abs(one) <= LARGEST_NUMBER), None):
+            raise ValueError(f"{name}: {large!s:.30} is not a number up to {LARGEST_NUMBER:g}")
         for text in _texts(value):
             if not _NAME.fullmatch(text):
                 raise ValueError(f"{name}: {text!r:.60} is not a plain name of letters, digits, spaces, _, - and .")
+
+
+def options_of_size(options: Mapping[str, Any]) -> list[int]:
+    """Return the whole numbers in options that are ranks, as `r` and those of `rank_pattern` are."""
+    ranks = [value for name, value in options.items() if name in ("r", "rank", "rank_pattern")]
+    return [value for value in _numbers(ranks) if isinstance(value, int)]
 
 
 def check_names(names: list[str]) -> None:
@@ -62,12 +73,22 @@ def check_names(names: list[str]) -> None:
 
 def _texts(value: object) -> Iterator[str]:
     """Yield every text in a value of plain types, names of mappings included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
+    return (one for one in _plain(value) if isinstance(one, str))
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    """Yield every number in a value of plain types; a switch is none."""
+    return (one for one in _plain(value) if isinstance(one, (int, float)) and not isinstance(one, bool))
+
+
+def _plain(value: object) -> Iterator[object]:
+    """Yield every single value in one of plain types, names of mappings included."""
+    if isinstance(value, Mapping):
         for key, inner in cast(Mapping[object, object], value).items():
-            yield from _texts(key)
-            yield from _texts(inner)
+            yield key
+            yield from _plain(inner)
     elif isinstance(value, (list, tuple)):
         for inner in cast(list[object], value):
-            yield from _texts(inner)
+            yield from _plain(inner)
+    else:
+        yield value

@@ -192,6 +192,10 @@ def _is_section(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping)
 
 
+#: Most characters of a value, and most errors, that a message shows: the file may be somebody else's.
+_LONGEST_VALUE, _MOST_LINES = 300, 50
+
+
 def explain(error: ValidationError) -> str:
     """Return one line per validation error: the key, the value, what is wrong, and the nearest valid key for a typo."""
     lines: list[str] = []
@@ -201,11 +205,14 @@ def explain(error: ValidationError) -> str:
             valid = _fields_at(item["loc"][:-1])
             lines.append(f"{key}: unknown key; {_hint(str(item['loc'][-1]), valid)}")
         elif item["loc"]:
-            value = "" if isinstance(item["input"], Mapping) else f"{item['input']!r} is not allowed: "
+            value = (
+                "" if isinstance(item["input"], Mapping) else f"{item['input']!r:.{_LONGEST_VALUE}} is not allowed: "
+            )
             lines.append(f"{key}: {value}{item['msg'].removeprefix('Value error, ')}")
         else:
             lines += item["msg"].removeprefix("Value error, ").splitlines()  # one line per refused combination
-    return "\n  ".join([f"{len(lines)} error{'s' if len(lines) > 1 else ''}", *lines])
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return "\n  ".join([f"{len(lines)} error{'s' if len(lines) > 1 else ''}", *lines[:_MOST_LINES], *more])
 
 
 def _key(location: Sequence[str | int]) -> str:

@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from fedcollm.config.adapter_options import check_names, check_options
+from fedcollm.config.adapter_options import LARGEST_NUMBER, check_names, check_options
 from fedcollm.config.base import NonNegative, Positive, PositiveFloat, Section, Share, one_of
 from fedcollm.config.choices import LAYER_CHOICES, SCHEDULES, comment
 from fedcollm.config.training import TrainingConfig
 from fedcollm.config.yaml_text import as_switch
+
+#: Bounds on sizes that another party may have written: more than any model has, and less than a memory.
+LARGEST_RANK, _MOST_LAYERS = 2**16, 10_000
 
 
 class AdapterConfig(Section):
@@ -17,9 +20,9 @@ class AdapterConfig(Section):
 
     kind: str = "lora"
     """lora, dora, ia3, or the PEFT name of any other PEFT method"""
-    rank: Positive = 8
+    rank: Annotated[int, Field(ge=1, le=LARGEST_RANK)] = 8
     """rank r of low-rank methods such as lora"""
-    alpha: PositiveFloat = 16
+    alpha: Annotated[float, Field(gt=0, le=LARGEST_NUMBER)] = 16
     """scale α of low-rank methods; the adapter's output is multiplied by α / r"""
     dropout: Share = 0.0
     """dropout probability inside the adapter"""
@@ -65,7 +68,10 @@ def _kind(layers: object) -> str:
 
 #: A number of layers, or their indices. The discriminator makes an invalid value one error instead of two.
 _Layers = Annotated[
-    Annotated[Positive, Tag("number")] | Annotated[list[NonNegative], Field(min_length=1), Tag("indices")],
+    Annotated[int, Field(ge=1, le=_MOST_LAYERS), Tag("number")]
+    | Annotated[
+        list[Annotated[int, Field(ge=0, lt=_MOST_LAYERS)]], Field(min_length=1, max_length=_MOST_LAYERS), Tag("indices")
+    ],
     Discriminator(_kind),
 ]
 

@@ -60,6 +60,7 @@ def robust_losses(config: "RunConfig") -> Iterator[str]:
         return
     key, value, instead = config.client.changed_loss
     privacy = config.federation.privacy
+    yield from _no_effect(config)
     if privacy is not None and privacy.level == "example":
         yield (
             f"federation.privacy: level example trains with DP-SGD, whose loss is the cross-entropy, and {key} is "
@@ -69,6 +70,25 @@ def robust_losses(config: "RunConfig") -> Iterator[str]:
         yield (
             f"{key} {value} needs a cross-entropy over classes or tokens, and detection has a loss of its own. "
             f"Set {key}: {instead}"
+        )
+
+
+def _no_effect(config: "RunConfig") -> Iterator[str]:
+    """Yield settings of the clients' loss with which it does not do what they say."""
+    client = config.client
+    trim, size = client.loss_trim, client.batch_size
+    if client.loss == "symmetric" and not any(client.loss_weights):
+        yield "client.loss_weights [0, 0] leave no loss to train on. Set one of them above 0"
+    if trim and client.at_once < size:
+        yield (
+            f"client.loss_trim {trim:g} leaves out rows of a whole batch, and client.micro_batch_size {client.at_once} "
+            "computes a batch in parts. Set client.micro_batch_size: null, and for less memory lower client.batch_size "
+            "and raise client.gradient_accumulation"
+        )
+    if trim and not config.task.is_text and int(trim * size) == 0:
+        yield (
+            f"client.loss_trim {trim:g} of the {size} labels of a batch (client.batch_size) is less than one label, so "
+            "that none is left out. Raise one of the two, or set client.loss_trim: 0"
         )
 
 

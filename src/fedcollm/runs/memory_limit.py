@@ -61,13 +61,14 @@ def _ways(config: RunConfig, roles: Collection[str]) -> Iterator[dict[str, Any]]
     sections = {"slm": config.slm, "llm": config.llm}
     if not config.server.epochs or "llm" not in roles:
         sections.pop("llm")
-    loops = {"client": config.client.at_once} | ({"server": config.server.at_once} if "llm" in sections else {})
+    loops = {} if config.client.loss_trim else {"client": config.client.at_once}  # trimming needs whole batches
+    loops |= {"server": config.server.at_once} if "llm" in sections else {}
     recomputed = {f"{r}.gradient_checkpointing": True for r, one in sections.items() if not one.gradient_checkpointing}
     private = config.federation.privacy
     if not config.task.is_text or (private is not None and private.level == "example"):
         recomputed = {}
     for further in ({}, recomputed) if recomputed else ({},):
-        for divisor in _powers_of_two(max(*loops.values(), config.evaluation.batch_size)):
+        for divisor in _powers_of_two(max([*loops.values(), config.evaluation.batch_size])):
             parts = {f"{name}.micro_batch_size": -(-size // divisor) for name, size in loops.items()}
             parts["evaluation.batch_size"] = -(-config.evaluation.batch_size // divisor)
             yield {**(parts if divisor > 1 else {}), **further}

@@ -15,6 +15,9 @@ from fedcollm.storage import replacing, write_atomically
 #: Columns that predictions add; the column of a choice's probability is `probability_` and the choice.
 PREDICTION, PROBABILITY, PROBABILITIES, OBJECTS = "prediction", "probability", "probabilities", "objects"
 
+#: Endings of files that spreadsheets open, and take cells in them for formulas that begin with one of these signs.
+SPREADSHEETS, FORMULA = (".csv", ".tsv"), ("=", "+", "-", "@", "\t", "\r")
+
 Row = dict[str, Any]
 
 
@@ -56,6 +59,35 @@ def _added(one: Prediction, shared: Sequence[str]) -> Row:
     if shared:
         return added | {f"{PROBABILITY}_{choice}": one.probabilities[choice] for choice in shared}
     return added | {PROBABILITIES: dict(one.probabilities)}
+
+
+def without_formulas(rows: Sequence[Row], prefix: str = "") -> tuple[list[Row], int]:
+    """Return rows for a file that a spreadsheet opens, in which no prediction is a formula, and how many were.
+
+    A choice comes from whoever made the run, and an answer from a model: a quote before it makes it text. The table's
+    own columns are kept as they are, and so are numbers.
+
+    >>> without_formulas([{"note": "=1", "prediction": "=1+1"}, {"note": "b", "prediction": "-5"}])
+    ([{'note': '=1', 'prediction': "'=1+1"}, {'note': 'b', 'prediction': '-5'}], 1)
+
+    Args:
+        rows: as `with_predictions` returns them.
+        prefix: what the names of the added columns begin with.
+    """
+    name = f"{prefix}{PREDICTION}"
+    changed = [row | {name: f"'{row[name]}"} if _is_formula(str(row[name])) else row for row in rows]
+    return changed, sum(one is not row for one, row in zip(changed, rows, strict=True))
+
+
+def _is_formula(text: str) -> bool:
+    """Return whether a spreadsheet would compute a cell; a sign alone, such as a label +, and a number are safe."""
+    if not text.startswith(FORMULA) or not text[1:].strip():
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
 
 
 def check_output(path: Path) -> None:

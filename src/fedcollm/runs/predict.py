@@ -13,7 +13,13 @@ from fedcollm.data.inputs import Inputs
 from fedcollm.errors import UserError
 from fedcollm.modalities.predictions import Found, Prediction
 from fedcollm.progress import say, track
-from fedcollm.runs.output_tables import check_output, with_predictions, write_table
+from fedcollm.runs.output_tables import (
+    SPREADSHEETS,
+    check_output,
+    with_predictions,
+    without_formulas,
+    write_table,
+)
 from fedcollm.runs.portable import PORTABLE
 from fedcollm.runs.predictor import Predictor
 from fedcollm.storage import append_to, write_atomically, writing
@@ -89,6 +95,10 @@ def predict_table(place: Path, source: Path, out: Path, options: Options = Optio
     assert inputs is not None
     assert kept is not None
     rows = with_predictions(inputs.rows, averaged(by_role), shared, options.prefix)
+    if out.suffix.lower() in SPREADSHEETS:
+        rows, count = without_formulas(rows, options.prefix)
+        if count:
+            say(f"{count} predictions have a quote (') before them, or a spreadsheet would take them for formulas")
     with writing(out.parent):
         write_table(out, rows)
         kept.remove()

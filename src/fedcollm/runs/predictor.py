@@ -4,6 +4,7 @@ It is built from the files beside the adapter alone (`portable`), by the code th
 predicts by the code that scores.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from fedcollm.modalities.base import Modality
 from fedcollm.modalities.predictions import Prediction
 from fedcollm.modalities.text.examples import SOME_ANSWER, TextExample
 from fedcollm.modalities.text.task import TextTask
-from fedcollm.models.adapters import load_adapter, resolve_device
+from fedcollm.models.adapters import check_rank, load_adapter, resolve_device
 from fedcollm.models.fused.patch import fuse
 from fedcollm.runs.build_models import adapted, base_seed, load_base, set_precision
 from fedcollm.runs.identity import base_digests
@@ -118,9 +119,19 @@ class Predictor:
         return like_sized(self.modality, examples, batch_size or self.portable.batch_size)
 
     def predict_examples(self, examples: Sequence[Any]) -> list[Prediction]:
-        """Return the predictions of one batch of examples."""
+        """Return the predictions of one batch of examples.
+
+        Raises:
+            UserError: a probability is NaN.
+        """
         with torch.inference_mode():
-            return self.modality.predict(self.model, examples)
+            found = self.modality.predict(self.model, examples)
+        if any(math.isnan(value) for one in found for value in one.probabilities.values()):
+            raise UserError(
+                f"the model of the run {self.portable.run!r:.100} gives probabilities that are not numbers (NaN), so "
+                "that it predicts nothing. Restore its files from a copy, or set dtype: float32 and train it again."
+            )
+        return found
 
     def generate(self, prompt: str) -> str:
         """Return what a language model answers freely to a prompt, by greedy decoding.
@@ -161,6 +172,7 @@ class Predictor:
 
 
 def _with_adapter(place: Path, network: nn.Module, section: ModelConfig, modality: Modality) -> "peft.PeftModel":
+    check_rank(section.adapter, place)
     model = adapted(network, section.adapter, modality)
     load_adapter(model, place)
     return model

@@ -16,6 +16,9 @@ from fedcollm.modalities.base import UNLABELLED, Modality
 #: A of the reverse cross-entropy, which stands for log 0: the value of Wang et al. (arXiv 1908.06112, section 5).
 _LOG_ZERO = -4.0
 
+#: q below which (1 − p^q) / q is −log p to the last digit of float32, and q itself may round to 0.
+_ZERO_Q = 1e-20
+
 
 def cross_entropy(log_label: Tensor, settings: ClientConfig) -> Tensor:
     """Return −log p of the label: [P], from log p [P]."""
@@ -28,6 +31,8 @@ def generalized(log_label: Tensor, settings: ClientConfig) -> Tensor:
     Its gradient is that of cross-entropy times p^q, so a row whose label the model finds unlikely counts less. As q
     approaches 0, it becomes the cross-entropy; with q = 1, it is half of the mean absolute error.
     """
+    if settings.loss_q < _ZERO_Q:
+        return -log_label
     return -torch.expm1(settings.loss_q * log_label) / settings.loss_q
 
 

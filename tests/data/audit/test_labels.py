@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fedcollm.data.audit.findings import Fix, Record, Subject
-from fedcollm.data.audit.labels import label_errors, noise_share, out_of_fold, suspects, with_rare
+from fedcollm.data.audit.labels import RULES, label_errors, noise_share, out_of_fold, suspects, with_rare
 
 
 def sure(classes, top, others):
@@ -79,3 +79,10 @@ def test_another_spelling_of_the_likelier_class_is_no_wrong_label():
     classes = ("Heart", "heart", "knee")
     found = label_errors(Subject("text", records, "kind", probabilities=probabilities, classes=classes))
     assert [one.record for one in found] == [41]
+
+
+def test_where_every_class_is_rare_nothing_is_known():
+    labels = np.arange(40) // 2  # 20 classes of two examples each
+    probabilities = out_of_fold(np.eye(40), labels, 20)
+    for rule in RULES:
+        assert suspects(labels, probabilities, rule) == []

@@ -1,5 +1,6 @@
 import pytest
 
+from fedcollm.data.audit import duplicates
 from fedcollm.data.audit.duplicates import duplicate_texts, near_texts
 from fedcollm.data.audit.findings import Fix, Record, Subject
 from fedcollm.data.audit.texts import empty, garbled, language, language_of, long, spelling
@@ -90,3 +91,20 @@ def test_duplicates_with_another_label_are_not_dropped():
         ("conflict", 2, None),
         ("near_duplicate", 3, Fix("drop")),
     ]
+
+
+def test_time_is_nearly_linear_whatever_the_texts_are(monkeypatch):
+    calls, jaccard = [], duplicates._jaccard
+    monkeypatch.setattr(duplicates, "_jaccard", lambda one, other: calls.append(1) or jaccard(one, other))
+    assert list(near_texts([f"the patient has had severe pain since visit {i}" for i in range(500)])) == []
+    assert not calls  # texts with other numbers are never alike
+    shared = "the patient has severe pain in the left knee "  # 42 of 66 4-grams of two texts
+    texts = [shared + 12 * chr(ord("a") + i % 26) + 12 * chr(ord("a") + i // 26) for i in range(400)]
+    assert len(list(near_texts(texts))) < 40
+    assert len(calls) < 400 * 2 * duplicates._CROWD  # of 79,800 pairs
+
+
+def test_near_duplicates_are_found_before_and_after_a_group_is_indexed():
+    words = [f"{a}{b} note on another illness of the {b}{a} organ" for a in "abcdefghk" for b in "lmnopqrst"]
+    texts = [*words, *(f"{word}." for word in words)]
+    assert [(i - 81, j) for i, j, _ in near_texts(texts)][-81:] == [(i, i) for i in range(81)]

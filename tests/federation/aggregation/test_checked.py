@@ -42,10 +42,15 @@ def test_drop_at_the_margin_is_accepted_and_above_it_rejected():
     assert (one.value.culprits, one.value.lost) == (("c",), {"c": "no answer"})
 
 
-def test_score_that_is_no_number_is_rejected():
-    one = CheckedAggregator(Fixed(), lambda adapter: float("nan"), 1.0)
+def test_score_that_is_no_number_is_rejected_unless_that_of_theta_is_none_either():
+    request, nan = TrainRequest(1, {"w": torch.tensor([0.5])}), float("nan")
+    one = CheckedAggregator(Fixed(), lambda adapter: nan if adapter is MEAN.adapter else 0.5, 1.0)
     with pytest.raises(SpoiledRoundError, match="nan"):
-        one.aggregate(lambda _: iter(()), TrainRequest(1, {"w": torch.tensor([0.5])}), ["a"])
+        one.aggregate(lambda _: iter(()), request, ["a"])
+    one = CheckedAggregator(Fixed(), lambda adapter: 0.5 if adapter is MEAN.adapter else nan, 0.0)
+    found = one.aggregate(lambda _: iter(()), request, ["a"])
+    assert found.adapter is MEAN.adapter
+    assert "could not check" in found.notes[0]
 
 
 def test_statistics_are_passed_on():

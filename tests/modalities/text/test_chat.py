@@ -155,7 +155,7 @@ def test_long_conversation_loses_its_oldest_tokens():
         (CHATML.replace("assistant\n{% endif", "model\n{% endif"), (("user", "u"),), "after its generation prompt"),
         ("a\n{% if %}", (("user", "u"),), r"template of the model is no valid template \(line 2: "),
         ("{{ 1 // 0 }}", (("user", "u"),), r"fails on this conversation \(ZeroDivisionError: "),
-        ("{{ 10.0 ** 400 }}", (("user", "u"),), r"fails on this conversation \(OverflowError: "),
+        ("{{ range(1000000) }}", (("user", "u"),), r"fails on this conversation \(OverflowError: "),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", (("user", "u"),), r"fails on .*RecursionError"),
         ("{{ '%(x)s' % {} }}", (("user", "u"),), r"fails on this conversation \(KeyError: 'x'"),
         ("{{ nothing.at.all }}", (("user", "u"),), r"fails on this conversation \(UndefinedError: "),

@@ -1,8 +1,9 @@
 """Find texts that stand there twice, exactly or nearly: by MinHash and locality-sensitive hashing (datasketch)."""
 
+import functools
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from fedcollm.data.audit.extra import audit_library
@@ -16,6 +17,7 @@ SIMILAR = 0.85
 GRAM, SHORTEST = 4, 20
 
 _PERMUTATIONS = 128
+_CROWD = 50  # texts from which they are found by MinHash, and neighbors from which a text is no longer kept
 
 #: Words by which texts that are otherwise alike say something else.
 _NUMBERS = re.compile(r"\d+(?:[.,]\d+)*")
@@ -29,10 +31,8 @@ def near_texts(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
     Args:
         texts: the texts; an empty one is like no other.
     """
-    datasketch: Any = audit_library("datasketch")
     normal = [" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts]
-    index: Any = datasketch.MinHashLSH(threshold=SIMILAR - 0.1, num_perm=_PERMUTATIONS)
-    sets: dict[int, set[bytes]] = {}
+    groups: dict[tuple[str, ...], _Group] = {}
     first: dict[str, int] = {}
     for i, text in enumerate(normal):
         if not text:
@@ -44,15 +44,61 @@ def near_texts(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
         if len(text) < SHORTEST:
             continue
         grams = {text[j : j + GRAM].encode("utf-8", "replace") for j in range(len(text) - GRAM + 1)}
-        sketch = datasketch.MinHash(num_perm=_PERMUTATIONS, seed=1)
-        sketch.update_batch(sorted(grams))
-        alike = [(j, _jaccard(grams, sets[j])) for j in sorted(map(int, index.query(sketch)))]
-        best = next(((j, s) for j, s in alike if s >= SIMILAR and numbers(text) == numbers(normal[j])), None)
+        best = groups.setdefault(tuple(numbers(text)), _Group()).nearest(i, grams)
         if best is not None:
             yield i, *best
-        else:  # every near duplicate is compared with a text that is kept
-            index.insert(str(i), sketch)
-            sets[i] = grams
+
+
+class _Group:
+    """The texts with the same numbers that are no near duplicates: only with these is a text compared.
+
+    Few texts are compared one by one, and many by MinHash. Where a text has `_CROWD` neighbors already that are similar
+    and no near duplicates, it is not kept, so that the time is nearly linear in the number of texts whatever they are;
+    a later near duplicate of it may then not be found.
+    """
+
+    def __init__(self):
+        self._grams: dict[int, set[bytes]] = {}
+        self._index: Any = None
+
+    def nearest(self, i: int, grams: set[bytes]) -> tuple[int, float] | None:
+        """Return the earliest kept text that is like one, and their similarity; if there is none, keep the text.
+
+        Args:
+            i: position of the text.
+            grams: its 4-grams.
+        """
+        index = self._index
+        sketch = None if index is None else _sketch(grams)
+        near: Collection[int] = self._grams if index is None else sorted(map(int, index.query(sketch)))
+        alike = ((j, _jaccard(grams, self._grams[j])) for j in near)
+        if (best := next(((j, s) for j, s in alike if s >= SIMILAR), None)) is not None:
+            return best
+        if sketch is None or len(near) < _CROWD:
+            self._keep(i, grams, sketch)
+        return None
+
+    def _keep(self, i: int, grams: set[bytes], sketch: Any) -> None:
+        self._grams[i] = grams
+        if sketch is not None:
+            self._index.insert(str(i), sketch)
+        elif len(self._grams) >= _CROWD:
+            datasketch: Any = audit_library("datasketch")
+            self._index = datasketch.MinHashLSH(threshold=SIMILAR - 0.1, num_perm=_PERMUTATIONS)
+            for j, kept in self._grams.items():
+                self._index.insert(str(j), _sketch(kept))
+
+
+def _sketch(grams: set[bytes]) -> Any:
+    sketch = _blank().copy()
+    sketch.update_batch(sorted(grams))
+    return sketch
+
+
+@functools.cache
+def _blank() -> Any:
+    """Return a sketch of nothing; to draw its permutations takes longer than to sketch a text."""
+    return audit_library("datasketch").MinHash(num_perm=_PERMUTATIONS, seed=1)
 
 
 def _jaccard(one: set[bytes], other: set[bytes]) -> float:

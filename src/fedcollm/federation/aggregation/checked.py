@@ -6,18 +6,26 @@ it was, so that the groups of several rounds give many sums of nearly the same u
 client's own update can be solved for. No sum is opened over fewer clients than each client was promised.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedcollm.errors import SpoiledRoundError
 from fedcollm.federation.aggregation.base import Aggregate, Aggregator, Ask
 from fedcollm.federation.statistics import asked_for
 from fedcollm.messages import Adapter, TrainRequest
 
+_UNCHECKED = (
+    "federation.max_drop could not check the clients' mean, which is used as it is: the small model's score on the "
+    "labelled public examples is not a number, even without the mean"
+)
+
 
 @dataclass(frozen=True)
 class CheckedAggregator:
     """An aggregator that rejects a mean with which the global SLM scores worse on labelled public examples.
+
+    If the score of θ is NaN, there is nothing to compare with: the mean is accepted, and a note says so.
 
     Attributes:
         inner: combines the clients' updates.
@@ -39,6 +47,8 @@ class CheckedAggregator:
         if asked_for(request):
             return aggregate
         before, after = self.score(request.adapter), self.score(aggregate.adapter)
+        if math.isnan(before):  # nothing to compare with, so that no mean could ever pass
+            return replace(aggregate, notes=(*aggregate.notes, _UNCHECKED))
         if after >= before - self.max_drop:
             return aggregate
         raise SpoiledRoundError(

@@ -8,6 +8,7 @@ from jinja2 import TemplateError, TemplateSyntaxError
 
 from fedcollm.errors import UserError
 from fedcollm.modalities.jsonl import shorten
+from fedcollm.modalities.text.bounded_template import MOST_STEPS, PowerError, bounded
 from fedcollm.modalities.text.vocabulary import no_template
 
 #: A role and what it says.
@@ -104,15 +105,14 @@ class Conversation:
 
     def _apply(self, turns: Sequence[Turn], generation: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in turns]
+        word = None
         try:
+            arguments, word = _arguments(_named(self._tokenizer.chat_template))
             return self._tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=generation,
-                **_dateless(_named(self._tokenizer.chat_template)),
+                messages, tokenize=False, add_generation_prompt=generation, **arguments
             )
         except Exception as error:  # a template is a program of somebody else, which may fail in any way
-            raise self._odd(_failure(error)) from error
+            raise self._odd(_failure(error, word)) from error
 
     def _odd(self, what: str) -> UserError:
         roles = ", ".join(role for role, _ in self._turns)
@@ -134,16 +134,30 @@ def _named(templates: Any) -> Any:
     return templates
 
 
-def _dateless(template: Any) -> dict[str, Any]:
-    """Return arguments of `apply_chat_template` with which a template that asks for today's date writes `_DATE`."""
-    if not isinstance(template, str) or "strftime_now" not in template:
-        return {"chat_template": template}
-    return {"chat_template": _ANSWERS + template, "fixed_dates": dict(_PARTS)}
+def _arguments(template: Any) -> tuple[dict[str, Any], str | None]:
+    """Return arguments of `apply_chat_template` with which a template can't run forever, and writes `_DATE` for today.
+
+    Also return the word that its message has if it takes too many steps.
+    """
+    if not isinstance(template, str):
+        return {"chat_template": template}, None
+    asks = "strftime_now" in template
+    source, word = bounded(_ANSWERS + template if asks else template)
+    return {"chat_template": source} | ({"fixed_dates": dict(_PARTS)} if asks else {}), word
 
 
-def _failure(error: Exception) -> str:
-    """Return what went wrong in a template: it raised an error on purpose, has a mistake, or failed."""
+def _failure(error: Exception, word: str | None) -> str:
+    """Return what went wrong in a template: it raised an error on purpose, has a mistake, took too long, or failed.
+
+    Args:
+        error: what it raised.
+        word: what is in the message of an error if it took too many steps.
+    """
     said = " ".join(str(error).split())[:300]
+    if word and word in said:
+        return f"takes more than {MOST_STEPS} steps, so that it may never end"
+    if isinstance(error, PowerError):
+        return "computes a power (**), which may never end"
     if isinstance(error, TemplateSyntaxError):
         return f"is no valid template (line {error.lineno}: {said})"
     if type(error) is TemplateError:  # which raise_exception raises
