@@ -37,8 +37,7 @@ def test_spelling_changes_no_name_and_a_number_always_does():
 
 def test_most_near_copies_have_the_same_name():
     rng = np.random.default_rng(0)
-    words = np.array([f"{a}{b}{c}" for a in ("ka", "lo", "mi") for b in "aeiou" for c in ("rst", "ndel", "pf", "x")])
-    texts = [" ".join(rng.choice(words, 40)) for _ in range(100)]
+    texts = [" ".join("".join(rng.choice(list("abcdefgh"), 5)) for _ in range(40)) for _ in range(100)]
     kept = sum(text_name(text) == text_name(f"{text} again") for text in texts)
     assert kept > 70
     assert len({text_name(text) for text in texts}) == 100
