@@ -1,21 +1,27 @@
 """A plot of each row: SLM, LLM and, of a backdoor, attack success; wrong labels as lines over their share."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
+from benchmarks.robustness.defences import DEFENCES
 from benchmarks.robustness.rows import ROWS, SHARES
 
 Means = Mapping[str, Mapping[str, Mapping[str, float]]]
 
+#: A defence has the same color in all plots.
+COLORS: Mapping[str, str] = dict(zip(DEFENCES, itertools.cycle(qualitative.Dark24), strict=False))
+
 PANELS: Mapping[str, str] = {
     "slm": "small model",
     "llm": "large model",
-    "success_slm": "attack success, small model",
-    "success_llm": "attack success, large model",
+    "success_slm": "success, small model",
+    "success_llm": "success, large model",
 }
 
 
@@ -47,7 +53,9 @@ def _line_figure(title: str, known: Mapping[float, Mapping[str, Mapping[str, flo
         for column, role in enumerate(("slm", "llm"), 1):
             points = [(100 * share, d[defence][role]) for share, d in known.items() if role in d.get(defence, {})]
             x, y = zip(*points, strict=True) if points else ((), ())
-            trace = go.Scatter(x=x, y=y, name=defence, legendgroup=defence, showlegend=column == 1)
+            trace = go.Scatter(
+                x=x, y=y, name=defence, legendgroup=defence, showlegend=column == 1, marker={"color": COLORS[defence]}
+            )
             figure.add_trace(trace, row=1, col=column)
     figure.update_xaxes(title="wrong labels at a bad client, %")
     return figure.update_layout(title=title)
@@ -56,7 +64,7 @@ def _line_figure(title: str, known: Mapping[float, Mapping[str, Mapping[str, flo
 def _bars(means: Means) -> list[Any]:
     """One figure for each other row, a bar for each defence, beside those without bad clients."""
     return [
-        _bar_figure(ROWS[name].label, {"bad clients": by_defence, "none": means.get(ROWS[name].clean, {})})
+        _bar_figure(ROWS[name].label, {"bad clients": by_defence, "all good": means.get(ROWS[name].clean, {})})
         for name, by_defence in means.items()
         if name in ROWS and not ROWS[name].line and ROWS[name].bad
     ]
@@ -74,4 +82,6 @@ def _bar_figure(title: str, groups: Mapping[str, Mapping[str, Mapping[str, float
                 x=list(bars), y=list(bars.values()), name=group, marker=style, legendgroup=group, showlegend=column == 1
             )
             figure.add_trace(trace, row=1, col=column)
+        if panel.startswith("success"):
+            figure.update_yaxes(range=[0, 1], row=1, col=column)
     return figure.update_layout(title=title, barmode="group")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from benchmarks.robustness import data_attacks, runs, update_attacks
+from benchmarks.robustness import data_attacks, plots, runs, update_attacks
 from benchmarks.robustness.__main__ import main
 from benchmarks.robustness.data_attacks import TARGET, TRIGGER
 from benchmarks.robustness.defences import DEFENCES, settings
@@ -130,5 +130,7 @@ def test_results_are_kept_and_read_again(tmp_path, monkeypatch, capsys):
     assert means["clean-4"] == {"none": {"slm": 0.375, "llm": 0.5, "seeds": 2}}
     assert means["backdoor-1of4"]["none"]["success_slm"] == 1.0
     assert write_page(means, tmp_path / "page.html") == 2  # a line of labels and the bars of the backdoor
+    lines = plots._lines(means)[0].data
+    assert [(one.name, one.marker.color) for one in lines] == [("none", plots.COLORS["none"])] * 2  # both panels
     monkeypatch.setattr(runs, "_outcome", None)  # nothing is done again
     assert main() == 0
