@@ -13,7 +13,7 @@ class CleaningConfig(Section):
     labels: Literal["keep", "drop", "relabel"] = "drop"
     """labels that are probably wrong: drop their examples, or give them the class that is likelier; needs classes"""
     judge: Literal["ngrams", "slm", "ngrams_slm", "ngrams_global"] = "ngrams"
-    """what judges labels: features without a model, the SLM's last hidden state, both, or in every round the global SLM"""
+    """judge of labels: features without a model, the SLM's last hidden state, both, or in every round the global SLM"""
     personal: Literal["keep", "mask"] = "keep"
     """text: mask names, phone numbers, dates of birth and the like in prompts; needs pip install 'fedcollm[audit]'"""
 
