@@ -226,7 +226,11 @@ def read_profile(path: Path) -> Profile:
         problem = error.errors(include_input=False)[0]
         where = ".".join(str(part)[:40] for part in problem["loc"][:2])
         reason = f"{where}: {problem['msg']}" if where else problem["msg"].removeprefix("Value error, ")
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        reason = str(error.strerror or error)[:200]
+    except json.JSONDecodeError as error:
+        reason = f"it is no JSON ({error})"
+    except (ValueError, RecursionError) as error:
         reason = str(error)[:200]
     raise UserError(
         f"{path} is no profile of a federation: {reason}. Give the profile.json from the run directory of a run with "
