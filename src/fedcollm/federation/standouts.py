@@ -53,8 +53,8 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 _DATA = (
-    "Wrong labels or garbled examples look like this, and so do sound data that are unlike the others': let its operator "
-    "run `fedcollm audit` on its data"
+    "Wrong labels or garbled examples look like this, and so do sound data that are unlike the others': let its "
+    "operator run `fedcollm audit` on its data"
 )
 _CLEANING = ". task.cleaning: {judge: ngrams_global} leaves out labels that are probably wrong"
 _SIZE = (
