@@ -23,7 +23,7 @@ def record(index: int, *clients: dict[str, float]) -> RoundRecord:
         ({"norm": 1000.0}, "its change is 1e\\+03 times as large as the others'. Let .* median bounds"),
         ({"norm": 0.25}, "its change is 0.25 times as large"),
         ({"cosine": 0.25}, "the cosine of its change with the others' is 0.25 below the others'. Wrong labels"),
-        ({"loss": 2.0}, "its training loss is 2 times the others'. Wrong labels, .*`fedcollm audit`"),
+        ({"loss": 2.0}, "its training loss is 2 times the others'. Wrong labels .*`fedcollm audit`"),
         ({"score": 0.375}, "its model's score after training is 0.125 below the others'. Wrong labels"),
         ({"norm": 4.0, "loss": 2.0}, "4 times as large as the others', its training loss is 2 .*audit"),
     ],
@@ -65,6 +65,12 @@ def test_one_bad_round_of_three_is_no_reason_and_two_are():
     assert len(standouts([bad, bad, good])) == 1
 
 
+def test_cleaning_is_no_advice_to_clients_that_clean_already():
+    bad = [record(1, {}, {}, {}, {"loss": 9.0})]
+    assert standouts(bad, cleaning=True)[0].endswith("let its operator run `fedcollm audit` on its data")
+    assert "on its data. task.cleaning: {judge: ngrams_global} leaves out" in standouts(bad)[0]
+
+
 def test_two_clients_tell_nothing_of_each_other():
     assert standouts([record(1, {}, {"loss": 9.0})]) == []
     assert len(standouts([record(1, {}, {}, {"loss": 9.0})])) == 1
@@ -86,7 +92,9 @@ def test_name_of_a_client_is_no_markup():
 
 def test_run_says_who_stands_out_and_what_an_update_showed(tiny_config, tmp_path, monkeypatch):
     values = {"task.clients": 3, "task.private_size": 20, "server.epochs": 0, "federation.rounds": 1}
-    monkeypatch.setattr("fedcollm.runs.runner.standouts", lambda records: [f"client x of {len(records)} records"])
+    monkeypatch.setattr(
+        "fedcollm.runs.runner.standouts", lambda records, cleaning: [f"client x of {len(records)} records"]
+    )
     result = fedcollm.run(changed(tiny_config, values), tmp_path)
     last = result.records[-1]
     assert last.notes == ("client x of 2 records",)

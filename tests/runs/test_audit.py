@@ -42,5 +42,19 @@ def test_class_folders_and_what_is_not_looked_for(tmp_path):
     found = audit(tmp_path)
     assert (found.labels, found.counts) == ({"a": 2, "b": 2}, {"unreadable": 1, "dark": 1, "plain": 3})
     assert (found.lengths, found.notes) == ({}, ["images in class folders"])
+    assert [one.detail for one in found.findings if one.kind in ("dark", "plain")][
+        -1
+    ] == "0.0 bits of information per pixel"
     with pytest.raises(UserError, match="no such file"):
         audit(tmp_path / "none")
+    with pytest.raises(
+        UserError, match=r"train has images in folders, and no folder train\. Move .* into .*train/train"
+    ):
+        audit(tmp_path / "train")
+
+
+def test_folders_of_recordings_are_no_broken_images(tmp_path):
+    (tmp_path / "train" / "yes").mkdir(parents=True)
+    (tmp_path / "train" / "yes" / "1.wav").write_bytes(b"RIFF")
+    with pytest.raises(UserError, match=r"no images .*its 1 files are like train/yes/1\.wav\. .* table with a column"):
+        audit(tmp_path)

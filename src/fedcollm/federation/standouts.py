@@ -53,20 +53,22 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 _DATA = (
-    "Wrong labels, garbled text or other data look like this: let its operator run `fedcollm audit` on its data. "
-    "task.cleaning: {judge: ngrams_global} leaves out labels that are probably wrong"
+    "Wrong labels or garbled examples look like this, and so do sound data that are unlike the others': let its "
+    "operator run `fedcollm audit` on its data"
 )
+_CLEANING = ". task.cleaning: {judge: ngrams_global} leaves out labels that are probably wrong"
 _SIZE = (
     "Let its operator look at its number of examples, its version and its log; federation.aggregation: median bounds "
     "what one client can do"
 )
 
 
-def standouts(records: Sequence[RoundRecord]) -> list[str]:
+def standouts(records: Sequence[RoundRecord], cleaning: bool = False) -> list[str]:
     """Return a sentence for each client that stands out over the rounds of a run.
 
     Args:
         records: the records of all rounds.
+        cleaning: whether the clients clean their data already, which is not advised then.
     """
     rounds = [record.clients for record in records if len(record.clients) >= FEWEST]
     sentences: list[str] = []
@@ -74,7 +76,7 @@ def standouts(records: Sequence[RoundRecord]) -> list[str]:
         found = {name: effect for name in MEASURES if (effect := _effect(name, client, rounds)) is not None}
         if found:
             words = ", ".join(f"{MEASURES[name].words(effect)} the others'" for name, effect in found.items())
-            advice = _SIZE if found.keys() == {"norm"} else _DATA
+            advice = _SIZE if found.keys() == {"norm"} else _DATA + _CLEANING * (not cleaning)
             times = f"{len(rounds)} round{'' if len(rounds) == 1 else 's'}"
             sentences.append(f"client {readable(client)} stands out (median of {times}): {words}. {advice}")
     return sentences

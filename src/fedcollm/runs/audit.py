@@ -18,6 +18,7 @@ from fedcollm.data.audit.reading import read_subject
 from fedcollm.data.client_files import client_form
 from fedcollm.data.parts import PARTS, find_parts
 from fedcollm.errors import UserError
+from fedcollm.modalities.vision.images import SUFFIXES
 from fedcollm.progress import say, track
 from fedcollm.runs.audit_federation import compared_with
 from fedcollm.runs.proposal import proposed_format
@@ -121,6 +122,22 @@ def audit(path: Path, options: Options = Options()) -> Audit:
     return Audit(path, form, subject, find(subject, options.finders), notes, compared)
 
 
+def _check_class_folders(path: Path) -> None:
+    """Refuse a folder of nothing but class folders of images, for which a run needs a folder of the training part.
+
+    Raises:
+        UserError: says where to move the folders.
+    """
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
+    folders = [entry for entry in entries if entry.is_dir()]
+    if len(folders) == len(entries) and any(
+        file.suffix.lower() in SUFFIXES for folder in folders for file in folder.iterdir()
+    ):
+        raise UserError(
+            f"{path} has images in folders, and no folder train. Move its class folders into {path / 'train'}."
+        )
+
+
 def form_of(path: Path, options: Options) -> tuple[FormatConfig, list[str]]:
     """Return which columns are what, and what was guessed.
 
@@ -136,6 +153,7 @@ def form_of(path: Path, options: Options) -> tuple[FormatConfig, list[str]]:
         return client_form(read_portable(model_directory(options.run, "slm")).task), []
     if path.is_dir() and any((path / name).is_dir() for name in PARTS["train"]):
         return FormatConfig(), ["images in class folders"]
+    _check_class_folders(path)
     found, said, _ = proposed_format(path)
     try:
         return FormatConfig.model_validate({name: value for name, value in found.items() if name != "group"}), said

@@ -224,7 +224,7 @@ def _rounds(
             record = server.run_round(index, config.evaluation.scores(*when), config.evaluation.scores_clients(*when))
         record = replace(record, epsilon=epsilon)
         if index == config.federation.rounds:
-            record = _with_standouts(directory, record)
+            record = _with_standouts(config, directory, record)
         for name in (directories.OUTCOMES, directories.EXHIBITS):  # they must never be older than the checkpoint
             (directory / name).unlink(missing_ok=True)
         directories.save_round(directory, record, server.adapters())
@@ -236,9 +236,9 @@ def _rounds(
         yield personalized or record
 
 
-def _with_standouts(directory: Path, record: RoundRecord) -> RoundRecord:
+def _with_standouts(config: RunConfig, directory: Path, record: RoundRecord) -> RoundRecord:
     """Return the last record with a sentence for each client that stands out in the run, and say these sentences."""
-    sentences = standouts([*directories.read_records(directory), record])
+    sentences = standouts([*directories.read_records(directory), record], config.task.cleaning is not None)
     for sentence in sentences:
         say(sentence)
     return replace(record, notes=(*record.notes, *sentences))

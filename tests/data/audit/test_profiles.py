@@ -124,6 +124,8 @@ def test_a_profile_that_no_server_wrote_is_refused(tmp_path, change, reason):
 @pytest.mark.parametrize("content", [b"", b"[" * 10**5, b"\xff\xfe", b"[]", b"null", b" " * (2**23 + 1)])
 def test_a_file_that_holds_no_object_is_refused(tmp_path, content):
     file = tmp_path / "profile.json"
+    with pytest.raises(UserError, match="profile of a federation: No such file or directory"):
+        read_profile(file)
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"is no profile of a federation: (?s:.)+ profile\.json"):
         read_profile(file)

@@ -56,6 +56,8 @@ def test_not_garbled(text):
 def test_text_of_random_letters_among_like_texts():
     known = [f"the patient has pain in the {part} since the fall" for part in ("knee", "foot", "hand", "back")]
     assert found(garbled, *known, "xqzwv kjhgf pplmo bnvcx zxqwj") == [("garbled", 4, None)]
+    (one,) = garbled(subject(*known, "xqzwv kjhgf pplmo bnvcx zxqwj"))
+    assert one.detail == "only 0 % of its sequences of three letters occur in any other text"
     assert found(garbled, "xqzwv kjhgf pplmo bnvcx zxqwj", "another text that is alone here") == []
 
 

@@ -92,7 +92,7 @@ def _look(image: Image.Image) -> _Look:
         size=image.size,
         low=float(np.percentile(values, 5)),
         high=float(np.percentile(values, 99)),
-        bits=abs(float((filled * np.log2(filled)).sum())),
+        bits=float((filled * -np.log2(filled)).sum()) + 0.0,
         sharpness=_sharpness(values),
         digest=fingerprint(image),
         hash=int("".join("01"[int(bit)] for bit in bits.ravel()), 2),
@@ -111,10 +111,12 @@ def _sharpness(values: NDArray[np.floating[Any]]) -> float:
 
 def _single(i: int, look: _Look) -> Iterator[Finding]:
     if look.high < _DARK:
-        yield Finding("dark", i, f"99 % of the pixels are darker than {100 * look.high:.0f} %", 1 - look.high / _DARK)
+        yield Finding(
+            "dark", i, f"99 % of the pixels have at most {100 * look.high:.0f} % brightness", 1 - look.high / _DARK
+        )
     elif look.low > _BRIGHT:
         score = (look.low - _BRIGHT) / (1 - _BRIGHT)
-        yield Finding("bright", i, f"95 % of the pixels are brighter than {100 * look.low:.0f} %", score)
+        yield Finding("bright", i, f"95 % of the pixels have at least {100 * look.low:.0f} % brightness", score)
     if look.bits < _FEWEST_BITS:
         detail = f"{look.bits:.1f} bits of information per pixel"
         yield Finding("plain", i, detail, 1 - look.bits / _FEWEST_BITS)

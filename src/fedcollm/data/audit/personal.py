@@ -210,6 +210,7 @@ def personal(subject: Subject) -> Iterator[Finding]:
     """Yield personal data in what a model reads; each column of a record has a finding of its own."""
     if not any(record.cells or record.text for record in subject.records):
         return
+    _analyzer()  # takes seconds the first time, which say nothing about the time of a record
     for i, record in enumerate(track(subject.records, "looking for personal data", total=len(subject.records))):
         for column, text in (record.cells or {"": record.text}).items():
             if found := spans(text):

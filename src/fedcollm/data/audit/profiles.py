@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedcollm.config.control import FEWEST_BUCKETS, MOST_BUCKETS
 from fedcollm.data.audit.extra import audit_library
@@ -167,7 +167,7 @@ Count = Annotated[int, Field(ge=0, le=MOST_EXAMPLES * _MOST_CLIENTS)]
 Label = Annotated[str, Field(min_length=1, max_length=_LONGEST_LABEL)]
 
 
-class Profile(BaseModel):
+class Profile(BaseModel, frozen=True, extra="forbid", strict=True):
     """What a federation's examples are like, as sums over its clients.
 
     Attributes:
@@ -179,8 +179,6 @@ class Profile(BaseModel):
         lengths: [BINS] number of examples in each bin; empty if the examples have no length.
         sketch: [buckets] number of examples in each bucket.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     scheme: str
     kind: str
@@ -226,7 +224,11 @@ def read_profile(path: Path) -> Profile:
         problem = error.errors(include_input=False)[0]
         where = ".".join(str(part)[:40] for part in problem["loc"][:2])
         reason = f"{where}: {problem['msg']}" if where else problem["msg"].removeprefix("Value error, ")
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        reason = str(error.strerror or error)[:200]
+    except json.JSONDecodeError as error:
+        reason = f"it is no JSON ({error})"
+    except (ValueError, RecursionError) as error:
         reason = str(error)[:200]
     raise UserError(
         f"{path} is no profile of a federation: {reason}. Give the profile.json from the run directory of a run with "

@@ -36,6 +36,7 @@ def read_subject(path: Path, form: FormatConfig) -> Subject:
     """
     if form.boxes is not None or form.is_folders:
         found = list(_in_folder(path, path / _BOXES[form.boxes]) if form.boxes else _in_classes(path))
+        _check_images(path, found)
         if not found:
             raise UserError(f"{path} has no images. Give the folder with train/CLASS/, or with {_BOXES['coco']}/.")
         return Subject(form.kind, found)
@@ -44,6 +45,19 @@ def read_subject(path: Path, form: FormatConfig) -> Subject:
     records = [make(row, number) for row, number in _numbered(rows)]
     answer = form.answer or form.transcript or ""
     return Subject(form.kind, records, answer, form.is_free or isinstance(form.choices, str))
+
+
+def _check_images(path: Path, found: Sequence[Record]) -> None:
+    """Refuse a folder in which no file is an image, such as one of recordings: each would be a finding to drop.
+
+    Raises:
+        UserError: names one of the files.
+    """
+    if found and not any(one.file.suffix.lower() in SUFFIXES for one in found):
+        raise UserError(
+            f"{path} has no images ({', '.join(SUFFIXES)}): its {len(found)} files are like {found[0].raw['image']}. "
+            "Give recordings as a table with a column of their files and one of their labels."
+        )
 
 
 def asked_of(record: Record, form: FormatConfig) -> str:

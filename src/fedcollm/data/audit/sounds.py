@@ -57,7 +57,9 @@ def sounds(subject: Subject) -> Iterator[Finding]:
     median = float(np.median([one.seconds for one in heard.values()])) if heard else 0.0
     for i, one in heard.items():
         if one.peak < SILENCE:
-            yield Finding("silent", i, f"no sample is above {one.peak:.2g} of full scale", fix=Fix("drop"))
+            yield Finding(
+                "silent", i, f"the loudest sample is at {100 * one.peak:.2g} % of full scale", fix=Fix("drop")
+            )
         elif one.clipped > _CLIPPED:
             yield Finding("clipped", i, f"{100 * one.clipped:.1f} % of the samples are cut off at the peak")
         if one.seconds < max(_SHORTEST, _SHORT * median):

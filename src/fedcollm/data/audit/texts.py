@@ -92,7 +92,7 @@ def _unlike(subject: Subject) -> Iterator[Finding]:
         return
     for i, share in enumerate(known):
         if share < _UNKNOWN and len(texts[i]) >= _JUDGED:
-            detail = f"{100 * share:.0f} % of its groups of three letters stand in another text"
+            detail = f"only {100 * share:.0f} % of its sequences of three letters occur in any other text"
             yield Finding("garbled", i, detail, 1 - share)
 
 
