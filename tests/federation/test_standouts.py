@@ -29,8 +29,8 @@ def record(index: int, *clients: dict[str, float]) -> RoundRecord:
     ],
 )
 def test_client_that_differs_from_equal_ones(values, said):
-    (sentence,) = standouts([RoundRecord(0), record(1, {}, {}, {}, values), record(2, {}, {}, {}, values)])
-    assert sentence.startswith("client 3 stands out (median of 2 rounds): ")
+    (sentence,) = standouts([RoundRecord(0), *(record(index, {}, {}, {}, values) for index in (1, 2, 3))])
+    assert sentence.startswith("client 3 stands out (median of 3 rounds): ")
     assert re.search(said, sentence)
 
 
@@ -49,31 +49,32 @@ def test_client_that_differs_from_equal_ones(values, said):
     ],
 )
 def test_client_that_differs_little_or_for_the_better(values):
-    assert standouts([record(1, {}, {}, {}, values)]) == []
+    assert standouts([record(1, {}, {}, {}, values)] * 3) == []
 
 
 @pytest.mark.parametrize(("score", "stands_out"), [(0.29, True), (0.30, False)])
 def test_clients_that_differ_anyway_leave_more_room(score, stands_out):
     # the others have .46, .50 and .54: their absolute deviations are .04, 0, .04, and 3.5 · 1.4826 · .04 = .2076
     others = [{"score": one} for one in (0.46, 0.50, 0.54)]
-    assert bool(standouts([record(1, *others, {"score": score})])) == stands_out
+    assert bool(standouts([record(1, *others, {"score": score})] * 3)) == stands_out
 
 
-def test_one_bad_round_of_three_is_no_reason_and_two_are():
+def test_one_bad_round_of_three_is_no_reason_and_two_are_but_not_two_of_two():
     bad, good = record(1, {}, {}, {}, {"loss": 9.0}), record(2, {}, {}, {}, {})
     assert standouts([bad, good, good]) == []
     assert len(standouts([bad, bad, good])) == 1
+    assert standouts([bad, bad]) == []
 
 
 def test_cleaning_is_no_advice_to_clients_that_clean_already():
-    bad = [record(1, {}, {}, {}, {"loss": 9.0})]
+    bad = [record(1, {}, {}, {}, {"loss": 9.0})] * 3
     assert standouts(bad, cleaning=True)[0].endswith("let its operator run `fedcollm audit` on its data")
     assert "on its data. task.cleaning: {judge: ngrams_global} leaves out" in standouts(bad)[0]
 
 
 def test_two_clients_tell_nothing_of_each_other():
-    assert standouts([record(1, {}, {"loss": 9.0})]) == []
-    assert len(standouts([record(1, {}, {}, {"loss": 9.0})])) == 1
+    assert standouts([record(1, {}, {"loss": 9.0})] * 3) == []
+    assert len(standouts([record(1, {}, {}, {"loss": 9.0})] * 3)) == 1
 
 
 def test_rounds_without_single_updates_tell_nothing():
@@ -82,12 +83,12 @@ def test_rounds_without_single_updates_tell_nothing():
 
 def test_numbers_that_only_some_clients_have():
     some = RoundRecord(1, clients={"0": {"norm": 1.0}, "1": {"norm": 1.0}, "2": {"loss": 9.0}, "3": {"norm": 9.0}})
-    assert [one.split(" stands")[0] for one in standouts([some])] == ["client 3"]
+    assert [one.split(" stands")[0] for one in standouts([some] * 3)] == ["client 3"]
 
 
 def test_name_of_a_client_is_no_markup():
     odd = RoundRecord(1, clients={"0": QUIET, "1": QUIET, "\x1b[2J": QUIET | {"loss": 9.0}})
-    assert standouts([odd])[0].startswith("client  [2J stands out")
+    assert standouts([odd] * 3)[0].startswith("client  [2J stands out")
 
 
 def test_run_says_who_stands_out_and_what_an_update_showed(tiny_config, tmp_path, monkeypatch):

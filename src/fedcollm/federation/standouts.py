@@ -19,6 +19,9 @@ LARGEST_Z = 3.5
 #: Fewest clients with an update in a round that is looked at.
 FEWEST = 3
 
+#: Fewest rounds in which a client was seen: in one or two, clients with sound data that differ stand out by chance.
+FEWEST_ROUNDS = 3
+
 _DEVIATION = 1.4826  # of a normal distribution, over its median absolute deviation
 _TINY = 1e-9
 
@@ -77,8 +80,9 @@ def standouts(records: Sequence[RoundRecord], cleaning: bool = False) -> list[st
         if found:
             words = ", ".join(f"{MEASURES[name].words(effect)} the others'" for name, effect in found.items())
             advice = _SIZE if found.keys() == {"norm"} else _DATA + _CLEANING * (not cleaning)
-            times = f"{len(rounds)} round{'' if len(rounds) == 1 else 's'}"
-            sentences.append(f"client {readable(client)} stands out (median of {times}): {words}. {advice}")
+            sentences.append(
+                f"client {readable(client)} stands out (median of {len(rounds)} rounds): {words}. {advice}"
+            )
     return sentences
 
 
@@ -93,7 +97,7 @@ def _effect(name: str, client: str, rounds: Sequence[Mapping[str, Mapping[str, f
         middle = statistics.median(values.values())
         own.append(mine - middle)
         spread += [abs(value - middle) for value in values.values()]
-    if not own:
+    if len(own) < FEWEST_ROUNDS:
         return None
     effect, least = statistics.median(own), max(measure.floor, LARGEST_Z * _DEVIATION * statistics.median(spread))
     return effect if any(sign * effect >= least for sign in measure.signs) else None
