@@ -47,6 +47,7 @@ from fedcollm.config.loading import explain
 from fedcollm.config.yaml_text import read_yaml, write_yaml
 from fedcollm.errors import UserError
 from fedcollm.messages import Adapter, RoundRecord
+from fedcollm.progress import say
 from fedcollm.runs.shapes import check_shape
 from fedcollm.storage import remove_leftovers, replacing, write_atomically, writing
 
@@ -110,6 +111,7 @@ def write_profile(directory: Path, profile: "Profile | None") -> None:
     if profile is not None:
         with writing(directory):
             write_atomically(directory / PROFILE, profile.text())
+        say(f"the profile of the clients' data: {directory / PROFILE}, for fedcollm audit DATA --federation")
 
 
 def config_text(config: RunConfig) -> str:
