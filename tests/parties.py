@@ -128,3 +128,19 @@ def change(server: Server, **changes: Any) -> None:
     if isinstance(server.aggregator, PlainAggregator):
         known = server.aggregator.uploads if uploads is None else uploads
         server.aggregator = dataclasses.replace(server.aggregator, settings=server.federation, uploads=known)
+
+
+class Modelless(Modality):
+    """A modality without a model, for what needs its examples alone."""
+
+    def load_model(self, *args):
+        raise NotImplementedError
+
+    def collate(self, examples):
+        raise NotImplementedError
+
+    def logits(self, *args):
+        raise NotImplementedError
+
+    def score(self, *args):
+        raise NotImplementedError

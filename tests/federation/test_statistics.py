@@ -34,7 +34,6 @@ from fedcollm.federation.statistics import (
     solve,
 )
 from fedcollm.messages import ClientUpdate, Failure, TrainRequest, adapter_bytes
-from fedcollm.modalities.base import Modality
 from fedcollm.modalities.evidence import Evidence, with_choices, with_labels
 from fedcollm.privacy.accounting import ClientPrivacy, ExamplePrivacy
 from fedcollm.transports.endpoint import ClientEndpoint
@@ -60,20 +59,8 @@ class Point:
         return None if self.answer is None else self.labels[self.answer]
 
 
-class Points(Modality):
+class Points(parties.Modelless):
     name = "points"
-
-    def load_model(self, *args):
-        raise NotImplementedError
-
-    def collate(self, examples):
-        raise NotImplementedError
-
-    def logits(self, *args):
-        raise NotImplementedError
-
-    def score(self, *args):
-        raise NotImplementedError
 
     def evidence(self, examples, features, model=None) -> Evidence:
         assert features == FEATURES

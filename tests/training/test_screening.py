@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.parties import Modelless
 
 from fedcollm.config import CleaningConfig
 from fedcollm.data.cleaning import known_labels
@@ -14,7 +15,7 @@ SURE = (0.6, 0.8, 0.95)  # how sure a judge is of one text after the other
 SETTINGS = CleaningConfig(judge="ngrams_global")
 
 
-class Sure(Modality):
+class Sure(Modelless):
     """Believes in the class that the prompt begins with, and as far as `sure` says in that of the example at 5."""
 
     def __init__(self, sure=0.9):
@@ -22,8 +23,6 @@ class Sure(Modality):
 
     def size(self, example):
         return 1
-
-    load_model = collate = logits = score = None
 
     def probabilities(self, model, examples):
         sure = [self.sure if one.id == "5" else SURE[int(one.id) % 3] for one in examples]

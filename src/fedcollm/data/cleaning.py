@@ -19,7 +19,7 @@ from fedcollm.data.audit.duplicates import duplicate_texts
 from fedcollm.data.audit.features import FEATURES, features
 from fedcollm.data.audit.findings import Record, Subject
 from fedcollm.data.audit.images import images
-from fedcollm.data.audit.labels import FEWEST_EXAMPLES, out_of_fold, suspects
+from fedcollm.data.audit.labels import FEWEST_EXAMPLES, Suspect, out_of_fold, suspects
 from fedcollm.data.audit.personal import masked, spans
 from fedcollm.data.audit.sounds import sounds
 from fedcollm.errors import UserError
@@ -159,6 +159,19 @@ class Known:
                 return example.with_answer(getattr(donor, name))
         return example.with_answer(donor.classes.index(donor.label))
 
+    def mended(self, examples: Sequence[Any], found: Sequence[Suspect], labels: str) -> list[Any]:
+        """Return a client's examples without those whose label is suspected, or with the likelier label.
+
+        Args:
+            examples: all of its examples.
+            found: the suspects among `codes`.
+            labels: `drop` or `relabel`.
+        """
+        wrong = {self.places[one.position]: one.better for one in found}
+        if labels == "drop":
+            return [example for i, example in enumerate(examples) if i not in wrong]
+        return [self.relabelled(one, wrong[i]) if i in wrong else one for i, one in enumerate(examples)]
+
 
 def known_labels(examples: Sequence[Any]) -> Known | None:
     """Return the examples whose labels can be judged; None if there are too few of them, or only one class.
@@ -210,11 +223,9 @@ def _with_better_labels(
     if known is None:
         return list(examples)
     beliefs = own_beliefs(known, examples, modality, seed, settings.judge, slm)
-    wrong = {known.places[one.position]: one.better for one in suspects(known.codes, beliefs)}
-    counts[f"probably wrong labels {'dropped' if settings.labels == 'drop' else 'changed'}"] += len(wrong)
-    if settings.labels == "drop":
-        return [example for i, example in enumerate(examples) if i not in wrong]
-    return [known.relabelled(one, wrong[i]) if i in wrong else one for i, one in enumerate(examples)]
+    found = suspects(known.codes, beliefs)
+    counts[f"probably wrong labels {'dropped' if settings.labels == 'drop' else 'changed'}"] += len(found)
+    return known.mended(examples, found, settings.labels)
 
 
 def _check_classes(examples: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedcollm.config import CleaningConfig
-from fedcollm.data.audit.labels import noise_share, suspects, with_rare
+from fedcollm.data.audit.labels import flagged, noise_share, with_rare
 from fedcollm.data.cleaning import Known, known_labels, own_beliefs
 from fedcollm.errors import UserError
 from fedcollm.modalities.base import Modality
@@ -65,19 +65,17 @@ class Screen:
         taught = np.stack([belief.double().cpu().numpy()[columns] for belief in beliefs])
         both = np.sqrt(np.clip(self.own, _SMALLEST, 1) * np.clip(taught, _SMALLEST, 1))
         both = both / both.sum(1, keepdims=True)
-        if noise_share(self.known.codes, with_rare(self.known.codes, both))[0] < LEAST_SHARE:
+        share, noise = noise_share(self.known.codes, with_rare(self.known.codes, both))
+        found = flagged(self.known.codes, both, noise) if share >= LEAST_SHARE else []
+        if not found:
             return examples
-        found = suspects(self.known.codes, both)
-        wrong = {self.known.places[one.position]: one.better for one in found}
-        if wrong:
-            say(f"{where}: {len(wrong)} of {len(some)} labels are probably wrong, {_DONE[self.labels]}")
-        if self.labels == "relabel":
-            return [self.known.relabelled(one, wrong[i]) if i in wrong else one for i, one in enumerate(examples)]
-        if len(wrong) == len(examples):
+        say(f"{where}: {len(found)} of {len(some)} labels are probably wrong, {_DONE[self.labels]}")
+        left = self.known.mended(examples, found, self.labels)
+        if not left:
             raise UserError(
-                f"{where}: all labels are probably wrong. Set task.cleaning.labels: keep, or mend the data."
+                f"{where}: all labels are probably wrong. Mend the data, or set task.cleaning.labels: keep."
             )
-        return [example for i, example in enumerate(examples) if i not in wrong]
+        return left
 
 
 _DONE = {"drop": "and their examples are left out of this round", "relabel": "and changed in this round"}

@@ -43,8 +43,7 @@ def near_texts(texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
         first[text] = i
         if len(text) < SHORTEST:
             continue
-        grams = {text[j : j + GRAM].encode("utf-8", "replace") for j in range(len(text) - GRAM + 1)}
-        best = groups.setdefault(tuple(numbers(text)), _Group()).nearest(i, grams)
+        best = groups.setdefault(tuple(numbers(text)), _Group()).nearest(i, grams_of(text))
         if best is not None:
             yield i, *best
 
@@ -69,7 +68,7 @@ class _Group:
             grams: its 4-grams.
         """
         index = self._index
-        sketch = None if index is None else _sketch(grams)
+        sketch = None if index is None else min_hash(grams)
         near: Collection[int] = self._grams if index is None else sorted(map(int, index.query(sketch)))
         alike = ((j, _jaccard(grams, self._grams[j])) for j in near)
         if (best := next(((j, s) for j, s in alike if s >= SIMILAR), None)) is not None:
@@ -86,19 +85,29 @@ class _Group:
             datasketch: Any = audit_library("datasketch")
             self._index = datasketch.MinHashLSH(threshold=SIMILAR - 0.1, num_perm=_PERMUTATIONS)
             for j, kept in self._grams.items():
-                self._index.insert(str(j), _sketch(kept))
+                self._index.insert(str(j), min_hash(kept))
 
 
-def _sketch(grams: set[bytes]) -> Any:
-    sketch = _blank().copy()
+def grams_of(text: str) -> set[bytes]:
+    """Return the 4-grams of a text."""
+    return {text[j : j + GRAM].encode("utf-8", "replace") for j in range(len(text) - GRAM + 1)}
+
+
+def min_hash(grams: set[bytes], permutations: int = _PERMUTATIONS) -> Any:
+    """Return datasketch's MinHash of 4-grams, always with the same permutations.
+
+    Raises:
+        UserError: datasketch is missing.
+    """
+    sketch = _blank(permutations).copy()
     sketch.update_batch(sorted(grams))
     return sketch
 
 
 @functools.cache
-def _blank() -> Any:
+def _blank(permutations: int) -> Any:
     """Return a sketch of nothing; to draw its permutations takes longer than to sketch a text."""
-    return audit_library("datasketch").MinHash(num_perm=_PERMUTATIONS, seed=1)
+    return audit_library("datasketch").MinHash(num_perm=permutations, seed=1)
 
 
 def _jaccard(one: set[bytes], other: set[bytes]) -> float:

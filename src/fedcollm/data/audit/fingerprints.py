@@ -10,13 +10,12 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedcollm.data.audit.duplicates import GRAM, SHORTEST, numbers
+from fedcollm.data.audit.duplicates import SHORTEST, grams_of, min_hash, numbers
 from fedcollm.data.audit.extra import audit_library
 from fedcollm.data.audit.sounds import spectrum
 from fedcollm.modalities.vision.images import fingerprint
@@ -49,10 +48,7 @@ def text_name(text: str, literals: Sequence[str] = ()) -> bytes:
     plain = normal(text, literals)
     if len(plain) < SHORTEST:
         return plain.encode("utf-8", "replace")
-    grams = {plain[j : j + GRAM].encode("utf-8", "replace") for j in range(len(plain) - GRAM + 1)}
-    sketch: Any = audit_library("datasketch").MinHash(num_perm=ROWS, seed=1)
-    sketch.update_batch(sorted(grams))
-    smallest = np.asarray(sketch.hashvalues, dtype="<u8").tobytes()
+    smallest = np.asarray(min_hash(grams_of(plain), ROWS).hashvalues, dtype="<u8").tobytes()
     return smallest + "\0".join(numbers(plain)).encode()
 
 

@@ -155,9 +155,20 @@ def suspects(labels: Codes, probabilities: Floats, rule: str = "noise_model") ->
     """
     if np.bincount(labels).max(initial=0) < FEWEST:
         return []
-    wrong, better = RULES[rule](labels, probabilities), probabilities.argmax(1)
-    flagged = np.flatnonzero((wrong > 0.5) & (better != labels))
-    found = [Suspect(int(i), float(wrong[i]), int(better[i])) for i in flagged]
+    return flagged(labels, probabilities, RULES[rule](labels, probabilities))
+
+
+def flagged(labels: Codes, probabilities: Floats, wrong: Floats) -> list[Suspect]:
+    """Return the labels that are wrong with more than even odds and for which another class is likelier, surest first.
+
+    Args:
+        labels: [N] classes, from 0.
+        probabilities: [N, C] how likely each class is.
+        wrong: [N] how likely each label is wrong.
+    """
+    better = probabilities.argmax(1)
+    doubted = np.flatnonzero((wrong > 0.5) & (better != labels))
+    found = [Suspect(int(i), float(wrong[i]), int(better[i])) for i in doubted]
     return sorted(found, key=lambda one: (-one.score, one.position))
 
 
